@@ -1,0 +1,81 @@
+"""How each framework evaluates a mask. Import name: `pernodedrop.backends`.
+
+Rules of this folder
+- A backend is a module of plain functions, the ops namespace that the rest of the library calls `xp`. Each defines
+  exactly the names in `OPS`, with array-API names and meanings where that standard has one.
+- A *word tensor* holds 32-bit words that wrap around. Its dtype is the backend's own business (uint32, but int32 with
+  the same bits on torch, which has no uint32 arithmetic); `+`, `*` and `^` work on it, everything else is an op.
+- numpy_ops is the reference: plain and readable. Every other backend is tested against it.
+- What can be written once is in methods.py; a backend adds only what its framework needs to bound memory and to make
+  the mask again in the backward pass (`recomputed`).
+- No framework is imported unless a tensor of it was handed in or its name was asked for.
+- Never name a file here like a framework: a script run beside it would import it instead.
+"""
+
+import importlib
+import sys
+
+from pernodedrop import checks
+
+if __name__ == "backends":
+    raise ImportError("import this folder as `pernodedrop.backends`: under another name its classes would exist twice")
+
+NAMES = ("numpy", "tensorflow", "torch", "jax")
+
+NOISE_OPS = (
+    "abs", "sqrt", "exp", "expm1", "log", "log1p", "sin", "cos", "tanh", "floor", "sign", "erf", "erfinv",
+    "minimum", "maximum", "where", "zeros_like", "ones_like",
+)  # fmt: skip
+"""Elementwise ops that a noise of your own may use, beside the arithmetic and comparison operators."""
+
+WORD_OPS = ("word", "as_word", "arange", "shift_right", "lattice", "uniform", "float32", "modulo")
+TENSOR_OPS = (
+    "dtype", "device", "shape", "astype", "reshape", "permute_dims", "broadcast_to", "matmul", "einsum",
+)  # fmt: skip
+ENTRY_OPS = ("asarray", "to_numpy", "is_integer", "recomputed", "draw", "replica_offset", "refuse_redraw")
+OPS = NOISE_OPS + WORD_OPS + TENSOR_OPS + ENTRY_OPS
+
+_ROOTS = {"numpy": "numpy", "tensorflow": "tensorflow", "torch": "torch", "jax": "jax", "jaxlib": "jax"}
+
+
+def get(name):
+    """The ops namespace of the backend called `name`: "numpy", "tensorflow", "torch" or "jax".
+
+    Raises:
+        ValueError: an unknown name.
+        ImportError: a backend whose framework is not installed.
+    """
+    checks.check_choice(name, "backend", NAMES)
+    try:
+        return importlib.import_module(f"pernodedrop.backends.{name}_ops")
+    except ModuleNotFoundError as error:
+        if error.name is not None and error.name.partition(".")[0] in _ROOTS:
+            raise ImportError(f"backend={name!r} needs {error.name}, which is not installed") from error
+        raise
+
+
+def name_of(tensor):
+    """The name of the backend that `tensor` belongs to, or None; imports nothing."""
+    for cls in type(tensor).__mro__:
+        root = cls.__module__.partition(".")[0]
+        if root in _ROOTS and root in sys.modules:
+            return _ROOTS[root]
+    return None
+
+
+def of(**tensors):
+    """The ops namespace that all the tensors, given by argument name, belong to.
+
+    Raises:
+        TypeError: something that is no tensor of a known framework, or tensors of different frameworks.
+    """
+    found = {}
+    for argument, tensor in tensors.items():
+        found[argument] = name_of(tensor)
+        if found[argument] is None:
+            expected = "a tensor of NumPy, TensorFlow, torch or JAX"
+            raise TypeError(checks.invalid(argument, expected, type(tensor)))
+    if len(set(found.values())) > 1:
+        received = ", ".join(f"{argument} of {name}" for argument, name in found.items())
+        raise TypeError(f"Expected the tensors of one call to belong to one framework. Received: {received}")
+    return get(next(iter(found.values())))

@@ -1,0 +1,167 @@
+"""JAX, traced or not, on any device. The samples' coordinates are global under automatic sharding."""
+
+import functools
+import sys
+
+import jax
+import numpy as np
+from jax.numpy import (
+    abs,
+    arange as _arange,
+    broadcast_to,
+    cos,
+    einsum,
+    exp,
+    expm1,
+    float32,
+    floor,
+    log,
+    log1p,
+    matmul,
+    maximum,
+    minimum,
+    ones_like,
+    reshape,
+    sign,
+    sin,
+    sqrt,
+    tanh,
+    where,
+    zeros_like,
+)
+from jax.numpy import asarray as _asarray
+from jax.numpy import atleast_1d, integer, issubdtype, uint32
+from jax.numpy import transpose as permute_dims
+from jax.scipy.special import erf, erfinv
+
+from pernodedrop.backends import methods
+from pernodedrop.mask import Field
+
+xp = sys.modules[__name__]
+
+
+def word(n):
+    return np.uint32(n)
+
+
+def as_word(n):
+    if isinstance(n, int):
+        n = np.uint32(n & 0xFFFFFFFF)
+    return atleast_1d(_asarray(n)).astype(uint32)
+
+
+def arange(n, like):
+    return _arange(n, dtype=uint32)
+
+
+def shift_right(x, n):
+    return x >> np.uint32(n)
+
+
+def modulo(x, n):
+    return x % np.uint32(n)
+
+
+def lattice(x):
+    return (x >> np.uint32(8)).astype(np.int32)
+
+
+def uniform(x):
+    return ((x >> np.uint32(9)).astype(np.float32) + np.float32(0.5)) * np.float32(2**-23)
+
+
+def dtype(x):
+    return str(x.dtype)
+
+
+def device(x):
+    return None
+
+
+def shape(x):
+    return x.shape
+
+
+def astype(x, name):
+    return x.astype(name)
+
+
+def asarray(x, device=None):
+    return _asarray(x)
+
+
+def to_numpy(x):
+    return np.asarray(x)
+
+
+def is_integer(x):
+    return issubdtype(x.dtype, integer)
+
+
+def recomputed(x, w, field, rows, in_, out):
+    return _jitted(field.noise, x, w, field.params, field.key, rows, in_, out)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _recomputed(noise, x, w, params, key, rows, in_, out):
+    field = Field(noise, params, key)
+
+    def add_block(start, length, y):
+        x_block, w_block, i_block = _cut(start, length, x, w, in_)
+        mask = methods.entries(field, rows, i_block, out, xp)
+        return y + methods.forward_block(x_block, w_block, mask, xp)
+
+    return _over_blocks(x, w, add_block, jax.numpy.zeros((*x.shape[:2], w.shape[1]), w.dtype))
+
+
+def _forward(noise, x, w, params, key, rows, in_, out):
+    return _recomputed(noise, x, w, params, key, rows, in_, out), (x, w, params, key, rows, in_, out)
+
+
+def _backward(noise, saved, dy):
+    x, w, params, key, rows, in_, out = saved
+    field = Field(noise, params, key)
+
+    def write_block(start, length, gradients):
+        dx, dw = gradients
+        x_block, w_block, i_block = _cut(start, length, x, w, in_)
+        mask = methods.entries(field, rows, i_block, out, xp)
+        dx_block, dw_block = methods.backward_block(x_block, w_block, mask, dy, xp)
+        dx = jax.lax.dynamic_update_slice_in_dim(dx, dx_block, start, axis=2)
+        return dx, jax.lax.dynamic_update_slice_in_dim(dw, dw_block, start, axis=0)
+
+    dx, dw = _over_blocks(x, w, write_block, (zeros_like(x), zeros_like(w)))
+    return dx, dw, None, None, None, None, None
+
+
+_recomputed.defvjp(_forward, _backward)
+_jitted = jax.jit(_recomputed, static_argnums=0)
+
+
+def _over_blocks(x, w, step, carry):
+    """Run step(start, length, carry) over the full blocks of inputs as a loop, then over the ragged rest."""
+    inputs = x.shape[2]
+    length = min(methods.block_length(x.shape[0], w.shape[1]), inputs)
+    full, rest = divmod(inputs, length) if inputs else (0, 0)
+    if full:
+        carry = jax.lax.fori_loop(0, full, lambda n, carry: step(n * length, length, carry), carry)
+    return step(full * length, rest, carry) if rest else carry
+
+
+def _cut(start, length, x, w, in_):
+    cut = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=length)
+    return cut(x, axis=2), cut(w, axis=0), cut(in_, axis=0)
+
+
+def draw(variable):
+    key = variable.value
+    variable.assign(key + np.asarray([0, 1], key.dtype))
+    return key
+
+
+def replica_offset(n):
+    return 0
+
+
+def refuse_redraw():
+    pass  # a draw inside a traced `jax.checkpoint` leaks a tracer, which JAX itself refuses

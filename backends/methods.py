@@ -1,0 +1,88 @@
+"""The ways to compute y[r,t,o] = sum_i x[r,t,i] * w[i,o] * m[r,i,o], written once for every backend.
+
+Shapes: r runs over the rows that have a mask of their own, t over the positions of a row that share it, i over inputs
+and o over outputs. An input of rank 2 has one position a row. x and w are of one floating dtype, float32 or float64.
+"""
+
+import typing
+
+from pernodedrop.noise import normal
+
+BLOCK_ENTRIES = 2**18
+"""Entries evaluated at a time: 1 MiB of float32, so that a handful of temporaries stay in a CPU's cache."""
+
+
+class Rows(typing.NamedTuple):
+    """Coordinates of the rows, as word tensors of shape (r,)."""
+
+    time: typing.Any
+    sample: typing.Any
+
+
+def entries(field, rows, in_, out, xp):
+    """The mask at rows x in_ x out, the last two given as word tensors of shape (i,) and (o,): (r, i, o), float32."""
+    return field.entries(rows.time[:, None, None], rows.sample[:, None, None], in_[:, None], out, xp)
+
+
+def materialized(x, w, field, rows, in_, out, xp):
+    """The product with the whole mask in memory: the oracle of the other ways."""
+    mask = xp.astype(entries(field, rows, in_, out, xp), xp.dtype(w))
+    return xp.matmul(x, w * mask)
+
+
+def local_reparameterization(x, w, field, rows, in_, out, xp):
+    """The same law without a mask, for a Gaussian noise and one position a row (arXiv 1506.02557).
+
+    Outputs of a row use disjoint entries, so they are independent normal numbers given x and w, with mean x @ w and
+    variance stddev**2 * (x**2 @ w**2). Their normals come from the lane after the noise's own.
+    """
+    word = field.words(field.noise.lanes, rows.time[:, None], rows.sample[:, None], xp.zeros_like(out), out, xp)
+    z = xp.astype(normal(xp.uniform(word), xp), xp.dtype(w))[:, None, :]
+    variance = xp.matmul(x * x, w * w)
+    positive = variance > 0
+    # sqrt has an infinite slope at 0, which an all-zero row would turn into NaN gradients
+    spread = xp.where(positive, xp.sqrt(xp.where(positive, variance, xp.ones_like(variance))), xp.zeros_like(variance))
+    return xp.matmul(x, w) + xp.astype(field.params["stddev"], xp.dtype(w)) * spread * z
+
+
+def shared_over_in_or_out(x, w, field, rows, in_, out, xp):
+    """The product when entries depend on one of in and out at most, whose other word tensor has shape (1,)."""
+    mask = xp.astype(entries(field, rows, in_, out, xp), xp.dtype(w))
+    if out.shape[0] == 1:
+        return xp.matmul(x * mask[:, :, 0][:, None, :], w)
+    return xp.matmul(x, w) * mask[:, 0, :][:, None, :]
+
+
+def block_length(rows, outputs):
+    """How many inputs make a block."""
+    return max(1, BLOCK_ENTRIES // max(1, rows * outputs))
+
+
+def blocks(inputs, length):
+    """The blocks of the input axis as slices."""
+    return [slice(start, min(start + length, inputs)) for start in range(0, inputs, length)]
+
+
+def forward_block(x, w, mask, xp):
+    """What one block of inputs adds to y: x (r, t, k), w (k, o), mask (r, k, o) -> (r, t, o)."""
+    return xp.matmul(x, w * xp.astype(mask, xp.dtype(w)))
+
+
+def backward_block(x, w, mask, dy, xp):
+    """The gradients of one block of inputs: dx (r, t, k), summed over outputs, and dw (k, o), summed over rows."""
+    mask = xp.astype(mask, xp.dtype(w))
+    if x.shape[1] == 1:
+        masked_dy = mask * dy
+        dx = xp.einsum("rko,ko->rk", masked_dy, w)[:, None, :]
+        return dx, xp.einsum("rko,rk->ko", masked_dy, x[:, 0, :])
+    dx = xp.matmul(dy, xp.permute_dims(w * mask, (0, 2, 1)))
+    return dx, xp.einsum("rko,rko->ko", mask, xp.matmul(xp.permute_dims(x, (0, 2, 1)), dy))
+
+
+
+REDRAW = (
+    "A key was about to be drawn inside a rematerialized function, whose backward pass would draw another one and so "
+    "differentiate another mask than the forward pass applied. Draw outside and pass the key: `key = layer.draw()`, "
+    "then `layer(x, key=key)` inside `keras.remat`."
+)
+"""The message of `refuse_redraw`."""

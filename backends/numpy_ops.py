@@ -1,0 +1,149 @@
+"""NumPy: the reference. Plain, readable and slow; every other backend is tested against it.
+
+It has no gradients, so `recomputed` is a forward pass; tests differentiate it by hand.
+"""
+
+import sys
+
+import numpy as np
+from numpy import (
+    abs,
+    broadcast_to,
+    cos,
+    einsum,
+    exp,
+    expm1,
+    floor,
+    log,
+    log1p,
+    matmul,
+    maximum,
+    minimum,
+    ones_like,
+    sign,
+    sin,
+    sqrt,
+    tanh,
+    where,
+    zeros_like,
+)
+from numpy import transpose as permute_dims
+
+from pernodedrop.backends import methods
+
+xp = sys.modules[__name__]
+
+float32 = np.float32
+
+
+def erf(x):
+    from scipy import special  # costs 100 ms to import, and only noises with a normal number need it
+
+    return special.erf(x)
+
+
+def erfinv(x):
+    from scipy import special
+
+    return special.erfinv(x)
+
+
+def word(n):
+    """The constant `n` in [0, 2**32), to be combined with a word tensor."""
+    return np.uint32(n)
+
+
+def as_word(n):
+    """Integers, or a Python int, as a word tensor of rank 1 at least, modulo 2**32."""
+    if isinstance(n, int):
+        n &= 0xFFFFFFFF
+    return np.atleast_1d(np.asarray(n)).astype(np.uint32)
+
+
+def arange(n, like):
+    """The words 0 ... n - 1, on the device of `like`."""
+    return np.arange(n, dtype=np.uint32)
+
+
+def shift_right(x, n):
+    """Logical shift of words to the right."""
+    return x >> np.uint32(n)
+
+
+def modulo(x, n):
+    """Words modulo an int in [1, 2**31)."""
+    return x % np.uint32(n)
+
+
+def lattice(x):
+    """The upper 24 bits of words, as int32."""
+    return (x >> np.uint32(8)).astype(np.int32)
+
+
+def uniform(x):
+    """((word >> 9) + 0.5) * 2**-23: numbers in (0, 1), exact in float32."""
+    return ((x >> np.uint32(9)).astype(np.float32) + np.float32(0.5)) * np.float32(2**-23)
+
+
+def dtype(x):
+    """Name of the dtype of `x`."""
+    return str(x.dtype)
+
+
+def device(x):
+    """Where `x` is, in a form that `asarray` takes."""
+    return None
+
+
+def shape(x):
+    """The shape of `x`, a tuple of ints (or of scalar tensors where a framework does not know them yet)."""
+    return x.shape
+
+
+def astype(x, name):
+    """`x` in the dtype called `name`."""
+    return x.astype(name, copy=False)
+
+
+def reshape(x, shape):
+    return np.reshape(x, shape)
+
+
+def asarray(x, device=None):
+    """A host array or number as a tensor of this backend."""
+    return np.asarray(x)
+
+
+def to_numpy(x):
+    """A tensor of this backend as a host array; word tensors as uint32."""
+    return np.asarray(x)
+
+
+def is_integer(x):
+    """Whether `x` has an integer dtype."""
+    return np.issubdtype(x.dtype, np.integer)
+
+
+def recomputed(x, w, field, rows, in_, out):
+    """The masked product in blocks of inputs, so that no more than a block of the mask ever exists."""
+    y = np.zeros((*x.shape[:2], w.shape[1]), w.dtype)
+    for block in methods.blocks(x.shape[2], methods.block_length(x.shape[0], w.shape[1])):
+        mask = methods.entries(field, rows, in_[block], out, xp)
+        y += methods.forward_block(x[:, :, block], w[block], mask, xp)
+    return y
+
+
+def draw(variable):
+    """The next key of a Keras variable [seed, call], whose call number it advances."""
+    key = np.array(variable)
+    variable.assign(key + np.asarray([0, 1], key.dtype))
+    return key
+
+
+def replica_offset(n):
+    """How many samples of this step the replicas before this one have."""
+    return 0
+
+
+def refuse_redraw():
+    """Raise if a key drawn here would be drawn again in the backward pass."""

@@ -1,0 +1,198 @@
+"""TensorFlow: eager, in a graph, and under XLA.
+
+Words are uint32: int32 arithmetic lives in host memory on GPUs outside XLA. The recomputed product is compiled by XLA
+on every device, which fuses the generator with the product; it compiles once for each distinct shape.
+"""
+
+import functools
+import sys
+
+import tensorflow as tf
+from tensorflow import (
+    abs,
+    broadcast_to,
+    cos,
+    einsum,
+    exp,
+    floor,
+    matmul,
+    maximum,
+    minimum,
+    ones_like,
+    reshape,
+    sign,
+    sin,
+    sqrt,
+    tanh,
+    where,
+    zeros_like,
+)
+from tensorflow import transpose as permute_dims
+from tensorflow.math import erf, erfinv, expm1, log, log1p
+
+from pernodedrop.backends import methods
+from pernodedrop.mask import Field
+
+xp = sys.modules[__name__]
+
+TYPICAL_BATCH = 128  # sizes the blocks of a graph that is traced with an unknown batch
+
+
+def word(n):
+    return tf.constant(n, tf.uint32)
+
+
+def as_word(n):
+    if isinstance(n, int):
+        n = tf.constant(n & 0xFFFFFFFF, tf.uint32)
+    n = tf.cast(tf.convert_to_tensor(n), tf.uint32)
+    return n[None] if n.shape.rank == 0 else n
+
+
+def arange(n, like):
+    return tf.cast(tf.range(n), tf.uint32)
+
+
+def shift_right(x, n):
+    return tf.bitwise.right_shift(x, tf.constant(n, tf.uint32))
+
+
+def modulo(x, n):
+    return tf.cast(tf.cast(x, tf.int64) % n, tf.uint32)
+
+
+def lattice(x):
+    return tf.cast(shift_right(x, 8), tf.int32)
+
+
+def uniform(x):
+    return (tf.cast(shift_right(x, 9), tf.float32) + 0.5) * 2**-23
+
+
+def float32(x):
+    return tf.cast(x, tf.float32)
+
+
+def dtype(x):
+    return x.dtype.name
+
+
+def device(x):
+    return None
+
+
+def shape(x):
+    dynamic = None if x.shape.is_fully_defined() else tf.shape(x)
+    return tuple(dynamic[axis] if size is None else size for axis, size in enumerate(x.shape))
+
+
+def astype(x, name):
+    return tf.cast(x, name)
+
+
+def asarray(x, device=None):
+    return tf.convert_to_tensor(x)
+
+
+def to_numpy(x):
+    return x.numpy()
+
+
+def is_integer(x):
+    return x.dtype.is_integer
+
+
+def recomputed(x, w, field, rows, in_, out):
+    forward, backward = _compiled(field.noise, tuple(field.params))
+    rest = (*field.params.values(), *field.key, *rows, in_, out)
+
+    @tf.custom_gradient
+    def product(x, w):
+        # without stop_gradient, a tape would also differentiate the block loop, which XLA refuses
+        operands = tf.nest.map_structure(tf.stop_gradient, (x, w, *rest))
+        return forward(*operands), lambda dy: backward(dy, *operands)
+
+    return product(tf.convert_to_tensor(x), tf.convert_to_tensor(w))
+
+
+@functools.lru_cache(maxsize=256)
+def _compiled(noise, names):
+    """The two passes of a noise as functions compiled by XLA."""
+
+    def mask_of(params_key_rows, in_, out):
+        params = dict(zip(names, params_key_rows, strict=False))
+        seed, call, time, sample = params_key_rows[len(names) :]
+        return methods.entries(Field(noise, params, (seed, call)), methods.Rows(time, sample), in_, out, xp)
+
+    @tf.function(jit_compile=True, autograph=False)
+    def forward(x, w, *rest):
+        *rest, in_, out = rest
+
+        def block(start, length):
+            x_block, w_block, in_block = _cut(start, length, x, w, in_)
+            return methods.forward_block(x_block, w_block, mask_of(rest, in_block, out), xp)
+
+        full, length, left = _split(x, w)
+        y = tf.zeros((*shape(x)[:2], w.shape[1]), w.dtype)
+        if full:
+            y = tf.while_loop(
+                lambda n, y: n < full, lambda n, y: (n + 1, y + block(n * length, length)), (tf.constant(0), y)
+            )[1]
+        return y + block(full * length, left) if left else y
+
+    @tf.function(jit_compile=True, autograph=False)
+    def backward(dy, x, w, *rest):
+        *rest, in_, out = rest
+
+        def block(start, length):
+            x_block, w_block, in_block = _cut(start, length, x, w, in_)
+            return methods.backward_block(x_block, w_block, mask_of(rest, in_block, out), dy, xp)
+
+        full, length, left = _split(x, w)
+        parts = []
+        if full:
+            dx, dw = tf.map_fn(lambda n: block(n * length, length), tf.range(full), fn_output_signature=(w.dtype,) * 2)
+            merged = (*shape(x)[:2], full * length)
+            parts.append((reshape(permute_dims(dx, (1, 2, 0, 3)), merged), reshape(dw, (-1, w.shape[1]))))
+        if left:
+            parts.append(block(full * length, left))
+        dx, dw = zip(*parts, strict=True)
+        return tf.concat(dx, axis=2), tf.concat(dw, axis=0)
+
+    return forward, backward
+
+
+def _split(x, w):
+    """The input axis as so many full blocks of a length, and what is left."""
+    inputs, outputs = w.shape
+    length = min(methods.block_length(x.shape[0] or TYPICAL_BATCH, outputs), inputs)
+    full, left = divmod(inputs, length)
+    return full, length, left
+
+
+def _cut(start, length, x, w, in_):
+    x_block = tf.slice(x, (0, 0, start), (*shape(x)[:2], length))
+    return x_block, tf.slice(w, (start, 0), (length, w.shape[1])), tf.slice(in_, (start,), (length,))
+
+
+def draw(variable):
+    key = tf.identity(variable.value)
+    variable.assign(key + tf.constant([0, 1], key.dtype))
+    return key
+
+
+def replica_offset(n):
+    replica = tf.distribute.get_replica_context()
+    if replica is None or replica.num_replicas_in_sync == 1:
+        return 0
+    sizes = replica.all_gather(tf.reshape(n, (1,)), axis=0)
+    return tf.cumsum(sizes, exclusive=True)[replica.replica_id_in_sync_group]
+
+
+def refuse_redraw():
+    frame = sys._getframe()
+    while frame is not None:
+        code = frame.f_code
+        if code.co_filename.endswith("custom_gradient.py") and code.co_name in ("inner", "inner_recompute_grad"):
+            raise RuntimeError(methods.REDRAW)
+        frame = frame.f_back

@@ -1,0 +1,74 @@
+"""Checks of arguments: each error names the argument, what was expected and what was received."""
+
+import difflib
+import math
+import numbers
+
+import numpy as np
+
+WORD_LIMIT = 2**32
+
+
+def invalid(argument, expected, received):
+    """The message of an error about one argument, in the one form that the library uses."""
+    return f"Invalid value for argument `{argument}`. Expected {expected}. Received: {argument}={received!r}"
+
+
+def is_real(value):
+    """Whether `value` is a plain real number (NumPy scalars included, booleans not)."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool | np.bool_)
+
+
+def is_int(value):
+    """Whether `value` is a plain integer (NumPy scalars included, booleans not)."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool | np.bool_)
+
+
+def check_rate(rate, argument="rate"):
+    """Return `rate` as a float in [0, 1 - 2**-24], or raise."""
+    expected = "a float in [0, 1 - 2**-24], the probability that an entry is perturbed"
+    if not is_real(rate):
+        raise TypeError(invalid(argument, expected, rate))
+    if not 0 <= rate <= 1 - 2**-24:  # also refuses NaN
+        raise ValueError(invalid(argument, expected, rate))
+    return float(rate)
+
+
+def check_positive(value, argument, zero=False):
+    """Return `value` as a finite float above zero (or from zero), or raise."""
+    expected = "a finite float " + ("from zero" if zero else "above zero")
+    if not is_real(value):
+        raise TypeError(invalid(argument, expected, value))
+    if not (math.isfinite(value) and (value > 0 or (zero and value == 0))):
+        raise ValueError(invalid(argument, expected, value))
+    return float(value)
+
+
+def check_word(value, argument):
+    """Return `value` as an int in [0, 2**32), or raise."""
+    expected = "an int in [0, 2**32)"
+    if not is_int(value):
+        raise TypeError(invalid(argument, expected, value))
+    if not 0 <= value < WORD_LIMIT:
+        raise ValueError(invalid(argument, expected, value))
+    return int(value)
+
+
+def check_count(value, argument):
+    """Return `value` as an int from 1, or raise."""
+    expected = "an int from 1"
+    if not is_int(value):
+        raise TypeError(invalid(argument, expected, value))
+    if value < 1:
+        raise ValueError(invalid(argument, expected, value))
+    return int(value)
+
+
+def check_choice(value, argument, choices):
+    """Return `value` if it is one of the names `choices`, or raise and say the nearest right one."""
+    if value in choices:
+        return value
+    expected = "one of " + ", ".join(repr(choice) for choice in choices)
+    near = difflib.get_close_matches(str(value), [str(choice) for choice in choices], n=1, cutoff=0.5)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    raise ValueError(invalid(argument, expected, value) + hint)

@@ -1,0 +1,119 @@
+"""Masks: a noise, what its entries depend on, and when they change.
+
+A mask is a function of (key, sample, time, in, out). `Mask` says which function; `Field` is that function at one key,
+ready to be evaluated at any coordinates. Neither stores an entry.
+"""
+
+import dataclasses
+import typing
+
+from pernodedrop import checks, generator
+from pernodedrop.noise import Noise
+
+COORDINATES = ("sample", "time", "in", "out")
+REGIMES = ("dynamic", "fixed", "bank", "example")
+
+
+def parse_sharing(sharing):
+    """The set of coordinates that entries do not depend on.
+
+    Args:
+        sharing: None for {"time"}, which is one entry for every connection of every sample, the same at all positions
+            of a (batch, time, in) input; a string of coordinates joined by "+", such as "sample+time"; or a collection
+            of coordinates, of which the empty one means that nothing is shared. Coordinates are "sample", "time", "in"
+            and "out".
+
+    Raises:
+        TypeError, ValueError: something else.
+    """
+    if sharing is None:
+        return frozenset({"time"})
+    if isinstance(sharing, str):
+        sharing = sharing.split("+")
+    elif not isinstance(sharing, tuple | list | set | frozenset):
+        raise TypeError(checks.invalid("sharing", "None, a string like 'sample+time', or a collection", sharing))
+    return frozenset(checks.check_choice(name, "sharing", COORDINATES) for name in sharing)
+
+
+@dataclasses.dataclass(frozen=True)
+class Mask:
+    """Which mask: noise, sharing and regime.
+
+    Args:
+        noise: the law of one entry, a `Noise`.
+        sharing: the coordinates that entries do not depend on, see `parse_sharing`.
+        regime: "dynamic": a new mask for every call number. "fixed": one mask for the model, the same for all samples
+            and at inference. "bank": `bank_size` fixed masks, each sample routed to one, at inference too. "example": a
+            fixed mask for each example id.
+        bank_size: number of masks of a bank; None in the other regimes.
+
+    Raises:
+        TypeError, ValueError: an argument that is not one of these.
+    """
+
+    noise: Noise
+    sharing: typing.Any = None
+    regime: str = "dynamic"
+    bank_size: int | None = None
+
+    def __post_init__(self):
+        if not isinstance(self.noise, Noise):
+            raise TypeError(checks.invalid("noise", "a pernodedrop.Noise", self.noise))
+        checks.check_choice(self.regime, "regime", REGIMES)
+        sharing = parse_sharing(self.sharing)
+        if self.regime == "fixed":
+            sharing |= {"sample"}
+        elif self.regime != "dynamic" and "sample" in sharing:
+            raise ValueError(checks.invalid("sharing", f"samples apart with regime={self.regime!r}", self.sharing))
+        object.__setattr__(self, "sharing", sharing)
+        if self.regime == "bank":
+            checks.check_count(self.bank_size, "bank_size")
+        elif self.bank_size is not None:
+            raise ValueError(checks.invalid("bank_size", f"None with regime={self.regime!r}", self.bank_size))
+
+    @property
+    def mean(self) -> float:
+        """The mean of an entry."""
+        return self.noise.mean
+
+    @property
+    def variance(self) -> float:
+        """The variance of an entry."""
+        return self.noise.variance
+
+    @property
+    def at_inference(self) -> bool:
+        """Whether the mask is part of the model's function, so that inference has it too."""
+        return self.regime in ("fixed", "bank")
+
+    def key(self, key, xp):
+        """The key to evaluate at: only the dynamic regime depends on the call number."""
+        seed, call = key
+        return (seed, call) if self.regime == "dynamic" else (seed, xp.zeros_like(call))
+
+    def samples(self, sample_ids, xp):
+        """The sample coordinate of each row, from word tensors of sample ids."""
+        return xp.modulo(sample_ids, self.bank_size) if self.regime == "bank" else sample_ids
+
+
+class Field(typing.NamedTuple):
+    """A mask at one key: a function of the coordinates.
+
+    Attributes:
+        noise: the law.
+        params: its numbers as scalar tensors.
+        key: pair of word tensors (seed, call) of shape (1,).
+    """
+
+    noise: Noise
+    params: dict
+    key: tuple
+
+    def words(self, lane, time, sample, in_, out, xp):
+        """Words of one lane at broadcast coordinates."""
+        return generator.words(self.key, xp.as_word(lane), time, sample, in_, out, xp)
+
+    def entries(self, time, sample, in_, out, xp):
+        """Entries at broadcast coordinates, float32."""
+        lanes = [self.words(lane, time, sample, in_, out, xp) for lane in range(self.noise.lanes)]
+        return self.noise.from_words(lanes, self.params, xp)

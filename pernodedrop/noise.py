@@ -1,0 +1,349 @@
+"""Noises: the law of one mask entry, as pure maths on uniform numbers.
+
+A noise turns the words of an entry (see `generator.py`) into a multiplier with mean 1. It is written once, against the
+ops namespace `xp` of whatever framework the words belong to, and never draws anything itself.
+
+A noise of your own is one small class: its annotated fields are its numbers.
+
+>>> import pernodedrop as pnd
+>>> class Triangular(pnd.Noise):
+...     half_width: float = 0.5
+...     @property
+...     def variance(self):
+...         return self.half_width**2 / 6
+...     def from_uniform(self, u, params, xp):
+...         left = xp.sqrt(2 * u) - 1
+...         right = 1 - xp.sqrt(2 * (1 - u))
+...         return 1 + params["half_width"] * xp.where(u < 0.5, left, right)
+>>> mask = pnd.ops.sample_mask(Triangular(0.25), key=(7, 0), shape=(2, 3, 4), backend="numpy")
+>>> bool(abs(mask - 1).max() <= 0.25)
+True
+"""
+
+import dataclasses
+import math
+import typing
+
+import keras
+import numpy as np
+
+from pernodedrop import checks
+
+LATTICE = 2**24  # Bernoulli decisions are made on the upper 24 bits of a word
+
+
+@typing.dataclass_transform(frozen_default=True)
+class Noise:
+    """Base class of noises: the law of one mask entry.
+
+    A subclass is made a frozen dataclass and registered with Keras under its module and name, so it compares, hashes,
+    saves and loads by the values of its fields. The module that defines it must be imported before a model that uses it
+    is loaded.
+
+    Subclasses give:
+        variance: the variance of an entry, a float.
+        from_uniform(u, params, xp): the entries, see below.
+    They may give:
+        mean: the mean of an entry; 1.0 for every calibrated noise, which is what layers expect.
+        lanes: how many independent uniform numbers an entry is made of; 1.
+        gaussian: whether an entry is 1 + params["stddev"] * (standard normal), so that weighted sums of entries are
+            Gaussian and `method="local_reparameterization"` holds; False.
+        __post_init__(): checks of the fields.
+    """
+
+    mean: typing.ClassVar[float] = 1.0
+    lanes: typing.ClassVar[int] = 1
+    gaussian: typing.ClassVar[bool] = False
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        dataclasses.dataclass(frozen=True)(cls)
+        keras.saving.register_keras_serializable(package=cls.__module__.partition(".")[0])(cls)
+
+    @property
+    def variance(self) -> float:
+        """The variance of an entry."""
+        raise NotImplementedError(f"{type(self).__name__} must define `variance`")
+
+    def from_uniform(self, u, params, xp):
+        """Entries from uniform numbers.
+
+        Args:
+            u: float32 tensor of numbers in (0, 1), the middles of 2**23 equal cells; a list of `lanes` such tensors
+                where `lanes` is more than 1. All operations must be elementwise.
+            params: dict of the noise's own numbers as scalar tensors, under the names of `params()`. Use these rather
+                than the fields of `self`: a rate that changes during training arrives here.
+            xp: the ops namespace of the framework of `u`; `pernodedrop.backends.NOISE_OPS` lists what it has.
+
+        Returns:
+            A float32 tensor of the shape of `u`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define `from_uniform(u, params, xp)`")
+
+    def from_words(self, words, params, xp):
+        """Entries from a list of `lanes` word tensors; by default through `from_uniform`."""
+        u = [xp.uniform(word) for word in words]
+        return self.from_uniform(u[0] if self.lanes == 1 else u, params, xp)
+
+    def params(self):
+        """The noise's own numbers on the host: a dict from name to NumPy scalar (float32, unless overridden)."""
+        return {name: np.float32(value) for name, value in self.get_config().items() if checks.is_real(value)}
+
+    def with_params(self, params):
+        """The same law with other numbers: the inverse of `params()`."""
+        return self if self._has(params) else dataclasses.replace(self, **{k: float(v) for k, v in params.items()})
+
+    def with_rate(self, rate):
+        """The same law at another drop rate."""
+        if not hasattr(self, "rate"):
+            raise TypeError(f"{self!r} has no rate that could be set to {rate!r}")
+        return dataclasses.replace(self, rate=rate)
+
+    def get_config(self):
+        """The fields by name, as `from_config` takes them."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    @classmethod
+    def from_config(cls, config):
+        """The noise that `get_config` described."""
+        return cls(**config)
+
+    def _has(self, params):
+        return all(own == params[name] for name, own in self.params().items())
+
+
+class Bernoulli(Noise):
+    """Drops an entry with probability `rate`, scales what is kept by 1 / (1 - rate).
+
+    An entry is kept iff the upper 24 bits of its word are below the integer T = round((1 - rate) * 2**24), and is then
+    2**24 / T; so masks are equal to the bit on every backend and the realised rate is within 2**-25 of `rate`.
+
+    Args:
+        rate: drop rate, a float in [0, 1 - 2**-24].
+
+    Raises:
+        TypeError, ValueError: a rate that is not a number, or is outside that range (1.0 and NaN too).
+
+    >>> Bernoulli(0.75).variance
+    3.0
+    """
+
+    rate: float
+
+    def __post_init__(self):
+        object.__setattr__(self, "rate", checks.check_rate(self.rate))
+
+    @property
+    def threshold(self) -> int:
+        """T, the integer below which an entry is kept."""
+        return _threshold(self.rate)
+
+    @property
+    def variance(self) -> float:
+        return LATTICE / self.threshold - 1
+
+    def params(self):
+        return {"threshold": np.int32(self.threshold)}
+
+    def with_params(self, params):
+        return self if self._has(params) else Bernoulli(_rate(params["threshold"]))
+
+    def from_words(self, words, params, xp):
+        threshold = params["threshold"]
+        scale = LATTICE / xp.float32(threshold)
+        return xp.where(xp.lattice(words[0]) < threshold, scale, xp.zeros_like(scale))
+
+
+class Gaussian(Noise):
+    """Multiplies by a normal number of mean 1: N(1, rate / (1 - rate)), or N(1, stddev**2).
+
+    Entries are made by inversion from 23 bits, so they reach 5.3 standard deviations and no further. At rate 0.8 the
+    standard deviation is 2 and 31 % of the entries are negative.
+
+    Args:
+        rate: drop rate of the Bernoulli noise with the same variance, a float in [0, 1 - 2**-24].
+        stddev: the standard deviation itself, a finite float from zero. Give one of the two.
+
+    Raises:
+        TypeError, ValueError: neither or both given, or a number out of range.
+
+    >>> Gaussian(rate=0.5) , Gaussian(stddev=0.1).variance
+    (Gaussian(rate=0.5, stddev=1.0), 0.010000000000000002)
+    """
+
+    rate: float | None = None
+    stddev: float | None = None
+    gaussian: typing.ClassVar[bool] = True
+
+    def __post_init__(self):
+        _set_spread(self, "stddev", per_stddev=1.0)
+
+    @property
+    def variance(self) -> float:
+        return self.stddev**2
+
+    def params(self):
+        return {"stddev": np.float32(self.stddev)}
+
+    def with_params(self, params):
+        return _with_spread(self, "stddev", params, per_stddev=1.0)
+
+    def with_rate(self, rate):
+        return Gaussian(rate=rate)
+
+    def get_config(self):
+        return _spread_config(self, "stddev")
+
+    def from_uniform(self, u, params, xp):
+        return 1 + params["stddev"] * normal(u, xp)
+
+
+class PartialGaussian(Noise):
+    """Leaves an entry at 1 with probability 1 - rate, else makes it N(1, stddev**2).
+
+    The paper names this stir type and does not tie its standard deviation to the rate, so both are asked for. Which
+    entries are perturbed is decided as for `Bernoulli`, to the same bits on every backend.
+
+    Args:
+        rate: probability that an entry is perturbed, a float in [0, 1 - 2**-24].
+        stddev: standard deviation of a perturbed entry, a finite float from zero.
+
+    Raises:
+        TypeError, ValueError: a number out of range.
+
+    >>> PartialGaussian(rate=0.5, stddev=2.0).variance
+    2.0
+    """
+
+    rate: float
+    stddev: float
+    lanes: typing.ClassVar[int] = 2
+
+    def __post_init__(self):
+        object.__setattr__(self, "rate", checks.check_rate(self.rate))
+        object.__setattr__(self, "stddev", checks.check_positive(self.stddev, "stddev", zero=True))
+
+    @property
+    def variance(self) -> float:
+        return _rate(_threshold(self.rate)) * self.stddev**2
+
+    def params(self):
+        return {"threshold": np.int32(_threshold(self.rate)), "stddev": np.float32(self.stddev)}
+
+    def with_params(self, params):
+        return self if self._has(params) else PartialGaussian(_rate(params["threshold"]), float(params["stddev"]))
+
+    def from_words(self, words, params, xp):
+        choice, value = words
+        noisy = 1 + params["stddev"] * normal(xp.uniform(value), xp)
+        return xp.where(xp.lattice(choice) < params["threshold"], xp.ones_like(noisy), noisy)
+
+
+class Uniform(Noise):
+    """Multiplies by a number drawn uniformly from [1 - half_width, 1 + half_width].
+
+    Args:
+        rate: drop rate of the Bernoulli noise with the same variance: half_width = sqrt(3 * rate / (1 - rate)).
+        half_width: half the width of the interval, a finite float from zero. Give one of the two.
+
+    Raises:
+        TypeError, ValueError: neither or both given, or a number out of range.
+
+    >>> Uniform(half_width=0.3)
+    Uniform(rate=None, half_width=0.3)
+    """
+
+    rate: float | None = None
+    half_width: float | None = None
+
+    def __post_init__(self):
+        _set_spread(self, "half_width", per_stddev=math.sqrt(3))
+
+    @property
+    def variance(self) -> float:
+        return self.half_width**2 / 3
+
+    def params(self):
+        return {"half_width": np.float32(self.half_width)}
+
+    def with_params(self, params):
+        return _with_spread(self, "half_width", params, per_stddev=math.sqrt(3))
+
+    def with_rate(self, rate):
+        return Uniform(rate=rate)
+
+    def get_config(self):
+        return _spread_config(self, "half_width")
+
+    def from_uniform(self, u, params, xp):
+        return 1 + params["half_width"] * (2 * u - 1)
+
+
+BY_NAME = {
+    "bernoulli": Bernoulli,
+    "gaussian": Gaussian,
+    "partial_gaussian": PartialGaussian,
+    "uniform": Uniform,
+}
+
+
+def get(noise, rate=None):
+    """The noise that an argument pair `noise`, `rate` means.
+
+    Args:
+        noise: a `Noise`, or one of the names of `BY_NAME`.
+        rate: drop rate that goes with a name; None with a `Noise`, which brings its own numbers.
+
+    Raises:
+        TypeError, ValueError: an unknown name, or a rate beside a `Noise`, or none beside a name.
+    """
+    if isinstance(noise, Noise):
+        if rate is not None:
+            raise ValueError(checks.invalid("rate", f"None, since {noise!r} brings its own numbers", rate))
+        return noise
+    if not isinstance(noise, str):
+        raise TypeError(checks.invalid("noise", "a pernodedrop.Noise or the name of one", noise))
+    law = BY_NAME[checks.check_choice(noise, "noise", tuple(BY_NAME))]
+    if law is PartialGaussian:
+        raise ValueError(checks.invalid("noise", "PartialGaussian(rate, stddev): its stddev has no default", noise))
+    return law(rate=checks.check_rate(rate))
+
+
+def normal(u, xp):
+    """Standard normal numbers from uniform ones, by inversion."""
+    return math.sqrt(2) * xp.erfinv(2 * u - 1)
+
+
+def _threshold(rate):
+    return round((1 - rate) * LATTICE)
+
+
+def _rate(threshold):
+    return 1 - int(threshold) / LATTICE
+
+
+def _set_spread(noise, field, per_stddev):
+    """Fill the field of a noise that takes either its rate or its spread (per_stddev * standard deviation)."""
+    spread = getattr(noise, field)
+    if (noise.rate is None) == (spread is None):
+        raise ValueError(f"{type(noise).__name__} takes one of `rate` and `{field}`. Received: {noise!r}")
+    if spread is None:
+        rate = checks.check_rate(noise.rate)
+        object.__setattr__(noise, "rate", rate)
+        object.__setattr__(noise, field, per_stddev * math.sqrt(rate / (1 - rate)))
+    else:
+        object.__setattr__(noise, field, checks.check_positive(spread, field, zero=True))
+
+
+def _with_spread(noise, field, params, per_stddev):
+    if noise._has(params):
+        return noise
+    spread = float(params[field])
+    if noise.rate is None:
+        return type(noise)(**{field: spread})
+    odds = (spread / per_stddev) ** 2
+    return type(noise)(rate=odds / (1 + odds))
+
+
+def _spread_config(noise, field):
+    return {field: getattr(noise, field)} if noise.rate is None else {"rate": noise.rate}

@@ -1,0 +1,289 @@
+"""The ops: a masked product, its mask to look at, and the words behind it, on the tensors of any framework.
+
+>>> import numpy as np, pernodedrop as pnd
+>>> x, w = np.ones((2, 3), "float32"), np.ones((3, 4), "float32")
+>>> noise, key = pnd.Bernoulli(0.5), (1, 0)
+>>> y = pnd.ops.masked_dense(x, w, noise, key)
+>>> mask = pnd.ops.sample_mask(noise, key, shape=(2, 3, 4), backend="numpy")
+>>> bool((y == np.einsum("bi,io,bio->bo", x, w, mask)).all())
+True
+"""
+
+import keras
+
+from pernodedrop import backends, checks, generator
+from pernodedrop.backends import methods
+from pernodedrop.mask import Field, Mask
+from pernodedrop.noise import Bernoulli, Noise
+
+METHODS = ("auto", "materialized", "recomputed", "local_reparameterization")
+
+
+def masked_dense(
+    x, w, noise, key, *, sharing=None, sample_offset=0, in_offset=0, sample_ids=None, params=None, method="auto"
+):
+    """Multiply by a kernel whose every entry has its own noise for every sample (arXiv 2512.12663).
+
+    y[b, o] = sum_i x[b, i] * w[i, o] * m[b, i, o], with m[b, i, o] a function of (key, b, i, o) only: `sample_mask`
+    gives the same m. The gradients are those of that very m; noise, key and params have none.
+
+    Args:
+        x: floating tensor (batch, in) or (batch, time, in) of NumPy, torch, JAX or TensorFlow.
+        w: floating tensor (in, out) of the same framework.
+        noise: the law of an entry, a `pernodedrop.Noise`.
+        key: (seed, call): two ints, seed any, call in [0, 2**32); or an integer tensor of length 2.
+        sharing: the coordinates that m does not depend on. None is "time": positions of (batch, time, in) share a
+            sample's mask. Otherwise a "+"-joined string or a collection of "sample", "time", "in", "out": "sample+time"
+            is one mask a batch (DropConnect), "out" is Dropout on x, () shares nothing.
+        sample_offset: the sample coordinate of row 0, an int in [0, 2**32) or a scalar integer tensor; 0. A batch split
+            over devices keeps its masks if each part says where it starts.
+        in_offset: the in coordinate of w's first row, likewise, for a kernel that is split; 0.
+        sample_ids: integer tensor (batch,), the sample coordinates themselves, modulo 2**32, instead of the offset.
+        params: the numbers of `noise` as scalar tensors, under the names of `noise.params()`, instead of its own: for a
+            rate that changes after compilation.
+        method: "materialized" has the whole mask in memory, 4 * batch * in * out bytes, and serves as oracle.
+            "recomputed" evaluates it block by block, again in the backward pass; its memory does not grow with the
+            mask. "local_reparameterization" has no mask and draws y itself from the same law: for a Gaussian noise with
+            a mask of its own for every row of x. "auto" takes the last where it holds and "recomputed" elsewhere; masks
+            that are small because they are shared are plain products.
+
+    Returns:
+        A tensor (batch, out) or (batch, time, out), of the dtype of x. Sums are in float32, or in float64 if x or w is.
+
+    Raises:
+        TypeError, ValueError: an argument that is not as described, named in the message, before anything is computed.
+
+    >>> import numpy as np
+    >>> masked_dense(np.ones((2, 3), "float32"), np.ones((3, 4), "float32"), Bernoulli(0.0), key=(1, 0))
+    array([[3., 3., 3., 3.],
+           [3., 3., 3., 3.]], dtype=float32)
+    """
+    xp = backends.of(x=x, w=w)
+    mask = Mask(noise, sharing)
+    _check_operands(x, w, xp)
+    device = xp.device(x)
+    samples = _sample_words(x.shape[0] if x.shape[0] is not None else xp.shape(x)[0], sample_offset, sample_ids, x, xp)
+    return multiply(
+        x,
+        w,
+        Field(noise, _params(noise, params, device, xp), _key(key, device, xp)),
+        sharing=mask.sharing,
+        samples=samples,
+        in_offset=_offset(in_offset, "in_offset", x, xp),
+        method=checks.check_choice(method, "method", METHODS),
+        xp=xp,
+    )
+
+
+def sample_mask(noise, key, shape, *, sharing=None, sample_offset=0, backend=None):
+    """The mask itself, to look at: the m of `masked_dense`.
+
+    Args:
+        noise: the law of an entry, a `pernodedrop.Noise`.
+        key: (seed, call), as for `masked_dense`.
+        shape: (batch, in, out), or (batch, time, in, out).
+        sharing, sample_offset: as for `masked_dense`.
+        backend: "numpy", "tensorflow", "torch" or "jax"; None is Keras' current one.
+
+    Returns:
+        A float32 tensor of `shape`. The mask of `Bernoulli` is equal to the bit on every backend.
+
+    Raises:
+        TypeError, ValueError: an argument that is not as described. ImportError: a backend that is not installed.
+
+    >>> sample_mask(Bernoulli(0.5), key=(1, 0), shape=(1, 2, 4), backend="numpy")
+    array([[[0., 0., 0., 2.],
+            [2., 2., 2., 2.]]], dtype=float32)
+    """
+    xp, shape, coordinates = _coordinates(shape, Mask(noise, sharing).sharing, sample_offset, backend)
+    field = Field(noise, _params(noise, None, None, xp), _key(key, None, xp))
+    mask = xp.broadcast_to(field.entries(*coordinates, xp), (shape[0], *shape[1:]))
+    return xp.reshape(mask, shape)
+
+
+def random_bits(key, shape, *, sample_offset=0, backend=None):
+    """The raw words behind a mask, for a battery of statistical tests of your own.
+
+    Args:
+        key, shape, sample_offset, backend: as for `sample_mask`.
+
+    Returns:
+        A uint32 NumPy array of `shape`, equal on every backend.
+
+    Raises:
+        TypeError, ValueError, ImportError: as for `sample_mask`.
+
+    >>> random_bits(key=(1, 0), shape=(1, 1, 2), backend="numpy").dtype
+    dtype('uint32')
+    """
+    xp, shape, coordinates = _coordinates(shape, frozenset(), sample_offset, backend)
+    field = Field(None, {}, _key(key, None, xp))
+    words = xp.broadcast_to(field.words(0, *coordinates, xp), shape)
+    return xp.to_numpy(words).view("uint32")
+
+
+def multiply(x, w, field, *, sharing, samples, in_offset, method, xp):
+    """`masked_dense` behind its checks, which is where layers enter.
+
+    Args:
+        x, w: as for `masked_dense`.
+        field: the mask at its key, a `Field`.
+        sharing: frozenset of coordinates.
+        samples: word tensor (batch,).
+        in_offset: word tensor (1,).
+        method: as for `masked_dense`.
+        xp: the ops namespace of x.
+    """
+    x3, rows, restore = _rows(x, sharing, samples, xp)
+    one_row, one_position = rows.sample.shape[0] == rows.time.shape[0] == 1, x3.shape[1] == 1
+    few = sharing & {"in", "out"}
+    if method == "local_reparameterization":
+        _check_local_reparameterization(field.noise, few or "sample" in sharing or not one_position)
+    if method == "auto":
+        if few:
+            method = "shared_over_in_or_out"
+        elif one_row and "sample" in sharing:
+            method = "materialized"
+        elif field.noise.gaussian and one_position:
+            method = "local_reparameterization"
+        else:
+            method = "recomputed"
+
+    def coordinate(size, name, offset=None):
+        if name not in sharing:
+            words = xp.arange(size, like=x)
+            return words if offset is None else words + offset
+        zeros = xp.arange(1, like=x)
+        return zeros if method == "shared_over_in_or_out" else xp.broadcast_to(zeros, (size,))
+
+    in_, out = coordinate(w.shape[0], "in", in_offset), coordinate(w.shape[1], "out")
+    dtype = "float64" if "float64" in (xp.dtype(x), xp.dtype(w)) else "float32"
+    operands = (xp.astype(x3, dtype), xp.astype(w, dtype), field, rows, in_, out)
+    y = xp.recomputed(*operands) if method == "recomputed" else getattr(methods, method)(*operands, xp)
+    return xp.astype(restore(y), xp.dtype(x))
+
+
+def _rows(x, sharing, samples, xp):
+    """x as (row, position, in), the coordinates of the rows, and the way back for the product."""
+    batch, *positions, inputs = xp.shape(x)
+    zero = xp.arange(1, like=x)
+    if not positions:
+        if "sample" in sharing:
+            return x[None], methods.Rows(zero, zero), lambda y: y[0]
+        return x[:, None, :], methods.Rows(zero, samples), lambda y: y[:, 0, :]
+    (time,) = positions
+
+    def restore(y):
+        return xp.reshape(y, (batch, time, y.shape[-1]))
+
+    if "time" in sharing:
+        if "sample" in sharing:
+            return xp.reshape(x, (1, -1, inputs)), methods.Rows(zero, zero), restore
+        return x, methods.Rows(zero, samples), lambda y: y
+    times = xp.arange(time, like=x)
+    if "sample" in sharing:
+        return xp.permute_dims(x, (1, 0, 2)), methods.Rows(times, zero), lambda y: xp.permute_dims(y, (1, 0, 2))
+
+    def flat(words):
+        return xp.reshape(xp.broadcast_to(words, (batch, time)), (-1,))
+
+    return xp.reshape(x, (-1, 1, inputs)), methods.Rows(flat(times[None, :]), flat(samples[:, None])), restore
+
+
+def _coordinates(shape, sharing, sample_offset, backend):
+    xp = backends.get(keras.backend.backend() if backend is None else backend)
+    if not isinstance(shape, tuple | list) or len(shape) not in (3, 4) or not all(map(checks.is_int, shape)):
+        raise ValueError(checks.invalid("shape", "(batch, in, out) or (batch, time, in, out), all ints", shape))
+    if min(shape) < 0:
+        raise ValueError(checks.invalid("shape", "sizes from zero", shape))
+    batch, *positions, inputs, outputs = shape
+    like = xp.asarray(0.0)
+
+    def coordinate(size, name):
+        return xp.arange(1 if name in sharing else size, like=like)
+
+    sample = coordinate(batch, "sample")
+    if "sample" not in sharing:
+        sample = sample + _offset(sample_offset, "sample_offset", like, xp)
+    in_, out = coordinate(inputs, "in"), coordinate(outputs, "out")
+    if not positions:
+        return xp, tuple(shape), (xp.as_word(0), sample[:, None, None], in_[:, None], out)
+    time = coordinate(positions[0], "time")
+    return xp, tuple(shape), (time[:, None, None], sample[:, None, None, None], in_[:, None], out)
+
+
+def _sample_words(batch, sample_offset, sample_ids, x, xp):
+    if sample_ids is None:
+        return xp.arange(batch, like=x) + _offset(sample_offset, "sample_offset", x, xp)
+    if checks.is_int(sample_offset) and sample_offset != 0:
+        raise ValueError(checks.invalid("sample_offset", "0 beside `sample_ids`", sample_offset))
+    return check_sample_ids(sample_ids, x, xp)
+
+
+def check_sample_ids(sample_ids, x, xp):
+    """`sample_ids` as word tensor (batch,), or an error."""
+    if backends.name_of(sample_ids) is None:
+        raise TypeError(checks.invalid("sample_ids", "an integer tensor of shape (batch,)", sample_ids))
+    if not backends.get(backends.name_of(sample_ids)).is_integer(sample_ids):
+        raise TypeError(checks.invalid("sample_ids", "an integer dtype", sample_ids.dtype))
+    sample_ids = xp.asarray(sample_ids, device=xp.device(x))
+    if len(sample_ids.shape) != 1 or (None not in (sample_ids.shape[0], x.shape[0]) and len(x) != len(sample_ids)):
+        expected = f"shape (batch,) = ({x.shape[0]},)"
+        raise ValueError(checks.invalid("sample_ids", expected, tuple(sample_ids.shape)))
+    return xp.as_word(sample_ids)
+
+
+def _offset(offset, argument, like, xp):
+    if backends.name_of(offset) is None:
+        offset = checks.check_word(offset, argument)
+    elif len(offset.shape) != 0:
+        raise ValueError(checks.invalid(argument, "an int or a scalar integer tensor", tuple(offset.shape)))
+    return xp.asarray(xp.as_word(offset), device=xp.device(like))
+
+
+def _key(key, device, xp):
+    if isinstance(key, tuple | list) and len(key) == 2:
+        seed, call = key
+        if checks.is_int(seed):
+            seed = generator.seed_word(seed)
+        if checks.is_int(call):
+            call = checks.check_word(call, "key[1]")
+    elif getattr(key, "shape", None) is not None and tuple(key.shape) == (2,):
+        seed, call = key[0], key[1]
+    else:
+        raise ValueError(checks.invalid("key", "(seed, call): two ints or an integer tensor of length 2", key))
+    for part in (seed, call):
+        name = backends.name_of(part)
+        if not checks.is_int(part) and (name is None or not backends.get(name).is_integer(part)):
+            raise TypeError(checks.invalid("key", "(seed, call): two ints or an integer tensor of length 2", key))
+    return tuple(xp.asarray(xp.as_word(part), device=device) for part in (seed, call))
+
+
+def _params(noise, params, device, xp):
+    own = noise.params()
+    if params is None:
+        params = own
+    elif set(params) != set(own):
+        raise ValueError(checks.invalid("params", f"the numbers {sorted(own)} of {noise!r}", sorted(params)))
+    return {name: xp.asarray(value, device=device) for name, value in params.items()}
+
+
+def _check_operands(x, w, xp):
+    for argument, tensor in (("x", x), ("w", w)):
+        if "float" not in xp.dtype(tensor):
+            raise TypeError(checks.invalid(argument, "a floating dtype", xp.dtype(tensor)))
+    if len(x.shape) not in (2, 3):
+        raise ValueError(checks.invalid("x", "shape (batch, in) or (batch, time, in)", tuple(x.shape)))
+    if len(w.shape) != 2 or x.shape[-1] not in (None, w.shape[0]):
+        raise ValueError(checks.invalid("w", f"shape (in, out) with in = {x.shape[-1]}", tuple(w.shape)))
+
+
+def _check_local_reparameterization(noise, shared):
+    expected = "another method: 'local_reparameterization' holds only for "
+    if not noise.gaussian:
+        expected += f"a Gaussian noise, and this is {noise!r}"
+    elif shared:
+        expected += "a mask of its own for every row of x, and here entries are shared"
+    else:
+        return
+    raise ValueError(checks.invalid("method", expected, "local_reparameterization"))
