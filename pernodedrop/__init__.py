@@ -4,8 +4,27 @@ A mask is a function, not a tensor: a pure function of (key, sample, in, out) to
 NumPy, TensorFlow, PyTorch and JAX to the same bits, and never stored unless someone wants to look at it.
 """
 
-from pernodedrop import ops
+from pernodedrop import backends, layers, ops
+from pernodedrop._version import __version__
+from pernodedrop.layers import DropConnect, Dropout, GaussianDropout, PerNodeDense, PerNodeDrop
 from pernodedrop.mask import Mask
 from pernodedrop.noise import Bernoulli, Gaussian, Noise, PartialGaussian, Uniform
 
-__version__ = "0.1.0"
+
+__all__ = [
+    "Bernoulli",
+    "DropConnect",
+    "Dropout",
+    "Gaussian",
+    "GaussianDropout",
+    "Mask",
+    "Noise",
+    "PartialGaussian",
+    "PerNodeDense",
+    "PerNodeDrop",
+    "Uniform",
+    "__version__",
+    "backends",
+    "layers",
+    "ops",
+]

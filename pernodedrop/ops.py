@@ -66,7 +66,7 @@ def masked_dense(
     return multiply(
         x,
         w,
-        Field(noise, _params(noise, params, device, xp), _key(key, device, xp)),
+        Field(noise, _params(noise, params, device, xp), key_words(key, device, xp)),
         sharing=mask.sharing,
         samples=samples,
         in_offset=_offset(in_offset, "in_offset", x, xp),
@@ -96,7 +96,7 @@ def sample_mask(noise, key, shape, *, sharing=None, sample_offset=0, backend=Non
             [2., 2., 2., 2.]]], dtype=float32)
     """
     xp, shape, coordinates = _coordinates(shape, Mask(noise, sharing).sharing, sample_offset, backend)
-    field = Field(noise, _params(noise, None, None, xp), _key(key, None, xp))
+    field = Field(noise, _params(noise, None, None, xp), key_words(key, None, xp))
     mask = xp.broadcast_to(field.entries(*coordinates, xp), (shape[0], *shape[1:]))
     return xp.reshape(mask, shape)
 
@@ -117,7 +117,7 @@ def random_bits(key, shape, *, sample_offset=0, backend=None):
     dtype('uint32')
     """
     xp, shape, coordinates = _coordinates(shape, frozenset(), sample_offset, backend)
-    field = Field(None, {}, _key(key, None, xp))
+    field = Field(None, {}, key_words(key, None, xp))
     words = xp.broadcast_to(field.words(0, *coordinates, xp), shape)
     return xp.to_numpy(words).view("uint32")
 
@@ -241,7 +241,8 @@ def _offset(offset, argument, like, xp):
     return xp.asarray(xp.as_word(offset), device=xp.device(like))
 
 
-def _key(key, device, xp):
+def key_words(key, device, xp):
+    """`key` as a pair of word tensors (1,), or an error."""
     if isinstance(key, tuple | list) and len(key) == 2:
         seed, call = key
         if checks.is_int(seed):

@@ -1,0 +1,70 @@
+"""Activation noise: what layers that stand between others share."""
+
+import math
+
+import keras
+
+from pernodedrop import backends, checks
+from pernodedrop.layers.noisy import Noisy, check_floating
+from pernodedrop.mask import Mask
+
+
+class ActivationNoise(Noisy):
+    """Base of layers that multiply their input by noise in training and are the identity at inference.
+
+    An entry is the one that weight noise of `sharing="out"` has at the same key: it depends on the sample, on the
+    position in the axes between first and last (row-major, the mask's time) and on the last axis (its in).
+
+    Args:
+        noise: the law of an entry, a `pernodedrop.Noise`.
+        noise_shape: shape of the mask, broadcast against the input; None entries are the input's sizes, and None is
+            the input's shape.
+        seed: int, any; None takes one from Python's `random`.
+        **kwargs: those of `keras.layers.Layer`.
+    """
+
+    def __init__(self, noise, noise_shape=None, seed=None, **kwargs):
+        if noise_shape is not None and not isinstance(noise_shape, tuple | list):
+            raise TypeError(checks.invalid("noise_shape", "None or a tuple of ints and None", noise_shape))
+        super().__init__(mask=Mask(noise, {"out"}), seed=seed, **kwargs)
+        self.noise_shape = None if noise_shape is None else tuple(noise_shape)
+        self.supports_masking = True
+
+    def build(self, input_shape):
+        self._mask_shape(input_shape)
+
+    def call(self, inputs, training=None, key=None, sample_ids=None):
+        if not self.is_noisy(training):
+            return inputs
+        check_floating(inputs)
+        xp = backends.get(keras.backend.backend())
+        shape = self._mask_shape(xp.shape(inputs))
+        mask = xp.reshape(self._entries(inputs, shape, key, sample_ids, xp), shape)
+        dtype = xp.dtype(inputs)
+        wide = "float64" if dtype == "float64" else "float32"
+        return xp.astype(xp.astype(inputs, wide) * xp.astype(mask, wide), dtype)
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self):
+        return {**super().get_config(), "noise_shape": self.noise_shape}
+
+    def _entries(self, inputs, shape, key, sample_ids, xp):
+        _, *middle, last = shape if len(shape) > 1 else (*shape, 1)
+        zero = xp.arange(1, like=inputs)
+        one_sample = self.noise_shape is not None and self.noise_shape[0] == 1
+        sample = zero if one_sample else self.samples(inputs, sample_ids, xp)
+        time = xp.arange(math.prod(middle), like=inputs)
+        field = self.field(key, xp.device(inputs), xp)
+        return field.entries(time[:, None], sample[:, None, None], xp.arange(last, like=inputs), zero, xp)
+
+    def _mask_shape(self, shape):
+        if self.noise_shape is None:
+            return tuple(shape)
+        fits = len(shape) == len(self.noise_shape) and all(
+            own in (None, 1) or size is None or own == size for own, size in zip(self.noise_shape, shape, strict=True)
+        )
+        if not fits:
+            raise ValueError(checks.invalid("noise_shape", f"1, None or the size of {tuple(shape)}", self.noise_shape))
+        return tuple(size if own is None else own for own, size in zip(self.noise_shape, shape, strict=True))

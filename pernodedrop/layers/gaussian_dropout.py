@@ -1,0 +1,36 @@
+"""GaussianDropout: Gaussian noise on activations (Srivastava et al., JMLR 15, 2014, section 10)."""
+
+import keras
+
+from pernodedrop.layers.activation_noise import ActivationNoise
+from pernodedrop.noise import Gaussian
+
+
+@keras.saving.register_keras_serializable("pernodedrop")
+class GaussianDropout(ActivationNoise):
+    """Multiplies its input by N(1, rate / (1 - rate)) in training (Srivastava et al., JMLR 15, 2014, section 10).
+
+    Inference is the identity.
+
+    Args:
+        rate: drop rate in [0, 1) of the Dropout with the same variance.
+        noise_shape, seed, **kwargs: as for `pernodedrop.Dropout`.
+
+    Call arguments, shapes and dtypes: as for `pernodedrop.Dropout`.
+
+    Raises:
+        TypeError, ValueError: a rate outside [0, 1) or an argument that is not as described.
+
+    Example:
+
+    >>> import numpy as np, pernodedrop as pnd
+    >>> layer = pnd.GaussianDropout(0.5, seed=1)
+    >>> layer(np.ones((4, 8), "float32"), training=True).shape == (4, 8)
+    True
+    """
+
+    def __init__(self, rate, noise_shape=None, seed=None, **kwargs):
+        super().__init__(Gaussian(rate=rate), noise_shape=noise_shape, seed=seed, **kwargs)
+
+    def get_config(self):
+        return {**super().get_config(), "rate": self.rate}

@@ -1,0 +1,115 @@
+"""What every noisy Keras layer has: a mask, the noise's numbers and the key in variables, and a key drawn once a call."""
+
+import random
+
+import keras
+import numpy as np
+
+from pernodedrop import backends, checks, generator, ops
+from pernodedrop.mask import Field, Mask
+
+
+class Noisy(keras.layers.Layer):
+    """Base of noisy layers, a mixin before `keras.layers.Layer` or `keras.layers.Wrapper`.
+
+    Its state is saved with the model and restored on any backend:
+        key: int32 (2,), the bits of (seed, call). Each draw advances the call number.
+        one scalar for each number of the noise, so that a new rate takes effect after compilation.
+
+    Args:
+        mask: which mask, a `pernodedrop.Mask`.
+        seed: int, any; None takes one from Python's `random`, which `keras.utils.set_random_seed` seeds.
+    """
+
+    def __init__(self, mask, seed=None, **kwargs):
+        if seed is not None and not checks.is_int(seed):
+            raise TypeError(checks.invalid("seed", "an int or None", seed))
+        super().__init__(**kwargs)
+        self.mask = mask
+        self.seed = seed
+        first = generator.seed_word(random.getrandbits(32) if seed is None else seed)
+        self._key = self._state("key", np.array([first, 0], "uint32").view("int32"))
+        self._numbers = {name: self._state(name, value) for name, value in mask.noise.params().items()}
+
+    @property
+    def noise(self):
+        """The noise with its present numbers."""
+        return self.mask.noise.with_params({k: keras.ops.convert_to_numpy(v)[()] for k, v in self._numbers.items()})
+
+    @property
+    def rate(self):
+        """The present drop rate. Setting it takes effect from the next call, compiled or not."""
+        return getattr(self.noise, "rate", None)
+
+    @rate.setter
+    def rate(self, rate):
+        for name, value in self.noise.with_rate(checks.check_rate(rate)).params().items():
+            self._numbers[name].assign(value)
+
+    def draw(self):
+        """The next key: an integer tensor of length 2, (seed, call), for `layer(x, key=key)`.
+
+        Draw outside `keras.remat` and pass the key to the layer inside, so that the backward pass, which makes the
+        forward pass again, makes the same mask.
+
+        Raises:
+            RuntimeError: inside a rematerialized function, on TensorFlow and torch (JAX itself refuses).
+        """
+        xp = backends.get(keras.backend.backend())
+        if self.mask.regime != "dynamic":
+            return keras.ops.convert_to_tensor(self._key)
+        xp.refuse_redraw()
+        return xp.draw(self._key)
+
+    def rematerialized_call(self, layer_call, *args, **kwargs):
+        if not kwargs.get("training"):
+            return super().rematerialized_call(layer_call, *args, **kwargs)
+        # The key is drawn here, outside what the backward pass makes again. All keywords are closed over, because
+        # TensorFlow's recomputation accepts none and JAX's would trace `training`.
+        if kwargs.get("key") is None:
+            kwargs["key"] = self.draw()
+        again = super().rematerialized_call(lambda *args: layer_call(*args, **kwargs), *args)
+        return lambda *args, **_: again(*args)
+
+    def get_config(self):
+        return {**super().get_config(), "seed": self.seed}
+
+    def is_noisy(self, training):
+        """Whether a call has noise."""
+        return bool(training) or self.mask.at_inference
+
+    def field(self, key, device, xp):
+        """The mask at a key, by default the next one."""
+        key = ops.key_words(self.draw() if key is None else key, device, xp)
+        numbers = {name: keras.ops.convert_to_tensor(variable) for name, variable in self._numbers.items()}
+        return Field(self.mask.noise, numbers, self.mask.key(key, xp))
+
+    def samples(self, x, sample_ids, xp):
+        """The sample coordinates of the rows of x."""
+        if sample_ids is not None:
+            return self.mask.samples(ops.check_sample_ids(sample_ids, x, xp), xp)
+        if self.mask.regime == "example":
+            raise ValueError(checks.invalid("sample_ids", "the examples' ids with regime='example'", None))
+        batch = xp.shape(x)[0]
+        words = xp.arange(batch, like=x)
+        if self.mask.regime != "fixed":
+            words = words + xp.as_word(xp.replica_offset(batch))
+        return self.mask.samples(words, xp)
+
+    def _state(self, name, value):
+        value = np.asarray(value)
+        return self.add_weight(
+            name=name,
+            shape=value.shape,
+            dtype=str(value.dtype),
+            initializer=lambda shape, dtype=None: keras.ops.convert_to_tensor(value, dtype),
+            trainable=False,
+            autocast=False,
+            aggregation="only_first_replica",
+        )
+
+
+def check_floating(inputs):
+    """Raise unless the input of a layer is floating."""
+    if not keras.backend.is_float_dtype(keras.backend.standardize_dtype(inputs.dtype)):
+        raise TypeError(checks.invalid("inputs", "a floating dtype", inputs.dtype))

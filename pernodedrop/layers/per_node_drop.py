@@ -1,0 +1,108 @@
+"""PerNodeDrop: every sample and every connection of a layer gets its own multiplicative noise (arXiv 2512.12663)."""
+
+import keras
+
+from pernodedrop import noise as noises
+from pernodedrop.layers.weight_noise import WeightNoise
+from pernodedrop.mask import Mask
+
+DEFAULT_RATE = 0.5
+
+
+@keras.saving.register_keras_serializable("pernodedrop")
+class PerNodeDrop(WeightNoise):
+    """Gives every connection of a layer its own multiplicative noise for every sample (arXiv 2512.12663).
+
+    In training, y[n, j] = activation(sum_i x[n, i] * W[i, j] * M[n, i, j] + b[j]) with E[M] = 1. At inference the
+    dynamic and example regimes are the inner layer itself; the fixed and bank regimes keep their masks.
+
+    Args:
+        layer: the inner layer, a `keras.layers.Dense` or `EinsumDense`. An EinsumDense equation needs a batch letter
+            that comes first in x, stands in the output and not in the kernel.
+        rate: drop rate in [0, 1) that goes with a noise given by name; None is 0.5.
+        noise: "bernoulli" (the paper's binary), "gaussian", "uniform", or a `pernodedrop.Noise`, which brings its own
+            numbers, so that a rate beside it is an error.
+        regime: "dynamic": a new mask every training call. "fixed": one mask for the model, the same for all samples,
+            at inference too. "bank": `bank_size` fixed masks, at inference too; sample n of a batch has mask n modulo
+            bank_size unless `sample_ids` says otherwise. "example": a fixed mask for each example id, in training.
+        sharing: coordinates that the mask does not depend on, as in `pernodedrop.ops.masked_dense`; None shares a
+            sample's mask over the positions of inputs of rank 3 and more.
+        bank_size: number of masks in the bank regime.
+        seed: int, any; None takes one from Python's `random` (`keras.utils.set_random_seed` makes that repeatable).
+            Seeds s and s + 1 give independent masks. It is saved with the config, the present key with the weights.
+        method: how the product is computed, as in `pernodedrop.ops.masked_dense`.
+        **kwargs: those of `keras.layers.Layer`; the dtype policy is the inner layer's unless given.
+
+    Call arguments:
+        inputs: floating tensor of any shape the inner layer takes, samples first.
+        training: whether to train; Keras sets it in `fit`.
+        key: the key to use instead of drawing one, from `draw()`.
+        sample_ids: integer tensor (batch,), modulo 2**32: the sample coordinate of each row. Example ids in the example
+            regime, where they are required in training; mask numbers, modulo `bank_size`, in the bank regime.
+
+    Input shape, output shape, dtypes: the inner layer's. Sums are in float32 under mixed precision.
+
+    Raises:
+        TypeError, ValueError: an argument that is not as described, named in the message.
+
+    Example:
+
+    >>> import keras, numpy as np, pernodedrop as pnd
+    >>> layer = pnd.PerNodeDrop(keras.layers.Dense(4, activation="relu"), rate=0.5, seed=1)
+    >>> x = np.ones((2, 3), "float32")
+    >>> layer(x, training=True).shape == (2, 4)
+    True
+    >>> bool((keras.ops.convert_to_numpy(layer(x)) == keras.ops.convert_to_numpy(layer.layer(x))).all())
+    True
+    """
+
+    def __init__(
+        self,
+        layer,
+        rate=None,
+        noise="bernoulli",
+        regime="dynamic",
+        sharing=None,
+        bank_size=None,
+        seed=None,
+        method="auto",
+        **kwargs,
+    ):
+        if rate is None and isinstance(noise, str):
+            rate = DEFAULT_RATE
+        mask = Mask(noises.get(noise, rate), sharing, regime, bank_size)
+        super().__init__(layer, mask, seed=seed, method=method, **kwargs)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "noise": keras.saving.serialize_keras_object(self.noise),
+            "regime": self.mask.regime,
+            "sharing": sorted(self.mask.sharing),
+            "bank_size": self.mask.bank_size,
+        }
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        noise = keras.saving.deserialize_keras_object(config["noise"], custom_objects=custom_objects)
+        return super().from_config({**config, "noise": noise}, custom_objects=custom_objects)
+
+
+def PerNodeDense(units, rate=None, noise="bernoulli", regime="dynamic", activation=None, seed=None, **kwargs):  # noqa: N802
+    """The paper's layer in one call: a `PerNodeDrop` around a `keras.layers.Dense`.
+
+    Args:
+        units, activation: those of the Dense layer.
+        rate, noise, regime, seed: those of `PerNodeDrop`.
+        **kwargs: `sharing`, `bank_size`, `method`, `name` and `dtype` of `PerNodeDrop`; everything else goes to Dense.
+
+    Returns:
+        A `PerNodeDrop`; its `layer` is the Dense layer.
+
+    >>> import pernodedrop as pnd
+    >>> pnd.PerNodeDense(8, rate=0.3, use_bias=False, seed=1).layer.units
+    8
+    """
+    of_wrapper = {name: kwargs.pop(name) for name in ("sharing", "bank_size", "method", "name") if name in kwargs}
+    dense = keras.layers.Dense(units, activation=activation, **kwargs)
+    return PerNodeDrop(dense, rate=rate, noise=noise, regime=regime, seed=seed, **of_wrapper)
