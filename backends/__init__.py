@@ -45,9 +45,11 @@ def get(name):
         ValueError: an unknown name.
         ImportError: a backend whose framework is not installed.
     """
-    checks.check_choice(name, "backend", NAMES)
+    module = f"{__name__}.{checks.check_choice(name, 'backend', NAMES)}_ops"
+    if module in sys.modules:
+        return sys.modules[module]
     try:
-        return importlib.import_module(f"pernodedrop.backends.{name}_ops")
+        return importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is not None and error.name.partition(".")[0] in _ROOTS:
             raise ImportError(f"backend={name!r} needs {error.name}, which is not installed") from error

@@ -135,7 +135,7 @@ def recomputed(x, w, field, rows, in_, out):
 
 def draw(variable):
     """The next key of a Keras variable [seed, call], whose call number it advances."""
-    key = np.array(variable)
+    key = np.array(variable.value)
     variable.assign(key + np.asarray([0, 1], key.dtype))
     return key
 

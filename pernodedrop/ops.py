@@ -234,30 +234,35 @@ def check_sample_ids(sample_ids, x, xp):
 
 
 def _offset(offset, argument, like, xp):
-    if backends.name_of(offset) is None:
+    if checks.is_int(offset):
         offset = checks.check_word(offset, argument)
-    elif len(offset.shape) != 0:
-        raise ValueError(checks.invalid(argument, "an int or a scalar integer tensor", tuple(offset.shape)))
-    return xp.asarray(xp.as_word(offset), device=xp.device(like))
+    return _word(offset, argument, "an int in [0, 2**32) or a scalar integer tensor", xp.device(like), xp)
 
 
 def key_words(key, device, xp):
     """`key` as a pair of word tensors (1,), or an error."""
-    if isinstance(key, tuple | list) and len(key) == 2:
-        seed, call = key
-        if checks.is_int(seed):
-            seed = generator.seed_word(seed)
-        if checks.is_int(call):
-            call = checks.check_word(call, "key[1]")
-    elif getattr(key, "shape", None) is not None and tuple(key.shape) == (2,):
-        seed, call = key[0], key[1]
-    else:
-        raise ValueError(checks.invalid("key", "(seed, call): two ints or an integer tensor of length 2", key))
-    for part in (seed, call):
-        name = backends.name_of(part)
-        if not checks.is_int(part) and (name is None or not backends.get(name).is_integer(part)):
-            raise TypeError(checks.invalid("key", "(seed, call): two ints or an integer tensor of length 2", key))
-    return tuple(xp.asarray(xp.as_word(part), device=device) for part in (seed, call))
+    expected = "(seed, call): two ints or an integer tensor of length 2"
+    name = backends.name_of(key)
+    if name is not None and len(key.shape) == 1 and key.shape[0] == 2 and backends.get(name).is_integer(key):
+        words = xp.asarray(xp.as_word(key), device=device)
+        return words[:1], words[1:]
+    if not isinstance(key, tuple | list) or len(key) != 2:
+        raise ValueError(checks.invalid("key", expected, key))
+    seed, call = key
+    if checks.is_int(seed):
+        seed = generator.seed_word(seed)
+    if checks.is_int(call):
+        call = checks.check_word(call, "key[1]")
+    return _word(seed, "key", expected, device, xp), _word(call, "key", expected, device, xp)
+
+
+def _word(value, argument, expected, device, xp):
+    """An int, or a scalar integer tensor of any framework, as a word tensor (1,)."""
+    if not checks.is_int(value):
+        name = backends.name_of(value)
+        if name is None or len(value.shape) != 0 or not backends.get(name).is_integer(value):
+            raise TypeError(checks.invalid(argument, expected, value))
+    return xp.asarray(xp.as_word(value), device=device)
 
 
 def _params(noise, params, device, xp):

@@ -4,8 +4,8 @@ import math
 
 import keras
 
-from pernodedrop import backends, checks
-from pernodedrop.layers.noisy import Noisy, check_floating
+from pernodedrop import checks
+from pernodedrop.layers.noisy import Noisy, check_floating, xp
 from pernodedrop.mask import Mask
 
 
@@ -37,9 +37,8 @@ class ActivationNoise(Noisy):
         if not self.is_noisy(training):
             return inputs
         check_floating(inputs)
-        xp = backends.get(keras.backend.backend())
         shape = self._mask_shape(xp.shape(inputs))
-        mask = xp.reshape(self._entries(inputs, shape, key, sample_ids, xp), shape)
+        mask = xp.reshape(self._entries(inputs, shape, key, sample_ids), shape)
         dtype = xp.dtype(inputs)
         wide = "float64" if dtype == "float64" else "float32"
         return xp.astype(xp.astype(inputs, wide) * xp.astype(mask, wide), dtype)
@@ -50,13 +49,13 @@ class ActivationNoise(Noisy):
     def get_config(self):
         return {**super().get_config(), "noise_shape": self.noise_shape}
 
-    def _entries(self, inputs, shape, key, sample_ids, xp):
+    def _entries(self, inputs, shape, key, sample_ids):
         _, *middle, last = shape if len(shape) > 1 else (*shape, 1)
         zero = xp.arange(1, like=inputs)
         one_sample = self.noise_shape is not None and self.noise_shape[0] == 1
-        sample = zero if one_sample else self.samples(inputs, sample_ids, xp)
+        sample = zero if one_sample else self.samples(inputs, sample_ids)
         time = xp.arange(math.prod(middle), like=inputs)
-        field = self.field(key, xp.device(inputs), xp)
+        field = self.field(key, xp.device(inputs))
         return field.entries(time[:, None], sample[:, None, None], xp.arange(last, like=inputs), zero, xp)
 
     def _mask_shape(self, shape):

@@ -43,13 +43,13 @@ class Contraction:
 
     def __call__(self, x, kernel, multiply):
         """The product, where multiply(x, w, in_offset) does it for x (batch, [time,] in) and w (in, out)."""
-        size = dict(zip(self.kernel, kernel.shape, strict=True))
-        size.update((c, n) for c, n in zip(self.x, keras.ops.shape(x), strict=True) if c not in size)
-        groups, inputs, outputs = (math.prod(size[c] for c in part) for part in (self.group, self.in_, self.out))
+        size = {**dict(zip(self.x, keras.ops.shape(x), strict=True)), **dict(zip(self.kernel, kernel.shape, strict=True))}
+        # lists rather than generators, which torch.compile cannot trace into math.prod
+        groups, inputs, outputs = [math.prod([size[c] for c in part]) for part in (self.group, self.in_, self.out)]
 
         x = _arrange(x, self.x, [*self.group, self.batch, *self.time, *self.in_])
         kernel = _arrange(kernel, self.kernel, [*self.group, *self.in_, *self.out])
-        times = [math.prod(size[c] for c in self.time)] if self.time else []
+        times = [math.prod([size[c] for c in self.time])] if self.time else []
         x = keras.ops.reshape(x, (groups, size[self.batch], *times, inputs))
         kernel = keras.ops.reshape(kernel, (groups, inputs, outputs))
 
@@ -73,7 +73,7 @@ class Contraction:
             if len(set(term)) < len(term):
                 refuse(f"the term {term!r} repeats a letter")
         for letter in set(self.x + self.kernel + self.y):
-            if sum(letter in term for term in (self.x, self.kernel, self.y)) == 1:
+            if [letter in term for term in (self.x, self.kernel, self.y)].count(True) == 1:
                 refuse(f"{letter!r} stands in one term only")
 
 

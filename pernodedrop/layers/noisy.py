@@ -6,7 +6,10 @@ import keras
 import numpy as np
 
 from pernodedrop import backends, checks, generator, ops
-from pernodedrop.mask import Field, Mask
+from pernodedrop.mask import Field
+
+xp = backends.get(keras.backend.backend())
+"""The ops namespace of the one framework that Keras layers run on in this process."""
 
 
 class Noisy(keras.layers.Layer):
@@ -55,18 +58,15 @@ class Noisy(keras.layers.Layer):
         Raises:
             RuntimeError: inside a rematerialized function, on TensorFlow and torch (JAX itself refuses).
         """
-        xp = backends.get(keras.backend.backend())
         if self.mask.regime != "dynamic":
             return keras.ops.convert_to_tensor(self._key)
         xp.refuse_redraw()
         return xp.draw(self._key)
 
     def rematerialized_call(self, layer_call, *args, **kwargs):
-        if not kwargs.get("training"):
-            return super().rematerialized_call(layer_call, *args, **kwargs)
         # The key is drawn here, outside what the backward pass makes again. All keywords are closed over, because
         # TensorFlow's recomputation accepts none and JAX's would trace `training`.
-        if kwargs.get("key") is None:
+        if kwargs.get("key") is None and self.is_noisy(kwargs.get("training")):
             kwargs["key"] = self.draw()
         again = super().rematerialized_call(lambda *args: layer_call(*args, **kwargs), *args)
         return lambda *args, **_: again(*args)
@@ -78,13 +78,14 @@ class Noisy(keras.layers.Layer):
         """Whether a call has noise."""
         return bool(training) or self.mask.at_inference
 
-    def field(self, key, device, xp):
+    def field(self, key, device):
         """The mask at a key, by default the next one."""
-        key = ops.key_words(self.draw() if key is None else key, device, xp)
+        key = self.draw() if key is None else key
+        key = ops.key_words(key, device, xp)
         numbers = {name: keras.ops.convert_to_tensor(variable) for name, variable in self._numbers.items()}
         return Field(self.mask.noise, numbers, self.mask.key(key, xp))
 
-    def samples(self, x, sample_ids, xp):
+    def samples(self, x, sample_ids):
         """The sample coordinates of the rows of x."""
         if sample_ids is not None:
             return self.mask.samples(ops.check_sample_ids(sample_ids, x, xp), xp)

@@ -2,9 +2,9 @@
 
 import keras
 
-from pernodedrop import backends, checks, ops
+from pernodedrop import checks, ops
 from pernodedrop.layers.contraction import Contraction, check_layer, finish, float_kernel
-from pernodedrop.layers.noisy import Noisy, check_floating
+from pernodedrop.layers.noisy import Noisy, check_floating, xp
 
 
 class WeightNoise(Noisy, keras.layers.Wrapper):
@@ -38,9 +38,8 @@ class WeightNoise(Noisy, keras.layers.Wrapper):
         if not self.is_noisy(training):
             return self.layer(inputs)
         check_floating(inputs)
-        xp = backends.get(keras.backend.backend())
-        field = self.field(key, xp.device(inputs), xp)
-        samples = self.samples(inputs, sample_ids, xp)
+        field = self.field(key, xp.device(inputs))
+        samples = self.samples(inputs, sample_ids)
 
         def multiply(x, w, in_offset):
             return ops.multiply(

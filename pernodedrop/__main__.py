@@ -1,0 +1,8 @@
+"""`python -m pernodedrop`: the command line."""
+
+import sys
+
+from pernodedrop.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

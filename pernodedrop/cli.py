@@ -1,0 +1,78 @@
+"""The command line: `pernodedrop demo | doctor`, also as `python -m pernodedrop`.
+
+A command is one function: it adds its parser to the others and says what to run. What it runs imports what it needs
+itself, takes the parsed arguments and returns the exit code: 0, 1 for a finding or a failure, 2 for wrong usage.
+"""
+
+import argparse
+import sys
+
+from pernodedrop._version import __version__
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+
+def main(argv=None):
+    """Run the command line.
+
+    Args:
+        argv: the arguments as a list of strings; None takes those of the process.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        SystemExit: after --help or --version with code 0, after wrong usage with code 2.
+    """
+    args = _parser().parse_args(argv)
+    try:
+        return args.run(args)
+    except KeyboardInterrupt:
+        print("pernodedrop: interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _parser():
+    parser = argparse.ArgumentParser(
+        prog="pernodedrop", description="Noise regularizers with the same masks on TensorFlow, PyTorch, JAX and NumPy."
+    )
+    parser.add_argument("--version", action="version", version=f"pernodedrop {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for add_command in (_add_demo, _add_doctor):
+        add_command(commands)
+    return parser
+
+
+def _add_demo(commands):
+    text = "train one small network with every regularizer on handwritten digits, and compare"
+    parser = commands.add_parser("demo", help=text, description=text)
+    parser.add_argument("--seeds", type=int, default=5, metavar="N", help="runs of each variant (default: 5)")
+    parser.add_argument("--epochs", type=int, default=25, metavar="N", help="epochs of each run (default: 25)")
+    parser.add_argument("--variants", nargs="+", metavar="NAME", help="some of the variants, by name (default: all)")
+    parser.add_argument("--output", metavar="DIR", help="where results go (default: demo-results/<backend>)")
+
+    def run(args):
+        try:
+            from pernodedrop import demo
+        except ModuleNotFoundError as error:
+            print(f"pernodedrop demo: {error}. Try: pip install 'pernodedrop[demo]'", file=sys.stderr)
+            return 1
+        try:
+            settings = demo.Settings(args.seeds, args.epochs, args.variants, args.output)
+        except (TypeError, ValueError) as error:
+            parser.error(str(error))
+        return demo.run(settings)
+
+    parser.set_defaults(run=run)
+
+
+def _add_doctor(commands):
+    text = "say what is installed, and whether every backend makes the same masks"
+    parser = commands.add_parser("doctor", help=text, description=text)
+
+    def run(args):
+        from pernodedrop import doctor
+
+        return doctor.run()
+
+    parser.set_defaults(run=run)

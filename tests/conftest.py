@@ -1,0 +1,33 @@
+"""One process tests one backend: KERAS_BACKEND chooses it, HYPOTHESIS_PROFILE how long properties are searched."""
+
+import os
+import tempfile
+
+_keras_home = tempfile.TemporaryDirectory(prefix="keras-home-")  # a developer's ~/.keras must not leak in
+os.environ["KERAS_HOME"] = _keras_home.name
+BACKEND = os.environ.setdefault("KERAS_BACKEND", "jax")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import hypothesis  # noqa: E402
+import keras  # noqa: E402
+import pytest  # noqa: E402
+
+from pernodedrop import backends  # noqa: E402
+
+hypothesis.settings.register_profile("ci", derandomize=True, deadline=None, max_examples=30, print_blob=True)
+hypothesis.settings.register_profile("thorough", deadline=None, max_examples=1000, print_blob=True)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def requested_backend():
+    """A backend that was asked for and does not load is a failure, never a skip."""
+    assert keras.backend.backend() == BACKEND
+    assert backends.name_of(keras.ops.convert_to_tensor(0.0)) == BACKEND
+    assert backends.get(BACKEND).__name__ == f"pernodedrop.backends.{BACKEND}_ops"
+
+
+@pytest.fixture(scope="session")
+def xp():
+    """The ops namespace of the backend under test."""
+    return backends.get(BACKEND)

@@ -1,0 +1,24 @@
+"""Scripts that need a process of their own: fresh memory, several devices, another backend."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import keras
+
+import pernodedrop
+
+SCRIPTS = pathlib.Path(__file__).parent / "scripts"
+
+
+def child(script, *arguments, backend=None, **environment):
+    """Run a script of tests/scripts and return what it printed last, as JSON."""
+    root = str(pathlib.Path(pernodedrop.__file__).parent.parent)
+    env = {**os.environ, "KERAS_BACKEND": backend or keras.backend.backend(), **environment}
+    env["PYTHONPATH"] = os.pathsep.join([root, env.get("PYTHONPATH", "")])
+    command = [sys.executable, str(SCRIPTS / script), *map(str, arguments)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])

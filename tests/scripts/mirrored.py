@@ -1,0 +1,58 @@
+"""Fit the same model on two replicas and on one device, with batches that do not divide."""
+
+import json
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import pernodedrop as pnd
+
+(cpu,) = tf.config.list_physical_devices("CPU")
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+x = np.random.default_rng(0).normal(size=(21, 6)).astype("float32")
+
+
+class Recorder(keras.Model):
+    """Returns the noisy layer's output in training, so that the loss sees its masks."""
+
+    def __init__(self):
+        super().__init__()
+        self.noisy = pnd.PerNodeDense(5, rate=0.5, use_bias=False, seed=1, kernel_initializer="ones")
+
+    def call(self, x, training=None):
+        return self.noisy(x, training=training)
+
+
+def first_outputs(distribute):
+    """The training outputs of batches of 8, 8 and 5, in order."""
+    with strategy.scope() if distribute else tf.init_scope():
+        model = Recorder()
+        model.build((None, 6))
+    outputs = []
+    if not distribute:
+        for start in range(0, 21, 8):
+            outputs.append(model(x[start : start + 8], training=True).numpy())
+        return np.concatenate(outputs), model
+
+    step = tf.function(lambda batch: model(batch, training=True))
+    for batch in strategy.experimental_distribute_dataset(tf.data.Dataset.from_tensor_slices(x).batch(8)):
+        parts = strategy.experimental_local_results(strategy.run(step, (batch,)))
+        outputs.extend(part.numpy() for part in parts)
+    return np.concatenate(outputs), model
+
+
+alone, _ = first_outputs(distribute=False)
+mirrored, model = first_outputs(distribute=True)
+keys = keras.ops.convert_to_numpy(model.noisy._key).tolist()
+print(
+    json.dumps(
+        {
+            "replicas": strategy.num_replicas_in_sync,
+            "alone": alone.tolist(),
+            "mirrored": mirrored.tolist(),
+            "keys": keys,
+        }
+    )
+)

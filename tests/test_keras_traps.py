@@ -1,0 +1,310 @@
+"""What Keras itself gets wrong about noise, as reproduced on Keras 3.15, and these layers must not."""
+
+import keras
+import numpy as np
+import pytest
+
+import pernodedrop as pnd
+from tests.processes import child
+from tests.test_layers import BACKEND, LAYERS, host, inputs, mask, needs_training
+
+def sgd_step(x, y, w, m):
+    """The kernel after one SGD step at learning rate 1 on the mean squared error of the masked product."""
+    error = np.einsum("bi,io,bio->bo", x, w, m) - y
+    return w - 2 / y.size * np.einsum("bi,bo,bio->io", x, error, m)
+
+
+def test_neighbouring_seeds_and_calls_do_not_overlap():
+    """On torch, Keras' Dropout(seed=1) at step 2 equals Dropout(seed=2) at step 1."""
+    x = np.ones((8, 64), "float32")
+    first, second = pnd.Dropout(0.5, seed=1), pnd.Dropout(0.5, seed=2)
+    drawn = [host(layer(x, training=True)) for layer in (first, second) for _ in range(3)]
+    # two independent masks of 512 fair bits agree on fewer than 190 or more than 322 with probability 5e-9 a pair
+    agreements = [(a == b).sum() for n, a in enumerate(drawn) for b in drawn[:n]]
+    assert min(agreements) > 190
+    assert max(agreements) < 322
+
+
+def test_layers_without_a_seed_differ_and_repeat_with_keras_seeding():
+    x = np.ones((8, 64), "float32")
+
+    def two():
+        keras.utils.set_random_seed(3)
+        return [host(pnd.Dropout(0.5)(x, training=True)) for _ in range(2)]
+
+    first, again = two(), two()
+    assert not (first[0] == first[1]).all()
+    np.testing.assert_array_equal(first, again)
+
+
+@pytest.mark.parametrize("seed", [0, -1, 2**31, 2**32 - 1, 2**32, 10**30])
+def test_any_integer_is_a_seed(seed):
+    """Keras' SeedGenerator raises from 2**31 on torch and for -1 on JAX."""
+    layer, x = pnd.Dropout(0.5, seed=seed), np.ones((2, 8), "float32")
+    expected = mask((2, 8, 1), key=(seed, 0))[:, :, 0]
+    np.testing.assert_array_equal(host(layer(x, training=True)), expected)
+
+
+class Rematerialized(keras.Model):
+    """One noisy layer; `drawn` says where the key comes from when the call is inside `keras.remat`."""
+
+    def __init__(self, layer, drawn=None):
+        super().__init__()
+        self.noisy, self.drawn = layer, drawn
+
+    def call(self, x, training=None):
+        if not self.drawn:
+            return self.noisy(x, training=training)
+        key = self.noisy.draw() if training and self.drawn == "outside" else None
+        return keras.remat(lambda x: self.noisy(x, training=training, key=key))(x)
+
+
+def fit_once(model, jit_compile=False):
+    x, y = inputs(21, 6), inputs(21, 5)
+    model(x)
+    before = host(model.noisy.layer.kernel)
+    model.compile(keras.optimizers.SGD(1.0), "mse", jit_compile=jit_compile)
+    model.fit(x, y, batch_size=21, epochs=1, verbose=0, shuffle=False)
+    return host(model.noisy.layer.kernel), sgd_step(x, y, before, mask((21, 6, 5)))
+
+
+@needs_training
+@pytest.mark.parametrize("jit_compile", [False, True] if BACKEND == "tensorflow" else [BACKEND == "jax"])
+def test_remat_scope_differentiates_the_mask_it_applied(jit_compile):
+    with keras.RematScope("full"):
+        layer = pnd.PerNodeDense(5, use_bias=False, seed=1)
+    model = Rematerialized(layer)
+    after, expected = fit_once(model, jit_compile)
+    np.testing.assert_allclose(after, expected, atol=1e-6)
+    assert host(layer._key).tolist() == [1, 1]
+
+
+@needs_training
+def test_remat_of_a_function_with_a_key_drawn_outside_is_exact():
+    model = Rematerialized(pnd.PerNodeDense(5, use_bias=False, seed=1), drawn="outside")
+    after, expected = fit_once(model, jit_compile=BACKEND == "jax")
+    np.testing.assert_allclose(after, expected, atol=1e-6)
+
+
+@needs_training
+def test_remat_of_a_function_with_an_undrawn_key_is_refused():
+    model = Rematerialized(pnd.PerNodeDense(5, use_bias=False, seed=1), drawn="inside")
+    if BACKEND == "jax":
+        # the draw leaks a tracer, which JAX refuses by itself when the key is written back
+        with pytest.raises(Exception, match=r"[Tt]racer"):
+            fit_once(model, jit_compile=True)
+    else:
+        with pytest.raises(RuntimeError, match=r"layer\.draw\(\)"):
+            fit_once(model)
+
+
+@needs_training
+def test_a_new_rate_takes_effect_after_compilation():
+    layer = pnd.PerNodeDense(6, rate=0.5, use_bias=False, seed=1, kernel_initializer="identity")
+    model = keras.Sequential([keras.Input((6,)), layer])
+    x = np.ones((8, 6), "float32")
+    model.compile(keras.optimizers.SGD(0.0), "mse", jit_compile=BACKEND != "torch")
+
+    def loss():  # mean of (1 - m)**2 over the diagonal of the masks, and 1/6 of the entries is on the diagonal
+        key = tuple(int(n) for n in host(layer._key))
+        m = np.einsum("bii->bi", mask((8, 6, 6), pnd.Bernoulli(layer.rate), key))
+        return model.fit(x, x, batch_size=8, verbose=0).history["loss"][0], np.mean((m - 1) ** 2)
+
+    np.testing.assert_allclose(*loss(), rtol=1e-6)
+    layer.rate = 0.25
+    assert layer.noise == pnd.Bernoulli(0.25)
+    np.testing.assert_allclose(*loss(), rtol=1e-6)
+    layer.rate = 0.0
+    assert loss() == (0.0, 0.0)
+
+
+def test_a_rate_is_saved_with_the_weights(tmp_path):
+    layer, again = pnd.PerNodeDense(5, rate=0.5, seed=1), pnd.PerNodeDense(5, rate=0.1, seed=2)
+    models = [keras.Sequential([keras.Input((6,)), each]) for each in (layer, again)]
+    layer.rate = 0.3
+    models[0].save_weights(tmp_path / "model.weights.h5")
+    models[1].load_weights(tmp_path / "model.weights.h5")
+    assert again.noise.threshold == pnd.Bernoulli(0.3).threshold
+    assert abs(again.rate - 0.3) < 2**-25
+    assert type(layer).from_config(layer.get_config()).rate == pytest.approx(0.3, abs=2**-25)
+
+
+@needs_training
+def test_model_checkpoint_restores_the_next_mask(tmp_path):
+    def model():
+        return keras.Sequential([keras.Input((6,)), pnd.Dropout(0.5, seed=1), keras.layers.Dense(2)])
+
+    first, x, y = model(), inputs(20, 6), inputs(20, 2)
+    first.compile("sgd", "mse")
+    saving = keras.callbacks.ModelCheckpoint(tmp_path / "model.keras")
+    first.fit(x, y, batch_size=8, epochs=2, callbacks=[saving], verbose=0)
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    assert host(again.layers[0]._key).tolist() == [1, 6]
+    np.testing.assert_array_equal(host(again(x, training=True)), host(first(x, training=True)))
+
+
+@needs_training
+def test_backup_and_restore_resumes_the_very_run(tmp_path):
+    class Crash(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 2:
+                raise InterruptedError
+
+    def run(*callbacks):
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential(
+            [keras.Input((6,)), LAYERS["per_node_drop"](), pnd.Dropout(0.3), keras.layers.Dense(2)]
+        )
+        model.compile("adam", "mse")
+        model.fit(x, y, batch_size=8, epochs=3, shuffle=False, callbacks=list(callbacks), verbose=0)
+        return model
+
+    x, y = inputs(20, 6), inputs(20, 2)
+    backup = tmp_path / "backup"
+    with pytest.raises(InterruptedError):
+        run(keras.callbacks.BackupAndRestore(backup), Crash())
+    resumed, whole = run(keras.callbacks.BackupAndRestore(backup)), run()
+    for a, b in zip(resumed.get_weights(), whole.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.skipif(BACKEND == "numpy", reason="compares this backend with NumPy")
+def test_state_crosses_backends(tmp_path):
+    """Weights saved here draw the same next masks on NumPy, and the other way round."""
+    model = keras.Sequential([keras.Input((6,)), pnd.Dropout(0.5, seed=2**31 + 5), pnd.PerNodeDense(4, seed=-3)])
+    x = np.ones((3, 6), "float32")
+    model(x, training=True)
+    model.save_weights(tmp_path / "here.weights.h5")
+    there = child("next_mask.py", tmp_path / "here.weights.h5", tmp_path / "there.weights.h5", backend="numpy")
+    np.testing.assert_allclose(host(model(x, training=True)), there["first"], atol=1e-6)
+    model.load_weights(tmp_path / "there.weights.h5")
+    np.testing.assert_allclose(host(model(x, training=True)), there["second"], atol=1e-6)
+
+
+def test_dtype_policy_survives_reload():
+    """Keras' SpatialDropout comes back in float32."""
+    for layer in (pnd.Dropout(0.5, dtype="mixed_bfloat16"), LAYERS["per_node_drop"](dtype="mixed_float16")):
+        assert type(layer).from_config(layer.get_config()).dtype_policy == layer.dtype_policy
+
+
+def test_wrapper_takes_the_inner_layer_s_dtype_policy():
+    layer = pnd.PerNodeDrop(keras.layers.Dense(4, dtype="mixed_bfloat16"))
+    assert layer.dtype_policy.name == "mixed_bfloat16"
+    assert keras.backend.standardize_dtype(layer(inputs(2, 6), training=True).dtype) == "bfloat16"
+
+
+def test_lora_of_the_inner_layer_is_in_the_kernel():
+    layer, x = pnd.PerNodeDense(5, rate=0.0, seed=1), inputs(4, 6)
+    layer(x)
+    layer.layer.enable_lora(2)
+    layer.layer.lora_kernel_b.assign(np.ones((2, 5)))
+    assert not np.allclose(host(layer(x)), x @ host(layer.layer._kernel))
+    np.testing.assert_allclose(host(layer(x, training=True)), host(layer(x)), atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [
+        (lambda: keras.layers.Dense(5), (4, 6)),
+        (lambda: keras.layers.EinsumDense("abc,cde->abde", output_shape=(None, 3, 4)), (4, 7, 6)),
+    ],
+)
+@pytest.mark.parametrize("lora", [False, True])
+def test_int8_kernel_is_read_in_floating_point(make, shape, lora):
+    """Keras' `kernel` gives the raw int8 numbers here, up to 127 times the kernel and more."""
+    layer, x = pnd.PerNodeDrop(make(), rate=0.0, seed=1), inputs(*shape)
+    model = keras.Sequential([keras.Input(shape[1:]), layer])
+    model.quantize("int8")
+    if lora:
+        layer.layer.enable_lora(2)
+        layer.layer.lora_kernel_b.assign(np.ones(layer.layer.lora_kernel_b.shape))
+    np.testing.assert_allclose(host(layer(x, training=True)), host(layer(x)), atol=0.06)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_int4_training_is_refused():
+    layer = pnd.PerNodeDense(5, seed=1)
+    model = keras.Sequential([keras.Input((6,)), layer])
+    model.quantize("int4")
+    with pytest.raises(NotImplementedError, match="'int4'"):
+        layer(inputs(4, 6), training=True)
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="tf.distribute is TensorFlow's")
+def test_mirrored_replicas_have_the_masks_of_one_device():
+    """Keras' Dropout draws equal masks on every replica; 21 samples on 2 replicas make ragged batches."""
+    seen = child("mirrored.py")
+    assert seen["replicas"] == 2
+    np.testing.assert_allclose(seen["mirrored"], seen["alone"], atol=1e-6)
+    assert seen["keys"] == [1, 3]
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="keras.distribution.DataParallel is JAX's")
+def test_data_parallel_has_the_masks_of_one_device():
+    seen = child("data_parallel.py", XLA_FLAGS="--xla_force_host_platform_device_count=4")
+    assert seen["devices"] == 4
+    np.testing.assert_allclose(seen["parallel"], seen["alone"], atol=1e-6)
+
+
+torch_only = pytest.mark.skipif(BACKEND != "torch", reason="torch.compile is torch's")
+
+
+@torch_only
+@pytest.mark.parametrize("name", ["per_node_drop", "per_node_drop_gaussian", "dropout"])
+def test_compiled_model_has_no_graph_break_and_the_same_masks(name):
+    import torch
+
+    model = keras.Sequential([keras.Input((6,)), LAYERS[name](), keras.layers.Dense(2)])
+    x = torch.from_numpy(inputs(5, 6))
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    y = compiled(x, training=True)
+    y.sum().backward()
+    gradients = [host(p.grad) for p in model.parameters() if p.grad is not None]
+    model.zero_grad()
+    assert host(model.layers[0]._key).tolist() == [1, 1]
+    model.layers[0]._key.assign([1, 0])
+    again = model(x, training=True)
+    again.sum().backward()
+    np.testing.assert_allclose(host(y.detach()), host(again.detach()), atol=1e-6)
+    for compiled_gradient, p in zip(gradients, [p for p in model.parameters() if p.grad is not None], strict=True):
+        np.testing.assert_allclose(compiled_gradient, host(p.grad), atol=1e-6)
+
+
+@torch_only
+def test_compiled_remat_with_a_key_drawn_outside_is_exact():
+    """Without an opaque draw the compiled backward pass reads the advanced state and makes another mask."""
+    import torch
+
+    layer = pnd.PerNodeDense(5, use_bias=False, seed=1)
+    x = torch.from_numpy(inputs(21, 6))
+    layer(x)
+
+    @torch.compile(backend="aot_eager")
+    def loss(x):
+        key = layer.draw()
+        run = torch.utils.checkpoint.checkpoint
+        return run(lambda x: layer(x, training=True, key=key), x, use_reentrant=False).sum()
+
+    loss(x).backward()
+    expected = np.einsum("bi,bio->io", host(x), mask((21, 6, 5)))
+    np.testing.assert_allclose(host(layer.layer.kernel.value.grad), expected, atol=1e-5)
+
+
+@torch_only
+def test_compiled_fit_breaks_no_more_than_dense(monkeypatch):
+    import torch
+    from torch._dynamo.utils import counters
+
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **_: compile_(function, backend="eager"))
+
+    def breaks(layer):
+        torch._dynamo.reset()
+        counters.clear()
+        model = keras.Sequential([keras.Input((6,)), layer, keras.layers.Dense(2)])
+        model.compile("sgd", "mse", jit_compile=True)
+        model.fit(inputs(8, 6), inputs(8, 2), batch_size=8, verbose=0)
+        return sum(counters["graph_break"].values())
+
+    assert breaks(LAYERS["per_node_drop"]()) <= breaks(keras.layers.Dense(5))

@@ -1,0 +1,354 @@
+"""The layers as Keras citizens: build, shapes, dtypes, configs, saving, training, on the current backend."""
+
+import keras
+import numpy as np
+import pytest
+
+import pernodedrop as pnd
+
+BACKEND = keras.backend.backend()
+TRAINS = BACKEND != "numpy"
+needs_training = pytest.mark.skipif(not TRAINS, reason="Keras' NumPy backend has no training")
+
+LAYERS = {
+    "per_node_drop": lambda **kw: pnd.PerNodeDrop(keras.layers.Dense(5, activation="tanh"), seed=1, **kw),
+    "per_node_drop_gaussian": lambda **kw: pnd.PerNodeDense(5, noise="gaussian", seed=1, **kw),
+    "per_node_drop_partial": lambda **kw: pnd.PerNodeDense(5, noise=pnd.PartialGaussian(0.4, 0.5), seed=1, **kw),
+    "per_node_drop_fixed": lambda **kw: pnd.PerNodeDense(5, regime="fixed", seed=1, **kw),
+    "per_node_drop_bank": lambda **kw: pnd.PerNodeDense(5, regime="bank", bank_size=3, seed=1, **kw),
+    "per_node_drop_einsum": lambda **kw: pnd.PerNodeDrop(
+        keras.layers.EinsumDense("...i,io->...o", output_shape=5), seed=1, **kw
+    ),
+    "drop_connect": lambda **kw: pnd.DropConnect(keras.layers.Dense(5), seed=1, **kw),
+    "dropout": lambda **kw: pnd.Dropout(0.5, seed=1, **kw),
+    "gaussian_dropout": lambda **kw: pnd.GaussianDropout(0.5, seed=1, **kw),
+}
+every_layer = pytest.mark.parametrize("make", LAYERS.values(), ids=LAYERS)
+
+
+def host(tensor):
+    return np.asarray(keras.ops.convert_to_numpy(tensor))
+
+
+def inputs(*shape):
+    return np.random.default_rng(0).normal(size=shape).astype("float32")
+
+
+def mask(shape, noise=None, key=(1, 0), **kwargs):
+    return pnd.ops.sample_mask(noise or pnd.Bernoulli(0.5), key, shape, backend="numpy", **kwargs)
+
+
+def small_model(make):
+    """A layer in a functional model, between others."""
+    x = keras.Input((6,))
+    return keras.Model(x, keras.layers.Dense(2)(make()(keras.layers.Dense(6)(x))))
+
+
+class Subclassed(keras.Model):
+    """A layer in a subclassed model that gives Keras no output shape."""
+
+    def __init__(self, make):
+        super().__init__()
+        self.noisy, self.head = make(), keras.layers.Dense(2)
+
+    def call(self, x, training=None):
+        return self.head(self.noisy(x, training=training))
+
+
+def test_training_call_is_the_masked_product_then_bias_and_activation():
+    layer, x = LAYERS["per_node_drop"](), inputs(4, 6)
+    layer.build(x.shape)
+    layer.layer.bias.assign(np.arange(5.0))
+    y = np.einsum("bi,io,bio->bo", x, host(layer.layer.kernel), mask((4, 6, 5)))
+    np.testing.assert_allclose(host(layer(x, training=True)), np.tanh(y + np.arange(5)), atol=1e-6)
+
+
+def test_call_number_advances_by_one_and_only_in_training():
+    layer, x = LAYERS["per_node_drop"](), inputs(4, 6)
+    layer(x), layer(x, training=True), layer(x, training=False), layer(x, training=True)
+    assert host(layer.draw()).tolist() == [1, 2]
+
+
+def test_drop_connect_has_one_mask_a_batch():
+    layer, x = LAYERS["drop_connect"](), inputs(4, 6)
+    layer.build(x.shape)
+    y = x @ (host(layer.layer.kernel) * mask((1, 6, 5), sharing="sample")[0])
+    np.testing.assert_allclose(host(layer(x, training=True)), y, atol=1e-6)
+
+
+def test_dropout_has_the_masks_of_per_input_sharing():
+    x = inputs(4, 6)
+    dropout, weight_noise = pnd.Dropout(0.5, seed=1), pnd.PerNodeDense(5, sharing="out", seed=1)
+    np.testing.assert_array_equal(host(dropout(x, training=True)), x * mask((4, 6, 1))[:, :, 0])
+    weight_noise.build(x.shape)
+    y = host(dropout(x, training=True, key=(1, 0))) @ host(weight_noise.layer.kernel)
+    np.testing.assert_allclose(host(weight_noise(x, training=True)), y, atol=1e-6)
+
+
+@pytest.mark.parametrize("noise_shape", [None, (None, 1, None), (1, 3, 6), (None, None, 1)])
+def test_dropout_noise_shape_broadcasts_the_mask(noise_shape):
+    x = np.ones((4, 3, 6), "float32")
+    y = host(pnd.Dropout(0.5, noise_shape=noise_shape, seed=1)(x, training=True))
+    assert set(np.unique(y)) == {0.0, 2.0}
+    for axis, size in enumerate(noise_shape or ()):
+        if size == 1:
+            assert (y == y.take([0], axis=axis)).all()
+
+
+def test_fixed_mask_is_one_for_all_samples_and_at_inference():
+    layer, x = LAYERS["per_node_drop_fixed"](), inputs(4, 6)
+    layer.build(x.shape)
+    y = x @ (host(layer.layer.kernel) * mask((1, 6, 5))[0])
+    for training in (False, True, True):
+        np.testing.assert_allclose(host(layer(x, training=training)), y, atol=1e-6)
+
+
+def test_bank_routes_samples_in_turn_or_by_their_ids():
+    layer, x = LAYERS["per_node_drop_bank"](), inputs(4, 6)
+    layer.build(x.shape)
+    members = mask((3, 6, 5))
+    for ids, kwargs in (([0, 1, 2, 0], {}), ([2, 2, 0, 1], {"sample_ids": np.array([2, 5, 0, 1])})):
+        y = np.einsum("bi,io,bio->bo", x, host(layer.layer.kernel), members[ids])
+        np.testing.assert_allclose(host(layer(x, **kwargs)), y, atol=1e-6)
+
+
+def test_example_mask_follows_the_example_wherever_it_stands():
+    layer, x = pnd.PerNodeDense(5, regime="example", seed=1), inputs(4, 6)
+    y = host(layer(x, training=True, sample_ids=np.array([7, 9, 7, 2**33 + 3])))
+    again = host(layer(x[::-1].copy(), training=True, sample_ids=np.array([3, 7, 9, 7])))
+    np.testing.assert_allclose(again[::-1], y, atol=1e-6)
+    np.testing.assert_array_equal(host(layer(x)), host(layer.layer(x)))
+
+
+def test_example_ids_can_be_an_input_of_a_functional_model():
+    x, ids = keras.Input((6,)), keras.Input((), dtype="int32")
+    layer = pnd.PerNodeDense(5, regime="example", seed=1)
+    model = keras.Model([x, ids], layer(x, sample_ids=ids))
+    data = inputs(4, 6)
+    y = host(model([data, np.array([5, 5, 6, 7])], training=True))
+    expected = np.einsum("bi,io,bio->bo", data, host(layer.layer.kernel), mask((8, 6, 5))[[5, 5, 6, 7]])
+    np.testing.assert_allclose(y, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("equation", "output_shape", "shape"),
+    [
+        ("ab,bc->ac", 5, (4, 6)),
+        ("abc,cd->abd", (None, 5), (4, 7, 6)),
+        ("...x,xy->...y", 5, (4, 2, 7, 6)),
+        ("abc,cde->abde", (None, 3, 5), (4, 7, 6)),
+        ("abcd,cde->abe", (None, 5), (4, 7, 2, 3)),
+        ("abc,bcd->abd", (7, 5), (4, 7, 6)),
+        ("abc,cbd->adb", (5, 7), (4, 7, 6)),
+    ],
+)
+def test_einsum_dense_has_one_mask_a_sample_shared_over_positions(equation, output_shape, shape):
+    layer = pnd.PerNodeDrop(keras.layers.EinsumDense(equation, output_shape=output_shape), rate=0.5, seed=1)
+    x = inputs(*shape)
+    np.testing.assert_allclose(host(layer(x)), host(layer.layer(x)), atol=1e-6)
+    kernel = host(layer.layer.kernel)
+    letters = equation.replace("...", "pqr")
+    x_letters, k_letters, y_letters = letters.replace("->", ",").split(",")
+    group = [c for c in k_letters if c in x_letters and c in y_letters]
+    in_ = [c for c in k_letters if c in x_letters and c not in y_letters]
+    out = [c for c in k_letters if c not in x_letters]
+    size = dict(zip(k_letters, kernel.shape, strict=True))
+    rows, columns = (int(np.prod([size[c] for c in part])) for part in ([*group, *in_], out))
+    m = mask((len(x), rows, columns)).reshape([len(x)] + [size[c] for c in [*group, *in_, *out]])
+    batch = x_letters[0]
+    y = np.einsum(f"{x_letters},{k_letters},{batch}{''.join([*group, *in_, *out])}->{y_letters}", x, kernel, m)
+    np.testing.assert_allclose(host(layer(x, training=True)), y, atol=1e-5)
+
+
+def test_dense_on_images_shares_a_sample_s_mask_over_all_positions():
+    layer, x = LAYERS["per_node_drop"](), inputs(2, 3, 4, 6)
+    layer.build(x.shape)
+    y = np.einsum("bhwi,io,bio->bhwo", x, host(layer.layer.kernel), mask((2, 6, 5)))
+    np.testing.assert_allclose(host(layer(x, training=True)), np.tanh(y), atol=1e-6)
+
+
+@every_layer
+def test_config_round_trip_keeps_everything(make):
+    layer = make(dtype="mixed_bfloat16", name="my_layer")
+    again = type(layer).from_config(layer.get_config())
+    assert again.get_config() == layer.get_config()
+    assert (again.mask, again.seed, again.name) == (layer.mask, 1, "my_layer")
+    assert again.dtype_policy.name == "mixed_bfloat16"
+
+
+@every_layer
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+def test_mixed_precision_computes_in_the_compute_dtype(make, policy):
+    layer, plain = make(dtype=policy), make()
+    x = inputs(4, 6)
+    y = layer(x, training=True)
+    assert keras.backend.standardize_dtype(y.dtype) == policy.removeprefix("mixed_")
+    plain.build(x.shape)
+    for variable, other in zip(plain.weights, layer.weights, strict=True):
+        variable.assign(host(other).astype(variable.dtype))
+    if not plain.mask.at_inference:
+        plain._key.assign([1, 0])
+    np.testing.assert_allclose(host(y).astype("float32"), host(plain(x, training=True)), atol=0.05)
+
+
+def test_half_precision_sums_in_float32():
+    """A float16 sum of 4096 ones stops at 2048."""
+    layer = pnd.PerNodeDense(1, rate=0.0, kernel_initializer="ones", seed=1, dtype="mixed_float16")
+    assert host(layer(np.ones((2, 4096), "float32"), training=True)).tolist() == [[4096.0], [4096.0]]
+
+
+@every_layer
+def test_output_shape_is_known_without_a_call(make):
+    layer = make()
+    assert tuple(layer.compute_output_shape((None, 6)))[0] is None
+    assert tuple(layer.compute_output_shape((4, 6))) == tuple(make()(inputs(4, 6), training=True).shape)
+
+
+@every_layer
+@pytest.mark.parametrize("build", [small_model, Subclassed], ids=["functional", "subclassed"])
+def test_saved_model_predicts_and_draws_as_it_would_have(make, build, tmp_path):
+    model, x = build(make), inputs(5, 6)
+    model(x, training=True)
+    path = tmp_path / "model.weights.h5"
+    model.save_weights(path)
+    again = build(make)
+    again(x)
+    again.load_weights(path)
+    for training in (False, True, True):
+        np.testing.assert_array_equal(host(again(x, training=training)), host(model(x, training=training)))
+
+
+@every_layer
+def test_keras_file_round_trip(make, tmp_path):
+    model, x = small_model(make), inputs(5, 6)
+    model(x, training=True)
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    for training in (False, True, True):
+        np.testing.assert_array_equal(host(again(x, training=training)), host(model(x, training=training)))
+
+
+@needs_training
+@every_layer
+@pytest.mark.parametrize("jit_compile", [False, True] if BACKEND == "tensorflow" else [BACKEND == "jax"])
+def test_fit_trains_with_a_ragged_last_batch(make, jit_compile):
+    model = small_model(make)
+    x, y = inputs(50, 6), inputs(50, 2)
+    model.compile(keras.optimizers.Adam(0.03), "mse", jit_compile=jit_compile)
+    before = model.evaluate(x, y, verbose=0)
+    history = model.fit(x, y, batch_size=16, epochs=3, verbose=0)
+    assert np.isfinite(history.history["loss"]).all()
+    assert model.evaluate(x, y, verbose=0) < before
+    layer = model.layers[2]
+    assert host(layer._key)[1] == (12 if layer.mask.regime == "dynamic" else 0)
+
+
+@pytest.mark.skipif(BACKEND == "numpy", reason="NumPy arrays cannot carry a Keras mask")
+def test_masking_passes_through():
+    model = keras.Sequential(
+        [keras.Input((3,)), keras.layers.Embedding(10, 4, mask_zero=True), LAYERS["per_node_drop"](), pnd.Dropout(0.5)]
+    )
+    y = model(np.array([[1, 2, 0], [3, 0, 0]]))
+    assert host(y._keras_mask).tolist() == [[True, True, False], [True, False, False]]
+
+
+def test_time_distributed_and_nested_models_work():
+    inner = keras.Sequential([keras.Input((6,)), LAYERS["per_node_drop"]()])
+    model = keras.Sequential([keras.Input((3, 6)), keras.layers.TimeDistributed(inner)])
+    assert model(inputs(2, 3, 6), training=True).shape == (2, 3, 5)
+
+
+def test_clone_has_the_same_noise():
+    clone = keras.models.clone_model(small_model(LAYERS["per_node_drop_partial"]))
+    assert clone.layers[2].noise == pnd.PartialGaussian(0.4, 0.5)
+
+
+@pytest.mark.skipif(BACKEND == "numpy", reason="Keras' NumPy backend cannot export")
+@pytest.mark.parametrize("name", ["per_node_drop", "per_node_drop_fixed", "dropout"])
+def test_exported_model_predicts_the_same(name, tmp_path):
+    """Export as an artifact of the backend itself, with a batch of any size."""
+    model, x = small_model(LAYERS[name]), inputs(5, 6)
+    if BACKEND == "torch":
+        torch = pytest.importorskip("torch")
+        program = torch.export.export(model.eval(), (torch.from_numpy(x),))
+        y = program.module()(torch.from_numpy(x))
+    elif BACKEND == "jax":
+        import jax
+        from jax import export
+
+        (batch,) = export.symbolic_shape("batch")
+        exported = export.export(jax.jit(lambda x: model(x)))(jax.ShapeDtypeStruct((batch, 6), "float32"))
+        y = exported.call(x)
+    else:
+        import tensorflow as tf
+
+        model.export(tmp_path / "model", verbose=False)
+        y = tf.saved_model.load(tmp_path / "model").serve(x)
+    np.testing.assert_allclose(host(y), host(model(x)), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: pnd.PerNodeDrop(keras.layers.Conv2D(3, 3)), r"`layer`.*Dense or EinsumDense"),
+        (lambda: pnd.PerNodeDrop(keras.layers.Flatten()), r"`layer`.*Dense or EinsumDense"),
+        (lambda: pnd.PerNodeDrop("dense"), r"`layer`.*Dense or EinsumDense.*'dense'"),
+        (lambda: pnd.PerNodeDense(3, rate=1.0), r"`rate`.*\[0, 1 - 2\*\*-24\].*rate=1.0"),
+        (lambda: pnd.PerNodeDense(3, rate=-0.1), r"`rate`.*rate=-0.1"),
+        (lambda: pnd.PerNodeDense(3, rate=float("nan")), r"`rate`.*rate=nan"),
+        (lambda: pnd.PerNodeDense(3, rate="half"), r"`rate`.*rate='half'"),
+        (lambda: pnd.GaussianDropout(1.0), r"`rate`.*rate=1.0"),
+        (lambda: pnd.Dropout(True), r"`rate`.*rate=True"),
+        (lambda: pnd.PerNodeDense(3, noise="gausian"), r"`noise`.*did you mean 'gaussian'"),
+        (lambda: pnd.PerNodeDense(3, noise=pnd.Bernoulli(0.5), rate=0.5), r"`rate`.*brings its own numbers"),
+        (lambda: pnd.PerNodeDense(3, noise=0.5), r"`noise`.*pernodedrop.Noise"),
+        (lambda: pnd.PerNodeDense(3, regime="dynamc"), r"`regime`.*did you mean 'dynamic'"),
+        (lambda: pnd.PerNodeDense(3, regime="bank"), r"`bank_size`.*an int from 1"),
+        (lambda: pnd.PerNodeDense(3, bank_size=3), r"`bank_size`.*None with regime='dynamic'"),
+        (lambda: pnd.PerNodeDense(3, sharing="smaple"), r"`sharing`.*did you mean 'sample'"),
+        (lambda: pnd.PerNodeDense(3, method="recompute"), r"`method`.*did you mean 'recomputed'"),
+        (lambda: pnd.PerNodeDense(3, seed=1.5), r"`seed`.*seed=1.5"),
+        (lambda: pnd.Dropout(0.5, noise_shape=3), r"`noise_shape`"),
+    ],
+)
+def test_bad_arguments_are_refused_by_name(make, words):
+    with pytest.raises((TypeError, ValueError), match=words):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("layer", "call", "words"),
+    [
+        (pnd.PerNodeDense(3), lambda layer: layer(np.ones((2, 3), "int32"), training=True), r"`inputs`.*floating"),
+        (pnd.Dropout(0.5), lambda layer: layer(np.ones((2, 3), "int32"), training=True), r"`inputs`.*floating"),
+        (pnd.Dropout(0.5, noise_shape=(None, 2)), lambda layer: layer(np.ones((2, 3), "float32")), r"`noise_shape`"),
+        (
+            pnd.PerNodeDense(3, regime="example"),
+            lambda layer: layer(np.ones((2, 3), "float32"), training=True),
+            r"`sample_ids`.*ids with regime='example'",
+        ),
+        (
+            pnd.PerNodeDense(3, regime="example"),
+            lambda layer: layer(np.ones((2, 3), "float32"), training=True, sample_ids=np.array([1, 2, 3])),
+            r"`sample_ids`.*\(batch,\) = \(2,\).*\(3,\)",
+        ),
+        (
+            pnd.PerNodeDense(3, regime="example"),
+            lambda layer: layer(np.ones((2, 3), "float32"), training=True, sample_ids=np.array([1.0, 2.0])),
+            r"`sample_ids`.*integer",
+        ),
+        (
+            pnd.PerNodeDrop(keras.layers.EinsumDense("abc,acd->abd", output_shape=(7, 5))),
+            lambda layer: layer(np.ones((4, 7, 6), "float32")),
+            r"'abc,acd->abd' has no per-sample form",
+        ),
+        (
+            pnd.PerNodeDrop(keras.layers.EinsumDense("abc,cd->bd", output_shape=(5,))),
+            lambda layer: layer(np.ones((4, 7, 6), "float32")),
+            r"'abc,cd->bd' has no per-sample form",
+        ),
+    ],
+)
+def test_bad_calls_are_refused_by_name(layer, call, words):
+    with pytest.raises((TypeError, ValueError), match=words):
+        call(layer)
