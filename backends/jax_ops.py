@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax.numpy import (
     abs,
-    arange as _arange,
+    atleast_1d,
     broadcast_to,
     cos,
     einsum,
@@ -15,6 +15,8 @@ from jax.numpy import (
     expm1,
     float32,
     floor,
+    integer,
+    issubdtype,
     log,
     log1p,
     matmul,
@@ -26,11 +28,14 @@ from jax.numpy import (
     sin,
     sqrt,
     tanh,
+    uint32,
     where,
     zeros_like,
 )
+from jax.numpy import (
+    arange as _arange,
+)
 from jax.numpy import asarray as _asarray
-from jax.numpy import atleast_1d, integer, issubdtype, uint32
 from jax.numpy import transpose as permute_dims
 from jax.scipy.special import erf, erfinv
 

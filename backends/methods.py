@@ -79,7 +79,6 @@ def backward_block(x, w, mask, dy, xp):
     return dx, xp.einsum("rko,rko->ko", mask, xp.matmul(xp.permute_dims(x, (0, 2, 1)), dy))
 
 
-
 REDRAW = (
     "A key was about to be drawn inside a rematerialized function, whose backward pass would draw another one and so "
     "differentiate another mask than the forward pass applied. Draw outside and pass the key: `key = layer.draw()`, "

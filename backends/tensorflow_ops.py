@@ -6,6 +6,7 @@ on every device, which fuses the generator with the product; it compiles once fo
 
 import functools
 import sys
+import types
 
 import tensorflow as tf
 from tensorflow import (
@@ -82,8 +83,10 @@ def device(x):
 
 
 def shape(x):
-    dynamic = None if x.shape.is_fully_defined() else tf.shape(x)
-    return tuple(dynamic[axis] if size is None else size for axis, size in enumerate(x.shape))
+    if x.shape.is_fully_defined():
+        return tuple(x.shape)
+    dynamic = tf.shape(x)
+    return tuple([dynamic[axis] if size is None else size for axis, size in enumerate(x.shape)])
 
 
 def astype(x, name):
@@ -125,8 +128,8 @@ def _compiled(noise, names):
         return methods.entries(Field(noise, params, (seed, call)), methods.Rows(time, sample), in_, out, xp)
 
     @tf.function(jit_compile=True, autograph=False)
-    def forward(x, w, *rest):
-        *rest, in_, out = rest
+    def forward(x, w, *operands):
+        *rest, in_, out = operands
 
         def block(start, length):
             x_block, w_block, in_block = _cut(start, length, x, w, in_)
@@ -141,8 +144,8 @@ def _compiled(noise, names):
         return y + block(full * length, left) if left else y
 
     @tf.function(jit_compile=True, autograph=False)
-    def backward(dy, x, w, *rest):
-        *rest, in_, out = rest
+    def backward(dy, x, w, *operands):
+        *rest, in_, out = operands
 
         def block(start, length):
             x_block, w_block, in_block = _cut(start, length, x, w, in_)
@@ -190,7 +193,7 @@ def replica_offset(n):
 
 
 def refuse_redraw():
-    frame = sys._getframe()
+    frame: types.FrameType | None = sys._getframe()
     while frame is not None:
         code = frame.f_code
         if code.co_filename.endswith("custom_gradient.py") and code.co_name in ("inner", "inner_recompute_grad"):

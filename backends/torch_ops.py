@@ -10,7 +10,6 @@ import sys
 import torch
 from torch import (
     abs,
-    arange as _arange,
     broadcast_to,
     cos,
     einsum,
@@ -32,6 +31,9 @@ from torch import (
     sqrt,
     tanh,
     zeros_like,
+)
+from torch import (
+    arange as _arange,
 )
 
 from pernodedrop.backends import methods
@@ -202,7 +204,11 @@ def _law(field):
 
 
 def draw(variable):
-    return _draw(variable.value)
+    if torch.compiler.is_compiling():
+        return _draw(variable.value)
+    key = variable.value.detach().clone()
+    variable.assign(key + torch.tensor([0, 1], dtype=key.dtype, device=key.device))
+    return key
 
 
 @torch.library.custom_op("pernodedrop::draw", mutates_args=("state",))

@@ -10,7 +10,6 @@ from pernodedrop.layers import DropConnect, Dropout, GaussianDropout, PerNodeDen
 from pernodedrop.mask import Mask
 from pernodedrop.noise import Bernoulli, Gaussian, Noise, PartialGaussian, Uniform
 
-
 __all__ = [
     "Bernoulli",
     "DropConnect",

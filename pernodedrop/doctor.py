@@ -8,6 +8,7 @@ import importlib
 import importlib.util
 import json
 import os
+import pathlib
 import platform
 import subprocess
 import sys
@@ -91,8 +92,10 @@ def report(found):
 
 def _start(backend):
     few = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "TF_FORCE_GPU_ALLOW_GROWTH": "true"}  # they share one GPU
-    env = {**os.environ, **few, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
-    command = [sys.executable, "-m", "pernodedrop.doctor", backend]
+    place = str(pathlib.Path(__file__).parent.parent)  # this very package, whatever lies in the working folder (-P)
+    paths = os.pathsep.join(filter(None, [place, os.environ.get("PYTHONPATH")]))
+    env = {**os.environ, **few, "PYTHONPATH": paths, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    command = [sys.executable, "-P", "-m", "pernodedrop.doctor", backend]
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

@@ -59,7 +59,8 @@ def words(key, lane, time, sample, in_, out, xp):
     Returns:
         A word tensor of the coordinates' broadcast shape.
     """
-    k0, k1 = row_key(*key, lane, time, sample, in_, xp)
+    seed, call = key
+    k0, k1 = row_key(seed, call, lane, time, sample, in_, xp)
     return _triple32_keyed(out ^ k0, k1, xp)
 
 

@@ -33,6 +33,7 @@ LATTICE = 2**24  # Bernoulli decisions are made on the upper 24 bits of a word
 
 
 @typing.dataclass_transform(frozen_default=True)
+@dataclasses.dataclass(frozen=True)
 class Noise:
     """Base class of noises: the law of one mask entry.
 
@@ -180,7 +181,7 @@ class Gaussian(Noise):
 
     @property
     def variance(self) -> float:
-        return self.stddev**2
+        return typing.cast(float, self.stddev) ** 2
 
     def params(self):
         return {"stddev": np.float32(self.stddev)}
@@ -261,7 +262,7 @@ class Uniform(Noise):
 
     @property
     def variance(self) -> float:
-        return self.half_width**2 / 3
+        return typing.cast(float, self.half_width) ** 2 / 3
 
     def params(self):
         return {"half_width": np.float32(self.half_width)}

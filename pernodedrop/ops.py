@@ -14,7 +14,6 @@ import keras
 from pernodedrop import backends, checks, generator
 from pernodedrop.backends import methods
 from pernodedrop.mask import Field, Mask
-from pernodedrop.noise import Bernoulli, Noise
 
 METHODS = ("auto", "materialized", "recomputed", "local_reparameterization")
 
@@ -97,8 +96,8 @@ def sample_mask(noise, key, shape, *, sharing=None, sample_offset=0, backend=Non
     """
     xp, shape, coordinates = _coordinates(shape, Mask(noise, sharing).sharing, sample_offset, backend)
     field = Field(noise, _params(noise, None, None, xp), key_words(key, None, xp))
-    mask = xp.broadcast_to(field.entries(*coordinates, xp), (shape[0], *shape[1:]))
-    return xp.reshape(mask, shape)
+    time, sample, in_, out = coordinates
+    return xp.broadcast_to(field.entries(time, sample, in_, out, xp), shape)
 
 
 def random_bits(key, shape, *, sample_offset=0, backend=None):
@@ -117,8 +116,9 @@ def random_bits(key, shape, *, sample_offset=0, backend=None):
     dtype('uint32')
     """
     xp, shape, coordinates = _coordinates(shape, frozenset(), sample_offset, backend)
-    field = Field(None, {}, key_words(key, None, xp))
-    words = xp.broadcast_to(field.words(0, *coordinates, xp), shape)
+    time, sample, in_, out = coordinates
+    words = generator.words(key_words(key, None, xp), xp.as_word(0), time, sample, in_, out, xp)
+    words = xp.broadcast_to(words, shape)
     return xp.to_numpy(words).view("uint32")
 
 

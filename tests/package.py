@@ -37,7 +37,8 @@ def main():
             assert f"pernodedrop/{name}" in names, f"the wheel lacks {name}"
         run(sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", there / "wheel", wheel, cwd=there)
         shutil.copytree(ROOT / "tests", there / "away" / "tests")
-        environment = {"PYTHONPATH": str(there / "wheel"), "KERAS_BACKEND": "numpy", "PERNODEDROP_IN": str(there / "wheel")}
+        wheel_folder = str(there / "wheel")
+        environment = {"PYTHONPATH": wheel_folder, "PERNODEDROP_IN": wheel_folder, "KERAS_BACKEND": "numpy"}
         run(sys.executable, "-m", "pytest", "-q", "tests", cwd=there / "away", **environment)
 
 

@@ -30,7 +30,9 @@ def readme_examples():
     blocks = re.findall(r"```python\n# ([\w ]+)\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert {name for name, _ in blocks} == {"any backend", "torch", "jax", "tensorflow", "numpy"}
     names = {BACKEND} if BACKEND == "numpy" else {BACKEND, "any backend"}
-    return [code.replace('"KERAS_BACKEND"] = "jax"', f'"KERAS_BACKEND"] = "{BACKEND}"') for n, code in blocks if n in names]
+    return [
+        code.replace('"KERAS_BACKEND"] = "jax"', f'"KERAS_BACKEND"] = "{BACKEND}"') for n, code in blocks if n in names
+    ]
 
 
 def test_readme_examples_run(tmp_path):

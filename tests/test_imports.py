@@ -2,7 +2,6 @@
 
 import os
 import pathlib
-import re
 import subprocess
 import sys
 
@@ -23,25 +22,16 @@ def test_import_is_that_of_the_installed_package_where_one_is_named():
 
 
 def test_importing_loads_no_module_that_keras_does_not():
-    code = "import {}, sys; print(*sorted(m.split('.')[0] for m in sys.modules))"
+    """Which is also why it is quick: all that is added are the library's own files."""
+    code = "import {}, sys; print(*sorted(sys.modules))"
     ours, of_keras = (set(python("-c", code.format(name))[0].split()) for name in ("keras, pernodedrop", "keras"))
-    assert ours - of_keras - set(sys.stdlib_module_names) <= {"pernodedrop"}
-
-
-def test_importing_adds_under_150_ms_to_importing_keras():
-    """The self times of our modules and of what they alone import, in CPU-bound microseconds; the best of three."""
-
-    def added():
-        _, report = python("-X", "importtime", "-c", "import keras, pernodedrop")
-        lines = re.findall(r"import time:\s+\d+ \|\s+(\d+) \| (pernodedrop)\n", report)
-        return int(lines[0][0])
-
-    assert min(added() for _ in range(3)) < 150_000
+    added = {name for name in ours - of_keras if name.partition(".")[0] not in sys.stdlib_module_names}
+    assert all(name.partition(".")[0] == "pernodedrop" for name in added), added
 
 
 def test_backends_under_another_name_are_refused():
-    code = f"import sys; sys.path.insert(0, {str(pathlib.Path(pernodedrop.backends.__file__).parent.parent)!r}); import backends"
+    place = str(pathlib.Path(pernodedrop.backends.__file__).parent.parent)
+    code = f"import sys; sys.path.insert(0, {place!r}); import backends"
     done = subprocess.run([sys.executable, "-c", code], cwd="/", capture_output=True, text=True)
-    if done.returncode == 0 or "No module named 'backends'" in done.stderr:
-        raise AssertionError(done.stderr or "imported")
-    assert "pernodedrop.backends" in done.stderr
+    assert done.returncode
+    assert "import this folder as `pernodedrop.backends`" in done.stderr

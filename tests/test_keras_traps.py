@@ -8,6 +8,7 @@ import pernodedrop as pnd
 from tests.processes import child
 from tests.test_layers import BACKEND, LAYERS, host, inputs, mask, needs_training
 
+
 def sgd_step(x, y, w, m):
     """The kernel after one SGD step at learning rate 1 on the mean squared error of the masked product."""
     error = np.einsum("bi,io,bio->bo", x, w, m) - y

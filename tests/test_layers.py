@@ -197,10 +197,23 @@ def test_half_precision_sums_in_float32():
     assert host(layer(np.ones((2, 4096), "float32"), training=True)).tolist() == [[4096.0], [4096.0]]
 
 
+@needs_training
+def test_stateless_call_returns_the_new_state_and_leaves_the_old_alone():
+    layer, x = LAYERS["per_node_drop"](), inputs(4, 6)
+    layer.build(x.shape)
+    state = [keras.ops.copy(v.value) for v in layer.non_trainable_variables]
+    old = [host(v).copy() for v in state]
+    _, new = layer.stateless_call(layer.trainable_variables, state, x, training=True)
+    for v, before in zip(state, old, strict=True):
+        np.testing.assert_array_equal(host(v), before)
+    assert host(new[[v.name for v in layer.non_trainable_variables].index("key")]).tolist() == [1, 1]
+    assert host(layer.draw()).tolist() == [1, 0]
+
+
 @every_layer
 def test_output_shape_is_known_without_a_call(make):
     layer = make()
-    assert tuple(layer.compute_output_shape((None, 6)))[0] is None
+    assert next(iter(layer.compute_output_shape((None, 6)))) is None
     assert tuple(layer.compute_output_shape((4, 6))) == tuple(make()(inputs(4, 6), training=True).shape)
 
 

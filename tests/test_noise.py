@@ -1,6 +1,7 @@
 """The noises: declared moments by exact integration over all uniform numbers, rounding, round trips and refusals."""
 
 import dataclasses
+import functools
 import json
 import math
 import re
@@ -29,17 +30,21 @@ CONTINUOUS = (
     Triangular(0.25),
 )
 ALL = (*CONTINUOUS, pnd.Bernoulli(0.3), pnd.PartialGaussian(0.3, 0.7), Difference(0.4))
-ROUNDING = 1e-5 if NAME == "jax" else 1e-6
-"""Of erfinv near 0 and 1, relative to an entry's distance from 1; XLA's is an approximation in float32."""
+ROUNDING = 1e-5 if NAME in ("jax", "tensorflow") else 1e-6
+"""Of erfinv near -1 and 1, relative to an entry's distance from 1: XLA and TensorFlow approximate it in float32."""
 
 each = pytest.mark.parametrize("noise", ALL, ids=repr)
 
 
+@functools.cache
+def runner(noise):
+    params = {name: tensor(value) for name, value in noise.params().items()}
+    return quick(lambda *words: noise.from_words(words, params, XP))
+
+
 def entries(noise, *words):
     """Entries of a noise on the backend under test, from host words, as float64."""
-    params = {name: tensor(value) for name, value in noise.params().items()}
-    run = quick(lambda *words: noise.from_words(words, params, XP))
-    result = array(run(*(XP.as_word(tensor(w)) for w in words)))
+    result = array(runner(noise)(*(XP.as_word(tensor(w)) for w in words)))
     assert result.dtype == "float32"
     return result.astype("float64")
 
@@ -128,8 +133,8 @@ def test_partial_gaussian_is_a_mixture_decided_on_the_first_word(rate):
 
 
 def test_lanes_are_independent_uniform_numbers_of_the_same_key():
-    u = [((reference.bits(3, 1, (2, 3, 4), lane=lane) >> 9) + 0.5) / 2**23 for lane in (0, 1)]
-    mask = quick(lambda key: pnd.ops.sample_mask(Difference(0.4), key, (2, 3, 4)))(tensor(np.array([3, 1])))
+    u = [((reference.bits(3, 1, (4, 3, 5), lane=lane) >> 9) + 0.5) / 2**23 for lane in (0, 1)]
+    mask = quick(lambda key: pnd.ops.sample_mask(Difference(0.4), key, (4, 3, 5)))(tensor(np.array([3, 1])))
     np.testing.assert_allclose(array(mask), 1 + 0.4 * (u[0] - u[1]), atol=1e-6)
 
 

@@ -17,6 +17,7 @@ from tests.noises import Difference, Triangular
 KEY = (3, 1)
 FAR = 2**32 - 2
 BERNOULLI = pnd.Bernoulli(0.4)
+SMALL = (6, 8), 5  # the one small shape, so that it is compiled once
 COORDINATES = ("sample", "time", "in", "out")
 ALL_SHARINGS = [names for n in range(5) for names in itertools.combinations(COORDINATES, n)]
 HALVES = ["float16"] if NAME == "numpy" else ["float16", "bfloat16"]
@@ -35,6 +36,11 @@ def numpy_mask(noise, x, w, **kwargs):
     batch, *time, inputs = x.shape
     mask = pnd.ops.sample_mask(noise, KEY, (batch, *time, inputs, w.shape[1]), backend="numpy", **kwargs)
     return mask.astype("float64").reshape(batch, *(time or [1]), inputs, w.shape[1])
+
+
+def sums(x, w, mask):
+    """y by float64 sums over the mask."""
+    return sums(x, w, mask)
 
 
 def einsums(x, w, upstream, mask):
@@ -123,8 +129,8 @@ def test_masks_are_the_same_whole_padded_and_in_parts():
 
 
 def test_a_mask_has_the_type_of_its_backend():
-    assert pnd.backends.name_of(pnd.ops.sample_mask(BERNOULLI, KEY, (1, 2, 3))) == NAME
-    assert pnd.backends.name_of(pnd.ops.sample_mask(BERNOULLI, KEY, [1, 2, 3], backend="numpy")) == "numpy"
+    assert pnd.backends.name_of(pnd.ops.sample_mask(BERNOULLI, KEY, (4, 3, 5))) == NAME
+    assert pnd.backends.name_of(pnd.ops.sample_mask(BERNOULLI, KEY, [4, 3, 5], backend="numpy")) == "numpy"
 
 
 @pytest.mark.parametrize("key", [(2**32 - 5, 3), (7, 2**32 - 1), (0, 0)], ids=str)
@@ -144,10 +150,10 @@ def test_a_key_gives_the_same_mask_in_any_form(key):
         tuple(np.array(part) for part in words),
         state,
     ]
-    wanted = reference.bits(*key, (1, 3, 4))
-    x, w = tensor(np.eye(3, dtype="float32")[:, None]), tensor(np.ones((3, 4), "float32"))
+    wanted = reference.bits(*key, (4, 3, 5))
+    x, w = tensor(np.eye(3, dtype="float32")[:, None]), tensor(np.ones((3, 5), "float32"))
     for form in forms:
-        np.testing.assert_array_equal(pnd.ops.random_bits(form, (1, 3, 4)), wanted, err_msg=repr(form))
+        np.testing.assert_array_equal(pnd.ops.random_bits(form, (4, 3, 5)), wanted, err_msg=repr(form))
         y = masked_dense(x, w, BERNOULLI, form, sharing="sample+time", method="recomputed")
         np.testing.assert_array_equal(array(y)[:, 0] != 0, wanted[0] >> 8 < BERNOULLI.threshold, err_msg=repr(form))
 
@@ -190,7 +196,7 @@ def test_bernoulli_product_and_gradients_are_exact_in_float64(shape, sharing, me
 )
 def test_continuous_products_and_gradients_differ_by_the_rounding_of_the_mask(noise, method):
     """Entries are float32 on every backend and erfinv is good to 1e-5 relative in the tails, so sums are to 2e-6."""
-    x, w, upstream = operands((4, 9), 6, "float32")
+    x, w, upstream = operands(*SMALL, "float32")
     mask = numpy_mask(noise, x, w)
     check(x, w, upstream, mask, 2e-6, noise=noise, method=method)
 
@@ -222,14 +228,14 @@ def test_empty_axes_give_empty_sums(sizes):
 
 
 def test_rate_zero_is_the_plain_product():
-    x, w, _ = operands((4, 9), 6, "float32")
+    x, w, _ = operands(*SMALL, "float32")
     for noise in (pnd.Bernoulli(0.0), pnd.Gaussian(0.0)):
         np.testing.assert_allclose(product(x, w, noise), x @ w, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("key", [KEY, state(KEY)], ids=["ints", "tensor"])
 def test_compiled_and_eager_products_agree(key):
-    x, w, _ = operands((4, 9), 6, "float32")
+    x, w, _ = operands(*SMALL, "float32")
     run = compiled(lambda x, w: masked_dense(x, w, BERNOULLI, key))
     eager = array(masked_dense(tensor(x), tensor(w), BERNOULLI, key))
     np.testing.assert_allclose(array(run(tensor(x), tensor(w))), eager, rtol=1e-5, atol=1e-5)
@@ -273,7 +279,7 @@ def test_the_torch_operator_passes_the_checks_of_torch():
 
 @pytest.mark.parametrize("method", ["recomputed", "materialized"])
 def test_extra_rows_and_columns_do_not_change_the_others(method):
-    x, w, _ = operands((6, 7), 8, "float32")
+    x, w, _ = operands(*SMALL, "float32")
     x[:, 5:] = 0
     whole = product(x, w, BERNOULLI, method=method)
     part = product(x[:4, :5], w[:5, :3], BERNOULLI, method=method)
@@ -282,7 +288,7 @@ def test_extra_rows_and_columns_do_not_change_the_others(method):
 
 @pytest.mark.parametrize("noise", [BERNOULLI, pnd.Gaussian(0.5)], ids=repr)
 def test_parts_of_a_batch_with_their_offsets_are_the_whole(noise):
-    x, w, _ = operands((6, 7), 8, "float32")
+    x, w, _ = operands(*SMALL, "float32")
     start = 2**32 - 2
     whole = product(x, w, noise, sample_offset=start)
     parts = [product(x[b : b + 3], w, noise, sample_offset=(start + b) % 2**32) for b in (0, 3)]
@@ -291,7 +297,7 @@ def test_parts_of_a_batch_with_their_offsets_are_the_whole(noise):
 
 
 def test_parts_of_a_kernel_with_their_offsets_sum_to_the_whole():
-    x, w, _ = operands((6, 8), 5, "float32")
+    x, w, _ = operands(*SMALL, "float32")
     for offset in (0, 2**32 - 4):
         whole = product(x, w, BERNOULLI, in_offset=offset)
         parts = [product(x[:, i : i + 4], w[i : i + 4], BERNOULLI, in_offset=(offset + i) % 2**32) for i in (0, 4)]
@@ -301,25 +307,25 @@ def test_parts_of_a_kernel_with_their_offsets_sum_to_the_whole():
 
 @pytest.mark.parametrize("dtype", ["int32", "int64", "uint8"])
 def test_sample_ids_are_the_sample_coordinates_themselves(dtype):
-    x, w, _ = operands((5, 7), 8, "float32")
-    ids = np.array([3, 0, 4, 4, 1], dtype)
-    mask = numpy_mask(BERNOULLI, x, w)[ids]
-    wanted = einsums(x, w, np.zeros((5, 8)), mask)[0]
+    x, w, _ = operands(*SMALL, "float32")
+    ids = np.array([3, 0, 4, 4, 1, 200], dtype)
+    mask = np.concatenate([numpy_mask(BERNOULLI, x[:1], w, sample_offset=int(n)) for n in ids])
+    wanted = sums(x, w, mask)
     np.testing.assert_allclose(product(x, w, BERNOULLI, sample_ids=ids), wanted, rtol=1e-5, atol=1e-5)
     with_tensor = masked_dense(tensor(x), tensor(w), BERNOULLI, KEY, sample_ids=tensor(ids))
     np.testing.assert_allclose(array(with_tensor), wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_sample_ids_count_modulo_2_to_the_32():
-    x, w, _ = operands((5, 7), 8, "float32")
-    far = product(x, w, BERNOULLI, sample_ids=np.array([-1, -2, 2**32, 2**40 + 1, 2**31]))
-    near = product(x, w, BERNOULLI, sample_ids=np.array([2**32 - 1, 2**32 - 2, 0, 1, 2**31], "uint32"))
+    x, w, _ = operands(*SMALL, "float32")
+    far = product(x, w, BERNOULLI, sample_ids=np.array([-1, -2, 2**32, 2**40 + 1, 2**31, 7]))
+    near = product(x, w, BERNOULLI, sample_ids=np.array([2**32 - 1, 2**32 - 2, 0, 1, 2**31, 7], "uint32"))
     np.testing.assert_array_equal(far, near)
 
 
 @pytest.mark.parametrize("form", [lambda n: n, np.int64, np.array, tensor], ids=["int", "int64", "array", "tensor"])
 def test_offsets_may_be_ints_or_scalar_tensors(form):
-    x, w, _ = operands((5, 7), 8, "float32")
+    x, w, _ = operands(*SMALL, "float32")
     offsets = {"sample_offset": form(2), "in_offset": form(3)}
     wanted = product(x, w, BERNOULLI, sample_offset=2, in_offset=3)
     y = array(masked_dense(tensor(x), tensor(w), BERNOULLI, KEY, **offsets))
@@ -339,7 +345,7 @@ def test_offsets_may_be_ints_or_scalar_tensors(form):
     ids=repr,
 )
 def test_params_override_the_numbers_of_a_noise(noise, other):
-    x, w, _ = operands((4, 9), 6, "float32")
+    x, w, _ = operands(*SMALL, "float32")
     run = quick(lambda x, w, params: masked_dense(x, w, noise, KEY, params=params))
     y = run(tensor(x), tensor(w), {name: tensor(value) for name, value in other.params().items()})
     np.testing.assert_allclose(array(y), product(x, w, other), rtol=1e-5, atol=1e-5)
@@ -347,7 +353,7 @@ def test_params_override_the_numbers_of_a_noise(noise, other):
 
 @pytest.mark.parametrize("method", ["materialized", "recomputed"])
 def test_a_rate_changes_after_compilation_without_tracing_again(method):
-    x, w, _ = operands((4, 9), 6, "float32")
+    x, w, _ = operands(*SMALL, "float32")
     traces = []
 
     def run(x, w, threshold):
@@ -358,7 +364,7 @@ def test_a_rate_changes_after_compilation_without_tracing_again(method):
     for rate in (0.2, 0.9):
         noise = pnd.Bernoulli(rate)
         y = array(run(tensor(x), tensor(w), tensor(noise.params()["threshold"])))
-        wanted = einsums(x, w, np.zeros((4, 6)), numpy_mask(noise, x, w))[0]
+        wanted = sums(x, w, numpy_mask(noise, x, w))
         np.testing.assert_allclose(y, wanted, rtol=1e-4, atol=1e-4)
     assert NAME not in ("jax", "tensorflow") or len(traces) == 1
 
@@ -366,7 +372,7 @@ def test_a_rate_changes_after_compilation_without_tracing_again(method):
 @needs_gradients
 @pytest.mark.parametrize("method", ["materialized", "recomputed", "local_reparameterization"])
 def test_the_numbers_of_a_noise_have_no_gradient(method):
-    x, w, upstream = operands((4, 9), 6, "float32")
+    x, w, upstream = operands(*SMALL, "float32")
     x, w = tensor(x), tensor(w)
     noise = pnd.Gaussian(stddev=0.5)
 
@@ -412,34 +418,34 @@ def test_gaussian_outputs_have_the_law_of_theory(method):
 
 
 def test_auto_is_local_reparameterization_where_that_holds():
-    x, w, _ = operands((4, 9), 6, "float32")
+    x, w, _ = operands(*SMALL, "float32")
     noise = pnd.Gaussian(0.5)
     auto, local = (product(x, w, noise, method=m) for m in ("auto", "local_reparameterization"))
     np.testing.assert_array_equal(auto, local)
     assert not np.allclose(auto, product(x, w, noise, method="materialized"), atol=0.1)
     of_rank_3, by_mask = (product(x[:, None], w, noise, sharing=s) for s in ((), "sample"))
-    wanted = einsums(x, w, np.zeros((4, 6)), numpy_mask(noise, x, w, sharing="sample"))[0]
+    wanted = sums(x, w, numpy_mask(noise, x, w, sharing="sample"))
     np.testing.assert_allclose(by_mask[:, 0], wanted, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(of_rank_3[:, 0], local, rtol=1e-5, atol=1e-5)
 
 
 def test_positions_that_share_a_mask_are_not_reparameterized():
-    x, w, _ = operands((4, 3, 9), 6, "float32")
+    x, w, _ = operands((6, 3, 8), 5, "float32")
     noise = pnd.Gaussian(0.5)
-    wanted = einsums(x, w, np.zeros((4, 3, 6)), numpy_mask(noise, x, w))[0]
+    wanted = sums(x, w, numpy_mask(noise, x, w))
     np.testing.assert_allclose(product(x, w, noise), wanted, rtol=1e-4, atol=1e-4)
 
 
 @needs_gradients
 def test_gradients_of_a_row_of_zeros_are_finite():
-    x, w, upstream = operands((4, 9), 6, "float32")
+    x, w, upstream = operands(*SMALL, "float32")
     x[1] = 0
     noise = pnd.Gaussian(0.5)
     y, (dx, dw) = value_and_gradients(lambda x, w: masked_dense(x, w, noise, KEY), x, w, upstream=upstream)
     assert np.isfinite(dx).all()
     assert np.isfinite(dw).all()
     np.testing.assert_array_equal(y[1], 0)
-    without = np.delete(np.arange(4), 1)
+    without = np.delete(np.arange(6), 1)
     _, (_, of_others) = value_and_gradients(
         lambda x, w: masked_dense(x, w, noise, KEY, sample_ids=without), x[without], w, upstream=upstream[without]
     )
@@ -475,7 +481,7 @@ def test_gradients_of_a_square_loss_are_unbiased(method):
 @pytest.mark.parametrize("method", ["recomputed", "local_reparameterization"])
 def test_half_precision_is_the_float32_product_of_the_same_numbers(half, method):
     noise = pnd.Gaussian(0.4)
-    x, w = (XP.astype(tensor(a), half) for a in operands((4, 9), 6, "float32")[:2])
+    x, w = (XP.astype(tensor(a), half) for a in operands(*SMALL, "float32")[:2])
     run = quick(lambda x, w: masked_dense(x, w, noise, KEY, method=method))
     y = run(x, w)
     assert XP.dtype(y) == half
@@ -495,7 +501,7 @@ def test_half_precision_sums_are_in_float32(half):
 @needs_gradients
 @pytest.mark.parametrize("half", HALVES)
 def test_half_precision_gradients_have_the_dtype_of_their_operand(half):
-    x, w, upstream = operands((4, 9), 6, "float32")
+    x, w, upstream = operands(*SMALL, "float32")
     mask = numpy_mask(BERNOULLI, x, w)
 
     def run(x, w):
@@ -508,14 +514,15 @@ def test_half_precision_gradients_have_the_dtype_of_their_operand(half):
 
 
 def test_float64_of_either_operand_makes_the_sums_float64():
-    x, w, upstream = operands()
-    wanted = einsums(x.astype("float32"), w, upstream, numpy_mask(BERNOULLI, x, w))[0]
+    x, w, _ = operands()
+    x32, w32 = x.astype("float32"), w.astype("float32")
     with float64():
-        y = masked_dense(tensor(x, "float32"), tensor(w), BERNOULLI, KEY, method="recomputed")
-        assert XP.dtype(y) == "float32"
-        np.testing.assert_array_equal(array(y), wanted.astype("float32"))
-        y = masked_dense(tensor(x), tensor(w, "float32"), BERNOULLI, KEY, method="recomputed")
-        assert XP.dtype(y) == "float64"
+        y = product(x32, w, BERNOULLI, method="recomputed")
+        assert y.dtype == "float32"
+        np.testing.assert_array_equal(y, sums(x32, w, numpy_mask(BERNOULLI, x, w)).astype("float32"))
+        y = product(x, w32, BERNOULLI, method="recomputed")
+        assert y.dtype == "float64"
+        np.testing.assert_allclose(y, sums(x, w32, numpy_mask(BERNOULLI, x, w)), rtol=1e-12, atol=1e-12)
 
 
 def test_masks_may_be_empty_and_rates_at_their_end():

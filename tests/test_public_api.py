@@ -89,7 +89,9 @@ def test_a_noise_op_agrees_with_the_mathematics(name):
         operands = (values > 0, values, -values)
     result = array(getattr(XP, name)(*map(tensor, operands)))
     assert result.dtype == "float32"
-    np.testing.assert_allclose(result, [truth(*row) for row in zip(*operands, strict=True)], rtol=1e-6, atol=1e-7)
+    wanted = [truth(*row) for row in zip(*operands, strict=True)]
+    rounding = 1e-5 if name == "erfinv" else 1e-6  # XLA and TensorFlow approximate erfinv
+    np.testing.assert_allclose(result, wanted, rtol=rounding, atol=1e-7)
 
 
 def test_noise_ops_take_python_numbers_where_a_noise_needs_them():

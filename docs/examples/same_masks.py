@@ -18,9 +18,7 @@ def masks_hash(backend):
         for offset in OFFSETS:
             digest.update(pnd.ops.random_bits((-7, 2**32 - 1), shape, sample_offset=offset, backend=backend).tobytes())
             for rate in RATES:
-                mask = pnd.ops.sample_mask(
-                    pnd.Bernoulli(rate), (2026, 3), shape, sample_offset=offset, backend=backend
-                )
+                mask = pnd.ops.sample_mask(pnd.Bernoulli(rate), (2026, 3), shape, sample_offset=offset, backend=backend)
                 digest.update(np.asarray(mask).tobytes())
     return digest.hexdigest()
 

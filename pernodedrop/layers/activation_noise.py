@@ -2,8 +2,6 @@
 
 import math
 
-import keras
-
 from pernodedrop import checks
 from pernodedrop.layers.noisy import Noisy, check_floating, xp
 from pernodedrop.mask import Mask

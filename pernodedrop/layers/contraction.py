@@ -43,7 +43,10 @@ class Contraction:
 
     def __call__(self, x, kernel, multiply):
         """The product, where multiply(x, w, in_offset) does it for x (batch, [time,] in) and w (in, out)."""
-        size = {**dict(zip(self.x, keras.ops.shape(x), strict=True)), **dict(zip(self.kernel, kernel.shape, strict=True))}
+        size = {
+            **dict(zip(self.x, keras.ops.shape(x), strict=True)),
+            **dict(zip(self.kernel, kernel.shape, strict=True)),
+        }
         # lists rather than generators, which torch.compile cannot trace into math.prod
         groups, inputs, outputs = [math.prod([size[c] for c in part]) for part in (self.group, self.in_, self.out)]
 
@@ -133,4 +136,3 @@ def _equation(layer, rank):
 def _arrange(tensor, letters, wanted):
     axes = [list(letters).index(c) for c in wanted]
     return tensor if axes == sorted(axes) else keras.ops.transpose(tensor, axes)
-

@@ -37,7 +37,8 @@ class Noisy(keras.layers.Layer):
     @property
     def noise(self):
         """The noise with its present numbers."""
-        return self.mask.noise.with_params({k: keras.ops.convert_to_numpy(v)[()] for k, v in self._numbers.items()})
+        numbers = {name: keras.ops.convert_to_numpy(variable)[()] for name, variable in self._numbers.items()}
+        return self.mask.noise.with_params(numbers)
 
     @property
     def rate(self):

@@ -7,6 +7,7 @@ set is used, whose peak can be reset, after freed memory has been handed back.
 import ctypes
 import gc
 import json
+import pathlib
 import re
 import sys
 
@@ -50,7 +51,8 @@ def jax_step():
 
 
 def memory(field):
-    return int(re.search(rf"{field}:\s+(\d+) kB", open("/proc/self/status").read()).group(1)) * 1024
+    status = pathlib.Path("/proc/self/status").read_text()
+    return int(re.search(rf"{field}:\s+(\d+) kB", status).group(1)) * 1024
 
 
 def main():
@@ -68,7 +70,7 @@ def main():
     step(*operands)  # compiles, and grows the threads' pools
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
-    open("/proc/self/clear_refs", "w").write("5")  # the peak is now the present
+    pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak is now the present
     before = memory("VmRSS")
     results = step(*operands)
     size = sum(int(np.prod(result.shape)) * 4 for result in results)
