@@ -98,7 +98,7 @@ class Noise:
         """The same law at another drop rate."""
         if not hasattr(self, "rate"):
             raise TypeError(f"{self!r} has no rate that could be set to {rate!r}")
-        return dataclasses.replace(self, rate=rate)
+        return dataclasses.replace(self, **{"rate": rate})
 
     def get_config(self):
         """The fields by name, as `from_config` takes them."""

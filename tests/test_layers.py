@@ -296,7 +296,8 @@ def test_exported_model_predicts_the_same(name, tmp_path):
         import tensorflow as tf
 
         model.export(tmp_path / "model", verbose=False)
-        y = tf.saved_model.load(tmp_path / "model").serve(x)
+        loaded = tf.saved_model.load(tmp_path / "model")
+        y = loaded.serve(x)
     np.testing.assert_allclose(host(y), host(model(x)), atol=1e-6)
 
 

@@ -3,7 +3,7 @@
 import math
 
 from pernodedrop import checks
-from pernodedrop.layers.noisy import Noisy, check_floating, xp
+from pernodedrop.layers.noisy import Noisy, floating, xp
 from pernodedrop.mask import Mask
 
 
@@ -34,7 +34,7 @@ class ActivationNoise(Noisy):
     def call(self, inputs, training=None, key=None, sample_ids=None):
         if not self.is_noisy(training):
             return inputs
-        check_floating(inputs)
+        inputs = floating(inputs)
         shape = self._mask_shape(xp.shape(inputs))
         mask = xp.reshape(self._entries(inputs, shape, key, sample_ids), shape)
         dtype = xp.dtype(inputs)

@@ -1,4 +1,4 @@
-"""What every noisy Keras layer has: a mask, the noise's numbers and the key in variables, and a key drawn once a call."""
+"""What every noisy Keras layer has: a mask, its noise's numbers and its key in variables, one draw a call."""
 
 import random
 
@@ -60,7 +60,7 @@ class Noisy(keras.layers.Layer):
             RuntimeError: inside a rematerialized function, on TensorFlow and torch (JAX itself refuses).
         """
         if self.mask.regime != "dynamic":
-            return keras.ops.convert_to_tensor(self._key)
+            return xp.asarray(self._key.value)
         xp.refuse_redraw()
         return xp.draw(self._key)
 
@@ -83,7 +83,7 @@ class Noisy(keras.layers.Layer):
         """The mask at a key, by default the next one."""
         key = self.draw() if key is None else key
         key = ops.key_words(key, device, xp)
-        numbers = {name: keras.ops.convert_to_tensor(variable) for name, variable in self._numbers.items()}
+        numbers = {name: xp.asarray(variable.value) for name, variable in self._numbers.items()}
         return Field(self.mask.noise, numbers, self.mask.key(key, xp))
 
     def samples(self, x, sample_ids):
@@ -111,7 +111,9 @@ class Noisy(keras.layers.Layer):
         )
 
 
-def check_floating(inputs):
-    """Raise unless the input of a layer is floating."""
+def floating(inputs):
+    """The input of a layer as a tensor, or an error unless it is floating."""
+    inputs = keras.ops.convert_to_tensor(inputs)
     if not keras.backend.is_float_dtype(keras.backend.standardize_dtype(inputs.dtype)):
         raise TypeError(checks.invalid("inputs", "a floating dtype", inputs.dtype))
+    return inputs

@@ -4,7 +4,7 @@ import keras
 
 from pernodedrop import checks, ops
 from pernodedrop.layers.contraction import Contraction, check_layer, finish, float_kernel
-from pernodedrop.layers.noisy import Noisy, check_floating, xp
+from pernodedrop.layers.noisy import Noisy, floating, xp
 
 
 class WeightNoise(Noisy, keras.layers.Wrapper):
@@ -37,7 +37,7 @@ class WeightNoise(Noisy, keras.layers.Wrapper):
     def call(self, inputs, training=None, key=None, sample_ids=None):
         if not self.is_noisy(training):
             return self.layer(inputs)
-        check_floating(inputs)
+        inputs = floating(inputs)
         field = self.field(key, xp.device(inputs))
         samples = self.samples(inputs, sample_ids)
 

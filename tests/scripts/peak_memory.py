@@ -1,7 +1,9 @@
 """The peak memory of one step of a masked product beyond its operands and results, in bytes.
 
 Usage: peak_memory.py METHOD INPUTS, at batch 128, 64 outputs, float32. Linux: the kernel's own account of the resident
-set is used, whose peak can be reset, after freed memory has been handed back.
+set is used, whose peak can be reset. What counts is the peak of the second step above the level before the first, so
+that memory which a framework keeps for itself, and the compiled program, are in the figure; what the compiler took only
+while it ran is not. A small step goes before all, to start threads and compiler.
 """
 
 import ctypes
@@ -55,6 +57,15 @@ def memory(field):
     return int(re.search(rf"{field}:\s+(\d+) kB", status).group(1)) * 1024
 
 
+def operands(batch, inputs):
+    rng = np.random.default_rng(0)
+    shapes = ((batch, inputs), (inputs, 64), (batch, 64))
+    x, w, dy = (keras.ops.convert_to_tensor(rng.normal(size=shape).astype("float32")) for shape in shapes)
+    if BACKEND == "torch":
+        x.requires_grad_(), w.requires_grad_()
+    return x, w, dy
+
+
 def main():
     step = {
         "numpy": lambda x, w, dy: (product(x, w),),
@@ -62,19 +73,22 @@ def main():
         "tensorflow": tensorflow_step,
         "jax": jax_step() if BACKEND == "jax" else None,
     }[BACKEND]
-    rng = np.random.default_rng(0)
-    shapes = ((128, INPUTS), (INPUTS, 64), (128, 64))
-    operands = [keras.ops.convert_to_tensor(rng.normal(size=shape).astype("float32")) for shape in shapes]
-    if BACKEND == "torch":
-        operands[0].requires_grad_(), operands[1].requires_grad_()
-    step(*operands)  # compiles, and grows the threads' pools
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
+    step(*operands(1, 8192))
+    step_operands = operands(128, INPUTS)
+    before = settled()
+    step(*step_operands)
+    settled()
     pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak is now the present
-    before = memory("VmRSS")
-    results = step(*operands)
+    results = step(*step_operands)
     size = sum(int(np.prod(result.shape)) * 4 for result in results)
     print(json.dumps({"extra": memory("VmHWM") - before - size, "mask": 4 * 128 * INPUTS * 64}))
+
+
+def settled():
+    """The resident set once what is free has gone back to the system."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    return memory("VmRSS")
 
 
 main()
