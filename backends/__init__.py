@@ -31,6 +31,7 @@ NOISE_OPS = (
 WORD_OPS = ("word", "as_word", "arange", "shift_right", "lattice", "uniform", "float32", "modulo")
 TENSOR_OPS = (
     "dtype", "device", "shape", "astype", "reshape", "permute_dims", "broadcast_to", "matmul", "einsum",
+    "stop_gradient",
 )  # fmt: skip
 ENTRY_OPS = ("asarray", "to_numpy", "is_integer", "recomputed", "draw", "replica_offset", "refuse_redraw")
 OPS = NOISE_OPS + WORD_OPS + TENSOR_OPS + ENTRY_OPS

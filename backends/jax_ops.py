@@ -5,6 +5,7 @@ import sys
 
 import jax
 import numpy as np
+from jax.lax import stop_gradient
 from jax.numpy import (
     abs,
     atleast_1d,

@@ -24,6 +24,7 @@ from tensorflow import (
     sign,
     sin,
     sqrt,
+    stop_gradient,
     tanh,
     where,
     zeros_like,

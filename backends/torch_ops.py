@@ -102,6 +102,10 @@ def asarray(x, device=None):
     return torch.as_tensor(x, device=device)
 
 
+def stop_gradient(x):
+    return x.detach()
+
+
 def to_numpy(x):
     return x.detach().cpu().numpy()
 

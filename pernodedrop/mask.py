@@ -49,6 +49,11 @@ class Mask:
 
     Raises:
         TypeError, ValueError: an argument that is not one of these.
+
+    >>> from pernodedrop import Bernoulli
+    >>> mask = Mask(Bernoulli(0.5), regime="fixed")
+    >>> mask.mean, mask.variance, mask.at_inference, sorted(mask.sharing)
+    (1.0, 1.0, True, ['sample', 'time'])
     """
 
     noise: Noise

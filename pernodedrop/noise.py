@@ -50,6 +50,16 @@ class Noise:
         gaussian: whether an entry is 1 + params["stddev"] * (standard normal), so that weighted sums of entries are
             Gaussian and `method="local_reparameterization"` holds; False.
         __post_init__(): checks of the fields.
+
+    >>> class TwoPoint(Noise):
+    ...     size: float
+    ...     @property
+    ...     def variance(self):
+    ...         return self.size**2
+    ...     def from_uniform(self, u, params, xp):
+    ...         return 1 + params["size"] * xp.sign(u - 0.5)
+    >>> TwoPoint(0.5).variance
+    0.25
     """
 
     mean: typing.ClassVar[float] = 1.0
@@ -59,7 +69,7 @@ class Noise:
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
         dataclasses.dataclass(frozen=True)(cls)
-        keras.saving.register_keras_serializable(package=cls.__module__.partition(".")[0])(cls)
+        keras.saving.register_keras_serializable(package=cls.__module__)(cls)
 
     @property
     def variance(self) -> float:

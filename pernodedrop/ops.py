@@ -148,6 +148,8 @@ def multiply(x, w, field, *, sharing, samples, in_offset, method, xp):
             method = "local_reparameterization"
         else:
             method = "recomputed"
+    if method == "recomputed" and 0 in w.shape:
+        method = "materialized"  # no entry, so no block
 
     def coordinate(size, name, offset=None):
         if name not in sharing:
@@ -215,7 +217,7 @@ def _coordinates(shape, sharing, sample_offset, backend):
 def _sample_words(batch, sample_offset, sample_ids, x, xp):
     if sample_ids is None:
         return xp.arange(batch, like=x) + _offset(sample_offset, "sample_offset", x, xp)
-    if checks.is_int(sample_offset) and sample_offset != 0:
+    if not (checks.is_int(sample_offset) and sample_offset == 0):
         raise ValueError(checks.invalid("sample_offset", "0 beside `sample_ids`", sample_offset))
     return check_sample_ids(sample_ids, x, xp)
 
@@ -271,7 +273,18 @@ def _params(noise, params, device, xp):
         params = own
     elif set(params) != set(own):
         raise ValueError(checks.invalid("params", f"the numbers {sorted(own)} of {noise!r}", sorted(params)))
-    return {name: xp.asarray(value, device=device) for name, value in params.items()}
+    for name, value in params.items():
+        _check_number(value, f"params[{name!r}]", own[name].dtype.name)
+    return {name: xp.stop_gradient(xp.asarray(value, device=device)) for name, value in params.items()}
+
+
+def _check_number(value, argument, dtype):
+    backend = backends.name_of(value)
+    if backend is None:
+        raise TypeError(checks.invalid(argument, f"a scalar tensor, {dtype}", value))
+    received = backends.get(backend).dtype(value)
+    if received != dtype or len(value.shape) != 0:
+        raise TypeError(checks.invalid(argument, f"a scalar tensor, {dtype}", (tuple(value.shape), received)))
 
 
 def _check_operands(x, w, xp):
