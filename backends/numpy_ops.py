@@ -115,7 +115,7 @@ def asarray(x, device=None):
 
 
 def to_numpy(x):
-    """A tensor of this backend as a host array; word tensors as uint32."""
+    """A tensor of this backend as a host array."""
     return np.asarray(x)
 
 

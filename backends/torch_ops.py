@@ -21,8 +21,6 @@ from torch import (
     log,
     log1p,
     matmul,
-    maximum,
-    minimum,
     ones_like,
     permute,
     reshape,
@@ -47,6 +45,14 @@ def where(condition, a, b):
     return torch.where(condition, a, b)
 
 
+def maximum(a, b):
+    return torch.clamp(a, min=b)
+
+
+def minimum(a, b):
+    return torch.clamp(a, max=b)
+
+
 def word(n):
     return n - 2**32 if n >= 2**31 else n
 
@@ -54,7 +60,7 @@ def word(n):
 def as_word(n):
     if isinstance(n, int):
         return torch.tensor([word(n & 0xFFFFFFFF)], dtype=torch.int32)
-    n = torch.atleast_1d(n)
+    n = torch.atleast_1d(torch.as_tensor(n))
     return n.view(torch.int32) if n.dtype == torch.uint32 else n.to(torch.int32)
 
 

@@ -244,11 +244,13 @@ def _offset(offset, argument, like, xp):
 def key_words(key, device, xp):
     """`key` as a pair of word tensors (1,), or an error."""
     expected = "(seed, call): two ints or an integer tensor of length 2"
-    name = backends.name_of(key)
-    if name is not None and len(key.shape) == 1 and key.shape[0] == 2 and backends.get(name).is_integer(key):
+    if not isinstance(key, tuple | list):
+        name = backends.name_of(key)
+        if name is None or tuple(key.shape) != (2,) or not backends.get(name).is_integer(key):
+            raise ValueError(checks.invalid("key", expected, key))
         words = xp.asarray(xp.as_word(key), device=device)
         return words[:1], words[1:]
-    if not isinstance(key, tuple | list) or len(key) != 2:
+    if len(key) != 2:
         raise ValueError(checks.invalid("key", expected, key))
     seed, call = key
     if checks.is_int(seed):
@@ -270,8 +272,8 @@ def _word(value, argument, expected, device, xp):
 def _params(noise, params, device, xp):
     own = noise.params()
     if params is None:
-        params = own
-    elif set(params) != set(own):
+        return {name: xp.asarray(value, device=device) for name, value in own.items()}
+    if set(params) != set(own):
         raise ValueError(checks.invalid("params", f"the numbers {sorted(own)} of {noise!r}", sorted(params)))
     for name, value in params.items():
         _check_number(value, f"params[{name!r}]", own[name].dtype.name)
