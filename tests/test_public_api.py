@@ -128,7 +128,6 @@ def test_as_word_takes_ints_and_integers_of_any_kind_modulo_2_to_the_32():
         assert word.view("uint32").tolist() == [2**32 - 1]
 
 
-
 def test_a_tensor_belongs_to_its_backend_and_other_things_to_none():
     assert backends.name_of(tensor([1.0])) == NAME
     assert backends.of(x=tensor([1.0]), w=tensor([2.0])) is XP
