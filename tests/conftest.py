@@ -14,6 +14,8 @@ import pytest  # noqa: E402
 
 from pernodedrop import backends  # noqa: E402
 
+collect_ignore = ["__main__.py", "package.py", "scripts"]  # for --doctest-modules: they are run, not imported
+
 hypothesis.settings.register_profile("ci", derandomize=True, deadline=None, max_examples=30, print_blob=True)
 hypothesis.settings.register_profile("thorough", deadline=None, max_examples=1000, print_blob=True)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
