@@ -5,7 +5,8 @@ import sys
 
 import jax
 import numpy as np
-from jax.lax import stop_gradient
+from jax.lax import erf, stop_gradient
+from jax.lax import erf_inv as erfinv
 from jax.numpy import (
     abs,
     atleast_1d,
@@ -38,7 +39,6 @@ from jax.numpy import (
 )
 from jax.numpy import asarray as _asarray
 from jax.numpy import transpose as permute_dims
-from jax.scipy.special import erf, erfinv
 
 from pernodedrop.backends import methods
 from pernodedrop.mask import Field

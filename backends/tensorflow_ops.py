@@ -30,12 +30,13 @@ from tensorflow import (
     zeros_like,
 )
 from tensorflow import transpose as permute_dims
-from tensorflow.math import erf, erfinv, expm1, log, log1p
 
 from pernodedrop.backends import methods
 from pernodedrop.mask import Field
 
 xp = sys.modules[__name__]
+
+erf, erfinv, expm1, log, log1p = tf.math.erf, tf.math.erfinv, tf.math.expm1, tf.math.log, tf.math.log1p
 
 TYPICAL_BATCH = 128  # sizes the blocks of a graph that is traced with an unknown batch
 
@@ -122,6 +123,8 @@ def recomputed(x, w, field, rows, in_, out):
 @functools.lru_cache(maxsize=256)
 def _compiled(noise, names):
     """The two passes of a noise as functions compiled by XLA."""
+    # writes into the loop's own buffer, where public ops would stack the blocks and copy them once more
+    from tensorflow.compiler.tf2xla.python.xla import dynamic_update_slice as update
 
     def mask_of(params_key_rows, in_, out):
         params = dict(zip(names, params_key_rows, strict=False))
@@ -136,13 +139,8 @@ def _compiled(noise, names):
             x_block, w_block, in_block = _cut(start, length, x, w, in_)
             return methods.forward_block(x_block, w_block, mask_of(rest, in_block, out), xp)
 
-        full, length, left = _split(x, w)
         y = tf.zeros((*shape(x)[:2], w.shape[1]), w.dtype)
-        if full:
-            y = tf.while_loop(
-                lambda n, y: n < full, lambda n, y: (n + 1, y + block(n * length, length)), (tf.constant(0), y)
-            )[1]
-        return y + block(full * length, left) if left else y
+        return _over_blocks(x, w, lambda start, length, y: y + block(start, length), y)
 
     @tf.function(jit_compile=True, autograph=False)
     def backward(dy, x, w, *operands):
@@ -152,26 +150,28 @@ def _compiled(noise, names):
             x_block, w_block, in_block = _cut(start, length, x, w, in_)
             return methods.backward_block(x_block, w_block, mask_of(rest, in_block, out), dy, xp)
 
-        full, length, left = _split(x, w)
-        parts = []
-        if full:
-            dx, dw = tf.map_fn(lambda n: block(n * length, length), tf.range(full), fn_output_signature=(w.dtype,) * 2)
-            merged = (*shape(x)[:2], full * length)
-            parts.append((reshape(permute_dims(dx, (1, 2, 0, 3)), merged), reshape(dw, (-1, w.shape[1]))))
-        if left:
-            parts.append(block(full * length, left))
-        dx, dw = zip(*parts, strict=True)
-        return tf.concat(dx, axis=2), tf.concat(dw, axis=0)
+        def write_block(start, length, gradients):
+            dx, dw = gradients
+            dx_block, dw_block = block(start, length)
+            return update(dx, dx_block, (0, 0, start)), update(dw, dw_block, (start, 0))
+
+        return _over_blocks(x, w, write_block, (zeros_like(x), zeros_like(w)))
 
     return forward, backward
 
 
-def _split(x, w):
-    """The input axis as so many full blocks of a length, and what is left."""
+def _over_blocks(x, w, step, carry):
+    """Run step(start, length, carry) over the full blocks of inputs as a loop, then over the ragged rest."""
     inputs, outputs = w.shape
     length = min(methods.block_length(x.shape[0] or TYPICAL_BATCH, outputs), inputs)
-    full, left = divmod(inputs, length)
-    return full, length, left
+    full, rest = divmod(inputs, length)
+    if full:
+        _, carry = tf.while_loop(
+            lambda n, carry: n < full,
+            lambda n, carry: (n + 1, step(n * length, length, carry)),
+            (tf.constant(0), carry),
+        )
+    return step(full * length, rest, carry) if rest else carry
 
 
 def _cut(start, length, x, w, in_):

@@ -52,8 +52,8 @@ def masked_dense(
     Raises:
         TypeError, ValueError: an argument that is not as described, named in the message, before anything is computed.
 
-    >>> import numpy as np
-    >>> masked_dense(np.ones((2, 3), "float32"), np.ones((3, 4), "float32"), Bernoulli(0.0), key=(1, 0))
+    >>> import numpy as np, pernodedrop as pnd
+    >>> masked_dense(np.ones((2, 3), "float32"), np.ones((3, 4), "float32"), pnd.Bernoulli(0.0), key=(1, 0))
     array([[3., 3., 3., 3.],
            [3., 3., 3., 3.]], dtype=float32)
     """
@@ -90,9 +90,10 @@ def sample_mask(noise, key, shape, *, sharing=None, sample_offset=0, backend=Non
     Raises:
         TypeError, ValueError: an argument that is not as described. ImportError: a backend that is not installed.
 
-    >>> sample_mask(Bernoulli(0.5), key=(1, 0), shape=(1, 2, 4), backend="numpy")
-    array([[[0., 0., 0., 2.],
-            [2., 2., 2., 2.]]], dtype=float32)
+    >>> import pernodedrop as pnd
+    >>> sample_mask(pnd.Bernoulli(0.5), key=(1, 0), shape=(1, 2, 4), backend="numpy")
+    array([[[2., 2., 0., 0.],
+            [2., 2., 0., 2.]]], dtype=float32)
     """
     xp, shape, coordinates = _coordinates(shape, Mask(noise, sharing).sharing, sample_offset, backend)
     field = Field(noise, _params(noise, None, None, xp), key_words(key, None, xp))
