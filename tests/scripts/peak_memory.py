@@ -61,7 +61,8 @@ def memory(field):
 def operands(batch, inputs):
     rng = np.random.default_rng(0)
     shapes = ((batch, inputs), (inputs, 64), (batch, 64))
-    x, w, dy = (keras.ops.convert_to_tensor(rng.normal(size=shape).astype("float32")) for shape in shapes)
+    # times 1: memory of the framework's own, as in a model, where NumPy's may need an aligned copy at every step
+    x, w, dy = (1 * keras.ops.convert_to_tensor(rng.normal(size=shape).astype("float32")) for shape in shapes)
     if BACKEND == "torch":
         x.requires_grad_(), w.requires_grad_()
     return x, w, dy
