@@ -11,6 +11,9 @@ from pernodedrop.noise import normal
 BLOCK_ENTRIES = 2**18
 """Entries evaluated at a time: 1 MiB of float32, so that a handful of temporaries stay in a CPU's cache."""
 
+TYPICAL_BATCH = 128
+"""Sizes the blocks of a graph that is traced with an unknown batch."""
+
 
 class Rows(typing.NamedTuple):
     """Coordinates of the rows, as word tensors of shape (r,)."""
@@ -34,9 +37,10 @@ def local_reparameterization(x, w, field, rows, in_, out, xp):
     """The same law without a mask, for a Gaussian noise and one position a row (arXiv 1506.02557).
 
     Outputs of a row use disjoint entries, so they are independent normal numbers given x and w, with mean x @ w and
-    variance stddev**2 * (x**2 @ w**2). Their normals come from the lane after the noise's own.
+    variance stddev**2 * (x**2 @ w**2). Their normals come from the lane after the noise's own, at the first of in_, so
+    that the parts of a kernel that is split have normals of their own.
     """
-    word = field.words(field.noise.lanes, rows.time[:, None], rows.sample[:, None], xp.zeros_like(out), out, xp)
+    word = field.words(field.noise.lanes, rows.time[:, None], rows.sample[:, None], in_[:1], out, xp)
     z = xp.astype(normal(xp.uniform(word), xp), xp.dtype(w))[:, None, :]
     variance = xp.matmul(x * x, w * w)
     positive = variance > 0
@@ -54,7 +58,8 @@ def shared_over_in_or_out(x, w, field, rows, in_, out, xp):
 
 
 def block_length(rows, outputs):
-    """How many inputs make a block."""
+    """How many inputs make a block; `rows` is no int where a framework does not know it yet."""
+    rows = rows if isinstance(rows, int) else TYPICAL_BATCH
     return max(1, BLOCK_ENTRIES // max(1, rows * outputs))
 
 
@@ -82,6 +87,8 @@ def backward_block(x, w, mask, dy, xp):
 REDRAW = (
     "A key was about to be drawn inside a rematerialized function, whose backward pass would draw another one and so "
     "differentiate another mask than the forward pass applied. Draw outside and pass the key: `key = layer.draw()`, "
-    "then `layer(x, key=key)` inside `keras.remat`."
+    "then `layer(x, training=True, key=key)` inside `keras.remat`."
 )
 """The message of `refuse_redraw`."""
+
+NOT_TWICE = 'The recomputed product can be differentiated once. For a second time use method="materialized".'

@@ -38,8 +38,6 @@ xp = sys.modules[__name__]
 
 erf, erfinv, expm1, log, log1p = tf.math.erf, tf.math.erfinv, tf.math.expm1, tf.math.log, tf.math.log1p
 
-TYPICAL_BATCH = 128  # sizes the blocks of a graph that is traced with an unknown batch
-
 
 def word(n):
     return tf.constant(n, tf.uint32)
@@ -113,9 +111,18 @@ def recomputed(x, w, field, rows, in_, out):
 
     @tf.custom_gradient
     def product(x, w):
-        # without stop_gradient, a tape would also differentiate the block loop, which XLA refuses
-        operands = tf.nest.map_structure(tf.stop_gradient, (x, w, *rest))
-        return forward(*operands), lambda dy: backward(dy, *operands)
+        return forward(*still(x, w, *rest)), lambda dy: gradient(dy, x, w)
+
+    @tf.custom_gradient
+    def gradient(dy, x, w):
+        def refuse(*_):
+            raise NotImplementedError(methods.NOT_TWICE)
+
+        return backward(*still(dy, x, w, *rest)), refuse
+
+    def still(*tensors):
+        # else a tape would also differentiate the block loop, which XLA refuses
+        return [tf.stop_gradient(tensor) for tensor in tensors]
 
     return product(tf.convert_to_tensor(x), tf.convert_to_tensor(w))
 
@@ -163,7 +170,7 @@ def _compiled(noise, names):
 def _over_blocks(x, w, step, carry):
     """Run step(start, length, carry) over the full blocks of inputs as a loop, then over the ragged rest."""
     inputs, outputs = w.shape
-    length = min(methods.block_length(x.shape[0] or TYPICAL_BATCH, outputs), inputs)
+    length = min(methods.block_length(x.shape[0], outputs), inputs)
     full, rest = divmod(inputs, length)
     if full:
         _, carry = tf.while_loop(

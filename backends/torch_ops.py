@@ -5,6 +5,7 @@ a custom operator: the recomputed product (its block loop would be unrolled into
 (a backward pass that makes its forward pass again would otherwise read the state that the draw has already advanced).
 """
 
+import contextlib
 import sys
 
 import torch
@@ -12,7 +13,6 @@ from torch import (
     abs,
     broadcast_to,
     cos,
-    einsum,
     erf,
     erfinv,
     exp,
@@ -20,7 +20,6 @@ from torch import (
     floor,
     log,
     log1p,
-    matmul,
     ones_like,
     permute,
     reshape,
@@ -106,6 +105,21 @@ def astype(x, name):
 
 def asarray(x, device=None):
     return torch.as_tensor(x, device=device)
+
+
+def matmul(a, b):
+    with _in_full_precision(a):
+        return torch.matmul(a, b)
+
+
+def einsum(equation, *operands):
+    with _in_full_precision(operands[0]):
+        return torch.einsum(equation, *operands)
+
+
+def _in_full_precision(x):
+    """torch.autocast would sum in half precision."""
+    return contextlib.nullcontext() if x.device.type == "meta" else torch.autocast(x.device.type, enabled=False)
 
 
 def stop_gradient(x):
@@ -197,15 +211,14 @@ def _masks(x, w, law, names, params, key, rows, in_, out):
 
 
 # An operator takes tensors and strings only, so a noise crosses its border by the name it is filed under here.
+_NAMES: dict = {}
 _LAWS: dict = {}
 
 
 @torch.compiler.assume_constant_result
 def _file_law(noise):
-    name = next((name for name, filed in _LAWS.items() if filed is noise or filed == noise), None)
-    if name is None:
-        name = f"{type(noise).__name__}-{len(_LAWS)}"
-        _LAWS[name] = noise
+    name = _NAMES.setdefault(noise, f"{type(noise).__name__}-{len(_NAMES)}")
+    _LAWS[name] = noise
     return name
 
 

@@ -55,11 +55,11 @@ def check_word(value, argument):
 
 
 def check_count(value, argument):
-    """Return `value` as an int from 1, or raise."""
+    """Return `value` as an int from 1 and below 2**31, or raise."""
     expected = "an int from 1"
     if not is_int(value):
         raise TypeError(invalid(argument, expected, value))
-    if value < 1:
+    if not 1 <= value < 2**31:
         raise ValueError(invalid(argument, expected, value))
     return int(value)
 

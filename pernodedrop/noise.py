@@ -102,11 +102,13 @@ class Noise:
 
     def with_params(self, params):
         """The same law with other numbers: the inverse of `params()`."""
-        return self if self._has(params) else dataclasses.replace(self, **{k: float(v) for k, v in params.items()})
+        own = self.params()
+        changed = {name: value for name, value in params.items() if value != own[name]}
+        return dataclasses.replace(self, **{k: type(getattr(self, k))(v) for k, v in changed.items()})
 
     def with_rate(self, rate):
         """The same law at another drop rate."""
-        if not hasattr(self, "rate"):
+        if getattr(self, "rate", None) is None:
             raise TypeError(f"{self!r} has no rate that could be set to {rate!r}")
         return dataclasses.replace(self, **{"rate": rate})
 
@@ -157,7 +159,7 @@ class Bernoulli(Noise):
         return {"threshold": np.int32(self.threshold)}
 
     def with_params(self, params):
-        return self if self._has(params) else Bernoulli(_rate(params["threshold"]))
+        return self if self._has(params) else dataclasses.replace(self, rate=_rate(params["threshold"]))
 
     def from_words(self, words, params, xp):
         threshold = params["threshold"]
@@ -200,7 +202,7 @@ class Gaussian(Noise):
         return _with_spread(self, "stddev", params, per_stddev=1.0)
 
     def with_rate(self, rate):
-        return Gaussian(rate=rate)
+        return _with_rate(self, "stddev", rate)
 
     def get_config(self):
         return _spread_config(self, "stddev")
@@ -242,7 +244,8 @@ class PartialGaussian(Noise):
         return {"threshold": np.int32(_threshold(self.rate)), "stddev": np.float32(self.stddev)}
 
     def with_params(self, params):
-        return self if self._has(params) else PartialGaussian(_rate(params["threshold"]), float(params["stddev"]))
+        numbers = {"rate": _rate(params["threshold"]), "stddev": float(params["stddev"])}
+        return self if self._has(params) else dataclasses.replace(self, **numbers)
 
     def from_words(self, words, params, xp):
         choice, value = words
@@ -281,7 +284,7 @@ class Uniform(Noise):
         return _with_spread(self, "half_width", params, per_stddev=math.sqrt(3))
 
     def with_rate(self, rate):
-        return Uniform(rate=rate)
+        return _with_rate(self, "half_width", rate)
 
     def get_config(self):
         return _spread_config(self, "half_width")
@@ -351,9 +354,15 @@ def _with_spread(noise, field, params, per_stddev):
         return noise
     spread = float(params[field])
     if noise.rate is None:
-        return type(noise)(**{field: spread})
+        return dataclasses.replace(noise, **{field: spread})
     odds = (spread / per_stddev) ** 2
-    return type(noise)(rate=odds / (1 + odds))
+    return _with_rate(noise, field, odds / (1 + odds))
+
+
+def _with_rate(noise, field, rate):
+    if noise.rate is None:
+        raise TypeError(f"{noise!r} was given by its {field} and has no rate that could be set to {rate!r}")
+    return dataclasses.replace(noise, **{"rate": rate, field: None})
 
 
 def _spread_config(noise, field):

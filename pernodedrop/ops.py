@@ -30,7 +30,7 @@ def masked_dense(
         x: floating tensor (batch, in) or (batch, time, in) of NumPy, torch, JAX or TensorFlow.
         w: floating tensor (in, out) of the same framework.
         noise: the law of an entry, a `pernodedrop.Noise`.
-        key: (seed, call): two ints, seed any, call in [0, 2**32); or an integer tensor of length 2.
+        key: (seed, call): two ints, seed any, call in [0, 2**32); or an integer tensor of length 2, modulo 2**32.
         sharing: the coordinates that m does not depend on. None is "time": positions of (batch, time, in) share a
             sample's mask. Otherwise a "+"-joined string or a collection of "sample", "time", "in", "out": "sample+time"
             is one mask a batch (DropConnect), "out" is Dropout on x, () shares nothing.
@@ -42,9 +42,9 @@ def masked_dense(
             rate that changes after compilation.
         method: "materialized" has the whole mask in memory, 4 * batch * in * out bytes, and serves as oracle.
             "recomputed" evaluates it block by block, again in the backward pass; its memory does not grow with the
-            mask. "local_reparameterization" has no mask and draws y itself from the same law: for a Gaussian noise with
-            a mask of its own for every row of x. "auto" takes the last where it holds and "recomputed" elsewhere; masks
-            that are small because they are shared are plain products.
+            mask, and it can be differentiated once. "local_reparameterization" has no mask and draws y itself from
+            the same law: for a Gaussian noise with a mask of its own for every row of x. "auto" takes the last where it
+            holds and "recomputed" elsewhere; masks that are small because they are shared are plain products.
 
     Returns:
         A tensor (batch, out) or (batch, time, out), of the dtype of x. Sums are in float32, or in float64 if x or w is.
@@ -61,7 +61,7 @@ def masked_dense(
     mask = Mask(noise, sharing)
     _check_operands(x, w, xp)
     device = xp.device(x)
-    samples = _sample_words(x.shape[0] if x.shape[0] is not None else xp.shape(x)[0], sample_offset, sample_ids, x, xp)
+    samples = _sample_words(sample_offset, sample_ids, x, xp)
     return multiply(
         x,
         w,
@@ -131,7 +131,7 @@ def multiply(x, w, field, *, sharing, samples, in_offset, method, xp):
         field: the mask at its key, a `Field`.
         sharing: frozenset of coordinates.
         samples: word tensor (batch,).
-        in_offset: word tensor (1,).
+        in_offset: word tensor (1,), or an int.
         method: as for `masked_dense`.
         xp: the ops namespace of x.
     """
@@ -149,8 +149,8 @@ def multiply(x, w, field, *, sharing, samples, in_offset, method, xp):
             method = "local_reparameterization"
         else:
             method = "recomputed"
-    if method == "recomputed" and 0 in w.shape:
-        method = "materialized"  # no entry, so no block
+    if 0 in w.shape:
+        method = "materialized"  # no entry, so nothing to save
 
     def coordinate(size, name, offset=None):
         if name not in sharing:
@@ -181,16 +181,16 @@ def _rows(x, sharing, samples, xp):
 
     if "time" in sharing:
         if "sample" in sharing:
-            return xp.reshape(x, (1, -1, inputs)), methods.Rows(zero, zero), restore
+            return xp.reshape(x, (1, batch * time, inputs)), methods.Rows(zero, zero), restore
         return x, methods.Rows(zero, samples), lambda y: y
     times = xp.arange(time, like=x)
     if "sample" in sharing:
         return xp.permute_dims(x, (1, 0, 2)), methods.Rows(times, zero), lambda y: xp.permute_dims(y, (1, 0, 2))
 
     def flat(words):
-        return xp.reshape(xp.broadcast_to(words, (batch, time)), (-1,))
+        return xp.reshape(xp.broadcast_to(words, (batch, time)), (batch * time,))
 
-    return xp.reshape(x, (-1, 1, inputs)), methods.Rows(flat(times[None, :]), flat(samples[:, None])), restore
+    return xp.reshape(x, (batch * time, 1, inputs)), methods.Rows(flat(times[None, :]), flat(samples[:, None])), restore
 
 
 def _coordinates(shape, sharing, sample_offset, backend):
@@ -215,9 +215,9 @@ def _coordinates(shape, sharing, sample_offset, backend):
     return xp, tuple(shape), (time[:, None, None], sample[:, None, None, None], in_[:, None], out)
 
 
-def _sample_words(batch, sample_offset, sample_ids, x, xp):
+def _sample_words(sample_offset, sample_ids, x, xp):
     if sample_ids is None:
-        return xp.arange(batch, like=x) + _offset(sample_offset, "sample_offset", x, xp)
+        return xp.arange(xp.shape(x)[0], like=x) + _offset(sample_offset, "sample_offset", x, xp)
     if not (checks.is_int(sample_offset) and sample_offset == 0):
         raise ValueError(checks.invalid("sample_offset", "0 beside `sample_ids`", sample_offset))
     return check_sample_ids(sample_ids, x, xp)
@@ -230,10 +230,10 @@ def check_sample_ids(sample_ids, x, xp):
     if not backends.get(backends.name_of(sample_ids)).is_integer(sample_ids):
         raise TypeError(checks.invalid("sample_ids", "an integer dtype", sample_ids.dtype))
     sample_ids = xp.asarray(sample_ids, device=xp.device(x))
-    if len(sample_ids.shape) != 1 or (None not in (sample_ids.shape[0], x.shape[0]) and len(x) != len(sample_ids)):
-        expected = f"shape (batch,) = ({x.shape[0]},)"
-        raise ValueError(checks.invalid("sample_ids", expected, tuple(sample_ids.shape)))
-    return xp.as_word(sample_ids)
+    batch, known = x.shape[0], tuple(sample_ids.shape)
+    if len(known) != 1 or (None not in (known[0], batch) and known[0] != batch):
+        raise ValueError(checks.invalid("sample_ids", f"shape (batch,) = ({batch},)", known))
+    return xp.reshape(xp.as_word(sample_ids), (xp.shape(x)[0],))  # fails where only the run knows that they differ
 
 
 def _offset(offset, argument, like, xp):

@@ -277,7 +277,7 @@ def test_clone_has_the_same_noise():
 
 
 @pytest.mark.skipif(BACKEND == "numpy", reason="Keras' NumPy backend cannot export")
-@pytest.mark.parametrize("name", ["per_node_drop", "per_node_drop_fixed", "dropout"])
+@pytest.mark.parametrize("name", ["per_node_drop", "per_node_drop_fixed", "per_node_drop_bank", "dropout"])
 def test_exported_model_predicts_the_same(name, tmp_path):
     """Export as an artifact of the backend itself, with a batch of any size."""
     model, x = small_model(LAYERS[name]), inputs(5, 6)
@@ -366,3 +366,44 @@ def test_bad_arguments_are_refused_by_name(make, words):
 def test_bad_calls_are_refused_by_name(layer, call, words):
     with pytest.raises((TypeError, ValueError), match=words):
         call(layer)
+
+
+def test_groups_of_a_gaussian_kernel_have_noise_of_their_own():
+    """Local reparameterization draws the outputs of each group anew: equal groups would give equal outputs."""
+    einsum = keras.layers.EinsumDense("abc,bcd->abd", output_shape=(3, 2), kernel_initializer="ones")
+    y = host(pnd.PerNodeDrop(einsum, noise="gaussian", seed=1)(np.ones((2, 3, 4), "float32"), training=True))
+    assert len(np.unique(y)) == y.size
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_activity_regularizer_of_the_inner_layer_counts(training):
+    layer = pnd.PerNodeDense(4, rate=0.0, activity_regularizer=keras.regularizers.L2(0.1), seed=1)
+    y = host(layer(inputs(8, 6), training=training))
+    np.testing.assert_allclose([host(loss) for loss in layer.losses], [0.1 * (y**2).sum() / 8], rtol=1e-5)
+
+
+@keras.saving.register_keras_serializable("tests")
+class Special(pnd.Bernoulli):
+    """A law that inherits everything."""
+
+
+def test_a_new_rate_keeps_the_class_of_the_noise():
+    layer = pnd.PerNodeDense(4, noise=Special(0.5))
+    layer.rate = 0.25
+    assert layer.noise == Special(0.25)
+    given_by_spread = pnd.PerNodeDense(4, noise=pnd.Gaussian(stddev=0.1))
+    with pytest.raises(TypeError, match=r"stddev and has no rate"):
+        given_by_spread.rate = 0.5
+
+
+def test_inputs_of_another_size_are_refused_by_name():
+    layer = LAYERS["per_node_drop"]()
+    layer.build((None, 6))
+    with pytest.raises(ValueError, match=r"inputs|incompatible"):
+        layer(inputs(4, 7), training=True)
+
+
+@pytest.mark.parametrize("make", [LAYERS["drop_connect"], lambda: pnd.Dropout(0.5, noise_shape=(1, None))])
+def test_sample_ids_without_a_sample_coordinate_are_refused(make):
+    with pytest.raises(ValueError, match=r"`sample_ids`.*same for all samples"):
+        make()(inputs(2, 6), training=True, sample_ids=np.array([1, 2]))

@@ -176,11 +176,13 @@ def test_bernoulli_with_params_has_the_very_threshold(rate, other):
 def test_with_rate_is_the_same_law_at_another_rate():
     assert pnd.Bernoulli(0.3).with_rate(0.7) == pnd.Bernoulli(0.7)
     assert pnd.Gaussian(rate=0.3).with_rate(0.7) == pnd.Gaussian(rate=0.7)
-    assert pnd.Gaussian(stddev=0.3).with_rate(0.7) == pnd.Gaussian(rate=0.7)
-    assert pnd.Uniform(half_width=0.3).with_rate(0.7) == pnd.Uniform(rate=0.7)
+    assert pnd.Uniform(rate=0.3).with_rate(0.7) == pnd.Uniform(rate=0.7)
     assert pnd.PartialGaussian(0.3, 0.5).with_rate(0.7) == pnd.PartialGaussian(0.7, 0.5)
     with pytest.raises(TypeError, match=r"Triangular\(half_width=0.25\) has no rate that could be set to 0.7"):
         Triangular(0.25).with_rate(0.7)
+    for noise in (pnd.Gaussian(stddev=0.3), pnd.Uniform(half_width=0.3)):
+        with pytest.raises(TypeError, match=r"was given by its \w+ and has no rate that could be set to 0.7"):
+            noise.with_rate(0.7)
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.3, 0.8])

@@ -539,3 +539,18 @@ def test_float64_of_either_operand_makes_the_sums_float64():
 def test_masks_may_be_empty_and_rates_at_their_end():
     assert mask_of(BERNOULLI, (0, 2, 3)).shape == (0, 2, 3)
     assert mask_of(pnd.Bernoulli(1 - 2**-24), (1, 1, 1)).tolist() == [[[0.0]]]
+
+
+@pytest.mark.skipif(NAME != "tensorflow", reason="torch and JAX refuse by themselves")
+def test_a_second_derivative_of_the_recomputed_product_is_refused():
+    """Silence would drop a gradient penalty from a loss."""
+    import tensorflow as tf
+
+    x, w = tf.ones((2, 3)), tf.Variable(tf.ones((3, 4)))
+    with tf.GradientTape() as outer, tf.GradientTape() as inner:
+        inner.watch(x)
+        y = masked_dense(x, w, BERNOULLI, KEY, method="recomputed")
+    with outer:
+        dx = inner.gradient(y, x)
+    with pytest.raises(NotImplementedError, match="materialized"):
+        outer.gradient(dx, w)

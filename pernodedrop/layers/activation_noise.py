@@ -3,7 +3,7 @@
 import math
 
 from pernodedrop import checks
-from pernodedrop.layers.noisy import Noisy, floating, xp
+from pernodedrop.layers.noisy import Noisy, floating, refuse_sample_ids, xp
 from pernodedrop.mask import Mask
 
 
@@ -22,8 +22,12 @@ class ActivationNoise(Noisy):
     """
 
     def __init__(self, noise, noise_shape=None, seed=None, **kwargs):
-        if noise_shape is not None and not isinstance(noise_shape, tuple | list):
-            raise TypeError(checks.invalid("noise_shape", "None or a tuple of ints and None", noise_shape))
+        if noise_shape is not None:
+            expected = "None or a tuple of sizes and None"
+            if not isinstance(noise_shape, tuple | list):
+                raise TypeError(checks.invalid("noise_shape", expected, noise_shape))
+            if not all(size is None or (checks.is_int(size) and size > 0) for size in noise_shape):
+                raise ValueError(checks.invalid("noise_shape", expected, noise_shape))
         super().__init__(mask=Mask(noise, {"out"}), seed=seed, **kwargs)
         self.noise_shape = None if noise_shape is None else tuple(noise_shape)
         self.supports_masking = True
@@ -51,6 +55,8 @@ class ActivationNoise(Noisy):
         _, *middle, last = shape if len(shape) > 1 else (*shape, 1)
         zero = xp.arange(1, like=inputs)
         one_sample = self.noise_shape is not None and self.noise_shape[0] == 1
+        if one_sample and sample_ids is not None:
+            refuse_sample_ids(sample_ids)
         sample = zero if one_sample else self.samples(inputs, sample_ids)
         time = xp.arange(math.prod(middle), like=inputs)
         field = self.field(key, xp.device(inputs))

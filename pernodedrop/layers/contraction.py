@@ -47,6 +47,10 @@ class Contraction:
             **dict(zip(self.x, keras.ops.shape(x), strict=True)),
             **dict(zip(self.kernel, kernel.shape, strict=True)),
         }
+        for letter in [*self.group, *self.in_]:
+            if keras.ops.shape(x)[self.x.index(letter)] != size[letter]:
+                expected = f"{size[letter]} along axis {self.x.index(letter)}, as the kernel {tuple(kernel.shape)} has"
+                raise ValueError(checks.invalid("inputs", expected, tuple(x.shape)))
         # lists rather than generators, which torch.compile cannot trace into math.prod
         groups, inputs, outputs = [math.prod([size[c] for c in part]) for part in (self.group, self.in_, self.out)]
 
@@ -105,10 +109,15 @@ def float_kernel(layer):
 
 
 def finish(layer, y):
-    """What the layer does after its product: bias and activation."""
+    """What the layer does after its product: bias, activation, and the loss of its activity regularizer."""
     if layer.bias is not None:
         y = keras.ops.add(y, layer.bias)
-    return y if layer.activation is None else layer.activation(y)
+    if layer.activation is not None:
+        y = layer.activation(y)
+    if layer.activity_regularizer is not None:
+        loss = layer.activity_regularizer(y)
+        layer.add_loss(loss / keras.ops.cast(keras.ops.shape(y)[0], loss.dtype))  # a mean, as Keras has it
+    return y
 
 
 def check_layer(layer):

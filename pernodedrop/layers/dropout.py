@@ -24,7 +24,8 @@ class Dropout(ActivationNoise):
         inputs: floating tensor of any rank from 1, samples first.
         training: whether to train; Keras sets it in `fit`.
         key: the key to use instead of drawing one, from `draw()`.
-        sample_ids: integer tensor (batch,): the sample coordinate of each row, instead of its place in the batch.
+        sample_ids: integer tensor (batch,): the sample coordinate of each row, instead of its place in the batch. Not
+            with a `noise_shape` of one sample.
 
     Output shape and dtype: the input's.
 

@@ -51,7 +51,7 @@ class Noisy(keras.layers.Layer):
             self._numbers[name].assign(value)
 
     def draw(self):
-        """The next key: an integer tensor of length 2, (seed, call), for `layer(x, key=key)`.
+        """The next key: an integer tensor of length 2, (seed, call), for `layer(x, training=True, key=key)`.
 
         Draw outside `keras.remat` and pass the key to the layer inside, so that the backward pass, which makes the
         forward pass again, makes the same mask.
@@ -89,6 +89,8 @@ class Noisy(keras.layers.Layer):
     def samples(self, x, sample_ids):
         """The sample coordinates of the rows of x."""
         if sample_ids is not None:
+            if "sample" in self.mask.sharing:
+                refuse_sample_ids(sample_ids)
             return self.mask.samples(ops.check_sample_ids(sample_ids, x, xp), xp)
         if self.mask.regime == "example":
             raise ValueError(checks.invalid("sample_ids", "the examples' ids with regime='example'", None))
@@ -109,6 +111,11 @@ class Noisy(keras.layers.Layer):
             autocast=False,
             aggregation="only_first_replica",
         )
+
+
+def refuse_sample_ids(sample_ids):
+    """Raise: there is no sample coordinate that ids could be."""
+    raise ValueError(checks.invalid("sample_ids", "None: this mask is the same for all samples", sample_ids))
 
 
 def floating(inputs):

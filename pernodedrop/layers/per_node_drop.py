@@ -94,7 +94,7 @@ def PerNodeDense(units, rate=None, noise="bernoulli", regime="dynamic", activati
     Args:
         units, activation: those of the Dense layer.
         rate, noise, regime, seed: those of `PerNodeDrop`.
-        **kwargs: `sharing`, `bank_size`, `method`, `name` and `dtype` of `PerNodeDrop`; everything else goes to Dense.
+        **kwargs: `sharing`, `bank_size`, `method` and `name` of `PerNodeDrop`; everything else goes to Dense.
 
     Returns:
         A `PerNodeDrop`; its `layer` is the Dense layer.
