@@ -19,6 +19,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def run(code, folder, backend=BACKEND):
+    """What the code prints; a failure of the code is one of the test."""
     env = {**os.environ, "KERAS_BACKEND": backend, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code], cwd=folder, env=env, capture_output=True, text=True)
     assert done.returncode == 0, f"{code}\n{done.stderr[-3000:]}"

@@ -48,8 +48,9 @@ class Contraction:
             **dict(zip(self.kernel, kernel.shape, strict=True)),
         }
         for letter in [*self.group, *self.in_]:
-            if keras.ops.shape(x)[self.x.index(letter)] != size[letter]:
-                expected = f"{size[letter]} along axis {self.x.index(letter)}, as the kernel {tuple(kernel.shape)} has"
+            axis = self.x.index(letter)
+            if x.shape[axis] not in (None, size[letter]):  # None: known to the run only
+                expected = f"{size[letter]} along axis {axis}, as the kernel {tuple(kernel.shape)} has"
                 raise ValueError(checks.invalid("inputs", expected, tuple(x.shape)))
         # lists rather than generators, which torch.compile cannot trace into math.prod
         groups, inputs, outputs = [math.prod([size[c] for c in part]) for part in (self.group, self.in_, self.out)]
