@@ -34,12 +34,19 @@ def check_rate(rate, argument="rate"):
     return float(rate)
 
 
+def check_finite(value, argument, expected="a finite float"):
+    """Return `value` as a finite float, or raise."""
+    if not is_real(value):
+        raise TypeError(invalid(argument, expected, value))
+    if not math.isfinite(value):
+        raise ValueError(invalid(argument, expected, value))
+    return float(value)
+
+
 def check_positive(value, argument, zero=False):
     """Return `value` as a finite float above zero (or from zero), or raise."""
     expected = "a finite float " + ("from zero" if zero else "above zero")
-    if not is_real(value):
-        raise TypeError(invalid(argument, expected, value))
-    if not (math.isfinite(value) and (value > 0 or (zero and value == 0))):
+    if check_finite(value, argument, expected) < 0 or (value == 0 and not zero):
         raise ValueError(invalid(argument, expected, value))
     return float(value)
 

@@ -29,6 +29,8 @@ import numpy as np
 
 from pernodedrop import checks
 
+FLOAT = (float, "float")  # annotations of fields, as they are and as `from __future__ import annotations` leaves them
+OPTIONAL_FLOAT = (float | None, "float | None")
 LATTICE = 2**24  # Bernoulli decisions are made on the upper 24 bits of a word
 
 
@@ -49,7 +51,10 @@ class Noise:
         lanes: how many independent uniform numbers an entry is made of; 1.
         gaussian: whether an entry is 1 + params["stddev"] * (standard normal), so that weighted sums of entries are
             Gaussian and `method="local_reparameterization"` holds; False.
-        __post_init__(): checks of the fields.
+        exact: whether entries are equal to the bit on every backend, which takes operations that round alike: no
+            logarithm, no erfinv; False.
+        __post_init__(): checks of the fields, after `super().__post_init__()`, which refuses a field `rate` that is no
+            rate and a field annotated `float` that is no finite number.
 
     >>> class TwoPoint(Noise):
     ...     size: float
@@ -65,11 +70,22 @@ class Noise:
     mean: typing.ClassVar[float] = 1.0
     lanes: typing.ClassVar[int] = 1
     gaussian: typing.ClassVar[bool] = False
+    exact: typing.ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
         dataclasses.dataclass(frozen=True)(cls)
         keras.saving.register_keras_serializable(package=cls.__module__)(cls)
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value is None and field.type in OPTIONAL_FLOAT:
+                continue
+            if field.name == "rate":
+                object.__setattr__(self, field.name, checks.check_rate(value))
+            elif field.type in FLOAT + OPTIONAL_FLOAT:
+                object.__setattr__(self, field.name, checks.check_finite(value, field.name))
 
     @property
     def variance(self) -> float:
@@ -142,9 +158,7 @@ class Bernoulli(Noise):
     """
 
     rate: float
-
-    def __post_init__(self):
-        object.__setattr__(self, "rate", checks.check_rate(self.rate))
+    exact: typing.ClassVar[bool] = True
 
     @property
     def threshold(self) -> int:
@@ -189,6 +203,7 @@ class Gaussian(Noise):
     gaussian: typing.ClassVar[bool] = True
 
     def __post_init__(self):
+        super().__post_init__()
         _set_spread(self, "stddev", per_stddev=1.0)
 
     @property
@@ -233,8 +248,8 @@ class PartialGaussian(Noise):
     lanes: typing.ClassVar[int] = 2
 
     def __post_init__(self):
-        object.__setattr__(self, "rate", checks.check_rate(self.rate))
-        object.__setattr__(self, "stddev", checks.check_positive(self.stddev, "stddev", zero=True))
+        super().__post_init__()
+        checks.check_positive(self.stddev, "stddev", zero=True)
 
     @property
     def variance(self) -> float:
@@ -271,6 +286,7 @@ class Uniform(Noise):
     half_width: float | None = None
 
     def __post_init__(self):
+        super().__post_init__()
         _set_spread(self, "half_width", per_stddev=math.sqrt(3))
 
     @property
@@ -342,11 +358,9 @@ def _set_spread(noise, field, per_stddev):
     if (noise.rate is None) == (spread is None):
         raise ValueError(f"{type(noise).__name__} takes one of `rate` and `{field}`. Received: {noise!r}")
     if spread is None:
-        rate = checks.check_rate(noise.rate)
-        object.__setattr__(noise, "rate", rate)
-        object.__setattr__(noise, field, per_stddev * math.sqrt(rate / (1 - rate)))
+        object.__setattr__(noise, field, per_stddev * math.sqrt(noise.rate / (1 - noise.rate)))
     else:
-        object.__setattr__(noise, field, checks.check_positive(spread, field, zero=True))
+        checks.check_positive(spread, field, zero=True)
 
 
 def _with_spread(noise, field, params, per_stddev):

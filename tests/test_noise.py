@@ -247,7 +247,8 @@ def test_get_makes_a_noise_of_a_name_and_a_rate():
 RATE = (
     "Invalid value for argument `rate`. Expected a float in [0, 1 - 2**-24], the probability that an entry is perturbed"
 )
-NUMBER = "Invalid value for argument `{}`. Expected a finite float from zero. Received: {}="
+NUMBER = "Invalid value for argument `{0}`. Expected a finite float. Received: {0}={1}"
+FROM_ZERO = "Invalid value for argument `{0}`. Expected a finite float from zero. Received: {0}={1}"
 BAD = [
     *((law, {"rate": bad}, ValueError, f"{RATE}. Received: rate={bad!r}")
       for law in (pnd.Bernoulli, pnd.Gaussian, pnd.Uniform)
@@ -257,12 +258,14 @@ BAD = [
       for bad in ("0.5", True, [0.5], 0.5j)),
     (pnd.Bernoulli, {"rate": None}, TypeError, f"{RATE}. Received: rate=None"),
     (pnd.PartialGaussian, {"rate": 1.0, "stddev": 1.0}, ValueError, f"{RATE}. Received: rate=1.0"),
-    *((pnd.Gaussian, {"stddev": bad}, error, NUMBER.format("stddev", "stddev") + repr(bad))
-      for bad, error in ((-1.0, ValueError), (math.nan, ValueError), (math.inf, ValueError), ("1", TypeError))),
-    *((pnd.Uniform, {"half_width": bad}, error, NUMBER.format("half_width", "half_width") + repr(bad))
-      for bad, error in ((-1.0, ValueError), (math.nan, ValueError), (True, TypeError))),
-    (pnd.PartialGaussian, {"rate": 0.5, "stddev": -1}, ValueError, NUMBER.format("stddev", "stddev") + "-1"),
-    (pnd.PartialGaussian, {"rate": 0.5, "stddev": None}, TypeError, NUMBER.format("stddev", "stddev") + "None"),
+    *((law, {field: bad}, error, NUMBER.format(field, repr(bad)))
+      for law, field in ((pnd.Gaussian, "stddev"), (pnd.Uniform, "half_width"), (Triangular, "half_width"))
+      for bad, error in ((math.nan, ValueError), (math.inf, ValueError), ("1", TypeError), (True, TypeError))),
+    (pnd.Gaussian, {"stddev": -1.0}, ValueError, FROM_ZERO.format("stddev", -1.0)),
+    (pnd.Uniform, {"half_width": -1.0}, ValueError, FROM_ZERO.format("half_width", -1.0)),
+    (pnd.PartialGaussian, {"rate": 0.5, "stddev": -1}, ValueError, FROM_ZERO.format("stddev", -1.0)),
+    (pnd.PartialGaussian, {"rate": 0.5, "stddev": None}, TypeError, NUMBER.format("stddev", None)),
+    (Triangular, {"half_width": None}, TypeError, NUMBER.format("half_width", None)),
     (pnd.Gaussian, {}, ValueError, "Gaussian takes one of `rate` and `stddev`. Received: Gaussian(rate=None"),
     (pnd.Gaussian, {"rate": 0.5, "stddev": 1.0}, ValueError, "Gaussian takes one of `rate` and `stddev`. Received"),
     (pnd.Uniform, {}, ValueError, "Uniform takes one of `rate` and `half_width`. Received: Uniform(rate=None"),
