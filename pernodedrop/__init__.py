@@ -4,6 +4,8 @@ A mask is a function, not a tensor: a pure function of (key, sample, in, out) to
 NumPy, TensorFlow, PyTorch and JAX to the same bits, and never stored unless someone wants to look at it.
 """
 
+import importlib
+
 from pernodedrop import backends, layers, ops
 from pernodedrop._version import __version__
 from pernodedrop.layers import DropConnect, Dropout, GaussianDropout, PerNodeDense, PerNodeDrop
@@ -27,3 +29,9 @@ __all__ = [
     "layers",
     "ops",
 ]
+
+
+def __getattr__(name):
+    if name == "testing":  # imported when it is first used, since it needs Hypothesis, which is an extra
+        return importlib.import_module("pernodedrop.testing")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,10 +1,11 @@
-"""The command line: `pernodedrop demo | doctor`, also as `python -m pernodedrop`.
+"""The command line: `pernodedrop demo | doctor | check`, also as `python -m pernodedrop`.
 
 A command is one function: it adds its parser to the others and says what to run. What it runs imports what it needs
 itself, takes the parsed arguments and returns the exit code: 0, 1 for a finding or a failure, 2 for wrong usage.
 """
 
 import argparse
+import importlib
 import sys
 
 from pernodedrop._version import __version__
@@ -38,7 +39,7 @@ def _parser():
     )
     parser.add_argument("--version", action="version", version=f"pernodedrop {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add_command in (_add_demo, _add_doctor):
+    for add_command in (_add_demo, _add_doctor, _add_check):
         add_command(commands)
     return parser
 
@@ -52,11 +53,7 @@ def _add_demo(commands):
     parser.add_argument("--output", metavar="DIR", help="where results go (default: demo-results/<backend>)")
 
     def run(args):
-        try:
-            from pernodedrop import demo
-        except ModuleNotFoundError as error:
-            print(f"pernodedrop demo: {error}. Try: pip install 'pernodedrop[demo]'", file=sys.stderr)
-            return 1
+        demo = _needing("demo", "pernodedrop.demo", parser)
         try:
             settings = demo.Settings(args.seeds, args.epochs, args.variants, args.output)
         except (TypeError, ValueError) as error:
@@ -76,3 +73,34 @@ def _add_doctor(commands):
         return doctor.run()
 
     parser.set_defaults(run=run)
+
+
+def _add_check(commands):
+    text = "prove or refute that a noise of your own is what it claims to be, on every backend, and draw it"
+    parser = commands.add_parser("check", help=text, description=text)
+    parser.add_argument(
+        "target", metavar="MODULE:NAME", help="a noise, a Noise class or a Hypothesis strategy of noises"
+    )
+    parser.add_argument("--backends", nargs="+", metavar="NAME", help="backends to try it on (default: all installed)")
+    parser.add_argument("--claims", nargs="+", metavar="NAME", help="some of the claims, by name (default: all)")
+    parser.add_argument("--examples", type=int, default=20, metavar="N", help="examples for a claim (default: 20)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the search for examples (default: 0)")
+    parser.add_argument("--picture", metavar="FILE", help="where the picture goes (default: check-results/<NAME>.png)")
+
+    def run(args):
+        command = _needing("testing", "pernodedrop.testing.command", parser)
+        chosen = {"backends": args.backends, "claims": args.claims, "examples": args.examples, "seed": args.seed}
+        try:
+            return command.run(args.target, args.picture, **chosen)
+        except (TypeError, ValueError, ImportError) as error:
+            parser.error(str(error))
+
+    parser.set_defaults(run=run)
+
+
+def _needing(extra, module, parser):
+    """A module that needs an extra; without it the command ends."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        parser.exit(1, f"{parser.prog}: {error}. Try: pip install 'pernodedrop[{extra}]'\n")

@@ -37,6 +37,7 @@ def test_help_names_every_command(capsys):
     text = capsys.readouterr().out
     assert "demo" in text
     assert "doctor" in text
+    assert "check" in text
 
 
 def test_version_as_a_module(capsys, monkeypatch):
@@ -83,12 +84,20 @@ def test_demo_on_numpy_says_that_it_cannot_train(capsys):
     assert "`KERAS_BACKEND`. Expected one of ('jax', 'torch', 'tensorflow')" in capsys.readouterr().err
 
 
-def test_demo_without_its_packages_says_what_to_install(monkeypatch, capsys):
-    monkeypatch.delattr(pernodedrop, "demo", raising=False)
-    monkeypatch.delitem(sys.modules, "pernodedrop.demo", raising=False)
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    assert main(["demo"]) == 1
-    assert "pip install 'pernodedrop[demo]'" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("argv", "modules", "missing"),
+    [(["demo"], "pernodedrop.demo", "sklearn.datasets"), (["check", "m:N"], "pernodedrop.testing", "hypothesis")],
+)
+def test_a_command_without_its_packages_says_what_to_install(argv, modules, missing, monkeypatch, capsys):
+    for name in [name for name in sys.modules if name.startswith(modules)]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, missing, None)
+    assert exits(argv) == 1
+    extra = modules.rpartition(".")[2]
+    message = capsys.readouterr().err
+    assert message.startswith(f"pernodedrop {argv[0]}: ")
+    assert missing in message
+    assert f"Try: pip install 'pernodedrop[{extra}]'" in message
 
 
 @trains
@@ -172,3 +181,69 @@ def test_doctor_exits_1_if_a_backend_differs_or_fails(digest, monkeypatch, capsy
     monkeypatch.setattr(doctor, "compare", lambda: {"torch": {"version": "1.0", "digest": digest}, "jax": None})
     assert main(["doctor"]) == 1
     assert f"{digest}  DIFFERS" in capsys.readouterr().out
+
+
+NOISES = """
+import pernodedrop as pnd
+
+class Fair(pnd.Noise):
+    rate: float
+
+    @property
+    def variance(self):
+        return self.rate**2 / 3
+
+    def from_uniform(self, u, params, xp):
+        return 1 + params["rate"] * (2 * u - 1)
+
+class Unfair(Fair):
+    def from_uniform(self, u, params, xp):
+        return 1.1 + params["rate"] * (2 * u - 1)
+
+number = 0.5
+"""
+QUICK = ["--backends", "numpy", "--claims", "moments", "entries", "--examples", "2"]
+
+
+@pytest.fixture
+def my_noises(tmp_path, monkeypatch):
+    """The working folder holds a module of noises."""
+    (tmp_path / "my_noises.py").write_text(NOISES)
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    sys.modules.pop("my_noises", None)
+
+
+def test_check_finds_a_noise_in_the_working_folder_and_draws_it(my_noises, capsys):
+    assert main(["check", "my_noises:Fair", *QUICK]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.splitlines() == ["Fair: 2 claims hold on numpy.", "picture: check-results/Fair.png"]
+    assert "moments on numpy" in captured.err
+    assert (my_noises / "check-results/Fair.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_check_exits_1_for_a_noise_that_is_refused(my_noises, capsys):
+    assert main(["check", "my_noises:Unfair", *QUICK, "--picture", "unfair.svg"]) == 1
+    text = capsys.readouterr().out
+    assert "Unfair is refused: 1 claim does not hold." in text
+    assert "repeat    pnd.testing.claims.moments(Unfair(rate=0.5), 'numpy')" in text
+    assert (my_noises / "unfair.svg").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["my_noises"], "Expected 'module:name', such as 'my_noises:Triangular'. Received: target='my_noises'"),
+        (["my_noises:Lost"], "Expected a name in module 'my_noises'. Received: target='my_noises:Lost'"),
+        (["no_such_module:Fair"], "No module named 'no_such_module'"),
+        (
+            ["my_noises:number"],
+            "Expected a noise, a Noise class or a Hypothesis strategy of noises. Received: target=0.5",
+        ),
+        (["my_noises:Fair", "--claims", "momments"], "(did you mean 'moments'?)"),
+        (["my_noises:Fair", "--backends", "theano"], "Expected one of 'numpy'"),
+    ],
+)
+def test_check_of_something_else_exits_2(my_noises, arguments, message, capsys):
+    assert exits(["check", *arguments]) == 2
+    assert message in capsys.readouterr().err

@@ -1,0 +1,17 @@
+"""A testing kit for noises of one's own: is a noise what it claims to be, on every backend?
+
+>>> import pernodedrop as pnd
+>>> print(pnd.testing.check_noise(pnd.Bernoulli(0.5), backends=["numpy"], examples=5))
+Bernoulli(rate=0.5): 12 claims hold on numpy.
+Not made of it or not tried there: normality, reparameterization, agreement, compilation, gradients.
+
+Reading order: claims.py is the contract, search.py looks for examples that break it; the other files serve these two.
+"""
+
+from pernodedrop.testing import claims
+from pernodedrop.testing.contract import NoiseContract
+from pernodedrop.testing.report import Finding, Outcome, Refused, Report
+from pernodedrop.testing.search import check_noise
+from pernodedrop.testing.verdict import Broken
+
+__all__ = ["Broken", "Finding", "NoiseContract", "Outcome", "Refused", "Report", "check_noise", "claims"]

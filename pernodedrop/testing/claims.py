@@ -1,0 +1,368 @@
+"""The contract of a noise: each claim is a function that raises `Broken` where a noise does not keep it.
+
+`check_noise` calls them with the examples that Hypothesis finds. By hand a claim is called with the noise, a backend
+and an example, which is how the smallest example that broke is repeated:
+
+>>> import pernodedrop as pnd
+>>> from pernodedrop.testing import claims
+>>> claims.moments(pnd.Gaussian(0.5), "numpy")
+>>> claims.elementwise(pnd.Gaussian(0.5), "numpy", words=[0, 2**32 - 1])
+"""
+
+import copy
+import json
+import math
+import pathlib
+import tempfile
+import typing
+
+import keras
+import numpy as np
+from hypothesis import strategies as st
+from scipy import special
+
+import pernodedrop as pnd
+from pernodedrop import checks
+from pernodedrop.testing import chance, evaluate, frameworks, lattice
+from pernodedrop.testing.verdict import Broken, expect, expect_equal, expect_near, expect_same_entries
+
+
+class Claim(typing.NamedTuple):
+    """A claim and how it is searched.
+
+    Attributes:
+        check: the function; the first line of its documentation says what is claimed.
+        of: "noise": of the noise itself. "backend": on every backend. "other backend": on every backend but NumPy,
+            which is the truth.
+        most: the most examples that a search tries, for a claim that costs much; None where it does not.
+        statistical: whether it takes `alarm`, the probability of a false one.
+        made_of: whether it is made of a noise at all, a predicate.
+        strategies: where the other arguments come from, by name.
+    """
+
+    check: typing.Callable
+    of: str
+    most: int | None
+    statistical: bool
+    made_of: typing.Callable
+    strategies: dict
+
+    @property
+    def text(self):
+        """What is claimed."""
+        return self.check.__doc__.partition("\n")[0]
+
+
+CLAIMS = {}
+"""All claims by name, in the order in which they are tried."""
+
+
+def claim(of="backend", most=None, statistical=False, made_of=lambda noise: True, **strategies):
+    """Put a function among `CLAIMS`."""
+
+    def register(check):
+        CLAIMS[check.__name__] = Claim(check, of, most, statistical, made_of, strategies)
+        return check
+
+    return register
+
+
+def has_rate(noise):
+    """Whether the noise has a drop rate."""
+    return getattr(noise, "rate", None) is not None
+
+
+word = st.one_of(st.sampled_from([0, 1, 2**31 - 1, 2**31, 2**32 - 2, 2**32 - 1]), st.integers(0, 2**32 - 1))
+some_words = st.lists(word, min_size=1, max_size=16)
+keys = st.tuples(word, word)
+methods = st.sampled_from(["materialized", "recomputed"])
+sharings = st.sampled_from([None, (), "sample+time", "out"])
+ranks = st.sampled_from([2, 3])
+steps = st.sampled_from([1, 2, 2**16, 2**31])
+
+
+@claim(of="noise")
+def declaration(noise):
+    """It declares its mean, variance, lanes and numbers, and compares by its values."""
+    expect(type(noise.lanes) is int and noise.lanes >= 1, "`lanes` is no count", noise.lanes, "an int from 1")
+    expect(_finite(noise.mean), "`mean` is no number", noise.mean, "a finite float")
+    expect(_finite(noise.variance), "`variance` is no number", noise.variance, "a finite float")
+    expect(noise.variance >= 0, "`variance` is negative", noise.variance, "a float from 0")
+    for name, value in noise.params().items():
+        scalar = isinstance(value, np.generic) and _finite(value)
+        expect(scalar, f"`params()[{name!r}]` is no finite NumPy scalar", value, "such as np.float32(0.5)")
+    again = noise.with_params(noise.params())
+    expect(again == noise, "`with_params(params())` is another noise", again, noise)
+    twin = copy.deepcopy(noise)
+    expect(twin == noise and hash(twin) == hash(noise), "equal fields make unequal noises", twin, noise)
+
+
+@claim(of="noise")
+def bad_input(noise):
+    """It refuses numbers that are none, by an error that names the field."""
+    config = noise.get_config()
+    for field, value in config.items():
+        if not checks.is_real(value):
+            continue
+        outside = [-0.25, 1.0, 2.0] if field == "rate" else []
+        for bad in [math.nan, math.inf, -math.inf, str(value), [value], *outside]:
+            wanted = f"a ValueError or TypeError that names `{field}`"
+            try:
+                received = type(noise).from_config({**config, field: bad})
+            except (TypeError, ValueError) as error:
+                expect(field in str(error), f"{field}={bad!r} is refused, but not by name", error, wanted)
+            else:
+                raise Broken(f"{field}={bad!r} is accepted", received, wanted)
+
+
+@claim(of="noise", most=1)
+def saving(noise):
+    """It saves and loads, by itself and in a model, and is the same noise."""
+    text = json.dumps(keras.saving.serialize_keras_object(noise))
+    again = keras.saving.deserialize_keras_object(json.loads(text))
+    expect(again == noise, "what is loaded is another noise", again, noise)
+    layer = pnd.PerNodeDrop(keras.layers.Dense(3), noise=noise, seed=1)
+    model = keras.Sequential([keras.Input((4,)), layer])
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "model.keras"
+        model.save(path)
+        loaded = keras.saving.load_model(path)
+    x = keras.ops.reshape(keras.ops.linspace(-1.0, 1.0, 8), (2, 4))
+    before, after = (
+        keras.ops.convert_to_numpy(m.layers[0](x, training=True, key=(1, 2))).tolist() for m in (model, loaded)
+    )
+    expect(before == after, "a model applies another mask when it was loaded", after, before)
+
+
+@claim(words=some_words)
+def entries(noise, backend, words):
+    """Entries are finite float32 numbers, one for each word."""
+    words = evaluate.many(noise, words)
+    m = evaluate.entries(noise, backend, words)
+    expect(m.dtype == np.float32, "entries have another dtype", m.dtype.name, "float32")
+    expect(m.shape == words.shape[1:], "entries have another shape than the words", m.shape, words.shape[1:])
+    bad = np.flatnonzero(~np.isfinite(m))
+    if len(bad):
+        raise Broken(f"an entry is not finite, of words {words[:, bad[0]].tolist()}", m[bad[0]], "a finite float")
+
+
+@claim(words=some_words, shift=st.integers(1, 8))
+def elementwise(noise, backend, words, shift=1):
+    """An entry depends on its own words and nothing else: no neighbour, no place in the tensor, no earlier call."""
+    words = evaluate.many(noise, words)
+    m = evaluate.entries(noise, backend, words)
+    again = evaluate.entries(noise, backend, words)
+    expect(np.array_equal(again, m), "a second evaluation differs", "other entries", "the same")
+    moved = np.roll(evaluate.entries(noise, backend, np.roll(words, shift, axis=1)), -shift)
+    expect_same_entries(noise, moved, m, f"entries change when their words stand {shift} places on")
+    few = evaluate.entries(noise, backend, words[:, :64])
+    expect_same_entries(noise, few, m[:64], "entries change when there are fewer of them")
+    rows = evaluate.entries(noise, backend, words.reshape(len(words), 8, -1))
+    expect_same_entries(noise, rows.ravel(), m, "entries change when they stand in rows, as those of samples do")
+
+
+@claim(words=some_words, rate=st.floats(0, 0.9))
+def numbers(noise, backend, words, rate=0.25):
+    """Its numbers are those in `params`, so that one that changes during training reaches the entries."""
+    words = evaluate.many(noise, words)
+    others = [_halved(noise), noise.with_rate(rate) if has_rate(noise) else None]
+    for other in filter(None, others):
+        through_params = evaluate.entries(noise, backend, words, other.params())
+        what = f"{noise!r} with the params of {other!r} is not {other!r}"
+        expect_same_entries(other, through_params, evaluate.entries(other, backend, words), what)
+
+
+@claim(most=2)
+def moments(noise, backend):
+    """Its mean and variance are as declared, by integration over all uniform numbers."""
+    found = evaluate.moments(noise, backend)
+    tolerance = 2e-5 * (abs(noise.mean) + math.sqrt(noise.variance)) + 7 * found.mean_error
+    expect_near(found.mean, noise.mean, tolerance, "the mean of an entry is not the declared one")
+    tolerance = 1e-3 * noise.variance + 1e-9 + 7 * found.variance_error
+    expect_near(found.variance, noise.variance, tolerance, "the variance of an entry is not the declared one")
+
+
+@claim(most=1, made_of=lambda noise: noise.gaussian)
+def normality(noise, backend):
+    """A noise that says it is Gaussian is: its entries are 1 + stddev times a standard normal number."""
+    stddev = float(noise.params()["stddev"])
+    expect_near(stddev**2, noise.variance, 1e-5 * noise.variance, "`params()['stddev']` squared is not the variance")
+    m = np.concatenate([evaluate.entries(noise, backend, words) for words in lattice.chunks(noise)])
+    if stddev == 0:
+        return expect((m == 1).all(), "entries with stddev 0 are not 1", f"{m.min()} to {m.max()}", 1.0)
+    distance = chance.kolmogorov(special.ndtr((m.astype("float64") - 1) / stddev))
+    limit = 1e-4 + (chance.kolmogorov_bound(m.size, 1e-9) if noise.lanes > 1 else 0)
+    expect_near(distance, 0, limit, "the distribution of entries has a distance from the normal one")
+
+
+@claim(of="other backend", words=some_words, key=keys, sample_offset=word)
+def agreement(noise, backend, words, key=(1, 0), sample_offset=0, ops=pnd.ops):
+    """Words and uniform numbers are NumPy's to the bit; entries too if the noise is exact, else up to rounding."""
+    where = {"key": key, "shape": (4, 3, 5), "sample_offset": sample_offset}
+    bits, truth = (ops.random_bits(**where, backend=name).ravel().tolist() for name in (backend, "numpy"))
+    expect(bits == truth, "words are not those of NumPy", bits[:4], truth[:4])
+    words = evaluate.many(noise, words)
+    u, truth = (evaluate.uniforms(name, words) for name in (backend, "numpy"))
+    expect_equal(u, truth, 0, "uniform numbers are not those of NumPy")
+    m, truth = (evaluate.entries(noise, name, words) for name in (backend, "numpy"))
+    expect_same_entries(noise, m, truth, "entries are not those of NumPy")
+    m, truth = (evaluate.mask(noise, name, ops=ops, **where) for name in (backend, "numpy"))
+    expect_same_entries(noise, m, truth, "a mask is not that of NumPy")
+
+
+@claim(of="other backend", most=2, words=some_words)
+def compilation(noise, backend, words):
+    """It compiles, and compiled entries are the eager ones."""
+    words = evaluate.many(noise, words)
+    compiled, eager = (evaluate.entries(noise, backend, words, compiled=how) for how in (True, False))
+    expect_same_entries(noise, compiled, eager, "entries change when compiled")
+
+
+@claim(key=keys, sample_offset=word, start=st.integers(0, 4), sharing=st.sampled_from([None, "sample+time"]))
+def blocks(noise, backend, key=(1, 0), sample_offset=0, start=1, sharing=None, ops=pnd.ops):
+    """A part of a mask is the mask of that part: no block, no padding and no size of the batch changes it."""
+    arguments = {"noise": noise, "backend": backend, "key": key, "sharing": sharing, "ops": ops}
+    whole = evaluate.mask(shape=(8, 6, 5), sample_offset=sample_offset, **arguments)
+    part = evaluate.mask(shape=(4, 3, 2), sample_offset=(sample_offset + start) % 2**32, **arguments)
+    what = f"the mask of samples {start} to {start + 3} changes with what is around them"
+    expect_same_entries(noise, part, whole[start : start + 4, :3, :2], what)
+    x, w = _operands(rank=2)
+    y = evaluate.product(x=x, w=w, method="recomputed", **arguments)
+    parts = [
+        evaluate.product(x=x[:, half], w=w[half], method="recomputed", in_offset=half.start, **arguments)
+        for half in (slice(0, 3), slice(3, 6))
+    ]
+    size = (abs(x) @ abs(w)).max() * (1 + abs(whole).max())
+    expect_equal(sum(parts), y, size, "the products of the two parts of a kernel do not sum to the product")
+
+
+@claim(most=6, key=keys, method=methods, sharing=sharings, rank=ranks)
+def product(noise, backend, key=(1, 0), method="recomputed", sharing=None, rank=2, ops=pnd.ops):
+    """`masked_dense` is the product with the mask that `sample_mask` shows."""
+    x, w = _operands(rank)
+    m = _mask_of(x, w, noise, backend, key, sharing, ops)
+    y = evaluate.product(noise, backend, key, x, w, ops, sharing=sharing, method=method)
+    what = f"method={method!r} applies another mask than `sample_mask` shows"
+    expect_equal(_with_time(y), *_einsum("bti,io,btio->bto", _with_time(x), w, m), what)
+
+
+@claim(of="other backend", most=6, key=keys, method=methods, sharing=sharings, rank=ranks)
+def gradients(noise, backend, key=(1, 0), method="recomputed", sharing=None, rank=2, ops=pnd.ops):
+    """The gradients of `masked_dense` are those of the very mask that it applied."""
+    x, w = _operands(rank)
+    dy = np.cos(np.arange(x[..., 0].size * w.shape[1], dtype="float32")).reshape(*x.shape[:-1], w.shape[1])
+    run = evaluate.masked_dense_of(noise, ops, sharing, method)
+    constants = evaluate.constants(noise, backend, key)
+    _, (dx, dw) = frameworks.value_and_gradients(backend, run, (x, w), dy, constants)
+    m = _mask_of(x, w, noise, backend, key, sharing, ops)
+    what = f"the gradient to {{}} with method={method!r} is not that of the mask"
+    expect(dx is not None and dw is not None, "there is no gradient", None, "a tensor")
+    expect_equal(_with_time(dx), *_einsum("bto,io,btio->bti", _with_time(dy), w, m), what.format("x"))
+    expect_equal(dw, *_einsum("bto,bti,btio->io", _with_time(dy), _with_time(x), m), what.format("w"))
+
+
+@claim(most=4, key=keys, made_of=has_rate)
+def rate_zero(noise, backend, key=(1, 0), ops=pnd.ops):
+    """At rate 0 it is the plain layer."""
+    noise = noise.with_rate(0.0)
+    m = evaluate.entries(noise, backend, evaluate.many(noise, [0, 2**32 - 1]))
+    expect((m == 1).all(), "entries at rate 0 are not 1", f"{m.min()} to {m.max()}", 1.0)
+    x, w = _operands(rank=2)
+    y = evaluate.product(noise, backend, key, x, w, ops)
+    expect_equal(y, x @ w, abs(x) @ abs(w), "the product at rate 0 is not x @ w")
+
+
+@claim(most=4, statistical=True, key=keys)
+def expectation(noise, backend, key=(1, 0), alarm=1e-9, ops=pnd.ops):
+    """`masked_dense` keeps the expectation: its mean over samples is x @ w."""
+    expect(noise.mean == 1, "a noise of another mean than 1 changes what a layer computes", noise.mean, 1.0)
+    reach = evaluate.moments(noise, "numpy").reach
+    x = np.array([[1.0, -0.5, 0.25]], "float32")
+    w = np.array([[1.0, 0.5], [-1.0, 1.0], [0.5, -0.25]], "float32")
+    samples = 2**14
+    y = evaluate.product(noise, backend, key, np.repeat(x, samples, axis=0), w, ops)
+    for mean, term, claimed in zip(y.mean(axis=0), (x.T * w).T, (x @ w)[0], strict=True):
+        limit = chance.bernstein(samples * noise.variance * (term**2).sum(), abs(term).max() * reach, alarm / 2)
+        rounding = 1e-5 * abs(term).sum() * (1 + math.sqrt(noise.variance))
+        what = f"the mean of an output over {samples} samples is not that of x @ w"
+        expect_near(float(mean), float(claimed), limit / samples + rounding, what)
+
+
+@claim(most=6, statistical=True, key=keys, step=steps, made_of=lambda noise: noise.variance > 0)
+def independence(noise, backend, key=(1, 0), step=1, alarm=1e-9, ops=pnd.ops):
+    """Entries are independent over samples, inputs, outputs, calls and seeds."""
+    shape = (16, 32, 32)
+
+    def mask(seed, call):
+        return evaluate.mask(noise, backend, (seed % 2**32, call % 2**32), shape, ops) - 1
+
+    seed, call = key
+    here, next_call, next_seed = mask(seed, call), mask(seed, call + step), mask(seed + step, call)
+    pairs = {
+        "neighbouring samples": (here[0::2], here[1::2]),
+        "neighbouring inputs": (here[:, 0::2], here[:, 1::2]),
+        "neighbouring outputs": (here[:, :, 0::2], here[:, :, 1::2]),
+        f"calls that are {step} apart": (here, next_call),
+        f"seeds that are {step} apart": (here, next_seed),
+        f"a seed's next call and the next seed (next: {step} on)": (next_call, next_seed),
+    }
+    reach = evaluate.moments(noise, "numpy").reach
+    for name, (one, other) in pairs.items():
+        scale = one.size * noise.variance
+        limit = chance.bernstein(scale * noise.variance, reach**2, alarm / len(pairs)) / scale
+        expect_near((one * other).sum() / scale, 0, limit, f"entries of {name} are correlated")
+
+
+@claim(most=4, statistical=True, key=keys, made_of=lambda noise: noise.gaussian and noise.variance > 0)
+def reparameterization(noise, backend, key=(1, 0), alarm=1e-9, ops=pnd.ops):
+    """By local reparameterization and by a mask, outputs have one law: normal, with the variance of the sum."""
+    x, w = _operands(rank=2, batch=4096)
+    mean, spread = x.astype("float64") @ w, np.sqrt(noise.variance * (x.astype("float64") ** 2 @ w**2))
+    for method in ("local_reparameterization", "materialized"):
+        y = evaluate.product(noise, backend, key, x, w, ops, method=method)
+        uniform = special.ndtr((y - mean) / spread)
+        limit = chance.kolmogorov_bound(uniform.size, alarm / 4) + 1e-4
+        what = f"outputs with method={method!r} have a distance from their normal law"
+        expect_near(chance.kolmogorov(uniform), 0, limit, what)
+        one, other = uniform[0::2] - 0.5, uniform[1::2] - 0.5
+        limit = chance.bernstein(one.size / 144, 0.25, alarm / 4) * 12 / one.size
+        what = f"outputs of neighbouring samples with method={method!r} are correlated"
+        expect_near((one * other).mean() * 12, 0, limit, what)
+
+
+def _finite(value):
+    return checks.is_real(value) and math.isfinite(value)
+
+
+def _halved(noise):
+    """The same law with half of each of its float numbers; None where that is no noise."""
+    halves = {n: value / 2 if value.dtype.kind == "f" else value for n, value in noise.params().items()}
+    try:
+        return noise.with_params(halves)
+    except (TypeError, ValueError):
+        return None
+
+
+def _operands(rank, batch=8, time=3, inputs=6, outputs=5):
+    """x (batch, inputs) or (batch, time, inputs), and w (inputs, outputs): numbers without any pattern, and a zero."""
+    shape = (batch, inputs) if rank == 2 else (batch, time, inputs)
+    x = np.sin(1 + np.arange(math.prod(shape)) ** 1.3).astype("float32").reshape(shape)
+    w = np.cos(np.arange(inputs * outputs) ** 1.2).astype("float32").reshape(inputs, outputs)
+    w[0, 0] = 0
+    return x, w
+
+
+def _mask_of(x, w, noise, backend, key, sharing, ops):
+    """The mask of a product, (batch, time, in, out)."""
+    m = evaluate.mask(noise, backend, key, (*x.shape, w.shape[1]), ops, sharing=sharing)
+    return m if x.ndim == 3 else m[:, None]
+
+
+def _with_time(x):
+    return x if x.ndim == 3 else x[:, None]
+
+
+def _einsum(equation, *operands):
+    """The sum, and the size of its terms, which its rounding goes with."""
+    operands = [np.asarray(a, "float64") for a in operands]
+    return np.einsum(equation, *operands), np.einsum(equation, *map(abs, operands))

@@ -1,0 +1,66 @@
+"""`pernodedrop check`: the contract of a noise from the command line, with a picture."""
+
+import importlib
+import pathlib
+import sys
+
+from hypothesis import strategies as st
+
+from pernodedrop import checks
+from pernodedrop.noise import Noise
+from pernodedrop.testing import picture
+from pernodedrop.testing.report import Refused
+from pernodedrop.testing.search import check_noise, representative
+
+FOLDER = pathlib.Path("check-results")
+
+
+def run(target, path=None, **arguments):
+    """Check a noise, print the report and draw the picture.
+
+    Args:
+        target: what to check, "module:name"; the module may lie in the working folder.
+        path: where the picture goes; None is check-results/<name>.png.
+        **arguments: those of `check_noise`.
+
+    Returns:
+        The exit code: 0 if all claims hold, 1 if one does not.
+
+    Raises:
+        TypeError, ValueError, ImportError: a target that is not there or is no noise, or a wrong argument.
+    """
+    noise = load(target)
+    try:
+        print(check_noise(noise, progress=True, **arguments))
+        refused = False
+    except Refused as error:
+        print(error.report)
+        refused = True
+    path = pathlib.Path(path or FOLDER / f"{target.rpartition(':')[2]}.png")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        picture.draw(representative(noise), path)
+    except Exception as error:
+        if not refused:
+            raise
+        print(f"no picture: {error!r}")
+    else:
+        print(f"picture: {path}")
+    return int(refused)
+
+
+def load(target):
+    """The noise, class or strategy called "module:name"."""
+    module, colon, name = target.partition(":")
+    if not (module and colon and name.isidentifier()):
+        raise ValueError(checks.invalid("target", "'module:name', such as 'my_noises:Triangular'", target))
+    sys.path.insert(0, "")  # the working folder, as for `python -m`
+    try:
+        found = getattr(importlib.import_module(module), name, None)
+    finally:
+        sys.path.remove("")
+    if found is None:
+        raise ValueError(checks.invalid("target", f"a name in module {module!r}", target))
+    if not isinstance(found, Noise | st.SearchStrategy | type):
+        raise TypeError(checks.invalid("target", "a noise, a Noise class or a Hypothesis strategy of noises", found))
+    return found

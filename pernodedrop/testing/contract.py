@@ -1,0 +1,41 @@
+"""The contract of a noise as a class of pytest tests."""
+
+from pernodedrop.testing import frameworks
+from pernodedrop.testing.claims import CLAIMS
+from pernodedrop.testing.report import Refused, Report
+from pernodedrop.testing.search import EXAMPLES, described, noises_of, places, search
+
+
+class NoiseContract:
+    """Tests that a noise is what it claims to be: one test for each claim and backend.
+
+    Derive a class whose name begins with "Test" and give it a noise; pytest does the rest.
+
+    Attributes:
+        noise: a `pernodedrop.Noise`, a subclass of it, or a Hypothesis strategy of noises.
+        backends: names of backends; None is all whose framework is installed.
+        examples: the most examples for a claim and backend.
+        seed: of the search.
+
+    >>> import pernodedrop as pnd
+    >>> class TestMild(pnd.testing.NoiseContract):
+    ...     noise = pnd.Uniform(half_width=0.1)
+    """
+
+    noise = None
+    backends = None
+    examples = EXAMPLES
+    seed = 0
+
+    def pytest_generate_tests(self, metafunc):
+        """Make the tests: pytest calls this."""
+        backends = frameworks.installed() if self.backends is None else tuple(self.backends)
+        plan = [(name, backend) for name, claim in CLAIMS.items() for backend in places(claim, backends)]
+        ids = ["-".join(filter(None, row)) for row in plan]
+        metafunc.parametrize(("claim", "backend"), plan, ids=ids)
+
+    def test_contract(self, claim, backend):
+        """One claim on one backend."""
+        outcome = search(claim, backend, noises_of(self.noise), examples=self.examples, seed=self.seed)
+        if outcome.finding:
+            raise Refused(Report(described(self.noise), (backend,) if backend else (), (outcome,), ()))

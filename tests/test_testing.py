@@ -1,0 +1,308 @@
+"""The testing kit: right noises pass, each wrong one is refused by the name of what is wrong with it."""
+
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+import pernodedrop as pnd
+from pernodedrop import backends
+from pernodedrop.backends import methods
+from pernodedrop.testing import chance, claims, evaluate, frameworks, lattice
+from tests import wrong_noises as wrong
+from tests.frameworks import NAME
+from tests.noises import Difference, Triangular
+
+BACKENDS = tuple(dict.fromkeys(["numpy", NAME]))
+RIGHT = [
+    pnd.Bernoulli(0.5),
+    pnd.Gaussian(0.3),
+    pnd.Gaussian(stddev=0.1),
+    pnd.PartialGaussian(0.3, 1.0),
+    pnd.Uniform(half_width=0.2),
+    Triangular(0.25),
+    Difference(0.5),
+    wrong.UniformAroundOne(0.5),
+]
+
+
+@pytest.mark.parametrize("noise", RIGHT, ids=repr)
+def test_a_right_noise_passes(noise):
+    report = pnd.testing.check_noise(noise, backends=[NAME], examples=5)
+    assert report.broken == ()
+    assert {"declaration", "moments", "elementwise", "blocks", "independence"} <= set(report.held)
+    assert ("normality" in report.held) == ("reparameterization" in report.held) == noise.gaussian
+
+
+WRONG = [
+    (wrong.Shifted(), "moments", "the mean of an entry is not the declared one", "1.02", "1, to within"),
+    (wrong.Overstated(), "moments", "the variance of an entry is not the declared one", "0.0833", "0.125, to within"),
+    (wrong.Uncalibrated(), "expectation", "another mean than 1 changes what a layer computes", "0.5", "1.0"),
+    (wrong.NeverDrops(0.5), "moments", "the variance of an entry", "0", "1, to within"),
+    (wrong.KeepsItsScale(0.5), "moments", "the mean of an entry", "0.5", "1, to within"),
+    (wrong.SharedOverSamples(), "elementwise", "entries change when their words stand", "", ""),
+    (wrong.CalibratedByBlock(), "elementwise", "entries change when", "", ""),
+    (wrong.OwnGenerator(), "elementwise", "differs|no function of its words", "", ""),
+    (wrong.InfiniteAtTheEdge(), "entries", "an entry is not finite", "inf", "a finite float"),
+    (wrong.FixedNumbers(), "numbers", "with the params of .* is not", "", ""),
+    (wrong.NoisyAtRateZero(), "rate_zero", "entries at rate 0 are not 1", "0.99.* to 1.0", "1"),
+    (wrong.SaysItIsGaussian(half_width=0.5), "normality", "a distance from the normal one", "0.0", "0, to within"),
+    (wrong.Doubles(), "entries", "entries have another dtype", "float16", "float32"),
+    (wrong.TakesAnything(), "bad_input", "half_width=nan is accepted", "nan", "that names `half_width`"),
+    (wrong.Forgetful(0.25), "saving", "what is loaded is another noise", "0.5", "0.25"),
+    (wrong.Unhashable(), "declaration", "is another noise|make unequal noises", "", ""),
+]
+
+
+@pytest.mark.parametrize(("noise", "claim", "what", "observed", "claimed"), WRONG, ids=lambda v: type(v).__name__)
+def test_a_wrong_noise_is_refused_by_name(noise, claim, what, observed, claimed):
+    with pytest.raises(pnd.testing.Refused) as refused:
+        pnd.testing.check_noise(noise, backends=[NAME], claims=[claim], examples=5)
+    assert refused.value.report.broken == (claim,)
+    (outcome,) = [o for o in refused.value.report.outcomes if o.finding]
+    assert re.search(what, outcome.finding.what)
+    assert re.search(observed, str(outcome.finding.observed))
+    assert re.search(claimed, str(outcome.finding.claimed))
+
+
+@pytest.mark.skipif(
+    NAME != "numpy", reason="what the other claims say of a wrong noise is shown once, where it is quick"
+)
+@pytest.mark.parametrize(("noise", "claim"), [row[:2] for row in WRONG], ids=lambda v: type(v).__name__)
+def test_a_wrong_noise_is_refused_by_the_whole_contract(noise, claim):
+    with pytest.raises(pnd.testing.Refused, match="is refused: ") as refused:
+        pnd.testing.check_noise(noise, backends=["numpy"])
+    assert claim in refused.value.report.broken
+    assert refused.value.report.held
+
+
+@pytest.mark.skipif(NAME == "numpy", reason="NumPy is the truth that others are compared with")
+def test_a_noise_that_differs_between_backends_is_refused():
+    with pytest.raises(pnd.testing.Refused, match=f"agreement, on {NAME}: entries are not those of NumPy"):
+        pnd.testing.check_noise(wrong.UnequalBackends(), backends=BACKENDS, claims=["entries", "agreement"])
+
+
+@pytest.mark.skipif(NAME not in ("jax", "tensorflow"), reason="these trace, and refuse to decide on a traced value")
+def test_a_noise_that_does_not_compile_is_refused():
+    with pytest.raises(pnd.testing.Refused) as refused:
+        pnd.testing.check_noise(wrong.BranchesOnValues(), backends=[NAME], claims=["entries", "compilation"])
+    assert "compilation" in refused.value.report.broken
+
+
+WRONG_OPS = [
+    (wrong.seed_plus_call, "independence", "a seed's next call and the next seed"),
+    (wrong.same_every_call, "independence", "calls that are"),
+    (wrong.mirrored_samples, "independence", "neighbouring samples"),
+    (wrong.flattened, "blocks", "changes with what is around them"),
+]
+
+
+@pytest.mark.skipif(NAME != "numpy", reason="these masks are made with NumPy")
+@pytest.mark.parametrize(("sample_mask", "claim", "what"), WRONG_OPS, ids=[row[0].__name__ for row in WRONG_OPS])
+def test_a_wrong_mask_is_refused_by_name(sample_mask, claim, what):
+    ops = wrong.ops_with(sample_mask)
+    with pytest.raises(pnd.testing.Refused, match=what):
+        pnd.testing.check_noise(pnd.Bernoulli(0.5), backends=["numpy"], claims=[claim], ops=ops)
+
+
+def wrong_uniform(xp):
+    """One bit more than the contract's, as float32 numbers of which the last rounds to 1."""
+    return lambda x: (xp.float32(xp.lattice(x)) + 0.5) * 2**-24
+
+
+def wrong_shift(xp):
+    """An arithmetic shift, which copies the sign: wrong for words from 2**31."""
+    right = xp.shift_right
+    return lambda x, n: right(x, n) ^ (right(x, 31) * xp.word(2**31))
+
+
+def wrong_recomputed(xp):
+    """The right product, whose gradient forgets the mask."""
+
+    def recomputed(x, w, field, rows, in_, out):
+        plain = xp.matmul(x, w)
+        return plain + xp.stop_gradient(methods.materialized(x, w, field, rows, in_, out, xp) - plain)
+
+    return recomputed
+
+
+WRONG_BACKENDS = [
+    ("uniform", wrong_uniform, "agreement", "uniform numbers are not those of NumPy"),
+    ("shift_right", wrong_shift, "agreement", "words are not those of NumPy"),
+    ("recomputed", wrong_recomputed, "gradients", "with method='recomputed' is not that of the mask"),
+]
+
+
+@pytest.mark.skipif(NAME == "numpy", reason="NumPy is the truth that others are compared with")
+@pytest.mark.parametrize(
+    ("op", "made_wrong", "claim", "what"), WRONG_BACKENDS, ids=[row[1].__name__ for row in WRONG_BACKENDS]
+)
+def test_a_wrong_backend_is_refused_by_name(op, made_wrong, claim, what, monkeypatch):
+    xp = backends.get(NAME)
+    monkeypatch.setattr(xp, op, made_wrong(xp))
+    with pytest.raises(pnd.testing.Refused, match=f"{claim}, on {NAME}: ") as refused:
+        pnd.testing.check_noise(Steep(0.5), backends=BACKENDS, claims=[claim])
+    assert re.search(re.escape(what), str(refused.value))
+
+
+class Steep(pnd.Noise):
+    """Mean 1, and of this test alone, so that nothing of it was compiled before."""
+
+    size: float = 0.5
+
+    @property
+    def variance(self):
+        return self.size**2 * (1 / 7 - 1 / 16)
+
+    def from_uniform(self, u, params, xp):
+        return 1 + params["size"] * (u * u * u - 0.25)
+
+
+def test_the_example_of_a_report_repeats_the_finding():
+    with pytest.raises(pnd.testing.Refused) as refused:
+        pnd.testing.check_noise(wrong.InfiniteAtTheEdge(), backends=["numpy"], claims=["entries"])
+    finding = refused.value.report.outcomes[0].finding
+    names = {"pnd": pnd, **vars(wrong)}
+    with pytest.raises(pnd.testing.Broken) as broken:
+        eval(finding.example, names)
+    assert broken.value.what == finding.what
+    assert finding.example == "pnd.testing.claims.entries(InfiniteAtTheEdge(), 'numpy', words=[0])"
+
+
+def test_an_error_of_a_noise_is_reported_with_its_example():
+    class Raises(pnd.Noise):
+        variance = 1.0
+
+        def from_uniform(self, u, params, xp):
+            return xp.cosh(u)
+
+    with pytest.raises(pnd.testing.Refused, match=r"it raises AttributeError\(.*cosh"):
+        pnd.testing.check_noise(Raises(), backends=["numpy"], claims=["entries"])
+
+
+REPORT = """\
+Shifted(half_width=0.5) is refused: 1 claim does not hold.
+
+moments, on numpy: the mean of an entry is not the declared one
+    observed  1.02
+    claimed   1, to within 2.6e-05
+    repeat    pnd.testing.claims.moments(Shifted(half_width=0.5), 'numpy')
+
+Held on numpy: entries.
+Not made of it or not tried there: normality, agreement."""
+
+
+def test_a_report_reads_well():
+    with pytest.raises(pnd.testing.Refused) as refused:
+        pnd.testing.check_noise(
+            wrong.Shifted(), backends=["numpy"], claims=["entries", "moments", "normality", "agreement"]
+        )
+    assert str(refused.value) == REPORT
+
+
+def test_a_class_and_a_strategy_are_checked_too():
+    quick = {"backends": ["numpy"], "claims": ["moments", "entries"], "examples": 3}
+    assert pnd.testing.check_noise(pnd.Bernoulli, **quick).subject == "Bernoulli"
+    assert pnd.testing.check_noise(Triangular, **quick).held == ("moments", "entries")
+    assert pnd.testing.check_noise(st.builds(Triangular, st.floats(0, 1)), **quick).held == ("moments", "entries")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (
+            {"noise": 0.5},
+            TypeError,
+            "argument `noise`. Expected a pernodedrop.Noise, a subclass of it, or a Hypothesis",
+        ),
+        (
+            {"noise": pnd.PartialGaussian},
+            TypeError,
+            "an instance, since rate, stddev of PartialGaussian have no default",
+        ),
+        ({"claims": ["moment"]}, ValueError, "Received: claims='moment' (did you mean 'moments'?)"),
+        ({"backends": ["theano"]}, ValueError, "argument `backend`. Expected one of 'numpy'"),
+        ({"examples": 0}, ValueError, "argument `examples`. Expected an int from 1"),
+    ],
+)
+def test_wrong_arguments_are_refused(arguments, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        pnd.testing.check_noise(**{"noise": pnd.Bernoulli(0.5), **arguments})
+
+
+class TestContract(pnd.testing.NoiseContract):
+    noise = Triangular(0.25)
+    backends = BACKENDS
+    examples = 3
+
+
+PYTEST_MODULE = """
+import pernodedrop as pnd
+from tests.wrong_noises import Shifted
+
+class TestShifted(pnd.testing.NoiseContract):
+    noise = Shifted()
+    backends = ["numpy"]
+    examples = 2
+"""
+
+
+@pytest.mark.skipif(NAME != "numpy", reason="one process is enough")
+def test_the_contract_class_fails_where_the_noise_does(tmp_path):
+    (tmp_path / "test_shifted.py").write_text(PYTEST_MODULE)
+    paths = os.pathsep.join(str(pathlib.Path(module.__file__).parent.parent) for module in (pnd, wrong))
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_shifted.py"]
+    env = {**os.environ, "PYTHONPATH": paths}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert "2 failed, 12 passed" in done.stdout, done.stdout + done.stderr
+    assert "moments, on numpy: the mean of an entry is not the declared one" in done.stdout
+    assert "test_contract[expectation-numpy]" in done.stdout
+
+
+def test_the_lattice_is_every_uniform_number_once():
+    seen = np.concatenate([words[0] for words in lattice.chunks(Triangular())]) >> 9
+    assert len(seen) == 2**23
+    assert (np.bincount(seen, minlength=2**23) == 1).all()
+
+
+@pytest.mark.parametrize("lane", [0, 1])
+def test_each_lane_runs_through_the_same_numbers_once_in_its_own_order(lane):
+    lanes = np.concatenate(list(lattice.chunks(Difference(1.0))), axis=1) >> 10
+    assert (np.bincount(lanes[lane], minlength=2**22) == 1).all()
+    assert abs(np.corrcoef(*lanes.astype("float64"))[0, 1]) < 7 / 2**11
+
+
+def test_moments_are_those_of_closed_forms():
+    found = evaluate.moments(pnd.Bernoulli(0.75), NAME)
+    assert (found.mean, found.variance, found.lowest, found.highest) == (1, 3, 0, 4)
+    found = evaluate.moments(Triangular(0.5), NAME)
+    assert found.mean == pytest.approx(1, abs=1e-7)
+    assert found.variance == pytest.approx(0.25 / 6, rel=1e-5)
+    assert found.reach == pytest.approx(0.5, abs=1e-3)
+
+
+def test_budgets_of_false_alarms_sum_to_their_share():
+    assert sum(chance.spend(1e-6, n) for n in range(100_000)) == pytest.approx(1e-6, rel=1e-4)
+    statistical = [claim for claim in claims.CLAIMS.values() if claim.statistical]
+    assert len(statistical) * len(backends.NAMES) * pnd.testing.search.SHARE <= chance.ALARM
+
+
+def test_bounds_hold_for_laws_whose_tails_are_known():
+    """A sum of n signs is beyond t with a probability that the binomial law gives; likewise for one uniform number."""
+    from scipy import stats
+
+    for n, alarm in ((10, 1e-2), (1000, 1e-3), (1000, 1e-9)):
+        limit = chance.bernstein(n, 1, alarm)
+        assert 2 * stats.binom.sf(np.ceil((n + limit) / 2) - 1, n, 0.5) <= alarm
+        assert stats.kstwo.sf(chance.kolmogorov_bound(n, alarm), n) <= alarm
+    sample = np.random.default_rng(0).random(500)
+    assert chance.kolmogorov(sample) == pytest.approx(stats.kstest(sample, "uniform").statistic)
+
+
+def test_all_frameworks_of_the_development_environment_are_found():
+    assert set(BACKENDS) <= set(frameworks.installed())
