@@ -1,7 +1,11 @@
-# make demo    train the demo on one backend: BACKEND=jax (the lightest), torch or tensorflow
-# make test    the whole suite on all backends, one process a backend
-# make lint    style and types
-# make package build sdist and wheel, and test the wheel away from the checkout
+# make demo        train the demo on one backend: BACKEND=jax (the lightest), torch or tensorflow
+# make test        the whole suite on all backends, one process a backend; BACKENDS="numpy jax" on some
+# make lint        style, types, and how safe the workflows are
+# make bench       what a step costs on one backend, BACKEND as for the demo
+# make docs        build the site in docs/_build/html
+# make package     build sdist and wheel, and test the wheel away from the checkout; DIST=dist tests what lies there
+# make pre-commit  check style and types of every commit before it is made
+# make clean       remove the environment and what was built
 
 VENV ?= .venv
 PYTHON ?= python3
@@ -12,7 +16,7 @@ FRAMEWORK_jax := jax
 FRAMEWORK_torch := torch
 FRAMEWORK_tensorflow := tensorflow-cpu
 
-.PHONY: demo test lint package clean
+.PHONY: demo test lint bench package pre-commit clean
 
 demo: $(VENV)/.demo-$(BACKEND)
 	KERAS_BACKEND=$(BACKEND) $(BIN)/pernodedrop demo
@@ -24,9 +28,21 @@ lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/zizmor --offline --quiet --persona=pedantic .github
+
+bench: $(VENV)/.test
+	KERAS_BACKEND=$(BACKEND) $(BIN)/python benchmarks/step_time.py
 
 package: $(VENV)/.test
-	$(BIN)/python -m tests.package
+	$(BIN)/python -m tests.package $(DIST)
+
+pre-commit: $(VENV)/.test
+	$(PIP) install -c constraints.txt --group hooks
+	$(BIN)/pre-commit install
+
+.PHONY: docs
+docs: $(VENV)/.docs
+	KERAS_BACKEND=jax $(BIN)/sphinx-build -W --keep-going -n -b html docs docs/_build/html
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info
@@ -43,4 +59,8 @@ $(VENV)/.demo-$(BACKEND): $(VENV)/.pip pyproject.toml constraints.txt
 
 $(VENV)/.test: $(VENV)/.pip pyproject.toml constraints.txt
 	$(PIP) install -c constraints.txt -e . --group frameworks --group test --group lint --group package
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.pip pyproject.toml constraints.txt
+	$(PIP) install -c constraints.txt jax -e . --group docs
 	touch $@

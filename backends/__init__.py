@@ -16,11 +16,13 @@ import importlib
 import sys
 
 from pernodedrop import checks
+from pernodedrop._types import Namespace, Tensor
 
 if __name__ == "backends":
     raise ImportError("import this folder as `pernodedrop.backends`: under another name its classes would exist twice")
 
 NAMES = ("numpy", "tensorflow", "torch", "jax")
+"""The backends, each by the name of the module that its tensors come from."""
 
 NOISE_OPS = (
     "abs", "sqrt", "exp", "expm1", "log", "log1p", "sin", "cos", "tanh", "floor", "sign", "erf", "erfinv",
@@ -29,17 +31,24 @@ NOISE_OPS = (
 """Elementwise ops that a noise of your own may use, beside the arithmetic and comparison operators."""
 
 WORD_OPS = ("word", "as_word", "arange", "shift_right", "lattice", "uniform", "float32", "modulo")
+"""Ops on word tensors, and the numbers made of them."""
+
 TENSOR_OPS = (
     "dtype", "device", "shape", "astype", "reshape", "permute_dims", "broadcast_to", "matmul", "einsum",
     "stop_gradient",
 )  # fmt: skip
+"""Ops on tensors of any dtype."""
+
 ENTRY_OPS = ("asarray", "to_numpy", "is_integer", "recomputed", "draw", "replica_offset", "refuse_redraw")
+"""Ops that lead into a framework and out of it, and those that are its own way to do a thing."""
+
 OPS = NOISE_OPS + WORD_OPS + TENSOR_OPS + ENTRY_OPS
+"""All ops, which is what a backend defines."""
 
-_ROOTS = {"numpy": "numpy", "tensorflow": "tensorflow", "torch": "torch", "jax": "jax", "jaxlib": "jax"}
+_ROOTS = {"jaxlib": "jax", **{name: name for name in NAMES}}
 
 
-def get(name):
+def get(name: str) -> Namespace:
     """The ops namespace of the backend called `name`: "numpy", "tensorflow", "torch" or "jax".
 
     Raises:
@@ -57,7 +66,7 @@ def get(name):
         raise
 
 
-def name_of(tensor):
+def name_of(tensor: object) -> str | None:
     """The name of the backend that `tensor` belongs to, or None; imports nothing."""
     for cls in type(tensor).__mro__:
         root = cls.__module__.partition(".")[0]
@@ -66,7 +75,7 @@ def name_of(tensor):
     return None
 
 
-def of(**tensors):
+def of(**tensors: Tensor) -> Namespace:
     """The ops namespace that all the tensors, given by argument name, belong to.
 
     Raises:
@@ -74,10 +83,11 @@ def of(**tensors):
     """
     found = {}
     for argument, tensor in tensors.items():
-        found[argument] = name_of(tensor)
-        if found[argument] is None:
+        name = name_of(tensor)
+        if name is None:
             expected = "a tensor of NumPy, TensorFlow, torch or JAX"
             raise TypeError(checks.invalid(argument, expected, type(tensor)))
+        found[argument] = name
     if len(set(found.values())) > 1:
         received = ", ".join(f"{argument} of {name}" for argument, name in found.items())
         raise TypeError(f"Expected the tensors of one call to belong to one framework. Received: {received}")

@@ -6,6 +6,8 @@ and o over outputs. An input of rank 2 has one position a row. x and w are of on
 
 import typing
 
+from pernodedrop._types import Namespace, Tensor, Words
+from pernodedrop.mask import Field
 from pernodedrop.noise import normal
 
 BLOCK_ENTRIES = 2**18
@@ -18,22 +20,24 @@ TYPICAL_BATCH = 128
 class Rows(typing.NamedTuple):
     """Coordinates of the rows, as word tensors of shape (r,)."""
 
-    time: typing.Any
-    sample: typing.Any
+    time: Words
+    sample: Words
 
 
-def entries(field, rows, in_, out, xp):
+def entries(field: Field, rows: Rows, in_: Words, out: Words, xp: Namespace) -> Tensor:
     """The mask at rows x in_ x out, the last two given as word tensors of shape (i,) and (o,): (r, i, o), float32."""
     return field.entries(rows.time[:, None, None], rows.sample[:, None, None], in_[:, None], out, xp)
 
 
-def materialized(x, w, field, rows, in_, out, xp):
+def materialized(x: Tensor, w: Tensor, field: Field, rows: Rows, in_: Words, out: Words, xp: Namespace) -> Tensor:
     """The product with the whole mask in memory: the oracle of the other ways."""
     mask = xp.astype(entries(field, rows, in_, out, xp), xp.dtype(w))
     return xp.matmul(x, w * mask)
 
 
-def local_reparameterization(x, w, field, rows, in_, out, xp):
+def local_reparameterization(
+    x: Tensor, w: Tensor, field: Field, rows: Rows, in_: Words, out: Words, xp: Namespace
+) -> Tensor:
     """The same law without a mask, for a Gaussian noise and one position a row (arXiv 1506.02557).
 
     Outputs of a row use disjoint entries, so they are independent normal numbers given x and w, with mean x @ w and
@@ -49,7 +53,9 @@ def local_reparameterization(x, w, field, rows, in_, out, xp):
     return xp.matmul(x, w) + xp.astype(field.params["stddev"], xp.dtype(w)) * spread * z
 
 
-def shared_over_in_or_out(x, w, field, rows, in_, out, xp):
+def shared_over_in_or_out(
+    x: Tensor, w: Tensor, field: Field, rows: Rows, in_: Words, out: Words, xp: Namespace
+) -> Tensor:
     """The product when entries depend on one of in and out at most, whose other word tensor has shape (1,)."""
     mask = xp.astype(entries(field, rows, in_, out, xp), xp.dtype(w))
     if out.shape[0] == 1:
@@ -57,23 +63,23 @@ def shared_over_in_or_out(x, w, field, rows, in_, out, xp):
     return xp.matmul(x, w) * mask[:, 0, :][:, None, :]
 
 
-def block_length(rows, outputs):
+def block_length(rows: int | Tensor, outputs: int) -> int:
     """How many inputs make a block; `rows` is no int where a framework does not know it yet."""
     rows = rows if isinstance(rows, int) else TYPICAL_BATCH
     return max(1, BLOCK_ENTRIES // max(1, rows * outputs))
 
 
-def blocks(inputs, length):
+def blocks(inputs: int, length: int) -> list[slice]:
     """The blocks of the input axis as slices."""
     return [slice(start, min(start + length, inputs)) for start in range(0, inputs, length)]
 
 
-def forward_block(x, w, mask, xp):
+def forward_block(x: Tensor, w: Tensor, mask: Tensor, xp: Namespace) -> Tensor:
     """What one block of inputs adds to y: x (r, t, k), w (k, o), mask (r, k, o) -> (r, t, o)."""
     return xp.matmul(x, w * xp.astype(mask, xp.dtype(w)))
 
 
-def backward_block(x, w, mask, dy, xp):
+def backward_block(x: Tensor, w: Tensor, mask: Tensor, dy: Tensor, xp: Namespace) -> tuple[Tensor, Tensor]:
     """The gradients of one block of inputs: dx (r, t, k), summed over outputs, and dw (k, o), summed over rows."""
     mask = xp.astype(mask, xp.dtype(w))
     if x.shape[1] == 1:

@@ -5,6 +5,7 @@ NumPy, TensorFlow, PyTorch and JAX to the same bits, and never stored unless som
 """
 
 import importlib
+import types
 
 from pernodedrop import backends, layers, ops
 from pernodedrop._version import __version__
@@ -31,7 +32,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> types.ModuleType:
     if name == "testing":  # imported when it is first used, since it needs Hypothesis, which is an extra
         return importlib.import_module("pernodedrop.testing")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,30 +1,32 @@
 """Checks of arguments: each error names the argument, what was expected and what was received."""
 
+import collections.abc
 import difflib
 import math
 import numbers
+import typing
 
 import numpy as np
 
 WORD_LIMIT = 2**32
 
 
-def invalid(argument, expected, received):
+def invalid(argument: str, expected: str, received: object) -> str:
     """The message of an error about one argument, in the one form that the library uses."""
     return f"Invalid value for argument `{argument}`. Expected {expected}. Received: {argument}={received!r}"
 
 
-def is_real(value):
+def is_real(value: object) -> typing.TypeGuard[float]:
     """Whether `value` is a plain real number (NumPy scalars included, booleans not)."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool | np.bool_)
 
 
-def is_int(value):
+def is_int(value: object) -> typing.TypeGuard[int]:
     """Whether `value` is a plain integer (NumPy scalars included, booleans not)."""
     return isinstance(value, numbers.Integral) and not isinstance(value, bool | np.bool_)
 
 
-def check_rate(rate, argument="rate"):
+def check_rate(rate: typing.Any, argument: str = "rate") -> float:
     """Return `rate` as a float in [0, 1 - 2**-24], or raise."""
     expected = "a float in [0, 1 - 2**-24], the probability that an entry is perturbed"
     if not is_real(rate):
@@ -34,7 +36,7 @@ def check_rate(rate, argument="rate"):
     return float(rate)
 
 
-def check_finite(value, argument, expected="a finite float"):
+def check_finite(value: typing.Any, argument: str, expected: str = "a finite float") -> float:
     """Return `value` as a finite float, or raise."""
     if not is_real(value):
         raise TypeError(invalid(argument, expected, value))
@@ -43,7 +45,7 @@ def check_finite(value, argument, expected="a finite float"):
     return float(value)
 
 
-def check_positive(value, argument, zero=False):
+def check_positive(value: typing.Any, argument: str, zero: bool = False) -> float:
     """Return `value` as a finite float above zero (or from zero), or raise."""
     expected = "a finite float " + ("from zero" if zero else "above zero")
     if check_finite(value, argument, expected) < 0 or (value == 0 and not zero):
@@ -51,7 +53,7 @@ def check_positive(value, argument, zero=False):
     return float(value)
 
 
-def check_word(value, argument):
+def check_word(value: typing.Any, argument: str) -> int:
     """Return `value` as an int in [0, 2**32), or raise."""
     expected = "an int in [0, 2**32)"
     if not is_int(value):
@@ -61,7 +63,7 @@ def check_word(value, argument):
     return int(value)
 
 
-def check_count(value, argument):
+def check_count(value: typing.Any, argument: str) -> int:
     """Return `value` as an int from 1 and below 2**31, or raise."""
     expected = "an int from 1"
     if not is_int(value):
@@ -71,7 +73,7 @@ def check_count(value, argument):
     return int(value)
 
 
-def check_choice(value, argument, choices):
+def check_choice(value: typing.Any, argument: str, choices: collections.abc.Collection[str]) -> str:
     """Return `value` if it is one of the names `choices`, or raise and say the nearest right one."""
     if value in choices:
         return value

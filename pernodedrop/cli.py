@@ -5,15 +5,19 @@ itself, takes the parsed arguments and returns the exit code: 0, 1 for a finding
 """
 
 import argparse
+import collections.abc
 import importlib
 import sys
+import typing
 
 from pernodedrop._version import __version__
+
+Commands: typing.TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
-def main(argv=None):
+def main(argv: collections.abc.Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Args:
@@ -33,7 +37,7 @@ def main(argv=None):
         return INTERRUPTED
 
 
-def _parser():
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="pernodedrop", description="Noise regularizers with the same masks on TensorFlow, PyTorch, JAX and NumPy."
     )
@@ -44,7 +48,7 @@ def _parser():
     return parser
 
 
-def _add_demo(commands):
+def _add_demo(commands: Commands) -> None:
     text = "train one small network with every regularizer on handwritten digits, and compare"
     parser = commands.add_parser("demo", help=text, description=text)
     parser.add_argument("--seeds", type=int, default=5, metavar="N", help="runs of each variant (default: 5)")
@@ -52,7 +56,7 @@ def _add_demo(commands):
     parser.add_argument("--variants", nargs="+", metavar="NAME", help="some of the variants, by name (default: all)")
     parser.add_argument("--output", metavar="DIR", help="where results go (default: demo-results/<backend>)")
 
-    def run(args):
+    def run(args: argparse.Namespace) -> int:
         demo = _needing("demo", "pernodedrop.demo", parser)
         try:
             settings = demo.Settings(args.seeds, args.epochs, args.variants, args.output)
@@ -63,11 +67,11 @@ def _add_demo(commands):
     parser.set_defaults(run=run)
 
 
-def _add_doctor(commands):
+def _add_doctor(commands: Commands) -> None:
     text = "say what is installed, and whether every backend makes the same masks"
     parser = commands.add_parser("doctor", help=text, description=text)
 
-    def run(args):
+    def run(args: argparse.Namespace) -> int:
         from pernodedrop import doctor
 
         return doctor.run()
@@ -75,7 +79,7 @@ def _add_doctor(commands):
     parser.set_defaults(run=run)
 
 
-def _add_check(commands):
+def _add_check(commands: Commands) -> None:
     text = "prove or refute that a noise of your own is what it claims to be, on every backend, and draw it"
     parser = commands.add_parser("check", help=text, description=text)
     parser.add_argument(
@@ -87,7 +91,7 @@ def _add_check(commands):
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the search for examples (default: 0)")
     parser.add_argument("--picture", metavar="FILE", help="where the picture goes (default: check-results/<NAME>.png)")
 
-    def run(args):
+    def run(args: argparse.Namespace) -> int:
         command = _needing("testing", "pernodedrop.testing.command", parser)
         chosen = {"backends": args.backends, "claims": args.claims, "examples": args.examples, "seed": args.seed}
         try:
@@ -98,7 +102,7 @@ def _add_check(commands):
     parser.set_defaults(run=run)
 
 
-def _needing(extra, module, parser):
+def _needing(extra: str, module: str, parser: argparse.ArgumentParser) -> typing.Any:
     """A module that needs an extra; without it the command ends."""
     try:
         return importlib.import_module(module)

@@ -38,7 +38,7 @@ class Variant(typing.NamedTuple):
     """A way to regularize a Dense layer: its title, and the layers that take the place of (dense, seed)."""
 
     title: str
-    layers: typing.Callable
+    layers: typing.Callable[[keras.layers.Layer, int], list[keras.layers.Layer]]
 
 
 VARIANTS = {

@@ -12,6 +12,7 @@ import pathlib
 import platform
 import subprocess
 import sys
+import typing
 
 import keras
 import numpy as np
@@ -24,7 +25,7 @@ KNOWN_ANSWER = "addf62d8cd8e"  # what `digest` gives on every backend
 ASKED = "sample_mask(Bernoulli(0.5), key=(1, 0), shape=(4, 64, 32))"
 
 
-def run():
+def run() -> int:
     """Print the report.
 
     Returns:
@@ -36,7 +37,7 @@ def run():
     return int(any(answer is not None and answer["digest"] != KNOWN_ANSWER for answer in found.values()))
 
 
-def environment():
+def environment() -> dict[str, typing.Any]:
     """What figures measured in this process depend on, as a dict of plain values."""
     backend = keras.backend.backend()
     can_tell = hasattr(os, "sched_getaffinity")
@@ -52,7 +53,7 @@ def environment():
     }
 
 
-def describe(about):
+def describe(about: dict[str, typing.Any]) -> str:
     """An `environment()` as one line."""
     return (
         "pernodedrop {pernodedrop}, Python {python}, Keras {keras} on {backend} {framework}, NumPy {numpy}, "
@@ -60,14 +61,14 @@ def describe(about):
     ).format(**about)
 
 
-def digest(backend):
+def digest(backend: str) -> str:
     """The first 12 hexadecimal digits of the sha256 of the bytes of a mask on one backend."""
     mask = ops.sample_mask(Bernoulli(0.5), key=(1, 0), shape=(4, 64, 32), backend=backend)
     entries = np.asarray(backends.get(backend).to_numpy(mask), dtype="<f4")
     return hashlib.sha256(entries.tobytes()).hexdigest()[:12]
 
 
-def compare():
+def compare() -> dict[str, dict[str, str] | None]:
     """The digest on every backend, each in a process of its own.
 
     Returns:
@@ -78,7 +79,7 @@ def compare():
     return {name: _finish(processes[name]) if name in processes else None for name in backends.NAMES}
 
 
-def report(found):
+def report(found: dict[str, dict[str, str] | None]) -> str:
     """What `compare` found, as lines for a person."""
     lines = [f"sha256 of {ASKED}, known answer {KNOWN_ANSWER}:"]
     for name, answer in found.items():
@@ -90,7 +91,7 @@ def report(found):
     return "\n".join(lines)
 
 
-def _start(backend):
+def _start(backend: str) -> subprocess.Popen[str]:
     few = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "TF_FORCE_GPU_ALLOW_GROWTH": "true"}  # they share one GPU
     place = str(pathlib.Path(__file__).parent.parent)  # this very package, whatever lies in the working folder (-P)
     paths = os.pathsep.join(filter(None, [place, os.environ.get("PYTHONPATH")]))
@@ -99,7 +100,7 @@ def _start(backend):
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def _finish(process):
+def _finish(process: subprocess.Popen[str]) -> dict[str, str]:
     output, errors = process.communicate()
     if process.returncode:
         return {"version": "failed", "digest": (errors.strip() or "no message").splitlines()[-1]}

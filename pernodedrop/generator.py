@@ -13,16 +13,18 @@ The mixing constants are those of triple32 by Chris Wellons (hash-prospector, pu
 
 import hashlib
 
+from pernodedrop._types import Namespace, Words
+
 GOLDEN = 0x9E3779B9  # 2**32 / golden ratio: tells the second half of the row key from the first
 _MULTIPLIERS = (0xED5AD4BB, 0xAC4C1B51, 0x31848BAB)
 
 
-def triple32(x, xp):
+def triple32(x: Words, xp: Namespace) -> Words:
     """A bijection of words with an avalanche bias close to the theoretical limit."""
     return _triple32_keyed(x, None, xp)
 
 
-def _triple32_keyed(x, key, xp):
+def _triple32_keyed(x: Words, key: Words | None, xp: Namespace) -> Words:
     first, second, third = (xp.word(m) for m in _MULTIPLIERS)
     x = x ^ xp.shift_right(x, 17)
     x = x * first
@@ -35,10 +37,12 @@ def _triple32_keyed(x, key, xp):
     return x ^ xp.shift_right(x, 14)
 
 
-def row_key(seed, call, lane, time, sample, in_, xp):
+def row_key(
+    seed: Words, call: Words, lane: Words, time: Words, sample: Words, in_: Words, xp: Namespace
+) -> tuple[Words, Words]:
     """The 64-bit key of a row of words, as two word tensors of the coordinates' broadcast shape."""
 
-    def mix(x):
+    def mix(x: Words) -> Words:
         return triple32(x, xp)
 
     k0 = mix(in_ + mix(sample + mix(time + mix(lane + mix(call + mix(seed))))))
@@ -47,7 +51,9 @@ def row_key(seed, call, lane, time, sample, in_, xp):
     return k0, k1
 
 
-def words(key, lane, time, sample, in_, out, xp):
+def words(
+    key: tuple[Words, Words], lane: Words, time: Words, sample: Words, in_: Words, out: Words, xp: Namespace
+) -> Words:
     """Words at broadcast coordinates.
 
     Args:
@@ -64,7 +70,7 @@ def words(key, lane, time, sample, in_, out, xp):
     return _triple32_keyed(out ^ k0, k1, xp)
 
 
-def seed_word(seed):
+def seed_word(seed: int) -> int:
     """The word that stands for a user's seed: itself in [0, 2**32), a digest of its digits otherwise."""
     if 0 <= seed < 2**32:
         return int(seed)

@@ -8,13 +8,14 @@ import dataclasses
 import typing
 
 from pernodedrop import checks, generator
+from pernodedrop._types import Namespace, Params, Sharing, Tensor, Words
 from pernodedrop.noise import Noise
 
 COORDINATES = ("sample", "time", "in", "out")
 REGIMES = ("dynamic", "fixed", "bank", "example")
 
 
-def parse_sharing(sharing):
+def parse_sharing(sharing: Sharing) -> frozenset[str]:
     """The set of coordinates that entries do not depend on.
 
     Args:
@@ -57,11 +58,11 @@ class Mask:
     """
 
     noise: Noise
-    sharing: typing.Any = None
+    sharing: typing.Any = None  # what `parse_sharing` takes, and once it is made a frozenset
     regime: str = "dynamic"
     bank_size: int | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not isinstance(self.noise, Noise):
             raise TypeError(checks.invalid("noise", "a pernodedrop.Noise", self.noise))
         checks.check_choice(self.regime, "regime", REGIMES)
@@ -91,12 +92,12 @@ class Mask:
         """Whether the mask is part of the model's function, so that inference has it too."""
         return self.regime in ("fixed", "bank")
 
-    def key(self, key, xp):
+    def key(self, key: tuple[Words, Words], xp: Namespace) -> tuple[Words, Words]:
         """The key to evaluate at: only the dynamic regime depends on the call number."""
         seed, call = key
         return (seed, call) if self.regime == "dynamic" else (seed, xp.zeros_like(call))
 
-    def samples(self, sample_ids, xp):
+    def samples(self, sample_ids: Words, xp: Namespace) -> Words:
         """The sample coordinate of each row, from word tensors of sample ids."""
         return xp.modulo(sample_ids, self.bank_size) if self.regime == "bank" else sample_ids
 
@@ -111,14 +112,14 @@ class Field(typing.NamedTuple):
     """
 
     noise: Noise
-    params: dict
-    key: tuple
+    params: Params
+    key: tuple[Words, Words]
 
-    def words(self, lane, time, sample, in_, out, xp):
+    def words(self, lane: int, time: Words, sample: Words, in_: Words, out: Words, xp: Namespace) -> Words:
         """Words of one lane at broadcast coordinates."""
         return generator.words(self.key, xp.as_word(lane), time, sample, in_, out, xp)
 
-    def entries(self, time, sample, in_, out, xp):
+    def entries(self, time: Words, sample: Words, in_: Words, out: Words, xp: Namespace) -> Tensor:
         """Entries at broadcast coordinates, float32."""
         lanes = [self.words(lane, time, sample, in_, out, xp) for lane in range(self.noise.lanes)]
         return self.noise.from_words(lanes, self.params, xp)

@@ -28,6 +28,7 @@ import keras
 import numpy as np
 
 from pernodedrop import checks
+from pernodedrop._types import Config, Namespace, Params, Tensor, Words
 
 FLOAT = (float, "float")  # annotations of fields, as they are and as `from __future__ import annotations` leaves them
 OPTIONAL_FLOAT = (float | None, "float | None")
@@ -72,12 +73,12 @@ class Noise:
     gaussian: typing.ClassVar[bool] = False
     exact: typing.ClassVar[bool] = False
 
-    def __init_subclass__(cls, **kwargs):
+    def __init_subclass__(cls, **kwargs: typing.Any) -> None:
         super().__init_subclass__(**kwargs)
         dataclasses.dataclass(frozen=True)(cls)
         keras.saving.register_keras_serializable(package=cls.__module__)(cls)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if value is None and field.type in OPTIONAL_FLOAT:
@@ -92,7 +93,7 @@ class Noise:
         """The variance of an entry."""
         raise NotImplementedError(f"{type(self).__name__} must define `variance`")
 
-    def from_uniform(self, u, params, xp):
+    def from_uniform(self, u: Tensor, params: Params, xp: Namespace) -> Tensor:
         """Entries from uniform numbers.
 
         Args:
@@ -107,37 +108,37 @@ class Noise:
         """
         raise NotImplementedError(f"{type(self).__name__} must define `from_uniform(u, params, xp)`")
 
-    def from_words(self, words, params, xp):
+    def from_words(self, words: list[Words], params: Params, xp: Namespace) -> Tensor:
         """Entries from a list of `lanes` word tensors; by default through `from_uniform`."""
         u = [xp.uniform(word) for word in words]
         return self.from_uniform(u[0] if self.lanes == 1 else u, params, xp)
 
-    def params(self):
+    def params(self) -> dict[str, np.generic]:
         """The noise's own numbers on the host: a dict from name to NumPy scalar (float32, unless overridden)."""
         return {name: np.float32(value) for name, value in self.get_config().items() if checks.is_real(value)}
 
-    def with_params(self, params):
+    def with_params(self, params: Params) -> typing.Self:
         """The same law with other numbers: the inverse of `params()`."""
         own = self.params()
         changed = {name: value for name, value in params.items() if value != own[name]}
         return dataclasses.replace(self, **{k: type(getattr(self, k))(v) for k, v in changed.items()})
 
-    def with_rate(self, rate):
+    def with_rate(self, rate: float) -> typing.Self:
         """The same law at another drop rate."""
         if getattr(self, "rate", None) is None:
             raise TypeError(f"{self!r} has no rate that could be set to {rate!r}")
         return dataclasses.replace(self, **{"rate": rate})
 
-    def get_config(self):
+    def get_config(self) -> Config:
         """The fields by name, as `from_config` takes them."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: Config) -> typing.Self:
         """The noise that `get_config` described."""
         return cls(**config)
 
-    def _has(self, params):
+    def _has(self, params: Params) -> bool:
         return all(own == params[name] for name, own in self.params().items())
 
 
@@ -169,13 +170,13 @@ class Bernoulli(Noise):
     def variance(self) -> float:
         return LATTICE / self.threshold - 1
 
-    def params(self):
+    def params(self) -> dict[str, np.generic]:
         return {"threshold": np.int32(self.threshold)}
 
-    def with_params(self, params):
+    def with_params(self, params: Params) -> typing.Self:
         return self if self._has(params) else dataclasses.replace(self, rate=_rate(params["threshold"]))
 
-    def from_words(self, words, params, xp):
+    def from_words(self, words: list[Words], params: Params, xp: Namespace) -> Tensor:
         threshold = params["threshold"]
         scale = LATTICE / xp.float32(threshold)
         return xp.where(xp.lattice(words[0]) < threshold, scale, xp.zeros_like(scale))
@@ -202,7 +203,7 @@ class Gaussian(Noise):
     stddev: float | None = None
     gaussian: typing.ClassVar[bool] = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         _set_spread(self, "stddev", per_stddev=1.0)
 
@@ -210,19 +211,19 @@ class Gaussian(Noise):
     def variance(self) -> float:
         return typing.cast(float, self.stddev) ** 2
 
-    def params(self):
+    def params(self) -> dict[str, np.generic]:
         return {"stddev": np.float32(self.stddev)}
 
-    def with_params(self, params):
+    def with_params(self, params: Params) -> typing.Self:
         return _with_spread(self, "stddev", params, per_stddev=1.0)
 
-    def with_rate(self, rate):
+    def with_rate(self, rate: float) -> typing.Self:
         return _with_rate(self, "stddev", rate)
 
-    def get_config(self):
+    def get_config(self) -> Config:
         return _spread_config(self, "stddev")
 
-    def from_uniform(self, u, params, xp):
+    def from_uniform(self, u: Tensor, params: Params, xp: Namespace) -> Tensor:
         return 1 + params["stddev"] * normal(u, xp)
 
 
@@ -247,7 +248,7 @@ class PartialGaussian(Noise):
     stddev: float
     lanes: typing.ClassVar[int] = 2
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         checks.check_positive(self.stddev, "stddev", zero=True)
 
@@ -255,14 +256,14 @@ class PartialGaussian(Noise):
     def variance(self) -> float:
         return _rate(_threshold(self.rate)) * self.stddev**2
 
-    def params(self):
+    def params(self) -> dict[str, np.generic]:
         return {"threshold": np.int32(_threshold(self.rate)), "stddev": np.float32(self.stddev)}
 
-    def with_params(self, params):
+    def with_params(self, params: Params) -> typing.Self:
         numbers = {"rate": _rate(params["threshold"]), "stddev": float(params["stddev"])}
         return self if self._has(params) else dataclasses.replace(self, **numbers)
 
-    def from_words(self, words, params, xp):
+    def from_words(self, words: list[Words], params: Params, xp: Namespace) -> Tensor:
         choice, value = words
         noisy = 1 + params["stddev"] * normal(xp.uniform(value), xp)
         return xp.where(xp.lattice(choice) < params["threshold"], xp.ones_like(noisy), noisy)
@@ -285,7 +286,7 @@ class Uniform(Noise):
     rate: float | None = None
     half_width: float | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         _set_spread(self, "half_width", per_stddev=math.sqrt(3))
 
@@ -293,19 +294,19 @@ class Uniform(Noise):
     def variance(self) -> float:
         return typing.cast(float, self.half_width) ** 2 / 3
 
-    def params(self):
+    def params(self) -> dict[str, np.generic]:
         return {"half_width": np.float32(self.half_width)}
 
-    def with_params(self, params):
+    def with_params(self, params: Params) -> typing.Self:
         return _with_spread(self, "half_width", params, per_stddev=math.sqrt(3))
 
-    def with_rate(self, rate):
+    def with_rate(self, rate: float) -> typing.Self:
         return _with_rate(self, "half_width", rate)
 
-    def get_config(self):
+    def get_config(self) -> Config:
         return _spread_config(self, "half_width")
 
-    def from_uniform(self, u, params, xp):
+    def from_uniform(self, u: Tensor, params: Params, xp: Namespace) -> Tensor:
         return 1 + params["half_width"] * (2 * u - 1)
 
 
@@ -317,7 +318,7 @@ BY_NAME = {
 }
 
 
-def get(noise, rate=None):
+def get(noise: str | Noise, rate: float | None = None) -> Noise:
     """The noise that an argument pair `noise`, `rate` means.
 
     Args:
@@ -339,20 +340,20 @@ def get(noise, rate=None):
     return law(rate=checks.check_rate(rate))
 
 
-def normal(u, xp):
+def normal(u: Tensor, xp: Namespace) -> Tensor:
     """Standard normal numbers from uniform ones, by inversion."""
     return math.sqrt(2) * xp.erfinv(2 * u - 1)
 
 
-def _threshold(rate):
+def _threshold(rate: float) -> int:
     return round((1 - rate) * LATTICE)
 
 
-def _rate(threshold):
+def _rate(threshold: typing.SupportsInt) -> float:
     return 1 - int(threshold) / LATTICE
 
 
-def _set_spread(noise, field, per_stddev):
+def _set_spread(noise: typing.Any, field: str, per_stddev: float) -> None:
     """Fill the field of a noise that takes either its rate or its spread (per_stddev * standard deviation)."""
     spread = getattr(noise, field)
     if (noise.rate is None) == (spread is None):
@@ -363,7 +364,7 @@ def _set_spread(noise, field, per_stddev):
         checks.check_positive(spread, field, zero=True)
 
 
-def _with_spread(noise, field, params, per_stddev):
+def _with_spread(noise: typing.Any, field: str, params: Params, per_stddev: float) -> typing.Any:
     if noise._has(params):
         return noise
     spread = float(params[field])
@@ -373,11 +374,11 @@ def _with_spread(noise, field, params, per_stddev):
     return _with_rate(noise, field, odds / (1 + odds))
 
 
-def _with_rate(noise, field, rate):
+def _with_rate(noise: typing.Any, field: str, rate: float) -> typing.Any:
     if noise.rate is None:
         raise TypeError(f"{noise!r} was given by its {field} and has no rate that could be set to {rate!r}")
     return dataclasses.replace(noise, **{"rate": rate, field: None})
 
 
-def _spread_config(noise, field):
+def _spread_config(noise: typing.Any, field: str) -> Config:
     return {field: getattr(noise, field)} if noise.rate is None else {"rate": noise.rate}

@@ -9,18 +9,34 @@
 True
 """
 
+import collections.abc
+import typing
+
 import keras
+import numpy as np
 
 from pernodedrop import backends, checks, generator
+from pernodedrop._types import Key, Namespace, Params, Sharing, Tensor, Words
 from pernodedrop.backends import methods
 from pernodedrop.mask import Field, Mask
+from pernodedrop.noise import Noise
 
 METHODS = ("auto", "materialized", "recomputed", "local_reparameterization")
 
 
 def masked_dense(
-    x, w, noise, key, *, sharing=None, sample_offset=0, in_offset=0, sample_ids=None, params=None, method="auto"
-):
+    x: Tensor,
+    w: Tensor,
+    noise: Noise,
+    key: Key,
+    *,
+    sharing: Sharing = None,
+    sample_offset: int | Tensor = 0,
+    in_offset: int | Tensor = 0,
+    sample_ids: Tensor | None = None,
+    params: Params | None = None,
+    method: str = "auto",
+) -> Tensor:
     """Multiply by a kernel whose every entry has its own noise for every sample (arXiv 2512.12663).
 
     y[b, o] = sum_i x[b, i] * w[i, o] * m[b, i, o], with m[b, i, o] a function of (key, b, i, o) only: `sample_mask`
@@ -74,7 +90,15 @@ def masked_dense(
     )
 
 
-def sample_mask(noise, key, shape, *, sharing=None, sample_offset=0, backend=None):
+def sample_mask(
+    noise: Noise,
+    key: Key,
+    shape: collections.abc.Sequence[int],
+    *,
+    sharing: Sharing = None,
+    sample_offset: int | Tensor = 0,
+    backend: str | None = None,
+) -> Tensor:
     """The mask itself, to look at: the m of `masked_dense`.
 
     Args:
@@ -101,7 +125,13 @@ def sample_mask(noise, key, shape, *, sharing=None, sample_offset=0, backend=Non
     return xp.broadcast_to(field.entries(time, sample, in_, out, xp), shape)
 
 
-def random_bits(key, shape, *, sample_offset=0, backend=None):
+def random_bits(
+    key: Key,
+    shape: collections.abc.Sequence[int],
+    *,
+    sample_offset: int | Tensor = 0,
+    backend: str | None = None,
+) -> np.typing.NDArray[np.uint32]:
     """The raw words behind a mask, for a battery of statistical tests of your own.
 
     Args:
@@ -123,7 +153,17 @@ def random_bits(key, shape, *, sample_offset=0, backend=None):
     return xp.to_numpy(words).view("uint32")
 
 
-def multiply(x, w, field, *, sharing, samples, in_offset, method, xp):
+def multiply(
+    x: Tensor,
+    w: Tensor,
+    field: Field,
+    *,
+    sharing: frozenset[str],
+    samples: Words,
+    in_offset: Words,
+    method: str,
+    xp: Namespace,
+) -> Tensor:
     """`masked_dense` behind its checks, which is where layers enter.
 
     Args:
@@ -152,7 +192,7 @@ def multiply(x, w, field, *, sharing, samples, in_offset, method, xp):
     if 0 in w.shape:
         method = "materialized"  # no entry, so nothing to save
 
-    def coordinate(size, name, offset=None):
+    def coordinate(size: int, name: str, offset: Words | None = None) -> Words:
         if name not in sharing:
             words = xp.arange(size, like=x)
             return words if offset is None else words + offset
@@ -166,17 +206,19 @@ def multiply(x, w, field, *, sharing, samples, in_offset, method, xp):
     return xp.astype(restore(y), xp.dtype(x))
 
 
-def _rows(x, sharing, samples, xp):
+def _rows(
+    x: Tensor, sharing: frozenset[str], samples: Words, xp: Namespace
+) -> tuple[Tensor, methods.Rows, typing.Callable[[Tensor], Tensor]]:
     """x as (row, position, in), the coordinates of the rows, and the way back for the product."""
     batch, *positions, inputs = xp.shape(x)
     zero = xp.arange(1, like=x)
     if not positions:
         if "sample" in sharing:
-            return x[None], methods.Rows(zero, zero), lambda y: y[0]
+            return x[None, ...], methods.Rows(zero, zero), lambda y: y[0, ...]
         return x[:, None, :], methods.Rows(zero, samples), lambda y: y[:, 0, :]
     (time,) = positions
 
-    def restore(y):
+    def restore(y: Tensor) -> Tensor:
         return xp.reshape(y, (batch, time, y.shape[-1]))
 
     if "time" in sharing:
@@ -187,13 +229,15 @@ def _rows(x, sharing, samples, xp):
     if "sample" in sharing:
         return xp.permute_dims(x, (1, 0, 2)), methods.Rows(times, zero), lambda y: xp.permute_dims(y, (1, 0, 2))
 
-    def flat(words):
+    def flat(words: Words) -> Words:
         return xp.reshape(xp.broadcast_to(words, (batch, time)), (batch * time,))
 
     return xp.reshape(x, (batch * time, 1, inputs)), methods.Rows(flat(times[None, :]), flat(samples[:, None])), restore
 
 
-def _coordinates(shape, sharing, sample_offset, backend):
+def _coordinates(
+    shape: collections.abc.Sequence[int], sharing: frozenset[str], sample_offset: int | Tensor, backend: str | None
+) -> tuple[Namespace, tuple[int, ...], tuple[Words, Words, Words, Words]]:
     xp = backends.get(keras.backend.backend() if backend is None else backend)
     if not isinstance(shape, tuple | list) or len(shape) not in (3, 4) or not all(map(checks.is_int, shape)):
         raise ValueError(checks.invalid("shape", "(batch, in, out) or (batch, time, in, out), all ints", shape))
@@ -202,7 +246,7 @@ def _coordinates(shape, sharing, sample_offset, backend):
     batch, *positions, inputs, outputs = shape
     like = xp.asarray(0.0)
 
-    def coordinate(size, name):
+    def coordinate(size: int, name: str) -> Words:
         return xp.arange(1 if name in sharing else size, like=like)
 
     sample = coordinate(batch, "sample")
@@ -215,7 +259,7 @@ def _coordinates(shape, sharing, sample_offset, backend):
     return xp, tuple(shape), (time[:, None, None], sample[:, None, None, None], in_[:, None], out)
 
 
-def _sample_words(sample_offset, sample_ids, x, xp):
+def _sample_words(sample_offset: int | Tensor, sample_ids: Tensor | None, x: Tensor, xp: Namespace) -> Words:
     if sample_ids is None:
         return xp.arange(xp.shape(x)[0], like=x) + _offset(sample_offset, "sample_offset", x, xp)
     if not (checks.is_int(sample_offset) and sample_offset == 0):
@@ -223,11 +267,12 @@ def _sample_words(sample_offset, sample_ids, x, xp):
     return check_sample_ids(sample_ids, x, xp)
 
 
-def check_sample_ids(sample_ids, x, xp):
+def check_sample_ids(sample_ids: Tensor, x: Tensor, xp: Namespace) -> Words:
     """`sample_ids` as word tensor (batch,), or an error."""
-    if backends.name_of(sample_ids) is None:
+    name = backends.name_of(sample_ids)
+    if name is None:
         raise TypeError(checks.invalid("sample_ids", "an integer tensor of shape (batch,)", sample_ids))
-    if not backends.get(backends.name_of(sample_ids)).is_integer(sample_ids):
+    if not backends.get(name).is_integer(sample_ids):
         raise TypeError(checks.invalid("sample_ids", "an integer dtype", sample_ids.dtype))
     sample_ids = xp.asarray(sample_ids, device=xp.device(x))
     batch, known = x.shape[0], tuple(sample_ids.shape)
@@ -236,13 +281,13 @@ def check_sample_ids(sample_ids, x, xp):
     return xp.reshape(xp.as_word(sample_ids), (xp.shape(x)[0],))  # fails where only the run knows that they differ
 
 
-def _offset(offset, argument, like, xp):
+def _offset(offset: int | Tensor, argument: str, like: Tensor, xp: Namespace) -> Words:
     if checks.is_int(offset):
         offset = checks.check_word(offset, argument)
     return _word(offset, argument, "an int in [0, 2**32) or a scalar integer tensor", xp.device(like), xp)
 
 
-def key_words(key, device, xp):
+def key_words(key: Key, device: typing.Any, xp: Namespace) -> tuple[Words, Words]:
     """`key` as a pair of word tensors (1,), or an error."""
     expected = "(seed, call): two ints or an integer tensor of length 2"
     if not isinstance(key, tuple | list):
@@ -261,7 +306,7 @@ def key_words(key, device, xp):
     return _word(seed, "key", expected, device, xp), _word(call, "key", expected, device, xp)
 
 
-def _word(value, argument, expected, device, xp):
+def _word(value: Tensor, argument: str, expected: str, device: typing.Any, xp: Namespace) -> Words:
     """An int, or a scalar integer tensor of any framework, as a word tensor (1,)."""
     if not checks.is_int(value):
         name = backends.name_of(value)
@@ -270,7 +315,7 @@ def _word(value, argument, expected, device, xp):
     return xp.asarray(xp.as_word(value), device=device)
 
 
-def _params(noise, params, device, xp):
+def _params(noise: Noise, params: Params | None, device: typing.Any, xp: Namespace) -> dict[str, Tensor]:
     own = noise.params()
     if params is None:
         return {name: xp.asarray(value, device=device) for name, value in own.items()}
@@ -281,7 +326,7 @@ def _params(noise, params, device, xp):
     return {name: xp.stop_gradient(xp.asarray(value, device=device)) for name, value in params.items()}
 
 
-def _check_number(value, argument, dtype):
+def _check_number(value: Tensor, argument: str, dtype: str) -> None:
     backend = backends.name_of(value)
     if backend is None:
         raise TypeError(checks.invalid(argument, f"a scalar tensor, {dtype}", value))
@@ -290,7 +335,7 @@ def _check_number(value, argument, dtype):
         raise TypeError(checks.invalid(argument, f"a scalar tensor, {dtype}", (tuple(value.shape), received)))
 
 
-def _check_operands(x, w, xp):
+def _check_operands(x: Tensor, w: Tensor, xp: Namespace) -> None:
     for argument, tensor in (("x", x), ("w", w)):
         if "float" not in xp.dtype(tensor):
             raise TypeError(checks.invalid(argument, "a floating dtype", xp.dtype(tensor)))
@@ -300,7 +345,7 @@ def _check_operands(x, w, xp):
         raise ValueError(checks.invalid("w", f"shape (in, out) with in = {x.shape[-1]}", tuple(w.shape)))
 
 
-def _check_local_reparameterization(noise, shared):
+def _check_local_reparameterization(noise: Noise, shared: object) -> None:
     expected = "another method: 'local_reparameterization' holds only for "
     if not noise.gaussian:
         expected += f"a Gaussian noise, and this is {noise!r}"

@@ -8,17 +8,23 @@ os.environ["KERAS_HOME"] = _keras_home.name
 BACKEND = os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-import hypothesis  # noqa: E402
-import keras  # noqa: E402
-import pytest  # noqa: E402
+import hypothesis
+import keras
+import numpy
+import pytest
+import scipy
 
-from pernodedrop import backends  # noqa: E402
+from pernodedrop import backends
 
 collect_ignore = ["__main__.py", "package.py", "scripts"]  # for --doctest-modules: they are run, not imported
 
 hypothesis.settings.register_profile("ci", derandomize=True, deadline=None, max_examples=30, print_blob=True)
 hypothesis.settings.register_profile("thorough", deadline=None, max_examples=1000, print_blob=True)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+def pytest_report_header():
+    return f"{BACKEND}, Keras {keras.__version__}, NumPy {numpy.__version__}, SciPy {scipy.__version__}"
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,46 +1,139 @@
-"""`python -m tests.package`: build the sdist and from it the wheel, and test the wheel away from the checkout.
+"""`python -m tests.package [FOLDER]`: build the sdist and from it the wheel, and test the wheel away from the checkout.
 
-The wheel is installed into a folder of its own, a copy of the tests into another, and the suite runs there on NumPy: it
-shows that the wheel is whole. What it does on the other backends, `python -m tests` shows.
+With a FOLDER the sdist and the wheel that lie there are tested instead. What is shown:
+- the metadata are fit for PyPI, and the wheel has every module and nothing else;
+- the suite passes on NumPy with the newest and with the oldest dependencies (on the other backends: `python -m tests`);
+- installed with one framework into an empty environment, the command line works and so does every documented example
+  of that framework and of NumPy.
 """
 
+import concurrent.futures
+import contextlib
 import os
 import pathlib
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
+import tomllib
+import venv
 import zipfile
 
 ROOT = pathlib.Path(__file__).parent.parent
+FRAMEWORK = "jax"  # of the empty environment: the smallest to install
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}  # two suites run at once
+
+
+def main(folder=None):
+    """Build unless there is a folder of built files, then check and test."""
+    with tempfile.TemporaryDirectory() as temporary:
+        there = pathlib.Path(temporary)
+        if folder is None:
+            with step("build the sdist, and the wheel from it"):
+                copy(files(), there / "source")
+                run(sys.executable, "-m", "build", "--outdir", there / "dist", there / "source", cwd=there)
+        dist = there / "dist" if folder is None else pathlib.Path(folder).resolve()
+        with step("check metadata and contents"):
+            run(sys.executable, "-m", "twine", "check", "--strict", *dist.iterdir(), cwd=there)
+            (wheel,) = dist.glob("*.whl")
+            check_contents(wheel)
+        with step("the suite on NumPy, with the newest and with the oldest dependencies"):
+            needed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
+            pip("--target", there / "oldest", "--no-deps", *(name.replace(">=", "==") for name in needed))
+            pip("--target", there / "wheel", "--no-deps", wheel)
+            suites(there, newest=[there / "wheel"], oldest=[there / "oldest", there / "wheel"])
+        with step(f"every documented example in an empty environment with {FRAMEWORK}"):
+            examples(there, wheel)
+
+
+@contextlib.contextmanager
+def step(title):
+    """Say what begins, and how long it took or that it failed."""
+    print(f"package: {title} ...", flush=True)
+    began = time.monotonic()
+    try:
+        yield
+    except BaseException:
+        print(f"package: FAILED: {title}", flush=True)
+        raise
+    print(f"package: done in {time.monotonic() - began:.0f} s: {title}", flush=True)
+
+
+def files():
+    """The files that git has or would take: what else lies about in a working tree does not belong into a package."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
+    return sorted({name for name in names if os.path.lexists(ROOT / name)} - {""})
+
+
+def copy(names, folder):
+    """Copy files of the checkout; links stay links."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, folder / name, follow_symlinks=False)
+
+
+def check_contents(wheel):
+    """Raise unless the wheel has the modules of the checkout and the mark of a typed package, and nothing else."""
+    modules = (name for name in files() if name.startswith(("pernodedrop/", "backends/")))
+    modules = {name for name in modules if name.endswith((".py", "py.typed"))}
+    wanted = {f"pernodedrop/{name}" if name.startswith("backends/") else name for name in modules}
+    found = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    if found != wanted:
+        raise SystemExit(f"{wheel.name} lacks {sorted(wanted - found)}, should not have {sorted(found - wanted)}")
+
+
+def suites(there, **folders):
+    """Run the tests away from the checkout, at once with each list of folders that go before installed packages."""
+
+    def suite(name):
+        copy((file for file in files() if file.startswith(("tests/", "pyproject.toml"))), there / name)
+        path = os.pathsep.join(map(str, folders[name]))
+        run_on = {"KERAS_BACKEND": "numpy", "PERNODEDROP_IN": str(there / "wheel"), "PYTHONPATH": path}
+        return subprocess.run(
+            [sys.executable, "-m", "pytest", "tests"],
+            cwd=there / name,
+            env={**os.environ, **ONE_THREAD, **run_on},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        done = dict(zip(folders, pool.map(suite, folders), strict=True))
+    for name, process in done.items():
+        print(f"\n===== {name} dependencies =====\n{process.stdout}", flush=True)
+    failed = [name for name, process in done.items() if process.returncode]
+    if failed:
+        raise SystemExit(f"package: the suite failed with the {' and the '.join(failed)} dependencies")
+
+
+def examples(there, wheel):
+    """Install the wheel with one framework and the testing kit, and run what README.md and the guides show."""
+    venv.create(there / "empty", with_pip=True)
+    python = there / "empty" / ("Scripts" if os.name == "nt" else "bin") / "python"
+    pip("-c", ROOT / "constraints.txt", f"{wheel}[{FRAMEWORK},testing]", python=python)
+    documents = ("docs/", "README.md", "tests/documents.py")
+    copy((name for name in files() if name.startswith(documents)), there / "documents")
+    alone = {"KERAS_BACKEND": FRAMEWORK, "PYTHONPATH": ""}
+    run(python, "-m", "pernodedrop", "doctor", cwd=there, **alone)
+    for backend in ("numpy", FRAMEWORK):
+        run(python, "tests/documents.py", backend, cwd=there / "documents", **alone)
+
+
+def pip(*arguments, python=sys.executable):
+    """Install."""
+    run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *arguments, cwd=ROOT)
 
 
 def run(*command, cwd, **environment):
-    """Run a command, shown as it runs; stop at a failure."""
-    subprocess.run(command, cwd=cwd, env={**os.environ, **environment}, check=True)
-
-
-def main():
-    """Build, check and test."""
-    with tempfile.TemporaryDirectory() as folder:
-        there = pathlib.Path(folder)
-        # git's own files only: what lies about in a working tree does not belong into a package
-        files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-        for name in filter(None, files.split("\0")):
-            (there / "source" / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, there / "source" / name, follow_symlinks=False)
-        run(sys.executable, "-m", "build", "--outdir", there / "dist", there / "source", cwd=there)
-        run(sys.executable, "-m", "twine", "check", "--strict", *(there / "dist").iterdir(), cwd=there)
-        (wheel,) = (there / "dist").glob("*.whl")
-        names = zipfile.ZipFile(wheel).namelist()
-        for name in ("backends/numpy_ops.py", "layers/per_node_drop.py", "py.typed"):
-            assert f"pernodedrop/{name}" in names, f"the wheel lacks {name}"
-        run(sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", there / "wheel", wheel, cwd=there)
-        shutil.copytree(ROOT / "tests", there / "away" / "tests")
-        wheel_folder = str(there / "wheel")
-        environment = {"PYTHONPATH": wheel_folder, "PERNODEDROP_IN": wheel_folder, "KERAS_BACKEND": "numpy"}
-        run(sys.executable, "-m", "pytest", "-q", "tests", cwd=there / "away", **environment)
+    """Run a command, whose output is shown; stop at a failure."""
+    subprocess.run(command, cwd=cwd, env={**os.environ, **ONE_THREAD, **environment}, check=True)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main(*sys.argv[1:])
+    except subprocess.CalledProcessError as error:
+        sys.exit(f"package: exit code {error.returncode} of {' '.join(map(str, error.cmd))}")

@@ -1,11 +1,87 @@
-"""What importing the library costs, and what it does not import."""
+"""What importing the library costs, what it does not import, and that its files import downwards only."""
 
+import ast
+import fnmatch
 import os
 import pathlib
 import subprocess
 import sys
 
+import pytest
+
 import pernodedrop
+
+FOLDER = pathlib.Path(pernodedrop.__file__).parent
+
+HOUSE = """
+    _version _types
+    checks generator
+    noise
+    mask
+    backends
+    backends.methods
+    backends.*_ops
+    ops
+    layers.contraction layers.noisy
+    layers.activation_noise layers.weight_noise
+    layers.*
+    layers
+    __init__
+    doctor testing testing.*
+    demo
+    cli
+    __main__
+"""
+"""The house, from the ground up: a file imports from its own row or from rows above it in this list, nothing else."""
+
+UPWARD = {}
+"""Imports that go up all the same: (file, what it imports) and the reason."""
+
+FRAMEWORKS = {"tensorflow", "torch", "jax", "jaxlib", "triton"}
+
+USERS_OF_FRAMEWORKS = {
+    "demo": "switches the compilation cache of JAX on",
+    "testing.frameworks": "compiles and differentiates on every framework, to test a noise there",
+}
+"""Files beside the backends that import frameworks, inside functions, and the reason."""
+
+
+def modules():
+    """The library's files, by name: those of `pernodedrop/` without the prefix, a folder for its `__init__.py`."""
+    files = {file.relative_to(FOLDER): file for file in FOLDER.glob("**/*.py")}
+    # an editable install need not have the link that glob follows in a wheel
+    files |= {"backends" / file.relative_to(place): file for place in _backends() for file in place.glob("*.py")}
+    names = {".".join(path.with_suffix("").parts).removesuffix(".__init__"): file for path, file in files.items()}
+    return dict(sorted(names.items()))
+
+
+def _backends():
+    return [pathlib.Path(place) for place in pernodedrop.backends.__path__]
+
+
+def imports(name, file):
+    """What a file imports, at its top and inside functions: (full name, whether inside a function)."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.Lambda)]
+    inside = {id(node) for function in functions for node in ast.walk(function)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, id(node) in inside) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name} imports relative to itself"
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                is_module = whole.removeprefix("pernodedrop.") in modules()
+                yield (whole if is_module else node.module), id(node) in inside
+
+
+def row(name):
+    """Which row of the house a file stands in."""
+    rows = [line.split() for line in HOUSE.strip().splitlines()]
+    exact = [n for n, patterns in enumerate(rows) if name in patterns]
+    found = exact or [n for n, patterns in enumerate(rows) if any(fnmatch.fnmatch(name, p) for p in patterns)]
+    assert found, f"{name} has no place in HOUSE of {__file__}"
+    return found[0]
 
 
 def python(*arguments):
@@ -35,3 +111,29 @@ def test_backends_under_another_name_are_refused():
     done = subprocess.run([sys.executable, "-c", code], cwd="/", capture_output=True, text=True)
     assert done.returncode
     assert "import this folder as `pernodedrop.backends`" in done.stderr
+
+
+@pytest.mark.parametrize("name", modules())
+def test_a_file_imports_no_file_above_it(name):
+    own = row(name)
+    for imported, _ in imports(name, modules()[name]):
+        package, _, inner = imported.partition(".")
+        if package == "pernodedrop" and (name, inner) not in UPWARD:
+            assert row(inner or "__init__") <= own, f"{name} imports {imported}, which stands above it"
+
+
+@pytest.mark.parametrize("name", modules())
+def test_only_a_backend_imports_its_framework(name):
+    for imported, is_lazy in imports(name, modules()[name]):
+        framework = imported.partition(".")[0]
+        if framework in FRAMEWORKS and name != f"backends.{framework}_ops":
+            assert name in USERS_OF_FRAMEWORKS, f"{name} imports {imported}"
+            assert is_lazy, f"{name} imports {imported} when it is imported itself"
+
+
+def test_every_row_and_every_exception_is_needed():
+    assert {name for name in HOUSE.split() if "*" not in name} <= set(modules())
+    for name, inner in UPWARD:
+        assert f"pernodedrop.{inner}" in dict(imports(name, modules()[name]))
+    for name in USERS_OF_FRAMEWORKS:
+        assert FRAMEWORKS & {imported.partition(".")[0] for imported, _ in imports(name, modules()[name])}

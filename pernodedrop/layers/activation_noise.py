@@ -1,10 +1,13 @@
 """Activation noise: what layers that stand between others share."""
 
 import math
+import typing
 
 from pernodedrop import checks
+from pernodedrop._types import Config, Key, Shape, Tensor
 from pernodedrop.layers.noisy import Noisy, floating, refuse_sample_ids, xp
 from pernodedrop.mask import Mask
+from pernodedrop.noise import Noise
 
 
 class ActivationNoise(Noisy):
@@ -21,7 +24,9 @@ class ActivationNoise(Noisy):
         **kwargs: those of `keras.layers.Layer`.
     """
 
-    def __init__(self, noise, noise_shape=None, seed=None, **kwargs):
+    def __init__(
+        self, noise: Noise, noise_shape: Shape | None = None, seed: int | None = None, **kwargs: typing.Any
+    ) -> None:
         if noise_shape is not None:
             expected = "None or a tuple of sizes and None"
             if not isinstance(noise_shape, tuple | list):
@@ -32,10 +37,16 @@ class ActivationNoise(Noisy):
         self.noise_shape = None if noise_shape is None else tuple(noise_shape)
         self.supports_masking = True
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         self._mask_shape(input_shape)
 
-    def call(self, inputs, training=None, key=None, sample_ids=None):
+    def call(
+        self,
+        inputs: Tensor,
+        training: bool | None = None,
+        key: Key | None = None,
+        sample_ids: Tensor | None = None,
+    ) -> Tensor:
         if not self.is_noisy(training):
             return inputs
         inputs = floating(inputs)
@@ -45,13 +56,13 @@ class ActivationNoise(Noisy):
         wide = "float64" if dtype == "float64" else "float32"
         return xp.astype(xp.astype(inputs, wide) * xp.astype(mask, wide), dtype)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         return input_shape
 
-    def get_config(self):
+    def get_config(self) -> Config:
         return {**super().get_config(), "noise_shape": self.noise_shape}
 
-    def _entries(self, inputs, shape, key, sample_ids):
+    def _entries(self, inputs: Tensor, shape: tuple[int, ...], key: Key | None, sample_ids: Tensor | None) -> Tensor:
         _, *middle, last = shape if len(shape) > 1 else (*shape, 1)
         zero = xp.arange(1, like=inputs)
         one_sample = self.noise_shape is not None and self.noise_shape[0] == 1
@@ -62,7 +73,7 @@ class ActivationNoise(Noisy):
         field = self.field(key, xp.device(inputs))
         return field.entries(time[:, None], sample[:, None, None], xp.arange(last, like=inputs), zero, xp)
 
-    def _mask_shape(self, shape):
+    def _mask_shape(self, shape: Shape) -> Shape:
         if self.noise_shape is None:
             return tuple(shape)
         fits = len(shape) == len(self.noise_shape) and all(

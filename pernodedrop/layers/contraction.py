@@ -9,12 +9,15 @@ as "abc,cd->abd". Its letters play five parts:
 The mask's in coordinate is row-major over (group, in) and its out coordinate over out, in the kernel's order of axes.
 """
 
+import collections.abc
 import math
 import string
+import typing
 
 import keras
 
 from pernodedrop import checks
+from pernodedrop._types import Tensor
 
 
 class Contraction:
@@ -29,7 +32,7 @@ class Contraction:
         ValueError: an equation that has no per-sample form.
     """
 
-    def __init__(self, layer, rank):
+    def __init__(self, layer: keras.layers.Layer, rank: int) -> None:
         self.equation = _equation(layer, rank)
         terms, self.y = self.equation.split("->")
         self.x, self.kernel = terms.split(",")
@@ -41,7 +44,7 @@ class Contraction:
         self.in_ = [c for c in kernel if c in x and c not in y]
         self.out = [c for c in kernel if c not in x]
 
-    def __call__(self, x, kernel, multiply):
+    def __call__(self, x: Tensor, kernel: Tensor, multiply: typing.Callable[[Tensor, Tensor, int], Tensor]) -> Tensor:
         """The product, where multiply(x, w, in_offset) does it for x (batch, [time,] in) and w (in, out)."""
         size = {
             **dict(zip(self.x, keras.ops.shape(x), strict=True)),
@@ -66,8 +69,8 @@ class Contraction:
         letters = [*self.group, self.batch, *self.time, *self.out]
         return _arrange(keras.ops.reshape(y, [size[c] for c in letters]), letters, self.y)
 
-    def _refuse_without_per_sample_form(self):
-        def refuse(why):
+    def _refuse_without_per_sample_form(self) -> None:
+        def refuse(why: str) -> typing.NoReturn:
             raise ValueError(
                 f"The equation {self.equation!r} has no per-sample form: {why}. Expected a batch letter that comes "
                 "first in x, stands in the output and not in the kernel, and no letter that stands in one term only."
@@ -85,7 +88,7 @@ class Contraction:
                 refuse(f"{letter!r} stands in one term only")
 
 
-def float_kernel(layer):
+def float_kernel(layer: keras.layers.Layer) -> Tensor:
     """The kernel that the layer multiplies by, in floating point: LoRA added, int8 undone.
 
     Raises:
@@ -109,7 +112,7 @@ def float_kernel(layer):
     return kernel
 
 
-def finish(layer, y):
+def finish(layer: keras.layers.Layer, y: Tensor) -> Tensor:
     """What the layer does after its product: bias, activation, and the loss of its activity regularizer."""
     if layer.bias is not None:
         y = keras.ops.add(y, layer.bias)
@@ -121,7 +124,7 @@ def finish(layer, y):
     return y
 
 
-def check_layer(layer):
+def check_layer(layer: keras.layers.Layer) -> keras.layers.Layer:
     """Return `layer` if noise can be put on its kernel, or raise."""
     kinds = (keras.layers.Dense, keras.layers.EinsumDense)
     kind = next((kind for kind in kinds if isinstance(layer, kind)), None)
@@ -130,7 +133,7 @@ def check_layer(layer):
     return layer
 
 
-def _equation(layer, rank):
+def _equation(layer: keras.layers.Layer, rank: int) -> str:
     if isinstance(layer, keras.layers.Dense):
         middle = string.ascii_lowercase[1 : rank - 1]
         return f"a{middle}y,yz->a{middle}z"
@@ -143,6 +146,6 @@ def _equation(layer, rank):
     return equation.replace("...", "".join(unused[:free]))
 
 
-def _arrange(tensor, letters, wanted):
+def _arrange(tensor: Tensor, letters: collections.abc.Iterable[str], wanted: collections.abc.Iterable[str]) -> Tensor:
     axes = [list(letters).index(c) for c in wanted]
     return tensor if axes == sorted(axes) else keras.ops.transpose(tensor, axes)

@@ -1,7 +1,10 @@
 """DropConnect: Bernoulli noise on the connections of a layer (Wan et al., ICML 2013)."""
 
+import typing
+
 import keras
 
+from pernodedrop._types import Config, Sharing
 from pernodedrop.layers.weight_noise import WeightNoise
 from pernodedrop.mask import Mask
 from pernodedrop.noise import Bernoulli
@@ -34,8 +37,16 @@ class DropConnect(WeightNoise):
     True
     """
 
-    def __init__(self, layer, rate=0.5, sharing="sample+time", seed=None, method="auto", **kwargs):
+    def __init__(
+        self,
+        layer: keras.layers.Layer,
+        rate: float = 0.5,
+        sharing: Sharing = "sample+time",
+        seed: int | None = None,
+        method: str = "auto",
+        **kwargs: typing.Any,
+    ) -> None:
         super().__init__(layer, Mask(Bernoulli(rate), sharing), seed=seed, method=method, **kwargs)
 
-    def get_config(self):
+    def get_config(self) -> Config:
         return {**super().get_config(), "rate": self.rate, "sharing": sorted(self.mask.sharing)}

@@ -1,7 +1,10 @@
 """Dropout: Bernoulli noise on activations (Srivastava et al., JMLR 15, 2014)."""
 
+import typing
+
 import keras
 
+from pernodedrop._types import Config, Shape
 from pernodedrop.layers.activation_noise import ActivationNoise
 from pernodedrop.noise import Bernoulli
 
@@ -40,8 +43,10 @@ class Dropout(ActivationNoise):
     [0.0, 2.0]
     """
 
-    def __init__(self, rate, noise_shape=None, seed=None, **kwargs):
+    def __init__(
+        self, rate: float, noise_shape: Shape | None = None, seed: int | None = None, **kwargs: typing.Any
+    ) -> None:
         super().__init__(Bernoulli(rate), noise_shape=noise_shape, seed=seed, **kwargs)
 
-    def get_config(self):
+    def get_config(self) -> Config:
         return {**super().get_config(), "rate": self.rate}

@@ -1,7 +1,10 @@
 """GaussianDropout: Gaussian noise on activations (Srivastava et al., JMLR 15, 2014, section 10)."""
 
+import typing
+
 import keras
 
+from pernodedrop._types import Config, Shape
 from pernodedrop.layers.activation_noise import ActivationNoise
 from pernodedrop.noise import Gaussian
 
@@ -29,8 +32,10 @@ class GaussianDropout(ActivationNoise):
     True
     """
 
-    def __init__(self, rate, noise_shape=None, seed=None, **kwargs):
+    def __init__(
+        self, rate: float, noise_shape: Shape | None = None, seed: int | None = None, **kwargs: typing.Any
+    ) -> None:
         super().__init__(Gaussian(rate=rate), noise_shape=noise_shape, seed=seed, **kwargs)
 
-    def get_config(self):
+    def get_config(self) -> Config:
         return {**super().get_config(), "rate": self.rate}

@@ -1,12 +1,15 @@
 """What every noisy Keras layer has: a mask, its noise's numbers and its key in variables, one draw a call."""
 
 import random
+import typing
 
 import keras
 import numpy as np
 
 from pernodedrop import backends, checks, generator, ops
-from pernodedrop.mask import Field
+from pernodedrop._types import Config, Key, Tensor, Words
+from pernodedrop.mask import Field, Mask
+from pernodedrop.noise import Noise
 
 xp = backends.get(keras.backend.backend())
 """The ops namespace of the one framework that Keras layers run on in this process."""
@@ -24,7 +27,7 @@ class Noisy(keras.layers.Layer):
         seed: int, any; None takes one from Python's `random`, which `keras.utils.set_random_seed` seeds.
     """
 
-    def __init__(self, mask, seed=None, **kwargs):
+    def __init__(self, mask: Mask, seed: int | None = None, **kwargs: typing.Any) -> None:
         if seed is not None and not checks.is_int(seed):
             raise TypeError(checks.invalid("seed", "an int or None", seed))
         super().__init__(**kwargs)
@@ -35,22 +38,22 @@ class Noisy(keras.layers.Layer):
         self._numbers = {name: self._state(name, value) for name, value in mask.noise.params().items()}
 
     @property
-    def noise(self):
+    def noise(self) -> Noise:
         """The noise with its present numbers."""
         numbers = {name: keras.ops.convert_to_numpy(variable)[()] for name, variable in self._numbers.items()}
         return self.mask.noise.with_params(numbers)
 
     @property
-    def rate(self):
+    def rate(self) -> float | None:
         """The present drop rate. Setting it takes effect from the next call, compiled or not."""
         return getattr(self.noise, "rate", None)
 
     @rate.setter
-    def rate(self, rate):
+    def rate(self, rate: float) -> None:
         for name, value in self.noise.with_rate(checks.check_rate(rate)).params().items():
             self._numbers[name].assign(value)
 
-    def draw(self):
+    def draw(self) -> Tensor:
         """The next key: an integer tensor of length 2, (seed, call), for `layer(x, training=True, key=key)`.
 
         Draw outside `keras.remat` and pass the key to the layer inside, so that the backward pass, which makes the
@@ -64,7 +67,9 @@ class Noisy(keras.layers.Layer):
         xp.refuse_redraw()
         return xp.draw(self._key)
 
-    def rematerialized_call(self, layer_call, *args, **kwargs):
+    def rematerialized_call(
+        self, layer_call: typing.Callable[..., Tensor], *args: typing.Any, **kwargs: typing.Any
+    ) -> typing.Callable[..., Tensor]:
         # The key is drawn here, outside what the backward pass makes again. All keywords are closed over, because
         # TensorFlow's recomputation accepts none and JAX's would trace `training`.
         if kwargs.get("key") is None and self.is_noisy(kwargs.get("training")):
@@ -72,21 +77,21 @@ class Noisy(keras.layers.Layer):
         again = super().rematerialized_call(lambda *args: layer_call(*args, **kwargs), *args)
         return lambda *args, **_: again(*args)
 
-    def get_config(self):
+    def get_config(self) -> Config:
         return {**super().get_config(), "seed": self.seed}
 
-    def is_noisy(self, training):
+    def is_noisy(self, training: bool | None) -> bool:
         """Whether a call has noise."""
         return bool(training) or self.mask.at_inference
 
-    def field(self, key, device):
+    def field(self, key: Key | None, device: typing.Any) -> Field:
         """The mask at a key, by default the next one."""
         key = self.draw() if key is None else key
         key = ops.key_words(key, device, xp)
         numbers = {name: xp.asarray(variable.value) for name, variable in self._numbers.items()}
         return Field(self.mask.noise, numbers, self.mask.key(key, xp))
 
-    def samples(self, x, sample_ids):
+    def samples(self, x: Tensor, sample_ids: Tensor | None) -> Words:
         """The sample coordinates of the rows of x."""
         if sample_ids is not None:
             if "sample" in self.mask.sharing:
@@ -100,7 +105,7 @@ class Noisy(keras.layers.Layer):
             words = words + xp.as_word(xp.replica_offset(batch))
         return self.mask.samples(words, xp)
 
-    def _state(self, name, value):
+    def _state(self, name: str, value: np.generic | np.typing.NDArray[np.int32]) -> keras.Variable:
         value = np.asarray(value)
         return self.add_weight(
             name=name,
@@ -113,12 +118,12 @@ class Noisy(keras.layers.Layer):
         )
 
 
-def refuse_sample_ids(sample_ids):
+def refuse_sample_ids(sample_ids: Tensor) -> typing.NoReturn:
     """Raise: there is no sample coordinate that ids could be."""
     raise ValueError(checks.invalid("sample_ids", "None: this mask is the same for all samples", sample_ids))
 
 
-def floating(inputs):
+def floating(inputs: Tensor) -> Tensor:
     """The input of a layer as a tensor, or an error unless it is floating."""
     inputs = keras.ops.convert_to_tensor(inputs)
     if not keras.backend.is_float_dtype(keras.backend.standardize_dtype(inputs.dtype)):

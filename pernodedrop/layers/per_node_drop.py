@@ -1,10 +1,14 @@
 """PerNodeDrop: every sample and every connection of a layer gets its own multiplicative noise (arXiv 2512.12663)."""
 
+import typing
+
 import keras
 
 from pernodedrop import noise as noises
+from pernodedrop._types import Config, Sharing
 from pernodedrop.layers.weight_noise import WeightNoise
 from pernodedrop.mask import Mask
+from pernodedrop.noise import Noise
 
 DEFAULT_RATE = 0.5
 
@@ -58,22 +62,22 @@ class PerNodeDrop(WeightNoise):
 
     def __init__(
         self,
-        layer,
-        rate=None,
-        noise="bernoulli",
-        regime="dynamic",
-        sharing=None,
-        bank_size=None,
-        seed=None,
-        method="auto",
-        **kwargs,
-    ):
+        layer: keras.layers.Layer,
+        rate: float | None = None,
+        noise: str | Noise = "bernoulli",
+        regime: str = "dynamic",
+        sharing: Sharing = None,
+        bank_size: int | None = None,
+        seed: int | None = None,
+        method: str = "auto",
+        **kwargs: typing.Any,
+    ) -> None:
         if rate is None and isinstance(noise, str):
             rate = DEFAULT_RATE
         mask = Mask(noises.get(noise, rate), sharing, regime, bank_size)
         super().__init__(layer, mask, seed=seed, method=method, **kwargs)
 
-    def get_config(self):
+    def get_config(self) -> Config:
         return {
             **super().get_config(),
             "noise": keras.saving.serialize_keras_object(self.noise),
@@ -83,12 +87,20 @@ class PerNodeDrop(WeightNoise):
         }
 
     @classmethod
-    def from_config(cls, config, custom_objects=None):
+    def from_config(cls, config: Config, custom_objects: dict[str, typing.Any] | None = None) -> typing.Self:
         noise = keras.saving.deserialize_keras_object(config["noise"], custom_objects=custom_objects)
         return super().from_config({**config, "noise": noise}, custom_objects=custom_objects)
 
 
-def PerNodeDense(units, rate=None, noise="bernoulli", regime="dynamic", activation=None, seed=None, **kwargs):  # noqa: N802
+def PerNodeDense(  # noqa: N802 - it makes a layer, and is named like one
+    units: int,
+    rate: float | None = None,
+    noise: str | Noise = "bernoulli",
+    regime: str = "dynamic",
+    activation: typing.Any = None,
+    seed: int | None = None,
+    **kwargs: typing.Any,
+) -> PerNodeDrop:
     """The paper's layer in one call: a `PerNodeDrop` around a `keras.layers.Dense`.
 
     Args:

@@ -1,10 +1,14 @@
 """Weight noise: what the wrappers of a kernel-bearing layer share."""
 
+import typing
+
 import keras
 
 from pernodedrop import checks, ops
+from pernodedrop._types import Config, Key, Shape, Tensor
 from pernodedrop.layers.contraction import Contraction, check_layer, finish, float_kernel
 from pernodedrop.layers.noisy import Noisy, floating, xp
+from pernodedrop.mask import Mask
 
 
 class WeightNoise(Noisy, keras.layers.Wrapper):
@@ -21,7 +25,14 @@ class WeightNoise(Noisy, keras.layers.Wrapper):
         **kwargs: those of `keras.layers.Layer`. The dtype policy is the inner layer's unless given.
     """
 
-    def __init__(self, layer, mask, seed=None, method="auto", **kwargs):
+    def __init__(
+        self,
+        layer: keras.layers.Layer,
+        mask: Mask,
+        seed: int | None = None,
+        method: str = "auto",
+        **kwargs: typing.Any,
+    ) -> None:
         check_layer(layer)
         self.method = checks.check_choice(method, "method", ops.METHODS)
         if kwargs.get("dtype") is None:
@@ -30,18 +41,24 @@ class WeightNoise(Noisy, keras.layers.Wrapper):
         super().__init__(mask=mask, seed=seed, layer=layer, **kwargs)
         self.supports_masking = True
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         Contraction(self.layer, len(input_shape))
         super().build(input_shape)
 
-    def call(self, inputs, training=None, key=None, sample_ids=None):
+    def call(
+        self,
+        inputs: Tensor,
+        training: bool | None = None,
+        key: Key | None = None,
+        sample_ids: Tensor | None = None,
+    ) -> Tensor:
         if not self.is_noisy(training):
             return self.layer(inputs)
         inputs = floating(inputs)
         field = self.field(key, xp.device(inputs))
         samples = self.samples(inputs, sample_ids)
 
-        def multiply(x, w, in_offset):
+        def multiply(x: Tensor, w: Tensor, in_offset: int) -> Tensor:
             return ops.multiply(
                 x,
                 w,
@@ -56,8 +73,8 @@ class WeightNoise(Noisy, keras.layers.Wrapper):
         contraction = Contraction(self.layer, len(inputs.shape))
         return finish(self.layer, contraction(inputs, float_kernel(self.layer), multiply))
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         return self.layer.compute_output_shape(input_shape)
 
-    def get_config(self):
+    def get_config(self) -> Config:
         return {**super().get_config(), "method": self.method}

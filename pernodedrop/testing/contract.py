@@ -1,5 +1,8 @@
 """The contract of a noise as a class of pytest tests."""
 
+import collections.abc
+import typing
+
 from pernodedrop.testing import frameworks
 from pernodedrop.testing.claims import CLAIMS
 from pernodedrop.testing.report import Refused, Report
@@ -22,10 +25,10 @@ class NoiseContract:
     ...     noise = pnd.Uniform(half_width=0.1)
     """
 
-    noise = None
-    backends = None
-    examples = EXAMPLES
-    seed = 0
+    noise: typing.Any = None
+    backends: collections.abc.Iterable[str] | None = None
+    examples: int = EXAMPLES
+    seed: int = 0
 
     def pytest_generate_tests(self, metafunc):
         """Make the tests: pytest calls this."""

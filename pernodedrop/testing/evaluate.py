@@ -9,6 +9,7 @@ import functools
 import numpy as np
 
 from pernodedrop import backends, checks
+from pernodedrop.noise import Noise
 from pernodedrop.testing import frameworks, lattice
 
 WORDS = 1024
@@ -36,7 +37,7 @@ def entries(noise, backend, words, numbers=None, compiled=False):
     xp = backends.get(backend)
 
     def run(words, params):
-        return noise.from_words([xp.as_word(words[lane]) for lane in range(noise.lanes)], params, xp)
+        return noise.from_words([xp.as_word(words[lane, ...]) for lane in range(noise.lanes)], params, xp)
 
     run = frameworks.compiled(backend, run) if compiled else run
     with np.errstate(all="ignore"):  # what is not finite is found in the result
@@ -97,7 +98,7 @@ def _params(noise, backend, numbers=None):
     return {name: frameworks.tensor(backend, value) for name, value in numbers.items()}
 
 
-_laws = {}
+_laws: dict[Noise, Noise] = {}
 
 
 def _law(noise):

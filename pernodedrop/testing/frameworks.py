@@ -69,12 +69,11 @@ def value_and_gradients(backend, function, arrays, upstream, constants=()):
         The value, and a list of gradients, None for one that there is not.
     """
     inputs = [tensor(backend, a) for a in arrays]
-    y, gradients = _VALUE_AND_GRADIENTS[backend](function, inputs, upstream, constants)
+    if backend in DIFFERENTIABLE:
+        y, gradients = _DERIVATIVES[backend](function, inputs, upstream, constants)
+    else:
+        y, gradients = function(*inputs, *constants), [None] * len(inputs)
     return array(backend, y), [None if g is None else array(backend, g) for g in gradients]
-
-
-def _numpy(function, inputs, upstream, constants):
-    return function(*inputs, *constants), [None] * len(inputs)
 
 
 def _torch(function, inputs, upstream, constants):
@@ -110,4 +109,7 @@ def _tensorflow(function, inputs, upstream, constants):
     return y, tape.gradient(y, inputs, output_gradients=tf.cast(upstream, y.dtype))
 
 
-_VALUE_AND_GRADIENTS = {"numpy": _numpy, "torch": _torch, "jax": _jax, "tensorflow": _tensorflow}
+_DERIVATIVES = {"torch": _torch, "jax": _jax, "tensorflow": _tensorflow}
+
+DIFFERENTIABLE = tuple(_DERIVATIVES)
+"""Names of the backends that have gradients."""

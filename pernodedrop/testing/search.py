@@ -1,7 +1,9 @@
 """The search for an example that breaks a claim, by Hypothesis."""
 
+import collections.abc
 import dataclasses
 import inspect
+import typing
 
 import hypothesis
 from hypothesis import strategies as st
@@ -21,7 +23,16 @@ SHARE = chance.ALARM / (len(STATISTICAL) * len(pnd.backends.NAMES))
 """What one search of a statistical claim may spend of a run's probability of a false alarm."""
 
 
-def check_noise(noise, *, backends=None, claims=None, examples=EXAMPLES, seed=0, ops=pnd.ops, progress=False):
+def check_noise(
+    noise: Noise | type[Noise] | st.SearchStrategy[Noise],
+    *,
+    backends: collections.abc.Iterable[str] | None = None,
+    claims: collections.abc.Iterable[str] | None = None,
+    examples: int = EXAMPLES,
+    seed: int = 0,
+    ops: typing.Any = pnd.ops,
+    progress: bool = False,
+) -> Report:
     """Prove or refute that a noise is what it claims to be, on every backend, in one process.
 
     Each claim of `pernodedrop.testing.claims` is tried on examples (words, keys, shapes, rates) that Hypothesis finds;
@@ -66,7 +77,7 @@ def check_noise(noise, *, backends=None, claims=None, examples=EXAMPLES, seed=0,
     claims = tuple(CLAIMS) if claims is None else tuple(checks.check_choice(c, "claims", tuple(CLAIMS)) for c in claims)
     checks.check_count(examples, "examples")
     noises = noises_of(noise)
-    outcomes = []
+    outcomes: list[Outcome] = []
     plan = [(c, place) for c in claims for place in places(CLAIMS[c], backends)]
     bar = tqdm(plan, unit="claim", leave=False, disable=not progress)
     for name, backend in bar:
@@ -97,7 +108,7 @@ def representative(noise):
         if required not in ([], ["rate"]):
             expected = f"an instance, since {', '.join(required)} of {noise.__name__} have no default"
             raise TypeError(checks.invalid("noise", expected, noise))
-        return noise(**dict.fromkeys(required, 0.5))
+        return noise(rate=0.5) if "rate" in noise.__dataclass_fields__ else noise()
     if not isinstance(noise, Noise):
         expected = "a pernodedrop.Noise, a subclass of it, or a Hypothesis strategy of noises"
         raise TypeError(checks.invalid("noise", expected, noise))
@@ -108,7 +119,11 @@ def places(claim, backends):
     """Where a claim is tried: None for one about the noise itself."""
     if claim.of == "noise":
         return (None,)
-    return tuple(b for b in backends if claim.of == "backend" or b != "numpy")
+    if claim.of == "other backend":
+        return tuple(backend for backend in backends if backend != "numpy")
+    if claim.of == "differentiable backend":
+        return tuple(backend for backend in backends if backend in frameworks.DIFFERENTIABLE)
+    return backends
 
 
 def described(noise):

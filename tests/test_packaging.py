@@ -1,0 +1,82 @@
+"""What the files around the library say of it agrees: versions, extras, subpackages, what CI tests."""
+
+import pathlib
+import re
+import tomllib
+
+import pytest
+
+import pernodedrop
+from tests import release
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+pytestmark = pytest.mark.skipif(
+    not (ROOT / "CHANGELOG.md").exists(), reason="these files are in the checkout, not beside an installed package"
+)
+
+
+@pytest.fixture(scope="module")
+def pyproject():
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+
+def texts():
+    """The documents and the library's files: where people are told what to install."""
+    files = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "pernodedrop").rglob("*.py")]
+    return [file.read_text(encoding="utf-8") for file in files if "_build" not in file.parts]
+
+
+def test_every_file_states_the_same_version():
+    assert set(release.versions().values()) == {pernodedrop.__version__}
+
+
+def test_a_release_needs_its_tag_and_its_date(monkeypatch):
+    monkeypatch.setattr(release, "find", lambda pattern, file: ("1.2.3",) if "__version__" in pattern else ("1.2.4",))
+    found = "\n".join(release.problems("v1.2.4"))
+    assert "the tag is v1.2.4, pernodedrop/_version.py has 1.2.3" in found
+    assert "where the date of the release belongs" in found
+
+
+def test_every_subpackage_is_packaged(pyproject):
+    """A build takes the listed ones only, and ships without the others in silence."""
+    places = {file.parent.relative_to(ROOT) for file in (ROOT / "pernodedrop").rglob("__init__.py")}
+    places.add(pathlib.Path("pernodedrop", "backends"))  # a link that rglob does not follow
+    assert sorted(".".join(place.parts) for place in places) == sorted(pyproject["tool"]["setuptools"]["packages"])
+
+
+def test_extras_that_are_advised_exist_and_the_readme_names_all_for_users(pyproject):
+    extras = set(pyproject["project"]["optional-dependencies"])
+    advised = {
+        extra
+        for text in texts()
+        for names in re.findall(r"pernodedrop\[([\w,]+)\]", text)
+        for extra in names.split(",")
+    }
+    assert advised <= extras
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert {extra for extra in extras if f"[{extra}]" not in readme and f"`{extra}`" not in readme} == set()
+
+
+def test_every_exception_from_a_rule_says_why():
+    """`# noqa: X - reason`, `# type: ignore[x] # reason`; those of pyproject.toml stand in lists with comments."""
+    silent = []
+    for file in [
+        *(ROOT / "pernodedrop").rglob("*.py"),
+        *(ROOT / "backends").glob("*.py"),
+        *(ROOT / "tests").glob("*.py"),
+    ]:
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+            if re.search(r"# (noqa(: [A-Z\d, ]+)?|type: ignore(\[[\w, -]+\])?)\s*$", line):
+                silent.append(f"{file}:{number}: {line.strip()}")
+    assert silent == []
+
+
+def test_ci_tests_the_python_versions_and_the_oldest_keras_that_the_metadata_promise(pyproject):
+    workflow = (ROOT / ".github/workflows/tests.yml").read_text(encoding="utf-8")
+    promised = re.findall(r"Python :: (3\.\d+)", " ".join(pyproject["project"]["classifiers"]))
+    (matrix,) = re.findall(r"^ +python: \[(.+)\]$", workflow, re.MULTILINE)
+    assert re.findall(r'"(.+?)"', matrix) == promised
+    assert pyproject["project"]["requires-python"] == f">={promised[0]}"
+    (keras,) = (name for name in pyproject["project"]["dependencies"] if name.startswith("keras"))
+    assert re.findall(r'OLDEST: "(.+)"$', workflow, re.MULTILINE) == [keras.removeprefix("keras>=")]
