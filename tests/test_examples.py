@@ -2,7 +2,6 @@
 
 import os
 import pathlib
-import re
 import subprocess
 import sys
 
@@ -10,40 +9,73 @@ import keras
 import pytest
 
 import pernodedrop
+from tests import documents
 
-ROOT = pathlib.Path(__file__).parent.parent
 BACKEND = keras.backend.backend()
+WIDTH = 88  # what a page of the site shows without scrolling
+HERE = str(pathlib.Path(pernodedrop.__file__).parent.parent)
 pytestmark = pytest.mark.skipif(
-    not (ROOT / "README.md").exists(), reason="the documents are in the checkout, not beside an installed package"
+    not (documents.ROOT / "README.md").exists(), reason="the documents are in the checkout, not beside a wheel"
 )
 
 
-def run(code, folder, backend=BACKEND):
-    """What the code prints; a failure of the code is one of the test."""
-    env = {**os.environ, "KERAS_BACKEND": backend, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", code], cwd=folder, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, f"{code}\n{done.stderr[-3000:]}"
-    return done.stdout
+def files():
+    """The documents with examples for this backend."""
+    if not (documents.ROOT / "README.md").exists():
+        return []
+    return list(dict.fromkeys(example.file for example in documents.examples(BACKEND)))
 
 
-def readme_examples():
-    """The README's Python blocks for this backend; the first line of each names its own."""
-    blocks = re.findall(r"```python\n# ([\w ]+)\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert {name for name, _ in blocks} == {"any backend", "torch", "jax", "tensorflow", "numpy"}
-    names = {BACKEND} if BACKEND == "numpy" else {BACKEND, "any backend"}
-    return [
-        code.replace('"KERAS_BACKEND"] = "jax"', f'"KERAS_BACKEND"] = "{BACKEND}"') for n, code in blocks if n in names
-    ]
+@pytest.mark.parametrize("file", files())
+def test_examples_run(file):
+    code, output = documents.run_file(BACKEND, file, PYTHONPATH=HERE)
+    assert code == 0, output[-5000:]
 
 
-def test_readme_examples_run(tmp_path):
-    for code in readme_examples():
-        run(code, tmp_path)
+def test_the_lines_of_examples_fit_the_pages():
+    examples = {example for name in documents.BACKENDS for example in documents.examples(name)}
+    for file, line, code in sorted(examples):
+        wide = [text for text in code.splitlines() if len(text) > WIDTH and file != "README.md"]
+        assert wide == [], f"{file}:{line}"
+
+
+def write(folder, monkeypatch, text):
+    """A documentation of one page."""
+    monkeypatch.setattr(documents, "ROOT", folder)
+    (folder / "docs").mkdir()
+    (folder / "README.md").write_text("")
+    (folder / "docs" / "page.md").write_text(text)
+
+
+@pytest.mark.parametrize("block", ["```python\nx = 1\n```", "```python\n# Torch\n```", "```py\n# torch\n```"])
+def test_a_block_that_nothing_would_run_is_an_error(tmp_path, monkeypatch, block):
+    write(tmp_path, monkeypatch, f"Text.\n\n{block}\n")
+    with pytest.raises(ValueError, match=r"docs/page\.md:4: expected"):
+        documents.examples("torch")
+
+
+def test_an_example_that_fails_is_named_by_its_page_and_line(tmp_path, monkeypatch, capsys):
+    right, wrong = "```python\n# numpy\nx = 1\n```\n", "- A list:\n\n  ```python\n  # numpy\n  y = x\n  ```\n"
+    write(tmp_path, monkeypatch, f"{right}{wrong}{right}")
+    found = documents.examples("numpy")
+    assert [example.line for example in found] == [2, 8, 12]
+    assert documents.run_here(found) == 1
+    assert capsys.readouterr().out.endswith("docs/page.md:9: NameError\n")
+
+
+def test_an_example_for_any_backend_sets_the_one_under_test(tmp_path, monkeypatch):
+    write(tmp_path, monkeypatch, '```python\n# any backend\nos.environ["KERAS_BACKEND"] = "jax"  # or\n```\n')
+    (example,) = documents.examples("torch")
+    assert example.code.splitlines()[1] == 'os.environ["KERAS_BACKEND"] = "torch"  # or'
+    assert documents.examples("numpy") == []
 
 
 @pytest.mark.skipif(BACKEND != "numpy", reason="one process with all four frameworks is enough")
-def test_masks_of_all_four_frameworks_have_the_same_hash(tmp_path):
-    lines = run((ROOT / "docs/examples/same_masks.py").read_text(), tmp_path).splitlines()
-    hashes = dict(line.split() for line in lines)
+def test_masks_of_all_four_frameworks_have_the_same_hash():
+    script = documents.ROOT / "docs" / "examples" / "same_masks.py"
+    env = {**os.environ, "PYTHONPATH": HERE}
+    done = subprocess.run([sys.executable, str(script)], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    hashes = dict(line.split() for line in done.stdout.splitlines())
     assert set(hashes) == set(pernodedrop.backends.NAMES)
     assert len(set(hashes.values())) == 1

@@ -1,0 +1,133 @@
+"""The site: `make docs` builds it strictly, so a reference that leads nowhere is an error."""
+
+import contextlib
+import inspect
+import io
+import os
+import pkgutil
+import re
+
+from docutils import nodes
+from sphinx.util.docutils import SphinxDirective
+
+os.environ.setdefault("KERAS_BACKEND", "jax")
+os.environ.update(COLUMNS="78", NO_COLOR="1")  # argparse lays help out by these
+
+import pernodedrop  # after that, since Keras reads its backend at import
+from pernodedrop import cli
+from pernodedrop.testing.claims import CLAIMS
+
+project = "pernodedrop"
+author = "The pernodedrop developers"
+copyright = author  # noqa: A001 - Sphinx' name for it
+version = release = pernodedrop.__version__
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
+exclude_patterns = ["_build", "examples", "pictures"]
+
+copybutton_exclude = ".linenos, .gp, .go"  # the copy of a doctest has neither prompts nor output
+smartquotes_action = "D"  # dashes; a quoted word of a docstring is a Python string and keeps its quotes
+
+highlight_language = "text"
+pygments_dark_style = "github-dark"
+
+html_theme = "furo"
+html_title = f"pernodedrop {release}"
+html_copy_source = False
+html_show_sourcelink = False
+
+myst_heading_anchors = 3
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"  # the docstrings say what a type annotation cannot
+napoleon_numpy_docstring = False
+napoleon_custom_sections = [
+    ("Call arguments", "params_style"),
+    ("Subclasses give", "params_style"),
+    ("They may give", "params_style"),
+]
+default_role = "py:obj"
+
+nitpicky = True  # words in single backticks that only look like a reference: see leave_as_code
+nitpick_ignore = [
+    ("py:class", "collections.abc.Iterable"),  # Python's documents would have to be fetched to be linked
+]
+
+
+class CommandHelp(SphinxDirective):
+    """`.. command-help:: doctor` is what `pernodedrop doctor --help` prints."""
+
+    optional_arguments = 1
+
+    def run(self):
+        """The text as a literal block."""
+        command = self.arguments[:1]
+        text = io.StringIO()
+        with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
+            cli.main([*command, "--help"])
+        if not text.getvalue():
+            raise self.error(f"`pernodedrop {' '.join(command)} --help` printed nothing")
+        title = " ".join(["$ pernodedrop", *command, "--help"])
+        return [nodes.literal_block(text=f"{title}\n\n{text.getvalue()}", language="text")]
+
+
+class Claims(SphinxDirective):
+    """`.. claims::` is a table of what `pernodedrop.testing` claims of a noise."""
+
+    def run(self):
+        """The table."""
+        rows = [("claim", "what is claimed")]
+        where = {
+            "noise": "Tried once.",
+            "backend": "",
+            "other backend": "Tried on every backend but NumPy.",
+            "differentiable backend": "Tried where there are gradients.",
+        }
+        for name, claim in CLAIMS.items():
+            rows.append((f":py:func:`{name} <pernodedrop.testing.claims.{name}>`", f"{claim.text} {where[claim.of]}"))
+        table = "\n".join("   * - " + "\n     - ".join(row) for row in rows)
+        return self.parse_text_to_nodes(f".. list-table::\n   :header-rows: 1\n\n{table}\n")
+
+
+def leave_as_code(app, env, node, contnode):
+    """A word in single backticks that is no name of this site stays code, unless it is a name of nothing."""
+    if node["reftype"] != "obj" or node.get("refexplicit"):
+        return None
+    if node["reftarget"].startswith("pernodedrop."):
+        try:
+            pkgutil.resolve_name(node["reftarget"])
+        except (AttributeError, ImportError):
+            return None
+    return contnode
+
+
+def own_signature(app, what, name, obj, options, signature, returns):
+    """A class is called as its `__init__` says, since Keras' layers have a `__new__` that takes anything.
+
+    A module that is a default is shown by its name.
+    """
+    if what == "class" and "__init__" in vars(obj):
+        _, *parameters = inspect.signature(obj.__init__).parameters.values()
+        signature = inspect.Signature([parameter.replace(annotation=parameter.empty) for parameter in parameters])
+    return re.sub(r"<module '([\w.]+)'.*?>", r"\1", str(signature or "")) or None, returns
+
+
+def as_rst(app, what, name, obj, options, lines):
+    """Docstrings are plain text that reStructuredText mistakes in two places: lists right below a line, and `**`.
+
+    Data without a docstring has not that of its type.
+    """
+    if what == "data" and lines and lines[0] in (type(obj).__doc__ or ""):
+        lines.clear()
+        return
+    text = re.sub(r"(?<=, )\*\*kwargs", r"\\*\\*kwargs", "\n".join(lines))
+    lines[:] = re.sub(r"^(\w.*\n)(?=- )", r"\1\n", text, flags=re.MULTILINE).split("\n")
+
+
+def setup(app):
+    """Register what this file adds to Sphinx."""
+    app.add_directive("claims", Claims)
+    app.add_directive("command-help", CommandHelp)
+    app.connect("autodoc-process-signature", own_signature)
+    app.connect("autodoc-process-docstring", as_rst, priority=400)  # before napoleon
+    app.connect("missing-reference", leave_as_code)

@@ -1,0 +1,134 @@
+"""The Python examples of README.md and of the site, found and run. Imports nothing but the standard library.
+
+    python tests/documents.py jax                   runs those of one backend, one process a file
+    python tests/documents.py jax README.md         runs those of one file, in this process
+
+An example is a ```python block. Its first line is a comment that names where it runs: `# numpy`, `# tensorflow`,
+`# torch` or `# jax`, or `# any backend`, which is all that can train: TensorFlow, PyTorch and JAX. An example is
+complete in itself; it runs as a script of its own, in an empty folder, with KERAS_BACKEND set. Where it sets that
+variable itself, it is set to the backend under test.
+"""
+
+import os
+import pathlib
+import re
+import runpy
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+import typing
+
+ROOT = pathlib.Path(__file__).parent.parent
+BACKENDS = ("numpy", "tensorflow", "torch", "jax")
+MARKS = {"any backend": BACKENDS[1:], **{name: (name,) for name in BACKENDS}}
+OTHERS = ("", "text", "{eval-rst}", "{figure}", "{image}", "{include}", "{toctree}")
+FENCE = re.compile(r"^( *)(`{3,}|~{3,})(.*)$")
+OWN_BACKEND = re.compile(r'(os\.environ\["KERAS_BACKEND"\] = )"\w+"')
+
+
+class Example(typing.NamedTuple):
+    """A block of Python: its file, relative to the root, the line of its first line, and its text."""
+
+    file: str
+    line: int
+    code: str
+
+
+def files():
+    """README.md and the pages of the site."""
+    pages = sorted((ROOT / "docs").rglob("*.md"))
+    return [ROOT / "README.md", *(page for page in pages if "_build" not in page.parts)]
+
+
+def blocks(text):
+    """The fenced blocks of a Markdown text: (line of the first line inside, what follows the fence, inside)."""
+    found, fence = [], None
+    for number, line in enumerate(text.splitlines(), 1):
+        match = FENCE.match(line)
+        if fence is None and match:
+            (indent, fence, language), inside, first = match.groups(), [], number + 1
+        elif match and match[2].startswith(fence) and not match[3].strip():
+            found.append((first, language.strip(), "\n".join(inside)))
+            fence = None
+        elif fence is not None:
+            inside.append(line.removeprefix(indent))
+    if fence is not None:
+        raise ValueError(f"the block that starts at line {first} has no end")
+    return found
+
+
+def examples(backend):
+    """The examples that `backend` runs, as a list of `Example`.
+
+    Raises:
+        ValueError: a block that nothing would run: Python without a mark, or of an unknown language.
+    """
+    found = []
+    for path in files():
+        file = path.relative_to(ROOT).as_posix()
+        for line, language, code in blocks(path.read_text(encoding="utf-8")):
+            if language.partition(" ")[0] in OTHERS:
+                continue
+            if language != "python":  # a ```py block, say, would be an example that nothing runs
+                raise ValueError(f"{file}:{line}: expected ```python or one of {OTHERS}, not {language!r}")
+            mark = code.partition("\n")[0].removeprefix("#").strip()
+            if mark not in MARKS or not code.startswith("# "):
+                raise ValueError(f"{file}:{line}: expected a first line `# ` and one of {tuple(MARKS)}, not {mark!r}")
+            if backend in MARKS[mark]:
+                found.append(Example(file, line, OWN_BACKEND.sub(rf'\1"{backend}"', code)))
+    return found
+
+
+def run_here(some):
+    """Run examples in this process, each in a namespace and a folder of its own; return how many failed."""
+    failures = 0
+    home = os.getcwd()
+    for file, line, code in some:
+        with tempfile.TemporaryDirectory() as folder:
+            script = pathlib.Path(folder, f"{pathlib.PurePath(file).stem}.py")  # a file: some tracers read the source
+            script.write_text("\n" * (line - 1) + code + "\n", encoding="utf-8")  # so that its lines are the page's
+            os.chdir(folder)
+            try:
+                runpy.run_path(str(script), run_name="__main__")
+            except (Exception, SystemExit) as error:  # an example that exits has failed too
+                failures += 1
+                frames = traceback.extract_tb(error.__traceback__)
+                at = [frame.lineno for frame in frames if frame.filename == str(script)] or [line]
+                print(traceback.format_exc(limit=-6))
+                print(f"{file}:{at[-1]}: {type(error).__name__}", flush=True)
+            finally:
+                os.chdir(home)
+    return failures
+
+
+def run_file(backend, file, **environment):
+    """Run the examples of one file in a process of their own; return its exit code and what it printed."""
+    env = {"TF_CPP_MIN_LOG_LEVEL": "2", **os.environ, "KERAS_BACKEND": backend, "MPLBACKEND": "agg", **environment}
+    command = [sys.executable, "-P", __file__, backend, file]  # -P: the other modules beside this one are not meant
+    done = subprocess.run(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return done.returncode, done.stdout
+
+
+def main(arguments):
+    """Run the command line; return 1 if an example failed."""
+    backend, *only = arguments
+    found = examples(backend)
+    if only:
+        return bool(run_here([example for example in found if example.file in only]))
+    failed = 0
+    for file in dict.fromkeys(example.file for example in found):
+        start = time.perf_counter()
+        code, output = run_file(backend, file)
+        count = sum(example.file == file for example in found)
+        verdict = "FAILED" if code else "ok"
+        print(f"{verdict:6} {file}: {count} on {backend}, {time.perf_counter() - start:.1f} s", flush=True)
+        if code:
+            failed += 1
+            print(output, flush=True)
+    return bool(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

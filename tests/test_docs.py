@@ -1,0 +1,71 @@
+"""The API reference, the lists of public names and the code agree; read from the pages' sources, without Sphinx."""
+
+import contextlib
+import importlib
+import inspect
+import io
+import pathlib
+import re
+import runpy
+
+import keras
+import pytest
+
+import pernodedrop as pnd
+from pernodedrop import cli
+
+ROOT = pathlib.Path(__file__).parent.parent
+API = ROOT / "docs" / "api"
+PICTURES = ROOT / "docs" / "pictures"
+pytestmark = [
+    pytest.mark.skipif(not API.exists(), reason="the documents are in the checkout, not beside a wheel"),
+    pytest.mark.skipif(keras.backend.backend() != "numpy", reason="says the same on every backend"),
+]
+
+OPS = {"masked_dense", "sample_mask", "random_bits"}
+BACKENDS = {"get", "name_of", "of", "NAMES", "OPS", "NOISE_OPS", "WORD_OPS", "TENSOR_OPS", "ENTRY_OPS"}
+OF_MASK = {"parse_sharing"}  # what `sharing` means, in the words of the function that reads it
+
+
+def documented():
+    """The full names that the reference has an entry for."""
+    text = "\n".join(page.read_text() for page in sorted(API.glob("*.rst")))
+    return re.findall(r"^\.\. auto(?:class|exception|function|data|decorator)::\s+([\w.]+)$", text, re.MULTILINE)
+
+
+def public():
+    """The full names that are public."""
+    modules = {name for name in pnd.__all__ if inspect.ismodule(getattr(pnd, name))}
+    names = {f"pernodedrop.{name}" for name in set(pnd.__all__) - modules - {"__version__"}}
+    names |= {f"pernodedrop.layers.{name}" for name in set(pnd.layers.__all__) - set(pnd.__all__)}
+    names |= {f"pernodedrop.ops.{name}" for name in OPS}
+    names |= {f"pernodedrop.backends.{name}" for name in BACKENDS}
+    names |= {f"pernodedrop.mask.{name}" for name in OF_MASK}
+    names |= {f"pernodedrop.testing.{name}" for name in set(pnd.testing.__all__) - {"claims"}}
+    names |= {f"pernodedrop.testing.claims.{name}" for name in pnd.testing.claims.CLAIMS}
+    return names
+
+
+def test_the_reference_has_every_public_name_and_no_other():
+    assert sorted(documented()) == sorted(public())
+
+
+def test_what_is_documented_exists():
+    for name in documented():
+        module, _, attribute = name.rpartition(".")
+        assert hasattr(importlib.import_module(module), attribute), name
+
+
+def test_the_reference_has_every_command():
+    page = set(re.findall(r"^\.\. command-help:: (\w+)$", (API / "cli.rst").read_text(), re.MULTILINE))
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
+        cli.main(["--help"])
+    commands = text.getvalue().partition("COMMAND\n")[2]
+    assert page == set(re.findall(r"^ {4}(\w+)", commands, re.MULTILINE))
+
+
+def test_the_pictures_are_those_that_their_scripts_draw():
+    script = runpy.run_path(str(PICTURES / "mask.py"))
+    for theme in script["THEMES"]:
+        assert (PICTURES / f"mask-{theme}.svg").read_text() == script["draw"](theme)
