@@ -1,0 +1,70 @@
+"""The recipes of CONTRIBUTING.md, followed to the letter on a copy of the checkout."""
+
+import os
+import pathlib
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+
+import keras
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+TEXT = ROOT / "CONTRIBUTING.md"
+LEFT = shutil.ignore_patterns(".*", "_build", "__pycache__", "*.egg-info", "dist", "build", "results", "*-results")
+pytestmark = [
+    pytest.mark.skipif(not TEXT.exists(), reason="the recipes change the checkout, not an installed package"),
+    pytest.mark.skipif(keras.backend.backend() != "numpy", reason="following them once is enough"),
+]
+
+
+def recipes():
+    """The blocks of each recipe, by its name: (language, text) in order."""
+    text = TEXT.read_text() if TEXT.exists() else ""
+    parts = re.split(r"^## Recipe: (.*)\n", text, flags=re.MULTILINE)[1:]
+    texts = dict(zip(parts[::2], (part.partition("\n## ")[0] for part in parts[1::2]), strict=True))
+    return {name: re.findall(r"^```(\w+)\n(.*?)^```", text, re.DOTALL | re.MULTILINE) for name, text in texts.items()}
+
+
+def change(block, checkout):
+    """Do what a diff says: its lines with + and without, in the place of those with - and without."""
+    (origin, *lines) = block.splitlines()
+    if origin == "--- /dev/null":
+        path, old = checkout / lines.pop(0).removeprefix("+++ "), ""
+        assert not path.exists()
+        path.touch()
+    else:
+        path = checkout / origin.removeprefix("--- ")
+        old = "".join(f"{line[1:]}\n" for line in lines if line[:1] != "+")
+        assert path.read_text().count(old) == 1, f"{path} has not once:\n{old}"
+    new = "".join(f"{line[1:]}\n" for line in lines if line[:1] != "-")
+    path.write_text(path.read_text().replace(old, new, 1))
+
+
+def run(command, checkout):
+    """Run a command in the changed checkout."""
+    program, *arguments = shlex.split(command)
+    start = {"python": [sys.executable], "pernodedrop": [sys.executable, "-m", "pernodedrop"]}[program]
+    env = {**os.environ, "PYTHONPATH": str(checkout), "MPLBACKEND": "agg"}
+    done = subprocess.run([*start, *arguments], cwd=checkout, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, f"$ {command}\n{done.stdout[-5000:]}\n{done.stderr[-5000:]}"
+
+
+@pytest.mark.parametrize("name", ["a noise", "a layer", "a backend"])
+def test_a_recipe_works_as_it_stands(name, tmp_path):
+    checkout = tmp_path / "checkout"
+    shutil.copytree(ROOT, checkout, symlinks=True, ignore=LEFT)
+    steps = recipes()[name]
+    assert {language for language, _ in steps} == {"diff", "sh"}
+    for language, text in steps:
+        if language == "diff":
+            change(text, checkout)
+        else:
+            for command in text.splitlines():
+                run(command, checkout)
+
+
+def test_there_is_no_other_recipe():
+    assert list(recipes()) == ["a noise", "a layer", "a backend"]
