@@ -2,8 +2,7 @@
 
 An entry is a function of a uniform number, of which there are 2**23 (2**24 for a noise that is written on words, and
 may use one bit more). So the mean over all of them is the mean of the noise, not an estimate. A noise of several lanes
-has too many combinations: each of its lanes runs through 2**22 numbers, in an order of its own, and the error of that,
-a statistical one, is part of the result.
+has too many combinations: each of its lanes runs through 2**22 numbers, in an order of its own.
 """
 
 import math
@@ -21,21 +20,21 @@ class Moments(typing.NamedTuple):
 
     Attributes:
         mean, variance: of an entry.
-        lowest, highest: its range.
-        mean_error, variance_error: standard errors of the first two; 0 with one lane.
+        lowest, highest: its range, or what was seen of it with several lanes.
+        lanes: how many the noise has.
     """
 
     mean: float
     variance: float
     lowest: float
     highest: float
-    mean_error: float
-    variance_error: float
+    lanes: int
 
     @property
     def reach(self):
-        """The largest distance of an entry from 1."""
-        return max(abs(self.lowest - 1), abs(self.highest - 1))
+        """The largest distance of an entry from 1; with several lanes 1 at least, for entries too rare to be seen."""
+        seen = max(abs(self.lowest - 1), abs(self.highest - 1))
+        return seen if self.lanes == 1 else max(seen, 1.0)
 
 
 def bits(noise):
@@ -61,7 +60,7 @@ def integrate(noise, entries):
         noise: whose lattice.
         entries: function from words (lanes, n) to the entries there, a host array.
     """
-    count = total = square = fourth = 0.0
+    count = total = square = 0.0
     lowest, highest = math.inf, -math.inf
     for words in chunks(noise):
         m = np.asarray(entries(words), "float64")
@@ -69,18 +68,9 @@ def integrate(noise, entries):
         count += m.size
         total += deviation.sum()
         square += (deviation**2).sum()
-        fourth += (deviation**4).sum()
         lowest, highest = min(lowest, m.min()), max(highest, m.max())
-    variance = square / count - (total / count) ** 2
-    several = noise.lanes > 1
-    return Moments(
-        mean=noise.mean + total / count,
-        variance=variance,
-        lowest=lowest,
-        highest=highest,
-        mean_error=math.sqrt(max(variance, 0) / count) if several else 0.0,
-        variance_error=math.sqrt(max(fourth / count - variance**2, 0) / count) if several else 0.0,
-    )
+    shift = total / count
+    return Moments(noise.mean + shift, square / count - shift**2, lowest, highest, noise.lanes)
 
 
 def _shuffled(cells, lane, n):
