@@ -78,7 +78,7 @@ class Claims(SphinxDirective):
         """The table."""
         rows = [("claim", "what is claimed")]
         where = {
-            "noise": "Tried once.",
+            "noise": "Of the noise itself, on no backend.",
             "backend": "",
             "other backend": "Tried on every backend but NumPy.",
             "differentiable backend": "Tried where there are gradients.",

@@ -32,6 +32,7 @@ from pernodedrop._types import Config, Namespace, Params, Tensor, Words
 
 FLOAT = (float, "float")  # annotations of fields, as they are and as `from __future__ import annotations` leaves them
 OPTIONAL_FLOAT = (float | None, "float | None")
+INT = (int, "int")
 LATTICE = 2**24  # Bernoulli decisions are made on the upper 24 bits of a word
 
 
@@ -55,7 +56,7 @@ class Noise:
         exact: whether entries are equal to the bit on every backend, which takes operations that round alike: no
             logarithm, no erfinv; False.
         __post_init__(): checks of the fields, after `super().__post_init__()`, which refuses a field `rate` that is no
-            rate and a field annotated `float` that is no finite number.
+            rate, a field annotated `float` that is no finite number, and one annotated `int` that is no int.
 
     >>> class TwoPoint(Noise):
     ...     size: float
@@ -87,6 +88,8 @@ class Noise:
                 object.__setattr__(self, field.name, checks.check_rate(value))
             elif field.type in FLOAT + OPTIONAL_FLOAT:
                 object.__setattr__(self, field.name, checks.check_finite(value, field.name))
+            elif field.type in INT and not checks.is_int(value):
+                raise TypeError(checks.invalid(field.name, "an int", value))
 
     @property
     def variance(self) -> float:

@@ -112,7 +112,8 @@ def sample_mask(
         A float32 tensor of `shape`. The mask of `Bernoulli` is equal to the bit on every backend.
 
     Raises:
-        TypeError, ValueError: an argument that is not as described. ImportError: a backend that is not installed.
+        TypeError, ValueError: an argument that is not as described.
+        ImportError: a backend that is not installed.
 
     >>> import pernodedrop as pnd
     >>> sample_mask(pnd.Bernoulli(0.5), key=(1, 0), shape=(1, 2, 4), backend="numpy")
@@ -141,7 +142,7 @@ def random_bits(
         A uint32 NumPy array of `shape`, equal on every backend.
 
     Raises:
-        TypeError, ValueError, ImportError: as for `sample_mask`.
+        As `sample_mask` does.
 
     >>> random_bits(key=(1, 0), shape=(1, 1, 2), backend="numpy").dtype
     dtype('uint32')

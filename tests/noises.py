@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 from hypothesis import strategies as st
 
 import pernodedrop as pnd
@@ -157,6 +158,59 @@ class ThreeUniforms(pnd.Noise):
         return 1 + params["spread"] * (u[0] + u[1] + u[2] - 1.5)
 
 
+class Quantized(pnd.Noise):
+    """Uniform on a grid: `levels` is how it is written, no number of the mask."""
+
+    size: float
+    levels: int
+
+    @property
+    def variance(self):
+        return self.size**2 * (1 - 1 / self.levels**2) / 12
+
+    def params(self):
+        return {"size": np.float32(self.size)}
+
+    def from_uniform(self, u, params, xp):
+        m = xp.zeros_like(u)
+        for level in range(1, self.levels):
+            m = m + xp.where(u > level / self.levels, xp.ones_like(u), xp.zeros_like(u))
+        return 1 + params["size"] * ((m + 0.5) / self.levels - 0.5)
+
+
+class UpToHalf(pnd.Noise):
+    """A noise that refuses rates that others take."""
+
+    rate: float = 0.5
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.rate > 0.5:
+            raise ValueError(f"`rate` has to be 0.5 at most, not {self.rate}")
+
+    @property
+    def variance(self):
+        return self.rate**2 / 3
+
+    def from_uniform(self, u, params, xp):
+        return 1 + params["rate"] * (2 * u - 1)
+
+
+class Near(pnd.Noise):
+    """Another sign or none, by how near two further lanes are to each other."""
+
+    size: float
+    lanes = 3
+
+    @property
+    def variance(self):
+        return self.size**2 * 0.19
+
+    def from_uniform(self, u, params, xp):
+        sign, one, other = u
+        return 1 + params["size"] * xp.where(xp.abs(one - other) < 0.1, xp.sign(sign - 0.5), xp.zeros_like(sign))
+
+
 def right_noises():
     """Hypothesis strategy of right noises: laws of the library's and of the tests' own, with random numbers."""
     rates, spreads = st.floats(0, 0.95), st.floats(0, 3)
@@ -164,6 +218,9 @@ def right_noises():
         *(st.builds(law, rates) for law in (pnd.Bernoulli, pnd.Gaussian, pnd.Uniform)),
         *(st.builds(law, spreads) for law in (Triangular, Difference, Exponential, Laplace, Logistic, Arcsine)),
         st.builds(ThreeUniforms, spreads),
+        st.builds(Near, spreads),
+        st.builds(Quantized, spreads, st.integers(1, 9)),
+        st.builds(UpToHalf, st.floats(0, 0.5)),
         st.builds(LogNormal, st.floats(0, 0.9)),
         st.builds(Power, spreads, st.floats(0.25, 4)),
         st.builds(pnd.PartialGaussian, rates, spreads),

@@ -235,13 +235,15 @@ def test_check_exits_1_for_a_noise_that_is_refused(my_noises, capsys):
     [
         (["my_noises"], "Expected 'module:name', such as 'my_noises:Triangular'. Received: target='my_noises'"),
         (["my_noises:Lost"], "Expected a name in module 'my_noises'. Received: target='my_noises:Lost'"),
+        (["my_noises.py:Fair"], "Expected 'module:name', such as 'my_noises:Triangular'"),
+        (["my_noises:Fair", "--picture", "fair.xyz"], "argument `picture`. Expected one of '"),
         (["no_such_module:Fair"], "No module named 'no_such_module'"),
         (
             ["my_noises:number"],
             "Expected a noise, a Noise class or a Hypothesis strategy of noises. Received: target=0.5",
         ),
         (["my_noises:Fair", "--claims", "momments"], "(did you mean 'moments'?)"),
-        (["my_noises:Fair", "--backends", "theano"], "Expected one of 'numpy'"),
+        (["my_noises:Fair", "--backends", "theano"], "argument `backends`. Expected one of 'numpy'"),
     ],
 )
 def test_check_of_something_else_exits_2(my_noises, arguments, message, capsys):

@@ -1,7 +1,6 @@
 """Noises that are not what they claim to be, each wrong in one way that was seen in the wild or is easily made."""
 
 import dataclasses
-import types
 
 import numpy as np
 
@@ -168,13 +167,78 @@ class BranchesOnValues(UniformAroundOne):
         return super().from_uniform(u, params, xp)
 
 
-def ops_with(sample_mask):
-    """The ops with another `sample_mask`, and a product with its mask."""
+class DriftsAtHighRates(pnd.Noise):
+    """Right at rate 0.5, and of mean 1.02 beyond 0.8."""
 
-    def masked_dense(x, w, noise, key, **kwargs):
-        raise AssertionError("not asked of these")
+    rate: float = 0.5
 
-    return types.SimpleNamespace(sample_mask=sample_mask, masked_dense=masked_dense, random_bits=pnd.ops.random_bits)
+    @property
+    def variance(self):
+        return self.rate**2 / 3
+
+    def from_uniform(self, u, params, xp):
+        drift = xp.where(params["rate"] > 0.8, 0.02 * xp.ones_like(u), xp.zeros_like(u))
+        return 1 + drift + params["rate"] * (2 * u - 1)
+
+
+class DeafToParams(DriftsAtHighRates):
+    """Right, but what it says its new numbers are is the old ones."""
+
+    def from_uniform(self, u, params, xp):
+        return 1 + params["rate"] * (2 * u - 1)
+
+    def with_params(self, params):
+        return self
+
+
+class NarrowBand(UniformAroundOne):
+    """Wrong on all backends but NumPy, for a few uniform numbers only."""
+
+    def from_uniform(self, u, params, xp):
+        m = super().from_uniform(u, params, xp)
+        if xp.__name__.endswith("numpy_ops"):
+            return m
+        return xp.where(xp.abs(u - 0.3) < 2e-5, m + 0.3, m)
+
+
+class Ops:
+    """`pernodedrop.ops` with one or two of its functions replaced."""
+
+    def __init__(self, **functions):
+        self.__dict__.update({name: getattr(pnd.ops, name) for name in ("sample_mask", "masked_dense", "random_bits")})
+        self.__dict__.update(functions)
+
+
+def no_noise(noise, key, shape, backend=None, **kwargs):
+    """A mask of ones."""
+    return np.ones(shape, "float32")
+
+
+def half_the_rate(noise, key, shape, **kwargs):
+    """A mask at another rate than that of the noise."""
+    return pnd.ops.sample_mask(noise.with_rate(noise.rate / 2), key, shape, **kwargs)
+
+
+def sharing_forgotten(noise, key, shape, sharing=None, **kwargs):
+    """Nothing is ever shared."""
+    return pnd.ops.sample_mask(noise, key, shape, sharing=(), **kwargs)
+
+
+def offset_forgotten(noise, key, shape, sample_offset=0, **kwargs):
+    """Every part of a batch begins at sample 0."""
+    return pnd.ops.sample_mask(noise, key, shape, **kwargs)
+
+
+def product_of_another_seed(x, w, noise, key, sharing=None, method="auto", **kwargs):
+    """By one method and sharing only, the product is with the mask of another seed."""
+    if method == "recomputed" and sharing is None:
+        key = key ^ 1
+    return pnd.ops.masked_dense(x, w, noise, key, sharing=sharing, method=method, **kwargs)
+
+
+def product_without_its_offset(x, w, noise, key, sample_offset=0, **kwargs):
+    """A part of a batch has the masks of the first part."""
+    return pnd.ops.masked_dense(x, w, noise, key, **kwargs)
 
 
 def seed_plus_call(noise, key, shape, **kwargs):

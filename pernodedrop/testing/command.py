@@ -30,13 +30,14 @@ def run(target, path=None, **arguments):
         TypeError, ValueError, ImportError: a target that is not there or is no noise, or a wrong argument.
     """
     noise = load(target)
+    path = pathlib.Path(path or FOLDER / f"{target.rpartition(':')[2]}.png")
+    picture.check_format(path)
     try:
         print(check_noise(noise, progress=True, **arguments))
         refused = False
     except Refused as error:
         print(error.report)
         refused = True
-    path = pathlib.Path(path or FOLDER / f"{target.rpartition(':')[2]}.png")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         picture.draw(representative(noise), path)
@@ -52,7 +53,7 @@ def run(target, path=None, **arguments):
 def load(target):
     """The noise, class or strategy called "module:name"."""
     module, colon, name = target.partition(":")
-    if not (module and colon and name.isidentifier()):
+    if not (module and colon and name.isidentifier()) or module.endswith(".py"):
         raise ValueError(checks.invalid("target", "'module:name', such as 'my_noises:Triangular'", target))
     sys.path.insert(0, "")  # the working folder, as for `python -m`
     try:

@@ -39,6 +39,10 @@ class NoiseContract:
 
     def test_contract(self, claim, backend):
         """One claim on one backend."""
+        import pytest
+
         outcome = search(claim, backend, noises_of(self.noise), examples=self.examples, seed=self.seed)
         if outcome.finding:
             raise Refused(Report(described(self.noise), (backend,) if backend else (), (outcome,), ()))
+        if not outcome.tried:
+            pytest.skip(f"{claim} is not claimed of {described(self.noise)}")

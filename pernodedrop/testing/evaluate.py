@@ -5,10 +5,12 @@ The numbers of a noise are passed as `params`, as layers do it, so that what is 
 """
 
 import functools
+import typing
 
 import numpy as np
 
-from pernodedrop import backends, checks
+from pernodedrop import backends
+from pernodedrop.mask import Field, parse_sharing
 from pernodedrop.noise import Noise
 from pernodedrop.testing import frameworks, lattice
 
@@ -62,35 +64,43 @@ def mask(noise, backend, key, shape, ops, **arguments):
     return frameworks.array(backend, result).astype("float64")
 
 
-def product(noise, backend, key, x, w, ops, *, sharing=None, method="auto", in_offset=0):
+def reference_mask(noise, key, shape, sharing, sample_offset):
+    """What `ops.sample_mask` has to show, as NumPy evaluates the generator and the noise: (batch, time, in, out)."""
+    xp = backends.get("numpy")
+    shared = parse_sharing(sharing)
+    axes = dict(zip(("sample", "time", "in", "out"), shape, strict=True))
+    grid = [np.arange(1 if name in shared else size, dtype="uint32") for name, size in axes.items()]
+    if "sample" not in shared:
+        grid[0] = grid[0] + np.uint32(sample_offset)
+    sample, time, in_, out = np.ix_(*grid)
+    field = Field(noise, _params(noise, "numpy"), tuple(np.array([word], "uint32") for word in key))
+    return np.broadcast_to(field.entries(time, sample, in_, out, xp), shape)
+
+
+def product(noise, backend, key, x, w, ops, *, sharing=None, method="auto", in_offset=0, sample_offset=0):
     """`ops.masked_dense` of host arrays as a float64 host array."""
     run = frameworks.quick(backend, masked_dense_of(noise, ops, sharing, method))
-    y = run(*(frameworks.tensor(backend, a) for a in (x, w)), *constants(noise, backend, key, in_offset))
+    operands = (frameworks.tensor(backend, a) for a in (x, w))
+    y = run(*operands, *constants(noise, backend, key, in_offset, sample_offset))
     return frameworks.array(backend, y).astype("float64")
 
 
 def masked_dense_of(noise, ops, sharing, method):
     """`ops.masked_dense` as a function of tensors: x, w, and the `constants`; the same for all noises of a law."""
-    return _masked_dense(_law(noise), ops, sharing, method)
+    law = _law(noise)
+
+    def run(x, w, key, in_offset, sample_offset, params):
+        offsets = {"in_offset": in_offset, "sample_offset": sample_offset}
+        return ops.masked_dense(x, w, law, key, sharing=sharing, method=method, params=params, **offsets)
+
+    return _runs.setdefault((law, id(ops), sharing, method), run)
 
 
-@functools.cache
-def _masked_dense(law, ops, sharing, method):
-
-    def run(x, w, key, in_offset, params):
-        return ops.masked_dense(x, w, law, key, sharing=sharing, method=method, in_offset=in_offset, params=params)
-
-    return run
-
-
-def constants(noise, backend, key, in_offset=0):
+def constants(noise, backend, key, in_offset=0, sample_offset=0):
     """What a product depends on beside x and w, as tensors."""
-    bits = np.array([*key, in_offset], "uint32").view("int32")
-    return (
-        frameworks.tensor(backend, bits[:2]),
-        frameworks.tensor(backend, bits[2]),
-        _params(noise, backend),
-    )
+    words = np.array([*key, in_offset, sample_offset], "uint32").view("int32")
+    key, *offsets = (frameworks.tensor(backend, part) for part in (words[:2], words[2], words[3]))
+    return key, *offsets, _params(noise, backend)
 
 
 def _params(noise, backend, numbers=None):
@@ -98,10 +108,11 @@ def _params(noise, backend, numbers=None):
     return {name: frameworks.tensor(backend, value) for name, value in numbers.items()}
 
 
-_laws: dict[Noise, Noise] = {}
+_laws: dict[tuple[type[Noise], str], Noise] = {}
+_runs: dict[tuple[typing.Any, ...], typing.Any] = {}  # each holds its ops, so that an id is never of another
 
 
 def _law(noise):
-    """The first noise seen that is this one up to its numbers, so that one compilation serves both."""
-    numbers = {name: value for name, value in noise.get_config().items() if not checks.is_real(value)}
-    return _laws.setdefault((type(noise), repr(numbers)), noise)
+    """The first noise seen that is this one up to its float fields, so that one compilation serves both."""
+    others = {name: value for name, value in noise.get_config().items() if not isinstance(value, float)}
+    return _laws.setdefault((type(noise), repr(others)), noise)

@@ -6,10 +6,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import pernodedrop as pnd
+from pernodedrop import checks
 from pernodedrop.testing import evaluate, lattice
-from pernodedrop.testing.claims import has_rate
+from pernodedrop.testing.claims import at_rates, has_rate
 
-RATES = np.linspace(0, 0.9, 10)
+RATES = [n / 10 for n in range(10)]
 SLICE = (3, 24, 16)  # samples, inputs, outputs
 SHOWN = 4  # standard deviations on both sides of the mean
 
@@ -30,11 +31,18 @@ def draw(noise, path):
     plt.close(figure)
 
 
+def check_format(path):
+    """Raise a ValueError unless a picture can be saved under this name."""
+    formats = sorted(plt.figure().canvas.get_supported_filetypes())
+    plt.close()
+    checks.check_choice(path.suffix[1:], "picture", formats)
+
+
 def _shown(noise):
     """The range of entries that is drawn."""
     spread = math.sqrt(noise.variance) or 1.0
-    found = evaluate.moments(noise, "numpy")
-    return max(found.lowest, noise.mean - SHOWN * spread), min(found.highest, noise.mean + SHOWN * spread)
+    reach = evaluate.moments(noise, "numpy").reach
+    return max(1 - reach, noise.mean - SHOWN * spread), min(1 + reach, noise.mean + SHOWN * spread)
 
 
 def _density(axis, noise):
@@ -65,15 +73,16 @@ def _slice(axis, noise):
 
 
 def _against_rate(axis, noise):
-    others = [noise.with_rate(float(rate)) for rate in RATES]
+    others = at_rates(noise, RATES)
+    rates = [other.rate for other in others]
     found = [evaluate.moments(other, "numpy") for other in others]
-    axis.plot(RATES, [m.mean for m in found], "o", color="tab:red", label="mean, observed")
-    axis.plot(RATES, [other.mean for other in others], color="tab:red", label="mean, declared")
+    axis.plot(rates, [m.mean for m in found], "o", color="tab:red", label="mean, observed")
+    axis.plot(rates, [other.mean for other in others], color="tab:red", label="mean, declared")
     axis.plot(
         RATES, [math.sqrt(m.variance) for m in found], "s", color="tab:blue", label="standard deviation, observed"
     )
     declared = [math.sqrt(other.variance) for other in others]
-    axis.plot(RATES, declared, color="tab:blue", label="standard deviation, declared")
+    axis.plot(rates, declared, color="tab:blue", label="standard deviation, declared")
     axis.set(title="mean and spread against the rate", xlabel="rate", ylim=(0, None))
     axis.legend()
 

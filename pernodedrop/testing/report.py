@@ -1,6 +1,9 @@
 """What a search for broken claims found, as text for a person."""
 
+import textwrap
 import typing
+
+WIDTH = 88
 
 
 class Finding(typing.NamedTuple):
@@ -67,12 +70,13 @@ class Report(typing.NamedTuple):
         if self.broken:
             lines += [f"{self.subject} is refused: {_counted(self.broken)} not hold.", ""]
             lines += [line for o in self.outcomes if o.finding for line in _paragraph(o)]
-            lines += [f"Held on {places}: {_listed(self.held) or 'none'}."]
+            lines += [_wrapped(f"Held on {places}: {_listed(self.held) or 'none'}.")]
         else:
-            lines += [f"{self.subject}: {len(self.held)} claims hold on {places}."]
+            hold = "1 claim holds" if len(self.held) == 1 else f"{len(self.held)} claims hold"
+            lines += [f"{self.subject}: {hold} on {places}."]
         unmade = [name for name in [*unmade, *self.omitted] if name not in self.held + self.broken]
         if unmade:
-            lines += [f"Not made of it or not tried there: {_listed(unmade)}."]
+            lines += [_wrapped(f"Not made of it or not tried there: {_listed(unmade)}.")]
         return "\n".join(lines)
 
 
@@ -105,3 +109,7 @@ def _counted(names):
 
 def _listed(names):
     return ", ".join(names)
+
+
+def _wrapped(line):
+    return textwrap.fill(line, WIDTH, subsequent_indent="    ")

@@ -3,6 +3,7 @@
 import collections.abc
 import dataclasses
 import inspect
+import operator
 import typing
 
 import hypothesis
@@ -13,7 +14,7 @@ import pernodedrop as pnd
 from pernodedrop import checks
 from pernodedrop.noise import Noise
 from pernodedrop.testing import chance, frameworks
-from pernodedrop.testing.claims import CLAIMS, has_rate
+from pernodedrop.testing.claims import CLAIMS, RATES, at_rates
 from pernodedrop.testing.report import Finding, Outcome, Refused, Report
 from pernodedrop.testing.verdict import Broken
 
@@ -58,7 +59,8 @@ def check_noise(
         Refused: an AssertionError; its `report` says which claims do not hold, on which backend, what was observed and
             what is claimed, and has a line that repeats the smallest example. A claim that breaks on one backend is not
             tried on the others.
-        TypeError, ValueError: an argument that is not as described. ImportError: a backend that is not installed.
+        TypeError, ValueError: an argument that is not as described.
+        ImportError: a backend that is not installed.
 
     >>> import pernodedrop as pnd
     >>> class Shifted(pnd.Noise):
@@ -71,10 +73,10 @@ def check_noise(
     ...     print(refused.report.broken)
     ('moments',)
     """
-    backends = tuple(frameworks.installed() if backends is None else backends)
+    backends = _names(backends, "backends", frameworks.installed(), pnd.backends.NAMES)
     for backend in backends:
         pnd.backends.get(backend)
-    claims = tuple(CLAIMS) if claims is None else tuple(checks.check_choice(c, "claims", tuple(CLAIMS)) for c in claims)
+    claims = _names(claims, "claims", tuple(CLAIMS), tuple(CLAIMS))
     checks.check_count(examples, "examples")
     noises = noises_of(noise)
     outcomes: list[Outcome] = []
@@ -96,14 +98,15 @@ def noises_of(noise):
     if isinstance(noise, st.SearchStrategy):
         return noise
     noise = representative(noise)
-    return st.one_of(st.just(noise), st.floats(0, 0.9).map(noise.with_rate)) if has_rate(noise) else st.just(noise)
+    others = st.floats(0, 0.9).map(lambda rate: at_rates(noise, [rate])).filter(bool).map(operator.itemgetter(0))
+    return st.one_of(st.just(noise), others) if at_rates(noise, RATES) else st.just(noise)
 
 
 def representative(noise):
     """One noise for an argument `noise`: itself, a class with its defaults and rate 0.5, an example of a strategy."""
     if isinstance(noise, st.SearchStrategy):
         return hypothesis.find(noise, lambda noise: noise.variance > 0, settings=hypothesis.settings(database=None))
-    if isinstance(noise, type) and issubclass(noise, Noise):
+    if isinstance(noise, type) and issubclass(noise, Noise) and noise is not Noise:
         required = [f.name for f in dataclasses.fields(noise) if f.default is dataclasses.MISSING]
         if required not in ([], ["rate"]):
             expected = f"an instance, since {', '.join(required)} of {noise.__name__} have no default"
@@ -143,7 +146,7 @@ def search(name, backend, noises, *, examples=EXAMPLES, seed=0, ops=pnd.ops):
     claim = CLAIMS[name]
     place = () if backend is None else (backend,)
     fixed = {"ops": ops} if "ops" in inspect.signature(claim.check).parameters else {}
-    tried, broken = 0, None
+    tried, alarm, broken = 0, chance.ALARM, None
 
     @hypothesis.seed(seed)
     @hypothesis.settings(
@@ -157,31 +160,59 @@ def search(name, backend, noises, *, examples=EXAMPLES, seed=0, ops=pnd.ops):
     )
     @hypothesis.given(noises, st.fixed_dictionaries(claim.strategies))
     def run(noise, arguments):
-        nonlocal tried, broken
-        if claim.statistical:
-            # every example has its part of the budget; what shrinks one that broke keeps the part of that one
-            arguments = {**arguments, "alarm": chance.spend(SHARE, tried if broken is None else tried - 1)}
+        nonlocal tried, alarm, broken
+        extra = {}
+        if not isinstance(noise, Noise):
+            raise TypeError(checks.invalid("noise", "a strategy of noises", noise))
         try:
-            if claim.made_of(noise):
-                tried += broken is None
-                claim.check(noise, *place, **arguments, **fixed)
+            made = claim.made_of(noise)
+            if made and broken is None:  # what shrinks an example has the part of the budget that this one had
+                alarm = chance.spend(SHARE, tried)
+                tried += 1
+            if claim.statistical:
+                extra = {"alarm": alarm}
+            if made:
+                claim.check(noise, *place, **arguments, **extra, **fixed)
         except Exception:
-            broken = _call(name, noise, place, arguments)
+            broken = _call(name, noise, place, arguments | extra, ops)
             raise
+        hypothesis.assume(made)
 
     try:
         run()
+    except hypothesis.errors.Unsatisfiable:
+        if tried or broken:
+            raise
     except hypothesis.errors.Flaky:
         what = "it breaks and it holds on one and the same example: it is no function of its words"
         return Outcome(name, backend, tried, Finding(what, None, None, broken))
     except Broken as error:
         return Outcome(name, backend, tried, Finding(error.what, error.observed, error.claimed, broken))
     except Exception as error:
+        if broken is None:
+            raise  # no claim was tried: there is something wrong with the strategy
         return Outcome(name, backend, tried, Finding(f"it raises {error!r}", None, None, broken))
     return Outcome(name, backend, tried, None)
 
 
-def _call(name, noise, place, arguments):
+def _call(name, noise, place, arguments, ops):
     """The call that repeats an example, as text."""
+    fields = ", ".join(f"{field}={value!r}" for field, value in noise.get_config().items())
+    module = "pnd." if type(noise).__module__.startswith("pernodedrop.") else ""
     keywords = [f"{argument}={value!r}" for argument, value in arguments.items()]
-    return f"pnd.testing.claims.{name}({', '.join([repr(noise), *map(repr, place), *keywords])})"
+    if ops is not pnd.ops:
+        keywords.append("ops=...")
+    positional = [f"{module}{type(noise).__name__}({fields})", *map(repr, place)]
+    return f"pnd.testing.claims.{name}({', '.join([*positional, *keywords])})"
+
+
+def _names(given: typing.Any, argument: str, default: tuple[str, ...], choices: tuple[str, ...]) -> tuple[str, ...]:
+    """Names given as an argument, or the default."""
+    if given is None:
+        return default
+    if isinstance(given, str):
+        raise TypeError(checks.invalid(argument, f"a list of names, such as {[given]}", given))
+    names = tuple(dict.fromkeys(checks.check_choice(name, argument, choices) for name in given))
+    if not names:
+        raise ValueError(checks.invalid(argument, "one name at least", given))
+    return names
