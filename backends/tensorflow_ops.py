@@ -16,7 +16,6 @@ from tensorflow import (
     einsum,
     exp,
     floor,
-    matmul,
     maximum,
     minimum,
     ones_like,
@@ -103,6 +102,14 @@ def to_numpy(x):
 
 def is_integer(x):
     return x.dtype.is_integer
+
+
+def matmul(a, b):
+    if b.shape.rank > 2 or a.shape.rank == 2:
+        return tf.matmul(a, b)
+    # tf.matmul would multiply by a copy of b for each of the leading axes of a
+    rows = tf.matmul(tf.reshape(a, (-1, shape(a)[-1])), b)
+    return tf.reshape(rows, (*shape(a)[:-1], b.shape[-1]))
 
 
 def recomputed(x, w, field, rows, in_, out):

@@ -554,3 +554,16 @@ def test_a_second_derivative_of_the_recomputed_product_is_refused():
         dx = inner.gradient(y, x)
     with pytest.raises(NotImplementedError, match="materialized"):
         outer.gradient(dx, w)
+
+
+@pytest.mark.skipif(NAME != "tensorflow", reason="the other frameworks' matmul does not copy")
+@pytest.mark.parametrize(("noise", "sharing"), [(pnd.Gaussian(0.5), None), (BERNOULLI, "out"), (BERNOULLI, "time+in")])
+def test_a_product_of_rows_is_one_product_and_not_one_a_row(noise, sharing):
+    import tensorflow as tf
+
+    graph = tf.function(lambda x, w: masked_dense(x, w, noise, KEY, sharing=sharing)).get_concrete_function(
+        tf.TensorSpec((None, 8)), tf.TensorSpec((8, 5))
+    )
+    kinds = [operation.type for operation in graph.graph.get_operations() if "MatMul" in operation.type]
+    assert kinds
+    assert set(kinds) == {"MatMul"}
