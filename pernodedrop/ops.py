@@ -142,7 +142,8 @@ def random_bits(
         A uint32 NumPy array of `shape`, equal on every backend.
 
     Raises:
-        As `sample_mask` does.
+        TypeError, ValueError: an argument that is not as described.
+        ImportError: a backend that is not installed.
 
     >>> random_bits(key=(1, 0), shape=(1, 1, 2), backend="numpy").dtype
     dtype('uint32')
