@@ -1,7 +1,7 @@
 """False alarms of the noise contract: a thousand random right noises, each with a seed of its own, must all pass.
 
-    python benchmarks/noise_contract/run.py                       on every installed backend: hours
-    python benchmarks/noise_contract/run.py --backends numpy --examples 20 --results elsewhere.txt
+    python benchmarks/noise_contract/run.py             on every installed backend: hours, in results-all.txt
+    cd benchmarks/noise_contract && python run.py --backends numpy --examples 5 --results results-numpy.txt
 
 Run number n checks the n-th noise of a fixed list that Hypothesis makes, with seed n, against the whole contract. The
 results file has a line a run; runs that it has already are not repeated, so what was broken off goes on where it
@@ -59,7 +59,7 @@ def main():
     parser.add_argument("--backends", nargs="+", default=frameworks.installed(), help="default: all installed")
     parser.add_argument("--examples", type=int, default=3, help="examples for a claim and backend (default: 3)")
     parser.add_argument("--most", type=int, help="stop after so many runs")
-    parser.add_argument("--results", type=pathlib.Path, default=pathlib.Path(__file__).parent / "results.txt")
+    parser.add_argument("--results", type=pathlib.Path, default=pathlib.Path(__file__).parent / "results-all.txt")
     args = parser.parse_args()
     if not args.results.exists():
         about = doctor.describe(doctor.environment())
