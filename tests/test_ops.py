@@ -1,90 +1,33 @@
-"""The ops against float64 sums over NumPy's mask: values, gradients, sharing, splitting, dtypes, keys."""
+"""The ops against float64 sums over NumPy's mask: values, gradients, sharing, splitting, keys."""
 
-import functools
 import itertools
-import math
 
 import numpy as np
 import pytest
-from scipy import stats
 
 import pernodedrop as pnd
 from pernodedrop.backends import methods
 from tests import reference
 from tests.frameworks import NAME, XP, array, compiled, float64, needs_gradients, quick, tensor, value_and_gradients
 from tests.noises import Difference, Triangular
+from tests.products import (
+    BERNOULLI,
+    FAR,
+    KEY,
+    SMALL,
+    check,
+    einsums,
+    mask_of,
+    masked_dense,
+    numpy_mask,
+    operands,
+    product,
+    state,
+    sums,
+)
 
-KEY = (3, 1)
-FAR = 2**32 - 2
-BERNOULLI = pnd.Bernoulli(0.4)
-SMALL = (6, 8), 5  # the one small shape, so that it is compiled once
 COORDINATES = ("sample", "time", "in", "out")
 ALL_SHARINGS = [names for n in range(5) for names in itertools.combinations(COORDINATES, n)]
-HALVES = ["float16"] if NAME == "numpy" else ["float16", "bfloat16"]
-masked_dense = pnd.ops.masked_dense
-
-
-def operands(shape=(5, 37), outputs=11, dtype="float64", seed=0):
-    """Random x of `shape`, w and upstream gradient."""
-    rng = np.random.default_rng(seed)
-    sizes = shape, (shape[-1], outputs), (*shape[:-1], outputs)
-    return [rng.normal(size=size).astype(dtype) for size in sizes]
-
-
-def numpy_mask(noise, x, w, **kwargs):
-    """The mask of the product of x and w as float64, of shape (batch, time, in, out)."""
-    batch, *time, inputs = x.shape
-    mask = pnd.ops.sample_mask(noise, KEY, (batch, *time, inputs, w.shape[1]), backend="numpy", **kwargs)
-    return mask.astype("float64").reshape(batch, *(time or [1]), inputs, w.shape[1])
-
-
-def sums(x, w, mask):
-    """y by float64 sums over the mask."""
-    y, *_ = einsums(x, w, np.zeros((*x.shape[:-1], w.shape[1])), mask)
-    return y
-
-
-def einsums(x, w, upstream, mask):
-    """y, dx and dw by float64 sums over the mask."""
-    x4, g4 = (a.reshape(len(a), mask.shape[1], a.shape[-1]).astype("float64") for a in (x, upstream))
-    y = np.einsum("bti,io,btio->bto", x4, w, mask).reshape(upstream.shape)
-    dx = np.einsum("bto,io,btio->bti", g4, w, mask).reshape(x.shape)
-    return y, dx, np.einsum("bti,bto,btio->io", x4, g4, mask)
-
-
-def check(x, w, upstream, mask, tolerance, **kwargs):
-    """The product and its gradients agree with sums over `mask`, relative to the sums of absolute terms."""
-    kwargs = {"noise": BERNOULLI, "key": KEY, **kwargs}
-    y, gradients = value_and_gradients(lambda x, w: masked_dense(x, w, **kwargs), x, w, upstream=upstream)
-    sizes = einsums(*map(abs, (x, w, upstream)), 1 + abs(mask))
-    for got, wanted, size in zip((y, *gradients), einsums(x, w, upstream, mask), sizes, strict=True):
-        if got is not None:
-            assert got.dtype == x.dtype
-            assert got.shape == wanted.shape
-            assert (abs(got - wanted) <= tolerance * size).all()
-
-
-@functools.cache
-def runner(noise, sharing, method):
-    """The product as a function of tensors, so that JAX compiles it once for each shape."""
-    return quick(lambda x, w, key, rest: masked_dense(x, w, noise, key, sharing=sharing, method=method, **rest))
-
-
-def product(x, w, noise, key=KEY, *, sharing=None, method="auto", **rest):
-    """masked_dense of host arrays and ints as host array."""
-    rest = {name: state(n) if isinstance(n, int) else tensor(n) for name, n in rest.items()}
-    return array(runner(noise, sharing, method)(tensor(x), tensor(w), state(key), rest))
-
-
-def state(words):
-    """Words as the int32 tensor that a layer keeps them in."""
-    return tensor(np.array(words, "uint32").view("int32"))
-
-
-def mask_of(noise, shape, key=KEY, **kwargs):
-    """sample_mask of the backend under test as host array."""
-    run = quick(lambda key: pnd.ops.sample_mask(noise, key, shape, **kwargs))
-    return array(run(state(key)))
 
 
 # masks
@@ -384,156 +327,6 @@ def test_the_numbers_of_a_noise_have_no_gradient(method):
     _, (of_stddev, of_used) = value_and_gradients(run, *numbers, upstream=upstream)
     assert of_stddev is None or of_stddev == 0
     assert of_used != 0
-
-
-# local reparameterization
-
-N = 2**14
-LAW_METHODS = pytest.mark.parametrize("method", ["local_reparameterization", "materialized"])
-
-
-def drift(n, false_alarm=1e-9, trials=100):
-    """Bounds on |sum| and |sum of products| of n normal numbers less its mean, by Laurent and Massart's lemma."""
-    t = math.log(4 * trials / false_alarm)
-    return math.sqrt(2 * t * n), 2 * math.sqrt(t * n) + 2 * t
-
-
-def law_operands():
-    rng = np.random.default_rng(5)
-    x, w = rng.normal(size=(1, 5)), rng.normal(size=(5, 3))
-    return np.repeat(x, N, axis=0).astype("float32"), w.astype("float32")
-
-
-@LAW_METHODS
-def test_gaussian_outputs_have_the_law_of_theory(method):
-    """Given x and w, outputs are independent N(x w, v x**2 w**2) over outputs and samples; false alarm 1e-8."""
-    noise = pnd.Gaussian(0.4)
-    x, w = law_operands()
-    y = product(x, w, noise, (2026, 0), method=method).astype("float64")
-    z = (y - x[0] @ w) / np.sqrt(noise.variance * (x[0] ** 2 @ w**2))
-    linear, quadratic = drift(N)
-    assert (abs(z.sum(axis=0)) < linear).all()
-    assert (abs(z.T @ z - N * np.eye(3)) < quadratic).all()
-    assert (abs(z[1:].T @ z[:-1]) < quadratic).all()
-    assert min(stats.kstest(column, "norm").pvalue for column in z.T) > 1e-9
-
-
-def test_normals_of_local_reparameterization_are_those_of_the_lane_after_the_noises_own():
-    """So outputs agree across backends, and are unrelated to the entries of a mask at the same key."""
-    x, w, _ = operands(*SMALL, "float32")
-    noise = pnd.Gaussian(0.4)
-    u = ((reference.bits(*KEY, (6, 1, 5), sample_offset=FAR, lane=1)[:, 0] >> 9) + 0.5) / 2**23
-    wanted = x @ w + noise.stddev * np.sqrt(x**2 @ w**2) * stats.norm.ppf(u)
-    y = product(x, w, noise, sample_offset=FAR, method="local_reparameterization")
-    np.testing.assert_allclose(y, wanted, rtol=1e-4, atol=1e-4)
-
-
-def test_auto_is_local_reparameterization_where_that_holds():
-    x, w, _ = operands(*SMALL, "float32")
-    noise = pnd.Gaussian(0.5)
-    auto, local = (product(x, w, noise, method=m) for m in ("auto", "local_reparameterization"))
-    np.testing.assert_array_equal(auto, local)
-    assert not np.allclose(auto, product(x, w, noise, method="materialized"), atol=0.1)
-    of_rank_3, by_mask = (product(x[:, None], w, noise, sharing=s) for s in ((), "sample"))
-    wanted = sums(x, w, numpy_mask(noise, x, w, sharing="sample"))
-    np.testing.assert_allclose(by_mask[:, 0], wanted, rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(of_rank_3[:, 0], local, rtol=1e-5, atol=1e-5)
-
-
-def test_positions_that_share_a_mask_are_not_reparameterized():
-    x, w, _ = operands((6, 3, 8), 5, "float32")
-    noise = pnd.Gaussian(0.5)
-    wanted = sums(x, w, numpy_mask(noise, x, w))
-    np.testing.assert_allclose(product(x, w, noise), wanted, rtol=1e-4, atol=1e-4)
-
-
-@needs_gradients
-def test_gradients_of_a_row_of_zeros_are_finite():
-    x, w, upstream = operands(*SMALL, "float32")
-    x[1] = 0
-    noise = pnd.Gaussian(0.5)
-    y, (dx, dw) = value_and_gradients(lambda x, w: masked_dense(x, w, noise, KEY), x, w, upstream=upstream)
-    assert np.isfinite(dx).all()
-    assert np.isfinite(dw).all()
-    np.testing.assert_array_equal(y[1], 0)
-    without = np.delete(np.arange(6), 1)
-    _, (_, of_others) = value_and_gradients(
-        lambda x, w: masked_dense(x, w, noise, KEY, sample_ids=without), x[without], w, upstream=upstream[without]
-    )
-    np.testing.assert_allclose(dw, of_others, rtol=1e-4, atol=1e-5)
-
-
-@needs_gradients
-@LAW_METHODS
-def test_gradients_of_a_square_loss_are_unbiased(method):
-    """E d(y**2)/dw = d((xw)**2 + v x**2 w**2)/dw, of terms quadratic in normal numbers; false alarm 1e-8."""
-    noise = pnd.Gaussian(0.4)
-    x, w = law_operands()
-    stddev, spread = noise.stddev, noise.stddev * np.sqrt(x[0] ** 2 @ w**2)
-    mean = x[0] @ w
-
-    def loss(x, w):
-        y = masked_dense(x, w, noise, (2026, 1), method=method)
-        return y * y
-
-    _, (_, dw) = value_and_gradients(loss, x, w, upstream=np.ones((N, 3), "float32"))
-    wanted = 2 * x[0][:, None] * mean + 2 * stddev**2 * x[0][:, None] ** 2 * w
-    # y = mean + spread z and dy/dw = x (1 + stddev m) with z and m standard normal, equal or correlated
-    linear, quadratic = drift(N)
-    size = abs(x[0])[:, None] * 2
-    bound = size * ((spread + abs(mean) * stddev) * linear + spread * stddev * quadratic)
-    assert (abs(dw - N * wanted) < bound).all()
-
-
-# dtypes
-
-
-@pytest.mark.parametrize("half", HALVES)
-@pytest.mark.parametrize("method", ["recomputed", "local_reparameterization"])
-def test_half_precision_is_the_float32_product_of_the_same_numbers(half, method):
-    noise = pnd.Gaussian(0.4)
-    x, w = (XP.astype(tensor(a), half) for a in operands(*SMALL, "float32")[:2])
-    run = quick(lambda x, w: masked_dense(x, w, noise, KEY, method=method))
-    y = run(x, w)
-    assert XP.dtype(y) == half
-    wanted = run(XP.astype(x, "float32"), XP.astype(w, "float32"))
-    np.testing.assert_allclose(array(y), array(XP.astype(wanted, half)), rtol=2**-7)
-
-
-@pytest.mark.parametrize("half", HALVES)
-def test_half_precision_sums_are_in_float32(half):
-    """4096 terms that are 1 or 3 sum exactly in float32, while a sum in half precision stalls at 2048 or before."""
-    x, w = tensor(np.ones((1, 4096)), half), tensor(np.full((4096, 1), 0.5), half)
-    y = quick(lambda x, w: masked_dense(x, w, pnd.Bernoulli(0.5), KEY))(x, w)
-    kept = (reference.bits(*KEY, (1, 4096, 1)) >> 31 == 0).sum()
-    np.testing.assert_allclose(array(y), kept, rtol=2**-8)
-
-
-@needs_gradients
-@pytest.mark.parametrize("half", HALVES)
-def test_half_precision_gradients_have_the_dtype_of_their_operand(half):
-    x, w, upstream = operands(*SMALL, "float32")
-    mask = numpy_mask(BERNOULLI, x, w)
-
-    def run(x, w):
-        return XP.astype(masked_dense(XP.astype(x, half), w, BERNOULLI, KEY), "float32")
-
-    y, gradients = value_and_gradients(run, x, w, upstream=upstream)
-    for got, wanted in zip((y, *gradients), einsums(x, w, upstream, mask), strict=True):
-        assert got.dtype == "float32"
-        np.testing.assert_allclose(got, wanted, rtol=0.05, atol=0.1)
-
-
-def test_float64_of_either_operand_makes_the_sums_float64():
-    x, w, _ = operands()
-    x32, w32 = x.astype("float32"), w.astype("float32")
-    with float64():
-        y = product(x32, w, BERNOULLI, method="recomputed")
-        assert y.dtype == "float32"
-        np.testing.assert_array_equal(y, sums(x32, w, numpy_mask(BERNOULLI, x, w)).astype("float32"))
-        y = product(x, w32, BERNOULLI, method="recomputed")
-        assert y.dtype == "float64"
-        np.testing.assert_allclose(y, sums(x, w32, numpy_mask(BERNOULLI, x, w)), rtol=1e-12, atol=1e-12)
 
 
 def test_masks_may_be_empty_and_rates_at_their_end():
