@@ -95,9 +95,12 @@ def _add_check(commands: Commands) -> None:
         command = _needing("testing", "pernodedrop.testing.command", parser)
         chosen = {"backends": args.backends, "claims": args.claims, "examples": args.examples, "seed": args.seed}
         try:
-            return command.run(args.target, args.picture, **chosen)
+            noise, path = command.load(args.target), command.picture_path(args.target, args.picture)
+            refused = command.check(noise, **chosen)
         except (TypeError, ValueError, ImportError) as error:
             parser.error(str(error))
+        command.draw(noise, path, refused)
+        return int(refused)
 
     parser.set_defaults(run=run)
 

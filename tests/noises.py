@@ -178,15 +178,21 @@ class Quantized(pnd.Noise):
         return 1 + params["size"] * ((m + 0.5) / self.levels - 0.5)
 
 
-class UpToHalf(pnd.Noise):
-    """A noise that refuses rates that others take."""
+class UniformAroundOne(pnd.Noise):
+    half_width: float = 0.5
+
+    @property
+    def variance(self):
+        return self.half_width**2 / 3
+
+    def from_uniform(self, u, params, xp):
+        return 1 + params["half_width"] * (2 * u - 1)
+
+
+class RateUniform(pnd.Noise):
+    """As wide as its rate."""
 
     rate: float = 0.5
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.rate > 0.5:
-            raise ValueError(f"`rate` has to be 0.5 at most, not {self.rate}")
 
     @property
     def variance(self):
@@ -194,6 +200,15 @@ class UpToHalf(pnd.Noise):
 
     def from_uniform(self, u, params, xp):
         return 1 + params["rate"] * (2 * u - 1)
+
+
+class UpToHalf(RateUniform):
+    """A noise that refuses rates that others take."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.rate > 0.5:
+            raise ValueError(f"`rate` has to be 0.5 at most, not {self.rate}")
 
 
 class Near(pnd.Noise):

@@ -196,6 +196,12 @@ class Fair(pnd.Noise):
     def from_uniform(self, u, params, xp):
         return 1 + params["rate"] * (2 * u - 1)
 
+class UpToHalf(Fair):
+    def __post_init__(self):
+        super().__post_init__()
+        if self.rate > 0.5:
+            raise ValueError("`rate` is 0.5 at most")
+
 class Unfair(Fair):
     def from_uniform(self, u, params, xp):
         return 1.1 + params["rate"] * (2 * u - 1)
@@ -220,6 +226,11 @@ def test_check_finds_a_noise_in_the_working_folder_and_draws_it(my_noises, capsy
     assert captured.out.splitlines() == ["Fair: 2 claims hold on numpy.", "picture: check-results/Fair.png"]
     assert "moments on numpy" in captured.err
     assert (my_noises / "check-results/Fair.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_check_draws_a_noise_at_the_rates_that_it_takes(my_noises, capsys):
+    assert main(["check", "my_noises:UpToHalf", *QUICK]) == 0
+    assert (my_noises / "check-results/UpToHalf.png").exists()
 
 
 def test_check_exits_1_for_a_noise_that_is_refused(my_noises, capsys):

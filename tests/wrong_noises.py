@@ -5,19 +5,7 @@ import dataclasses
 import numpy as np
 
 import pernodedrop as pnd
-
-
-class UniformAroundOne(pnd.Noise):
-    """A right one, from which the wrong ones differ: uniform on [1 - half_width, 1 + half_width]."""
-
-    half_width: float = 0.5
-
-    @property
-    def variance(self):
-        return self.half_width**2 / 3
-
-    def from_uniform(self, u, params, xp):
-        return 1 + params["half_width"] * (2 * u - 1)
+from tests.noises import RateUniform, UniformAroundOne
 
 
 class Shifted(UniformAroundOne):
@@ -167,25 +155,16 @@ class BranchesOnValues(UniformAroundOne):
         return super().from_uniform(u, params, xp)
 
 
-class DriftsAtHighRates(pnd.Noise):
+class DriftsAtHighRates(RateUniform):
     """Right at rate 0.5, and of mean 1.02 beyond 0.8."""
-
-    rate: float = 0.5
-
-    @property
-    def variance(self):
-        return self.rate**2 / 3
 
     def from_uniform(self, u, params, xp):
         drift = xp.where(params["rate"] > 0.8, 0.02 * xp.ones_like(u), xp.zeros_like(u))
-        return 1 + drift + params["rate"] * (2 * u - 1)
+        return drift + super().from_uniform(u, params, xp)
 
 
-class DeafToParams(DriftsAtHighRates):
-    """Right, but what it says its new numbers are is the old ones."""
-
-    def from_uniform(self, u, params, xp):
-        return 1 + params["rate"] * (2 * u - 1)
+class DeafToParams(RateUniform):
+    """What it says its new numbers are is the old ones."""
 
     def with_params(self, params):
         return self

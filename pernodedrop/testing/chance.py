@@ -2,7 +2,7 @@
 
 Each takes `alarm`, the probability with which a right noise may fail it. The bounds are proven ones (Bernstein;
 Dvoretzky, Kiefer and Wolfowitz with Massart's constant), so that no approximation by a normal law enters, and the
-variance and the range that they need come from exact integration (see `lattice.py`).
+variance and the range that they need come from exact integration (see `lattice.py`), for noises of one lane.
 """
 
 import math

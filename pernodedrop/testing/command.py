@@ -15,29 +15,25 @@ from pernodedrop.testing.search import check_noise, representative
 FOLDER = pathlib.Path("check-results")
 
 
-def run(target, path=None, **arguments):
-    """Check a noise, print the report and draw the picture.
+def check(noise, **arguments):
+    """Check a noise, a class or a strategy with a progress bar, and print the report.
 
     Args:
-        target: what to check, "module:name"; the module may lie in the working folder.
-        path: where the picture goes; None is check-results/<name>.png.
-        **arguments: those of `check_noise`.
+        noise, **arguments: those of `check_noise`.
 
     Returns:
-        The exit code: 0 if all claims hold, 1 if one does not.
-
-    Raises:
-        TypeError, ValueError, ImportError: a target that is not there or is no noise, or a wrong argument.
+        Whether it is refused.
     """
-    noise = load(target)
-    path = pathlib.Path(path or FOLDER / f"{target.rpartition(':')[2]}.png")
-    picture.check_format(path)
     try:
         print(check_noise(noise, progress=True, **arguments))
-        refused = False
     except Refused as error:
         print(error.report)
-        refused = True
+        return True
+    return False
+
+
+def draw(noise, path, refused):
+    """Draw a noise and say where; a noise that is refused may be one that cannot be drawn."""
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         picture.draw(representative(noise), path)
@@ -47,11 +43,25 @@ def run(target, path=None, **arguments):
         print(f"no picture: {error!r}")
     else:
         print(f"picture: {path}")
-    return int(refused)
+
+
+def picture_path(target, path=None):
+    """Where the picture goes: `path`, or check-results/<name>.png.
+
+    Raises:
+        ValueError: a format that pictures cannot have.
+    """
+    path = pathlib.Path(path or FOLDER / f"{target.rpartition(':')[2]}.png")
+    picture.check_format(path)
+    return path
 
 
 def load(target):
-    """The noise, class or strategy called "module:name"."""
+    """The noise, class or strategy called "module:name", of a module that may lie in the working folder.
+
+    Raises:
+        TypeError, ValueError, ImportError: a target that is not there or is no noise.
+    """
     module, colon, name = target.partition(":")
     if not (module and colon and name.isidentifier()) or module.endswith(".py"):
         raise ValueError(checks.invalid("target", "'module:name', such as 'my_noises:Triangular'", target))

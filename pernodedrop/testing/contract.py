@@ -3,10 +3,9 @@
 import collections.abc
 import typing
 
-from pernodedrop.testing import frameworks
 from pernodedrop.testing.claims import CLAIMS
 from pernodedrop.testing.report import Refused, Report
-from pernodedrop.testing.search import EXAMPLES, described, noises_of, places, search
+from pernodedrop.testing.search import EXAMPLES, chosen_backends, described, noises_of, places, search
 
 
 class NoiseContract:
@@ -32,7 +31,7 @@ class NoiseContract:
 
     def pytest_generate_tests(self, metafunc):
         """Make the tests: pytest calls this."""
-        backends = frameworks.installed() if self.backends is None else tuple(self.backends)
+        backends = chosen_backends(self.backends)
         plan = [(name, backend) for name, claim in CLAIMS.items() for backend in places(claim, backends)]
         ids = ["-".join(filter(None, row)) for row in plan]
         metafunc.parametrize(("claim", "backend"), plan, ids=ids)

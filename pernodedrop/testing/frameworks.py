@@ -7,10 +7,9 @@ import numpy as np
 
 from pernodedrop import backends
 
+# imported after TensorFlow, which Keras may import to save a model, triton would abort the process
 if importlib.util.find_spec("triton"):
-    importlib.import_module(
-        "triton"
-    )  # imported after TensorFlow, which Keras may import to save, it aborts the process
+    importlib.import_module("triton")
 
 
 def installed():

@@ -73,16 +73,13 @@ def _slice(axis, noise):
 
 
 def _against_rate(axis, noise):
-    others = at_rates(noise, RATES)
-    rates = [other.rate for other in others]
-    found = [evaluate.moments(other, "numpy") for other in others]
-    axis.plot(rates, [m.mean for m in found], "o", color="tab:red", label="mean, observed")
-    axis.plot(rates, [other.mean for other in others], color="tab:red", label="mean, declared")
-    axis.plot(
-        RATES, [math.sqrt(m.variance) for m in found], "s", color="tab:blue", label="standard deviation, observed"
-    )
-    declared = [math.sqrt(other.variance) for other in others]
-    axis.plot(rates, declared, color="tab:blue", label="standard deviation, declared")
+    declared = at_rates(noise, RATES)
+    rates = [law.rate for law in declared]
+    observed = [evaluate.moments(law, "numpy") for law in declared]
+    for laws, style, word in ((observed, "o", "observed"), (declared, "-", "declared")):
+        axis.plot(rates, [law.mean for law in laws], style, color="tab:red", label=f"mean, {word}")
+        spreads = [math.sqrt(law.variance) for law in laws]
+        axis.plot(rates, spreads, style, color="tab:blue", label=f"standard deviation, {word}")
     axis.set(title="mean and spread against the rate", xlabel="rate", ylim=(0, None))
     axis.legend()
 

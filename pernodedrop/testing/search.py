@@ -19,8 +19,7 @@ from pernodedrop.testing.report import Finding, Outcome, Refused, Report
 from pernodedrop.testing.verdict import Broken
 
 EXAMPLES = 20
-STATISTICAL = [name for name, claim in CLAIMS.items() if claim.statistical]
-SHARE = chance.ALARM / (len(STATISTICAL) * len(pnd.backends.NAMES))
+SHARE = chance.ALARM / (sum(claim.statistical for claim in CLAIMS.values()) * len(pnd.backends.NAMES))
 """What one search of a statistical claim may spend of a run's probability of a false alarm."""
 
 
@@ -38,8 +37,8 @@ def check_noise(
 
     Each claim of `pernodedrop.testing.claims` is tried on examples (words, keys, shapes, rates) that Hypothesis finds;
     one that does not hold is shrunk to a small example. Means and variances are integrated over all uniform numbers, so
-    they are exact with one lane. The statistical claims refuse a right noise with a probability of 1e-6 a run at most,
-    however many examples are tried.
+    they are exact with one lane. The statistical claims refuse a right noise of one lane with a probability of 1e-6 a
+    run at most, however many examples are tried.
 
     Args:
         noise: a `pernodedrop.Noise`, which is also tried at other rates if it has one; a subclass, tried with its
@@ -73,9 +72,7 @@ def check_noise(
     ...     print(refused.report.broken)
     ('moments',)
     """
-    backends = _names(backends, "backends", frameworks.installed(), pnd.backends.NAMES)
-    for backend in backends:
-        pnd.backends.get(backend)
+    backends = chosen_backends(backends)
     claims = _names(claims, "claims", tuple(CLAIMS), tuple(CLAIMS))
     checks.check_count(examples, "examples")
     noises = noises_of(noise)
@@ -91,6 +88,14 @@ def check_noise(
     if report.broken:
         raise Refused(report)
     return report
+
+
+def chosen_backends(backends: collections.abc.Iterable[str] | None) -> tuple[str, ...]:
+    """The backends that an argument `backends` means, all of which can be loaded."""
+    names = _names(backends, "backends", frameworks.installed(), pnd.backends.NAMES)
+    for name in names:
+        pnd.backends.get(name)
+    return names
 
 
 def noises_of(noise):
@@ -161,20 +166,19 @@ def search(name, backend, noises, *, examples=EXAMPLES, seed=0, ops=pnd.ops):
     @hypothesis.given(noises, st.fixed_dictionaries(claim.strategies))
     def run(noise, arguments):
         nonlocal tried, alarm, broken
-        extra = {}
         if not isinstance(noise, Noise):
             raise TypeError(checks.invalid("noise", "a strategy of noises", noise))
         try:
             made = claim.made_of(noise)
-            if made and broken is None:  # what shrinks an example has the part of the budget that this one had
-                alarm = chance.spend(SHARE, tried)
-                tried += 1
-            if claim.statistical:
-                extra = {"alarm": alarm}
             if made:
-                claim.check(noise, *place, **arguments, **extra, **fixed)
+                if broken is None:  # what shrinks an example has the part of the budget that this one had
+                    alarm = chance.spend(SHARE, tried)
+                    tried += 1
+                if claim.statistical:
+                    arguments = {**arguments, "alarm": alarm}
+                claim.check(noise, *place, **arguments, **fixed)
         except Exception:
-            broken = _call(name, noise, place, arguments | extra, ops)
+            broken = _call(name, noise, place, arguments, ops)
             raise
         hypothesis.assume(made)
 

@@ -7,7 +7,7 @@ import numpy as np
 ROUNDING = 2e-5  # of float32 results: 1e-5 is the accuracy of the frameworks' erfinv
 
 
-class Broken(AssertionError):  # noqa: N818 - likewise, of a claim
+class Broken(AssertionError):  # noqa: N818 - a result, like a test that fails
     """A claim that does not hold.
 
     Args:
