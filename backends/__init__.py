@@ -34,12 +34,15 @@ WORD_OPS = ("word", "as_word", "arange", "shift_right", "lattice", "uniform", "f
 """Ops on word tensors, and the numbers made of them."""
 
 TENSOR_OPS = (
-    "dtype", "device", "shape", "astype", "reshape", "permute_dims", "broadcast_to", "matmul", "einsum",
+    "dtype", "device", "shape", "astype", "reshape", "permute_dims", "broadcast_to", "matmul", "sum",
     "stop_gradient",
 )  # fmt: skip
 """Ops on tensors of any dtype."""
 
-ENTRY_OPS = ("asarray", "to_numpy", "is_integer", "recomputed", "draw", "replica_offset", "refuse_redraw")
+ENTRY_OPS = (
+    "asarray", "to_numpy", "is_integer", "recomputed", "kernel", "kernel_obstacle", "draw", "replica_offset",
+    "refuse_redraw",
+)  # fmt: skip
 """Ops that lead into a framework and out of it, and those that are its own way to do a thing."""
 
 OPS = NOISE_OPS + WORD_OPS + TENSOR_OPS + ENTRY_OPS

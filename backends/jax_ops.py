@@ -12,7 +12,6 @@ from jax.numpy import (
     atleast_1d,
     broadcast_to,
     cos,
-    einsum,
     exp,
     expm1,
     float32,
@@ -29,6 +28,7 @@ from jax.numpy import (
     sign,
     sin,
     sqrt,
+    sum,
     tanh,
     uint32,
     where,
@@ -128,20 +128,60 @@ def _backward(noise, saved, dy):
     x, w, params, key, rows, in_, out = saved
     field = Field(noise, params, key)
 
-    def write_block(start, length, gradients):
-        dx, dw = gradients
-        x_block, w_block, i_block = _cut(start, length, x, w, in_)
+    def write_dx(start, length, dx):
+        _, w_block, i_block = _cut(start, length, x, w, in_)
         mask = methods.entries(field, rows, i_block, out, xp)
-        dx_block, dw_block = methods.backward_block(x_block, w_block, mask, dy, xp)
-        dx = jax.lax.dynamic_update_slice_in_dim(dx, dx_block, start, axis=2)
-        return dx, jax.lax.dynamic_update_slice_in_dim(dw, dw_block, start, axis=0)
+        block = methods.input_gradient_block(w_block, mask, dy, xp)
+        return jax.lax.dynamic_update_slice_in_dim(dx, block, start, axis=2)
 
-    dx, dw = _over_blocks(x, w, write_block, (zeros_like(x), zeros_like(w)))
+    def write_dw(start, length, dw):
+        x_block, _, i_block = _cut(start, length, x, w, in_)
+        mask = methods.entries(field, rows, i_block, out, xp)
+        block = methods.kernel_gradient_block(x_block, mask, dy, xp)
+        return jax.lax.dynamic_update_slice_in_dim(dw, block, start, axis=0)
+
+    # two loops: in one, XLA would make the mask once and store it for the second sum, which takes longer
+    dx = _over_blocks(x, w, write_dx, zeros_like(x))
+    dw = _over_blocks(x, w, write_dw, zeros_like(w))
     return dx, dw, None, None, None, None, None
 
 
 _recomputed.defvjp(_forward, _backward)
 _jitted = jax.jit(_recomputed, static_argnums=0)
+
+
+def kernel_obstacle(x, noise, dtype):
+    if jax.default_backend() != "cpu" or jax.device_count() > 1:
+        return "a CPU as the only device"
+    return methods.cpu_kernel_obstacle(noise) if dtype == "float32" else "float32"
+
+
+def kernel(x, w, field, rows, in_, out):
+    if 0 in x.shape:
+        return recomputed(x, w, field, rows, in_, out)
+    return _jitted_kernel(field.noise, x, w, field.params, field.key, rows, in_, out)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _kernel(noise, *operands):
+    return _recomputed(noise, *operands)  # what is not differentiated may be exported, and the kernels cannot
+
+
+def _kernel_forward(noise, x, w, params, key, rows, in_, out):
+    from pernodedrop.backends import xla_kernels
+
+    operands = (x, w, params["threshold"], *key, *rows, in_, out)
+    return xla_kernels.product(*operands), operands
+
+
+def _kernel_backward(noise, operands, dy):
+    from pernodedrop.backends import xla_kernels
+
+    return *xla_kernels.gradients(dy, *operands), None, None, None, None, None
+
+
+_kernel.defvjp(_kernel_forward, _kernel_backward)
+_jitted_kernel = jax.jit(_kernel, static_argnums=0)
 
 
 def _over_blocks(x, w, step, carry):

@@ -4,17 +4,21 @@ Shapes: r runs over the rows that have a mask of their own, t over the positions
 and o over outputs. An input of rank 2 has one position a row. x and w are of one floating dtype, float32 or float64.
 """
 
+import importlib.util
 import typing
 
 from pernodedrop._types import Namespace, Tensor, Words
 from pernodedrop.mask import Field
-from pernodedrop.noise import normal
+from pernodedrop.noise import Bernoulli, Noise, normal
 
 BLOCK_ENTRIES = 2**18
 """Entries evaluated at a time: 1 MiB of float32, so that a handful of temporaries stay in a CPU's cache."""
 
 TYPICAL_BATCH = 128
 """Sizes the blocks of a graph that is traced with an unknown batch."""
+
+
+HAS_NUMBA = importlib.util.find_spec("numba") is not None
 
 
 class Rows(typing.NamedTuple):
@@ -76,18 +80,38 @@ def blocks(inputs: int, length: int) -> list[slice]:
 
 def forward_block(x: Tensor, w: Tensor, mask: Tensor, xp: Namespace) -> Tensor:
     """What one block of inputs adds to y: x (r, t, k), w (k, o), mask (r, k, o) -> (r, t, o)."""
-    return xp.matmul(x, w * xp.astype(mask, xp.dtype(w)))
-
-
-def backward_block(x: Tensor, w: Tensor, mask: Tensor, dy: Tensor, xp: Namespace) -> tuple[Tensor, Tensor]:
-    """The gradients of one block of inputs: dx (r, t, k), summed over outputs, and dw (k, o), summed over rows."""
     mask = xp.astype(mask, xp.dtype(w))
-    if x.shape[1] == 1:
-        masked_dy = mask * dy
-        dx = xp.einsum("rko,ko->rk", masked_dy, w)[:, None, :]
-        return dx, xp.einsum("rko,rk->ko", masked_dy, x[:, 0, :])
-    dx = xp.matmul(dy, xp.permute_dims(w * mask, (0, 2, 1)))
-    return dx, xp.einsum("rko,rko->ko", mask, xp.matmul(xp.permute_dims(x, (0, 2, 1)), dy))
+    if x.shape[1] != 1:
+        return xp.matmul(x, w * mask)
+    return xp.sum(mask * (xp.permute_dims(x, (0, 2, 1)) * w), axis=1)[:, None, :]  # XLA makes a mask inside a sum
+
+
+def input_gradient_block(w: Tensor, mask: Tensor, dy: Tensor, xp: Namespace) -> Tensor:
+    """The gradient of one block of inputs: dx (r, t, k)."""
+    mask = xp.astype(mask, xp.dtype(w))
+    if dy.shape[1] != 1:
+        return xp.matmul(dy, xp.permute_dims(w * mask, (0, 2, 1)))
+    return xp.sum(mask * (w * dy), axis=2)[:, None, :]
+
+
+def kernel_gradient_block(x: Tensor, mask: Tensor, dy: Tensor, xp: Namespace) -> Tensor:
+    """The gradient of one block of the kernel: dw (k, o), summed over rows."""
+    mask, x = xp.astype(mask, xp.dtype(x)), xp.permute_dims(x, (0, 2, 1))
+    return xp.sum(mask * (xp.matmul(x, dy) if x.shape[2] != 1 else x * dy), axis=0)
+
+
+def kernel_noise_obstacle(noise: Noise) -> str | None:
+    """Why no kernel is written for `noise`, or None."""
+    return None if type(noise).from_words is Bernoulli.from_words else "Bernoulli noise"
+
+
+def cpu_kernel_obstacle(noise: Noise) -> str | None:
+    """Why the kernels of cpu_kernels.py cannot multiply by a mask of `noise`, or None."""
+    if obstacle := kernel_noise_obstacle(noise):
+        return obstacle
+    if not HAS_NUMBA:
+        return "numba, which is not installed (pip install 'pernodedrop[fast]')"
+    return None
 
 
 REDRAW = (

@@ -10,7 +10,6 @@ from numpy import (
     abs,
     broadcast_to,
     cos,
-    einsum,
     exp,
     expm1,
     floor,
@@ -23,6 +22,7 @@ from numpy import (
     sign,
     sin,
     sqrt,
+    sum,
     tanh,
     where,
     zeros_like,
@@ -136,6 +136,19 @@ def recomputed(x, w, field, rows, in_, out):
         mask = methods.entries(field, rows, in_[block], out, xp)
         y += methods.forward_block(x[:, :, block], w[block], mask, xp)
     return y
+
+
+def kernel_obstacle(x, noise, dtype):
+    """What `kernel` asks for and does not have here, as text for an error, or None."""
+    return methods.cpu_kernel_obstacle(noise)
+
+
+def kernel(x, w, field, rows, in_, out):
+    """The masked product by a kernel written by hand, which has the mask in registers only."""
+    from pernodedrop.backends import cpu_kernels
+
+    seed, call = field.key
+    return cpu_kernels.product(x, w, field.params["threshold"], seed, call, rows.time, rows.sample, in_, out)
 
 
 def draw(variable):

@@ -13,7 +13,6 @@ from tensorflow import (
     abs,
     broadcast_to,
     cos,
-    einsum,
     exp,
     floor,
     maximum,
@@ -28,7 +27,11 @@ from tensorflow import (
     where,
     zeros_like,
 )
+from tensorflow import reduce_sum as sum
 from tensorflow import transpose as permute_dims
+from tensorflow.python.eager import record
+from tensorflow.python.framework import ops
+from tensorflow.python.ops import control_flow_util
 
 from pernodedrop.backends import methods
 from pernodedrop.mask import Field
@@ -134,6 +137,39 @@ def recomputed(x, w, field, rows, in_, out):
     return product(tf.convert_to_tensor(x), tf.convert_to_tensor(w))
 
 
+def kernel_obstacle(x, noise, dtype):
+    if tf.config.list_logical_devices("GPU") or control_flow_util.GraphOrParentsInXlaContext(ops.get_default_graph()):
+        return "a CPU, and a graph that is not compiled by XLA"
+    return methods.cpu_kernel_obstacle(noise)
+
+
+def kernel(x, w, field, rows, in_, out):
+    if not record.could_possibly_record():
+        # what is not differentiated may be saved, and a call of Python cannot
+        return recomputed(x, w, field, rows, in_, out)
+    from pernodedrop.backends import cpu_kernels
+
+    rest = (field.params["threshold"], *field.key, *rows, in_, out)
+
+    @tf.custom_gradient
+    def product(x, w):
+        y = tf.numpy_function(cpu_kernels.product, (x, w, *rest), x.dtype, stateful=False)
+        y.set_shape((*x.shape[:2], w.shape[1]))
+        return y, lambda dy: gradient(dy, x, w)
+
+    @tf.custom_gradient
+    def gradient(dy, x, w):
+        dx, dw = tf.numpy_function(cpu_kernels.gradients, (dy, x, w, *rest), (x.dtype, w.dtype), stateful=False)
+        dx.set_shape(x.shape), dw.set_shape(w.shape)
+
+        def refuse(*_):
+            raise NotImplementedError(methods.NOT_TWICE)
+
+        return (dx, dw), refuse
+
+    return product(tf.convert_to_tensor(x), tf.convert_to_tensor(w))
+
+
 @functools.lru_cache(maxsize=256)
 def _compiled(noise, names):
     """The two passes of a noise as functions compiled by XLA."""
@@ -160,16 +196,18 @@ def _compiled(noise, names):
     def backward(dy, x, w, *operands):
         *rest, in_, out = operands
 
-        def block(start, length):
-            x_block, w_block, in_block = _cut(start, length, x, w, in_)
-            return methods.backward_block(x_block, w_block, mask_of(rest, in_block, out), dy, xp)
+        def write_dx(start, length, dx):
+            _, w_block, in_block = _cut(start, length, x, w, in_)
+            block = methods.input_gradient_block(w_block, mask_of(rest, in_block, out), dy, xp)
+            return update(dx, block, (0, 0, start))
 
-        def write_block(start, length, gradients):
-            dx, dw = gradients
-            dx_block, dw_block = block(start, length)
-            return update(dx, dx_block, (0, 0, start)), update(dw, dw_block, (start, 0))
+        def write_dw(start, length, dw):
+            x_block, _, in_block = _cut(start, length, x, w, in_)
+            block = methods.kernel_gradient_block(x_block, mask_of(rest, in_block, out), dy, xp)
+            return update(dw, block, (start, 0))
 
-        return _over_blocks(x, w, write_block, (zeros_like(x), zeros_like(w)))
+        # two loops: in one, XLA would make the mask once and store it for the second sum, which takes longer
+        return _over_blocks(x, w, write_dx, zeros_like(x)), _over_blocks(x, w, write_dw, zeros_like(w))
 
     return forward, backward
 

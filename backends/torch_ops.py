@@ -26,6 +26,7 @@ from torch import (
     sign,
     sin,
     sqrt,
+    sum,
     tanh,
     zeros_like,
 )
@@ -112,11 +113,6 @@ def matmul(a, b):
         return torch.matmul(a, b)
 
 
-def einsum(equation, *operands):
-    with _in_full_precision(operands[0]):
-        return torch.einsum(equation, *operands)
-
-
 def _in_full_precision(x):
     """torch.autocast would sum in half precision."""
     return contextlib.nullcontext() if x.device.type == "meta" else torch.autocast(x.device.type, enabled=False)
@@ -177,7 +173,8 @@ def _recomputed_backward(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     dx, dw = torch.empty_like(x), torch.empty_like(w)
     for block, mask in _masks(x, w, law, names, params, key, rows, in_, out):
-        dx[:, :, block], dw[block] = methods.backward_block(x[:, :, block], w[block], mask, dy, xp)
+        dx[:, :, block] = methods.input_gradient_block(w[block], mask, dy, xp)
+        dw[block] = methods.kernel_gradient_block(x[:, :, block], mask, dy, xp)
     return dx, dw
 
 
@@ -208,6 +205,114 @@ def _masks(x, w, law, names, params, key, rows, in_, out):
     rows = methods.Rows(*rows)
     for block in methods.blocks(x.shape[2], methods.block_length(x.shape[0], w.shape[1])):
         yield block, methods.entries(field, rows, in_[block], out, xp)
+
+
+def _load_triton_kernels():
+    """The kernels for CUDA, or None without it. They are loaded at once: after TensorFlow triton aborts the process."""
+    if not torch.cuda.is_available() or ("tensorflow" in sys.modules and "triton" not in sys.modules):
+        return None
+    try:
+        from pernodedrop.backends import triton_kernels
+    except ImportError:
+        return None
+    return triton_kernels
+
+
+_TRITON_KERNELS = _load_triton_kernels()
+
+
+def kernel_obstacle(x, noise, dtype):
+    if x.device.type == "cpu":
+        return methods.cpu_kernel_obstacle(noise)
+    if x.device.type != "cuda":
+        return "a tensor on a CPU or on CUDA"
+    if _TRITON_KERNELS is None:
+        return "triton, which is not installed, or was not imported before TensorFlow"
+    if dtype != "float32" or x.shape[1] != 1:
+        return "float32 and a mask of its own for every row of x"
+    return methods.kernel_noise_obstacle(noise)
+
+
+def kernel(x, w, field, rows, in_, out):
+    return _kernel(x, w, field.params["threshold"], list(field.key), list(rows), in_, out)
+
+
+@torch.library.custom_op("pernodedrop::kernel", mutates_args=(), device_types="cpu")
+def _kernel(
+    x: torch.Tensor,
+    w: torch.Tensor,
+    threshold: torch.Tensor,
+    key: list[torch.Tensor],
+    rows: list[torch.Tensor],
+    in_: torch.Tensor,
+    out: torch.Tensor,
+) -> torch.Tensor:
+    from pernodedrop.backends import cpu_kernels
+
+    return torch.from_numpy(cpu_kernels.product(x.numpy(), w.numpy(), *_host(threshold, *key, *rows, in_, out)))
+
+
+@_kernel.register_fake
+def _(x, w, threshold, key, rows, in_, out):
+    return x.new_empty((*x.shape[:2], w.shape[1]))
+
+
+@_kernel.register_kernel("cuda")
+def _(x, w, threshold, key, rows, in_, out):
+    if 0 in x.shape:
+        return x.new_zeros((*x.shape[:2], w.shape[1]))
+    words = threshold, tuple(key), methods.Rows(*rows), in_, out
+    return _TRITON_KERNELS.forward(x[:, 0], w, *words)[:, None]
+
+
+@torch.library.custom_op("pernodedrop::kernel_backward", mutates_args=(), device_types="cpu")
+def _kernel_backward(
+    dy: torch.Tensor,
+    x: torch.Tensor,
+    w: torch.Tensor,
+    threshold: torch.Tensor,
+    key: list[torch.Tensor],
+    rows: list[torch.Tensor],
+    in_: torch.Tensor,
+    out: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    from pernodedrop.backends import cpu_kernels
+
+    words = _host(threshold, *key, *rows, in_, out)
+    dx, dw = cpu_kernels.gradients(dy.numpy(), x.numpy(), w.numpy(), *words)
+    return torch.from_numpy(dx), torch.from_numpy(dw)
+
+
+@_kernel_backward.register_kernel("cuda")
+def _(dy, x, w, threshold, key, rows, in_, out):
+    if 0 in x.shape:
+        return torch.zeros_like(x), torch.zeros_like(w)
+    words = threshold, tuple(key), methods.Rows(*rows), in_, out
+    dx, dw = _TRITON_KERNELS.backward(dy[:, 0], x[:, 0], w, *words)
+    return dx[:, None], dw
+
+
+@_kernel_backward.register_fake
+def _(dy, x, w, threshold, key, rows, in_, out):
+    return torch.empty_like(x), torch.empty_like(w)
+
+
+def _host(threshold, *words):
+    return threshold.numpy(), *(word.numpy().view("uint32") for word in words)
+
+
+def _setup_kernel_context(ctx, inputs, output):
+    x, w, threshold, key, rows, in_, out = inputs
+    ctx.save_for_backward(x, w, threshold, *key, *rows, in_, out)
+
+
+def _backward_of_kernel(ctx, dy):
+    x, w, threshold, seed, call, time, sample, in_, out = ctx.saved_tensors
+    dx, dw = _kernel_backward(dy, x, w, threshold, [seed, call], [time, sample], in_, out)
+    return dx, dw, None, [None] * 2, [None] * 2, None, None
+
+
+_kernel.register_autograd(_backward_of_kernel, setup_context=_setup_kernel_context)
 
 
 # An operator takes tensors and strings only, so a noise crosses its border by the name it is filed under here.

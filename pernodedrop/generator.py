@@ -16,7 +16,7 @@ import hashlib
 from pernodedrop._types import Namespace, Words
 
 GOLDEN = 0x9E3779B9  # 2**32 / golden ratio: tells the second half of the row key from the first
-_MULTIPLIERS = (0xED5AD4BB, 0xAC4C1B51, 0x31848BAB)
+MULTIPLIERS = (0xED5AD4BB, 0xAC4C1B51, 0x31848BAB)
 
 
 def triple32(x: Words, xp: Namespace) -> Words:
@@ -25,7 +25,7 @@ def triple32(x: Words, xp: Namespace) -> Words:
 
 
 def _triple32_keyed(x: Words, key: Words | None, xp: Namespace) -> Words:
-    first, second, third = (xp.word(m) for m in _MULTIPLIERS)
+    first, second, third = (xp.word(m) for m in MULTIPLIERS)
     x = x ^ xp.shift_right(x, 17)
     x = x * first
     x = x ^ xp.shift_right(x, 11)

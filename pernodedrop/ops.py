@@ -21,7 +21,7 @@ from pernodedrop.backends import methods
 from pernodedrop.mask import Field, Mask
 from pernodedrop.noise import Noise
 
-METHODS = ("auto", "materialized", "recomputed", "local_reparameterization")
+METHODS = ("auto", "materialized", "recomputed", "kernel", "local_reparameterization")
 
 
 def masked_dense(
@@ -58,9 +58,12 @@ def masked_dense(
             rate that changes after compilation.
         method: "materialized" has the whole mask in memory, 4 * batch * in * out bytes, and serves as oracle.
             "recomputed" evaluates it block by block, again in the backward pass; its memory does not grow with the
-            mask, and it can be differentiated once. "local_reparameterization" has no mask and draws y itself from
-            the same law: for a Gaussian noise with a mask of its own for every row of x. "auto" takes the last where it
-            holds and "recomputed" elsewhere; masks that are small because they are shared are plain products.
+            mask, and it can be differentiated once. "kernel" does so by a kernel written by hand, with the mask in
+            registers only: for `Bernoulli`, on a CPU with numba (`pip install 'pernodedrop[fast]'`); on TensorFlow and
+            JAX where a gradient is taken, so that what is exported stays the framework's own.
+            "local_reparameterization" has no mask and draws y itself from the same law: for a Gaussian noise with a
+            mask of its own for every row of x. "auto" takes the last where it holds, else "kernel" where it can be had,
+            else "recomputed"; masks that are small because they are shared are plain products.
 
     Returns:
         A tensor (batch, out) or (batch, time, out), of the dtype of x. Sums are in float32, or in float64 if x or w is.
@@ -180,6 +183,9 @@ def multiply(
     x3, rows, restore = _rows(x, sharing, samples, xp)
     one_row, one_position = rows.sample.shape[0] == rows.time.shape[0] == 1, x3.shape[1] == 1
     few = sharing & {"in", "out"}
+    dtype = "float64" if "float64" in (xp.dtype(x), xp.dtype(w)) else "float32"
+    if method == "kernel" and (obstacle := xp.kernel_obstacle(x3, field.noise, dtype)):
+        raise ValueError(checks.invalid("method", f'another one than "kernel", which takes {obstacle}', method))
     if method == "local_reparameterization":
         _check_local_reparameterization(field.noise, few or "sample" in sharing or not one_position)
     if method == "auto":
@@ -190,7 +196,7 @@ def multiply(
         elif field.noise.gaussian and one_position:
             method = "local_reparameterization"
         else:
-            method = "recomputed"
+            method = "recomputed" if xp.kernel_obstacle(x3, field.noise, dtype) else "kernel"
     if 0 in w.shape:
         method = "materialized"  # no entry, so nothing to save
 
@@ -201,10 +207,12 @@ def multiply(
         zeros = xp.arange(1, like=x)
         return zeros if method == "shared_over_in_or_out" else xp.broadcast_to(zeros, (size,))
 
+    if method == "kernel":
+        rows = methods.Rows(*(xp.broadcast_to(words, xp.shape(x3)[:1]) for words in rows))
     in_, out = coordinate(w.shape[0], "in", in_offset), coordinate(w.shape[1], "out")
-    dtype = "float64" if "float64" in (xp.dtype(x), xp.dtype(w)) else "float32"
     operands = (xp.astype(x3, dtype), xp.astype(w, dtype), field, rows, in_, out)
-    y = xp.recomputed(*operands) if method == "recomputed" else getattr(methods, method)(*operands, xp)
+    own = method in ("recomputed", "kernel")
+    y = getattr(xp, method)(*operands) if own else getattr(methods, method)(*operands, xp)
     return xp.astype(restore(y), xp.dtype(x))
 
 

@@ -39,7 +39,7 @@ IDS = "an integer tensor of shape (batch,)"
 OF_IDS = "shape (batch,) = (3,)"
 NO_OFFSET = "0 beside `sample_ids`"
 NUMBERS = "the numbers ['threshold'] of Bernoulli(rate=0.4)"
-METHODS = "one of 'auto', 'materialized', 'recomputed', 'local_reparameterization'"
+METHODS = "one of 'auto', 'materialized', 'recomputed', 'kernel', 'local_reparameterization'"
 LOCAL = "another method: 'local_reparameterization' holds only for "
 NOT_GAUSSIAN = LOCAL + "a Gaussian noise, and this is Bernoulli(rate=0.4)"
 SHARED = LOCAL + "a mask of its own for every row of x, and here entries are shared"
@@ -146,7 +146,7 @@ def nothing_computed(monkeypatch):
         pytest.fail("computed something before it refused")
 
     monkeypatch.setattr(generator, "row_key", computed)
-    for name in ("matmul", "einsum", "recomputed"):
+    for name in ("matmul", "sum", "recomputed", "kernel"):
         monkeypatch.setattr(XP, name, computed)
 
 

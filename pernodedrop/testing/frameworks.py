@@ -2,13 +2,18 @@
 
 import functools
 import importlib.util
+import sys
+import typing
 
 import numpy as np
 
 from pernodedrop import backends
 
-# imported after TensorFlow, which Keras may import to save a model, triton would abort the process
-if importlib.util.find_spec("triton"):
+# imported after TensorFlow, which Keras may import to save a model, triton aborts the process
+if "tensorflow" in sys.modules:
+    nothing: typing.Any = None  # whoever imports it now is told that it cannot be
+    sys.modules.setdefault("triton", nothing)
+elif importlib.util.find_spec("triton"):
     importlib.import_module("triton")
 
 

@@ -1,0 +1,240 @@
+"""The Bernoulli product on a CPU, compiled by numba: words, decisions and sums stay in registers.
+
+Operands are NumPy arrays: x (r, t, i), w (i, o), dy (r, t, o) of one floating dtype, threshold (), and words, which are
+uint32: seed (1,), call (1,), and the coordinates time (r,), sample (r,), in_ (i,), out (o,). Every result is summed by
+one thread in one order, so it does not depend on how many threads there are.
+"""
+
+import concurrent.futures
+import functools
+import itertools
+import os
+
+import numba
+import numpy as np
+
+from pernodedrop import generator
+from pernodedrop.noise import LATTICE
+
+_GOLDEN = np.uint32(generator.GOLDEN)
+_FIRST, _SECOND, _THIRD = (np.uint32(m) for m in generator.MULTIPLIERS)
+_TILE = 2**16  # numbers of w or dy that are used for one row after another: 256 KiB, which a core's cache holds
+_LANES = 16  # outputs are padded to a multiple of it
+_LINE = 64  # bytes of a line of the cache
+_COLUMNS = 16  # inputs whose x and dx are moved together: a line of float32
+_SPANS_A_THREAD = 4  # so that a thread that was held up is helped by the others
+
+u32 = np.uint32  # numba would make uint64 of every result
+_inlined = numba.njit(inline="always")
+
+
+def _compiled(function):
+    """Compiled at the first call, and kept on disk where a folder for it can be written."""
+    options = {"nogil": True, "fastmath": {"nsz", "contract", "reassoc"}}  # NaN and infinity keep their meaning
+    try:
+        return numba.njit(cache=True, **options)(function)
+    except RuntimeError:
+        return numba.njit(**options)(function)
+
+
+def product(x, w, threshold, seed, call, time, sample, in_, out):
+    """y (r, t, o) = sum_i x[r, t, i] * w[i, o] * m[r, i, o]."""
+    outputs, w, out = w.shape[1], padded(w), padded(out)
+    y = _zeros((*x.shape[:2], w.shape[1]), w.dtype)
+    _in_spans(forward, len(x), (y,), (x, w), threshold, seed, call, time, sample, in_, out)
+    return np.ascontiguousarray(y[:, :, :outputs])
+
+
+def gradients(dy, x, w, threshold, seed, call, time, sample, in_, out):
+    """dx, of the shape of x, and dw, of the shape of w, of the very mask of `product`."""
+    outputs, dy, w, out = w.shape[1], padded(dy), padded(w), padded(out)
+    dx, dw = _zeros(x.shape, x.dtype), _zeros(w.shape, w.dtype)
+    _in_spans(backward, len(w), (dx, dw), (dy, x, w), threshold, seed, call, time, sample, in_, out)
+    return dx, np.ascontiguousarray(dw[:, :outputs])
+
+
+def _zeros(shape, dtype):
+    """np.zeros at the start of a line of the cache, which TensorFlow takes as it is and would copy elsewhere."""
+    size = int(np.prod(shape)) * dtype.itemsize
+    buffer = np.zeros(size + _LINE, np.uint8)
+    start = -buffer.ctypes.data % _LINE
+    return buffer[start : start + size].view(dtype).reshape(shape)
+
+
+def padded(array, xp=np):
+    """With zeros behind, so that the outputs fill whole vectors: what is left over would go one by one."""
+    missing = -array.shape[-1] % _LANES
+    return xp.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, missing)]) if missing else array
+
+
+def spans(size, parts):
+    """(start, stop) of as many parts of 0 ... size, or fewer if there is less."""
+    edges = np.linspace(0, size, max(1, min(size, parts)) + 1).astype(np.int64).tolist()
+    return list(itertools.pairwise(edges))
+
+
+def _in_spans(kernel, size, results, operands, threshold, seed, call, *words):
+    """Run a kernel on spans that cover 0 ... size, in threads."""
+    if not all(operand.size for operand in operands):
+        return
+    whole = [np.ascontiguousarray(operand) for operand in operands]
+    own = [np.array(coordinates) for coordinates in words]  # numba would compile once more for what is read-only
+    arguments = (*results, *whole, np.int32(threshold), seed[0], call[0], *own)
+    parts = spans(size, numba.config.NUMBA_NUM_THREADS * _SPANS_A_THREAD)
+    list(_pool(os.getpid()).map(lambda part: kernel(*part, *arguments), parts))
+
+
+@functools.cache
+def _pool(process):
+    """The threads of a process: those of a parent do not run in what it forks."""
+    return concurrent.futures.ThreadPoolExecutor(numba.config.NUMBA_NUM_THREADS, "pernodedrop")
+
+
+@_inlined
+def _shifted(x):
+    """The first shift of triple32, which is linear: _shifted(a ^ b) == _shifted(a) ^ _shifted(b)."""
+    x = u32(x)
+    return u32(x ^ (x >> u32(17)))
+
+
+@_inlined
+def _shifted_array(words):
+    result = np.empty_like(words)
+    for n in range(len(words)):
+        result[n] = _shifted(words[n])
+    return result
+
+
+@_inlined
+def _finish(x, key):
+    """`generator._triple32_keyed` after its first shift."""
+    x = u32(x * _FIRST)
+    x = u32(x ^ (x >> u32(11)) ^ key)
+    x = u32(x * _SECOND)
+    x = u32(x ^ (x >> u32(15)))
+    x = u32(x * _THIRD)
+    return u32(x ^ (x >> u32(14)))
+
+
+@_inlined
+def _mix(x):
+    return _finish(_shifted(x), u32(0))
+
+
+@_inlined
+def _halves(seed, call):
+    """What the two halves of all row keys have in common, for lane 0."""
+    return _mix(_mix(call + _mix(seed))), _mix(_mix(call ^ _mix(seed ^ _GOLDEN)))
+
+
+@_inlined
+def _row_key(halves, time, sample, in_):
+    """`generator.row_key` at one coordinate, its first half shifted."""
+    first = _shifted(_mix(in_ + _mix(sample + _mix(time + halves[0]))))
+    return first, _mix(u32(sample * _GOLDEN) ^ _mix(in_ + _mix(time ^ halves[1])))
+
+
+@_inlined
+def _kept(out, row_key, last):
+    """Whether an entry is kept; out is shifted."""
+    return _finish(u32(out ^ row_key[0]), row_key[1]) <= last
+
+
+@_inlined
+def _last(threshold):
+    """The last word that is kept: word >> 8 < T just when word <= 256 * T - 1, the very last word at T = 2**24."""
+    return u32((u32(threshold) << u32(8)) - u32(1))
+
+
+@_compiled
+def forward(start, stop, y, x, w, threshold, seed, call, time, sample, in_, out):
+    """Fill the rows `start` ... `stop` of y, which are zero before."""
+    inputs, outputs = w.shape
+    halves, last, mask = _halves(seed, call), _last(threshold), np.empty(outputs, w.dtype)
+    out = _shifted_array(out)
+    tile = min(inputs, _TILE // outputs + 1)
+    first, second = np.empty(tile, u32), np.empty(tile, u32)
+    for begin in range(0, inputs, tile):
+        end = min(begin + tile, inputs)
+        for r in range(start, stop):
+            for i in range(begin, end):
+                first[i - begin], second[i - begin] = _row_key(halves, time[r], sample[r], in_[i])
+            for i in range(begin, end):
+                row_key = first[i - begin], second[i - begin]
+                _forward_row(r, i, y, x, w, mask, out, row_key, last)
+    y[start:stop] *= _scale(threshold, y.dtype)
+
+
+@_inlined
+def _forward_row(r, i, y, x, w, mask, out, row_key, last):
+    zero = w.dtype.type(0)
+    if x.shape[1] == 1:  # else the mask would go through memory for a single use
+        x_value = x[r, 0, i]
+        for o in range(w.shape[1]):
+            y[r, 0, o] += x_value * w[i, o] if _kept(out[o], row_key, last) else zero
+        return
+    for o in range(w.shape[1]):
+        mask[o] = w[i, o] if _kept(out[o], row_key, last) else zero
+    for t in range(x.shape[1]):
+        x_value = x[r, t, i]
+        for o in range(w.shape[1]):
+            y[r, t, o] += x_value * mask[o]
+
+
+@_compiled
+def backward(start, stop, dx, dw, dy, x, w, threshold, seed, call, time, sample, in_, out):
+    """Fill the inputs `start` ... `stop` of dx and dw, the latter zero before."""
+    rows, positions, outputs = dy.shape
+    halves, last, mask = _halves(seed, call), _last(threshold), np.empty(outputs, w.dtype)
+    scale, out = _scale(threshold, w.dtype), _shifted_array(out)
+    tile = min(rows, _TILE // max(1, positions * outputs) + 1)
+    first, second = np.empty(tile, u32), np.empty(tile, u32)
+    # a step from row to row passes a whole row of x, so some columns are copied out, and those of dx back
+    x_columns, dx_columns = np.empty((2, tile, positions, _COLUMNS), w.dtype)
+    for begin in range(0, rows, tile):
+        end = min(begin + tile, rows)
+        for left in range(start, stop, _COLUMNS):
+            right = min(left + _COLUMNS, stop)
+            for r in range(begin, end):
+                for t in range(positions):
+                    for i in range(left, right):
+                        x_columns[r - begin, t, i - left] = x[r, t, i]
+            for i in range(left, right):
+                for r in range(begin, end):
+                    first[r - begin], second[r - begin] = _row_key(halves, time[r], sample[r], in_[i])
+                for r in range(begin, end):
+                    row_key, at = (first[r - begin], second[r - begin]), (r - begin, i - left)
+                    _backward_row(r, i, at, dx_columns, dw, dy, x_columns, w, mask, out, row_key, last)
+            for r in range(begin, end):
+                for t in range(positions):
+                    for i in range(left, right):
+                        dx[r, t, i] = dx_columns[r - begin, t, i - left] * scale
+    dw[start:stop] *= scale
+
+
+@_inlined
+def _backward_row(r, i, at, dx, dw, dy, x, w, mask, out, row_key, last):
+    row, column = at
+    zero, one = w.dtype.type(0), w.dtype.type(1)
+    if x.shape[1] == 1:
+        x_value, dx_value = x[row, 0, column], zero
+        for o in range(w.shape[1]):
+            masked = dy[r, 0, o] if _kept(out[o], row_key, last) else zero
+            dx_value += masked * w[i, o]
+            dw[i, o] += masked * x_value
+        dx[row, 0, column] = dx_value
+        return
+    for o in range(w.shape[1]):
+        mask[o] = one if _kept(out[o], row_key, last) else zero
+    for t in range(x.shape[1]):
+        x_value, dx_value = x[row, t, column], zero
+        for o in range(w.shape[1]):
+            masked = mask[o] * dy[r, t, o]
+            dx_value += masked * w[i, o]
+            dw[i, o] += masked * x_value
+        dx[row, t, column] = dx_value
+
+
+@_inlined
+def _scale(threshold, dtype):
+    return dtype.type(np.float32(LATTICE) / np.float32(threshold))

@@ -1,0 +1,151 @@
+"""The kernels of cpu_kernels.py as custom calls of XLA on a CPU, for JAX: nothing of Python runs in a step.
+
+A product is cut into spans, each a call of its own, since a call runs on one thread and XLA runs calls side by side.
+XLA hands a call the address of a frame whose layout is that of its C interface, `xla/ffi/api/c_api.h` in
+`jax.ffi.include_dir()`: a promise of XLA, which goes on running handlers that were made for an older version.
+"""
+
+import ctypes
+import os
+
+import jax
+import jax.numpy as jnp
+import numba
+import numpy as np
+from numba import types
+from numba.extending import intrinsic
+
+from pernodedrop.backends import cpu_kernels
+
+_CALLS = 4 * max(4, os.cpu_count() or 1)  # below a dozen steps XLA takes them one after the other
+
+
+def product(x, w, threshold, seed, call, time, sample, in_, out):
+    """As `cpu_kernels.product`, on traced arrays."""
+    outputs, w, out = w.shape[1], cpu_kernels.padded(w, jnp), cpu_kernels.padded(out, jnp)
+    operands = (x, w, threshold, seed, call, time, sample, in_, out)
+    parts = [
+        _call("forward", span, operands, (span[1] - span[0], x.shape[1], w.shape[1]))[0]
+        for span in cpu_kernels.spans(len(x), _CALLS)
+    ]
+    return jnp.concatenate(parts)[:, :, :outputs]
+
+
+def gradients(dy, x, w, threshold, seed, call, time, sample, in_, out):
+    """As `cpu_kernels.gradients`, on traced arrays."""
+    outputs, dy, w, out = w.shape[1], *(cpu_kernels.padded(a, jnp) for a in (dy, w, out))
+    operands = (dy, x, w, threshold, seed, call, time, sample, in_, out)
+    parts = [
+        _call("backward", span, operands, (*x.shape[:2], span[1] - span[0]), (span[1] - span[0], w.shape[1]))
+        for span in cpu_kernels.spans(len(w), _CALLS)
+    ]
+    dx, dw = zip(*parts, strict=True)
+    return jnp.concatenate(dx, axis=2), jnp.concatenate(dw)[:, :outputs]
+
+
+def _call(name, span, operands, *shapes):
+    results = [jax.ShapeDtypeStruct(shape, np.float32) for shape in shapes]
+    call = jax.ffi.ffi_call(f"pernodedrop_{name}", results, vmap_method="sequential")
+    return call(np.asarray(span, np.int32), *operands)
+
+
+@intrinsic
+def _pointer(typing_context, address, dtype):
+    """An address as a pointer to numbers of a dtype."""
+    pointer = types.CPointer(dtype.dtype)
+
+    def generate(context, builder, signature, arguments):
+        return builder.inttoptr(arguments[0], context.get_value_type(pointer))
+
+    return pointer(address, dtype), generate
+
+
+@numba.njit
+def _array(address, shape, dtype):
+    return numba.carray(_pointer(address, dtype), shape)
+
+
+@numba.njit
+def _words(address, n):
+    """A structure of the interface as words of 64 bits, of which each of its fields here takes one."""
+    return _array(address, n, types.int64)
+
+
+@numba.njit
+def _asks_for_version(frame):
+    """Whether this call only asks for which version of the interface the handler was made: for the one that asks."""
+    if frame[1] == 0:
+        return False
+    metadata, interface = _words(_words(frame[1], 4)[3], 4), _words(frame[2], 5)
+    metadata[3] = interface[4]
+    return True
+
+
+@numba.njit
+def _operands(frame):
+    """The addresses of the numbers of all operands and results, and the shapes of the operands."""
+    buffers = [_words(address, 6) for address in _words(frame[9], frame[7])]
+    results = [_words(address, 6)[3] for address in _words(frame[14], frame[12])]
+    return [b[3] for b in buffers], [_words(b[5], b[4]) for b in buffers], results
+
+
+@numba.njit
+def _coordinates(addresses, rows, inputs, outputs):
+    """threshold, seed, call, time, sample, in_, out."""
+    law = _array(addresses[0], 1, types.int32)[0], _array(addresses[1], 1, types.uint32)[0]
+    time, sample = _array(addresses[3], rows, types.uint32), _array(addresses[4], rows, types.uint32)
+    in_, out = _array(addresses[5], inputs, types.uint32), _array(addresses[6], outputs, types.uint32)
+    return (*law, _array(addresses[2], 1, types.uint32)[0], time, sample, in_, out)
+
+
+def _forward(address):
+    frame = _words(address, 15)
+    if _asks_for_version(frame):
+        return 0
+    addresses, shapes, results = _operands(frame)
+    start, stop = _array(addresses[0], 2, types.int32)
+    (rows, positions, inputs), outputs = (shapes[1][0], shapes[1][1], shapes[1][2]), shapes[2][1]
+    x = _array(addresses[1], (rows, positions, inputs), types.float32)
+    w = _array(addresses[2], (inputs, outputs), types.float32)
+    threshold, seed, call, time, sample, in_, out = _coordinates(addresses[3:], rows, inputs, outputs)
+    y = _array(results[0], (stop - start, positions, outputs), types.float32)
+    y[:] = 0
+    rows_of = slice(start, stop)
+    cpu_kernels.forward(
+        0, stop - start, y, x[rows_of], w, threshold, seed, call, time[rows_of], sample[rows_of], in_, out
+    )
+    return 0
+
+
+def _backward(address):
+    frame = _words(address, 15)
+    if _asks_for_version(frame):
+        return 0
+    addresses, shapes, results = _operands(frame)
+    start, stop = _array(addresses[0], 2, types.int32)
+    (rows, positions, inputs), outputs = (shapes[2][0], shapes[2][1], shapes[2][2]), shapes[3][1]
+    dy = _array(addresses[1], (rows, positions, outputs), types.float32)
+    x = _array(addresses[2], (rows, positions, inputs), types.float32)
+    w = _array(addresses[3], (inputs, outputs), types.float32)
+    threshold, seed, call, time, sample, in_, out = _coordinates(addresses[4:], rows, inputs, outputs)
+    dx = _array(results[0], (rows, positions, stop - start), types.float32)
+    dw = _array(results[1], (stop - start, outputs), types.float32)
+    dw[:] = 0
+    cpu_kernels.backward(
+        0, stop - start, dx, dw, dy, x[:, :, start:stop], w[start:stop],
+        threshold, seed, call, time, sample, in_[start:stop], out,
+    )  # fmt: skip
+    return 0
+
+
+def _register():
+    capsule = ctypes.pythonapi.PyCapsule_New
+    capsule.restype, capsule.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
+    for name, function in (("forward", _forward), ("backward", _backward)):
+        handler = numba.cfunc(types.intp(types.intp), cache=True)(function)
+        handlers.append(handler)
+        jax.ffi.register_ffi_target(f"pernodedrop_{name}", capsule(handler.address, None, None), platform="cpu")
+
+
+handlers: list = []  # kept, since their code lives as long as they do
+_register()

@@ -1,0 +1,123 @@
+"""What compilation makes of a masked product: small buffers, no program made twice, nothing read back in a step."""
+
+import functools
+
+import keras
+import numpy as np
+import pytest
+
+import pernodedrop as pnd
+from pernodedrop.backends import methods
+from tests.frameworks import NAME, XP, needs_gradients, tensor
+from tests.products import BERNOULLI, KEY, masked_dense, operands
+
+MIB = 2**20
+METHODS = ["recomputed", "kernel"]
+
+
+def step(method):
+    """A product and its gradients, for JAX to compile."""
+    import jax
+
+    def run(x, w, dy):
+        y, vjp = jax.vjp(lambda x, w: masked_dense(x, w, BERNOULLI, KEY, method=method), x, w)
+        return y, *vjp(dy)
+
+    return jax.jit(run)
+
+
+@pytest.mark.skipif(NAME != "jax", reason="only JAX tells the buffers of a compiled program")
+@pytest.mark.parametrize("method", METHODS)
+def test_the_buffers_of_a_step_do_not_hold_the_mask(method):
+    """At 16 times the entries they grow by what a few copies of x grow, 6 MiB each, and the mask by 503 MiB."""
+    sizes = []
+    for inputs in (1024, 16384):
+        x, w, dy = operands((128, inputs), 64, "float32")
+        sizes.append(step(method).lower(x, w, dy).compile().memory_analysis().temp_size_in_bytes)
+    assert sizes[0] < 8 * MIB
+    assert sizes[1] - sizes[0] < 3 * 7.5 * MIB
+
+
+@pytest.mark.skipif(NAME != "jax", reason="Python in a step would show in JAX' program")
+@pytest.mark.parametrize("method", METHODS)
+def test_a_step_calls_nothing_of_python(method):
+    program = step(method).lower(*operands((4, 32), 16, "float32")).as_text()
+    assert "callback" not in program
+    assert ("pernodedrop_forward" in program) == (method == "kernel")
+
+
+@pytest.mark.skipif(NAME != "torch", reason="torch would read a number back where it is asked for")
+def test_a_block_reads_no_number_back():
+    """Fake tensors have no numbers, so that what reads one fails; on a GPU it would wait for the device."""
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        x, w, dy = torch.ones(4, 1, 9), torch.ones(9, 5), torch.ones(4, 1, 5)
+        words = [torch.ones(n, dtype=torch.int32) for n in (1, 1, 1, 4, 9, 5)]
+        seed, call, time, sample, in_, out = words
+        field = pnd.mask.Field(BERNOULLI, {"threshold": torch.ones((), dtype=torch.int32)}, (seed, call))
+        mask = methods.entries(field, methods.Rows(time, sample), in_, out, XP)
+        assert methods.forward_block(x, w, mask, XP).shape == (4, 1, 5)
+        assert methods.input_gradient_block(w, mask, dy, XP).shape == (4, 1, 9)
+        assert methods.kernel_gradient_block(x, mask, dy, XP).shape == (9, 5)
+
+
+@pytest.fixture
+def programs(monkeypatch):
+    """What a backend compiles as it comes: XLA's programs on JAX, and what Keras traces on TensorFlow."""
+    made = []
+    if NAME == "jax":
+        import jax
+
+        def listen(event, duration, **_):
+            made.extend([event] if "backend_compile" in event else [])
+
+        jax.monitoring.register_event_duration_secs_listener(listen)
+        yield made
+        jax._src.monitoring.unregister_event_duration_listener(listen)
+        return
+    original = pnd.PerNodeDrop.call
+
+    @functools.wraps(original)
+    def call(*args, **kwargs):
+        made.append("trace")
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(pnd.PerNodeDrop, "call", call)
+    yield made
+
+
+@needs_gradients
+@pytest.mark.skipif(NAME == "torch", reason="eager torch compiles nothing; torch.compile is tested below")
+@pytest.mark.parametrize("method", ["auto", "recomputed"])
+def test_steps_after_the_first_epoch_compile_nothing(programs, method):
+    """21 samples in batches of 8: two sizes of a batch, each of which is compiled once."""
+    model = keras.Sequential([keras.Input((6,)), pnd.PerNodeDrop(keras.layers.Dense(5), 0.5, method=method)])
+    model.compile("sgd", "mse")
+    data = np.ones((21, 6), "float32"), np.ones((21, 5), "float32")
+    model.fit(*data, batch_size=8, verbose=0)
+    assert programs
+    programs.clear()
+    model.fit(*data, batch_size=8, epochs=2, verbose=0)
+    assert not programs
+
+
+@pytest.mark.skipif(NAME != "torch", reason="torch.compile is torch's")
+@pytest.mark.parametrize("method", ["auto", "recomputed"])
+def test_a_compiled_step_is_made_for_two_sizes_of_a_batch_at_most(method):
+    """One for the first size, one for all others."""
+    import torch
+    from torch._dynamo.utils import counters
+
+    torch._dynamo.reset()
+    counters.clear()
+    w = tensor(np.ones((6, 5), "float32")).requires_grad_()
+
+    @torch.compile(backend="aot_eager", fullgraph=True)
+    def run(x):
+        return masked_dense(x, w, BERNOULLI, KEY, method=method)
+
+    for batch in (128, 128, 100, 37, 128):
+        run(torch.ones(batch, 6)).sum().backward()
+    assert counters["stats"]["unique_graphs"] <= 2

@@ -1,0 +1,179 @@
+"""Kernels written by hand: the masks and sums of the other ways, where and only where they can be had."""
+
+import numpy as np
+import pytest
+
+import pernodedrop as pnd
+from pernodedrop.backends import methods
+from tests.frameworks import NAME, XP, array, compiled, tensor, value_and_gradients
+from tests.products import BERNOULLI, FAR, KEY, SMALL, check, masked_dense, numpy_mask, operands, product
+
+SHAPES = [
+    ((5, 37), 11, None),  # outputs that do not fill a vector
+    ((5, 37), 16, "sample+time"),
+    ((5, 3, 37), 16, None),
+    ((5, 3, 37), 11, ()),
+    ((5, 3, 37), 5, "sample"),
+    ((3, 2100), 64, None),  # several tiles of inputs
+    ((1100, 17), 64, None),  # several tiles of rows
+    ((1, 1), 1, None),
+]
+
+
+@pytest.mark.parametrize(("shape", "outputs", "sharing"), SHAPES, ids=str)
+def test_products_and_gradients_are_the_sums_over_the_mask(shape, outputs, sharing):
+    x, w, upstream = operands(shape, outputs, "float32")
+    mask = numpy_mask(BERNOULLI, x, w, sharing=sharing, sample_offset=FAR)
+    check(x, w, upstream, mask, 1e-5, sharing=sharing, sample_offset=FAR, method="kernel")
+
+
+@pytest.mark.skipif(NAME == "jax", reason="JAX' kernel takes float32 only")
+def test_float64_is_summed_in_float64():
+    x, w, upstream = operands((5, 3, 37), 11)
+    check(x, w, upstream, numpy_mask(BERNOULLI, x, w), 1e-14, method="kernel")
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.3, 1 - 2**-24])
+def test_masks_are_equal_to_the_bit(rate):
+    """Each row of x picks one input, so that y is a row of the mask, and dx and dw are sums of a single entry."""
+    noise = pnd.Bernoulli(rate)
+    x, w = np.eye(6, dtype="float32"), np.ones((6, 40), "float32")
+    rows = numpy_mask(noise, x, w)[np.arange(6), 0, np.arange(6)]
+    ones = np.ones((6, 40), "float32")
+    y, gradients = value_and_gradients(
+        lambda x, w: masked_dense(x, w, noise, KEY, method="kernel"), x, w, upstream=ones
+    )
+    np.testing.assert_array_equal(y, rows.astype("float32"))
+    if gradients[1] is not None:
+        np.testing.assert_array_equal(gradients[1], rows.astype("float32"))
+
+
+def test_empty_axes_give_empty_sums():
+    for shape in ((0, 4), (3, 0, 4)):
+        x, w, upstream = operands(shape, 5, "float32")
+        check(x, w, upstream, numpy_mask(BERNOULLI, x, w), 0, method="kernel")
+
+
+def test_auto_takes_the_kernel_for_bernoulli_noise_alone(monkeypatch):
+    taken = []
+    monkeypatch.setattr(XP, "kernel", lambda x, w, *rest: taken.append("kernel") or XP.matmul(x, w))
+    monkeypatch.setattr(XP, "recomputed", lambda x, w, *rest: taken.append("recomputed") or XP.matmul(x, w))
+    x, w, _ = (tensor(a) for a in operands(*SMALL, "float32"))
+    for noise in (BERNOULLI, pnd.Uniform(0.5), Uncalibrated(0.5)):
+        masked_dense(x, w, noise, KEY)
+    assert taken == ["kernel", "recomputed", "recomputed"]
+
+
+class Uncalibrated(pnd.Bernoulli):
+    """It inherits all but the entries."""
+
+    def from_words(self, words, params, xp):
+        return super().from_words(words, params, xp) / 2
+
+
+def test_without_numba_auto_goes_on_and_kernel_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(methods, "HAS_NUMBA", False)
+    x, w, _ = operands((6, 7), 5, "float32")
+    wanted = array(masked_dense(tensor(x), tensor(w), BERNOULLI, KEY, method="materialized"))
+    np.testing.assert_allclose(array(masked_dense(tensor(x), tensor(w), BERNOULLI, KEY)), wanted, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match=r"`method`.*numba.*pernodedrop\[fast\].*'kernel'"):
+        masked_dense(tensor(x), tensor(w), BERNOULLI, KEY, method="kernel")
+
+
+def test_another_noise_is_refused():
+    x, w, _ = (tensor(a) for a in operands(*SMALL, "float32"))
+    with pytest.raises(ValueError, match=r"`method`.*Bernoulli noise.*'kernel'"):
+        masked_dense(x, w, pnd.Uniform(0.5), KEY, method="kernel")
+
+
+@pytest.mark.skipif(NAME != "numpy", reason="the same threads on every backend but JAX, where XLA has its own")
+def test_sums_do_not_depend_on_how_they_are_shared_out(monkeypatch):
+    from pernodedrop.backends import cpu_kernels
+
+    x, w, upstream = operands((9, 2, 37), 11, "float32")
+    words = [np.array([n], "uint32") for n in KEY] + [np.arange(n, dtype="uint32") for n in (9, 9, 37, 11)]
+    found = set()
+    for spans in (1, 3, 100):
+        monkeypatch.setattr(cpu_kernels, "_SPANS_A_THREAD", spans)
+        y = cpu_kernels.product(x, w, np.int32(2**23), *words)
+        dx, dw = cpu_kernels.gradients(upstream, x, w, np.int32(2**23), *words)
+        found.add((y.tobytes(), dx.tobytes(), dw.tobytes()))
+    assert len(found) == 1
+
+
+@pytest.mark.skipif(NAME != "torch", reason="checks the registration of torch's custom operator")
+def test_the_torch_operator_passes_the_checks_of_torch():
+    import torch
+
+    x, w, _ = (tensor(a) for a in operands((2, 1, 7), 3))
+    rows, key = [XP.arange(2, x), XP.arange(2, x)], [XP.as_word(0), XP.as_word(1)]
+    threshold = torch.tensor(BERNOULLI.threshold, dtype=torch.int32)
+    arguments = (x.requires_grad_(), w.requires_grad_(), threshold, key, rows, XP.arange(7, x), XP.arange(3, x))
+    torch.library.opcheck(torch.ops.pernodedrop.kernel.default, arguments)
+
+
+@pytest.mark.skipif(NAME not in ("tensorflow", "jax"), reason="torch exports custom operators, NumPy nothing")
+def test_what_is_not_differentiated_can_be_exported(tmp_path):
+    x, w, _ = operands(*SMALL, "float32")
+    wanted = product(x, w, BERNOULLI, method="materialized")
+
+    def run(x):
+        return masked_dense(x, tensor(w), BERNOULLI, KEY, method="kernel")
+
+    if NAME == "jax":
+        import jax
+
+        exported = jax.export.export(jax.jit(run))(tensor(x)).serialize()
+        y = jax.export.deserialize(exported).call(x)
+    else:
+        import tensorflow as tf
+
+        module = tf.Module()
+        module.run = tf.function(run, input_signature=[tf.TensorSpec(x.shape)])
+        graph = module.run.get_concrete_function().graph
+        assert not any("PyFunc" in operation.type for operation in graph.get_operations())
+        tf.saved_model.save(module, tmp_path)
+        y = tf.saved_model.load(tmp_path).run(x)
+    np.testing.assert_allclose(array(y), wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.skipif(NAME != "tensorflow", reason="where a graph may be compiled by XLA, or not")
+def test_a_graph_that_xla_compiles_does_without_the_kernel():
+    import tensorflow as tf
+
+    x, w, upstream = operands(*SMALL, "float32")
+
+    @tf.function(jit_compile=True)
+    def run(x, w, upstream):
+        with tf.GradientTape() as tape:
+            tape.watch((x, w))
+            y = masked_dense(x, w, BERNOULLI, KEY)
+        return y, *tape.gradient(y, (x, w), upstream)
+
+    y, gradients = value_and_gradients(
+        lambda x, w: masked_dense(x, w, BERNOULLI, KEY, method="kernel"), x, w, upstream=upstream
+    )
+    for got, want in zip(run(x, w, upstream), (y, *gradients), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.skipif(NAME != "jax", reason="JAX maps a function over an axis")
+def test_products_are_mapped():
+    import jax
+
+    x, w, upstream = (tensor(a) for a in operands((4, *SMALL[0]), SMALL[1], "float32"))
+
+    def gradient(x, upstream):
+        return jax.vjp(lambda x: masked_dense(x, w, BERNOULLI, KEY, method="kernel"), x)[1](upstream)[0]
+
+    mapped = jax.jit(jax.vmap(gradient))(x, upstream)
+    for one, x_one, upstream_one in zip(mapped, x, upstream, strict=True):
+        np.testing.assert_allclose(one, gradient(x_one, upstream_one), rtol=1e-5, atol=1e-5)
+
+
+def test_compiled_and_eager_products_agree():
+    x, w, _ = operands(*SMALL, "float32")
+    run = compiled(lambda x, w: masked_dense(x, w, BERNOULLI, KEY))
+    np.testing.assert_allclose(
+        array(run(tensor(x), tensor(w))), product(x, w, BERNOULLI, method="materialized"), rtol=1e-5, atol=1e-5
+    )
