@@ -1,7 +1,7 @@
 # make demo        train the demo on one backend: BACKEND=jax (the lightest), torch or tensorflow
 # make test        the whole suite on all backends, one process a backend; BACKENDS="numpy jax" on some
 # make lint        style, types, and how safe the workflows are
-# make bench       what a step costs on one backend, BACKEND as for the demo
+# make bench       what a step costs on all backends; ARGS="--profile paper --output benchmarks/results" as committed
 # make docs        build the site in docs/_build/html
 # make package     build sdist and wheel, and test the wheel away from the checkout; DIST=dist tests what lies there
 # make pre-commit  check style and types of every commit before it is made
@@ -31,7 +31,7 @@ lint: $(VENV)/.test
 	$(BIN)/zizmor --offline --quiet --persona=pedantic .github
 
 bench: $(VENV)/.test
-	KERAS_BACKEND=$(BACKEND) $(BIN)/python benchmarks/step_time.py
+	KERAS_BACKEND=numpy $(BIN)/pernodedrop bench $(ARGS)
 
 package: $(VENV)/.test
 	$(BIN)/python -m tests.package $(DIST)

@@ -4,6 +4,7 @@ import contextlib
 import inspect
 import io
 import os
+import pathlib
 import pkgutil
 import re
 
@@ -15,6 +16,7 @@ os.environ.update(COLUMNS="78", NO_COLOR="1")  # argparse lays help out by these
 
 import pernodedrop  # after that, since Keras reads its backend at import
 from pernodedrop import cli
+from pernodedrop.bench import matrix, results, table
 from pernodedrop.testing.claims import CLAIMS
 
 project = "pernodedrop"
@@ -89,6 +91,30 @@ class Claims(SphinxDirective):
         return self.parse_text_to_nodes(f".. list-table::\n   :header-rows: 1\n\n{table}\n")
 
 
+class Bench(SphinxDirective):
+    """`{bench} times 128x4096x64`, in a Markdown page, is a table of the committed figures of `pernodedrop bench`.
+
+    Others are `memory` with a shape, `networks`, and `where` they were measured, which is a paragraph.
+    """
+
+    required_arguments = 1
+    optional_arguments = 1
+    file = pathlib.Path(__file__).parent.parent / "benchmarks" / "results" / "results.json"
+
+    def run(self):
+        """The table."""
+        self.env.note_dependency(str(self.file))
+        what, *shape = self.arguments
+        if not self.file.exists():
+            raise self.error(f"no figures: pernodedrop bench --profile paper --output {self.file.parent}")
+        figures = results.read(self.file)
+        if what == "where":
+            return [nodes.paragraph(text=" ".join(table.where(figures)))]
+        parts = [part for part in table.parts(figures) if [matrix.shape_text(part[0]), "float32"] == [*shape, part[1]]]
+        lines = {"times": table.times, "memory": table.memory, "networks": table.networks}[what](figures, *parts)
+        return self.parse_text_to_nodes(table.as_markdown(lines))
+
+
 def leave_as_code(app, env, node, contnode):
     """A word in single backticks that is no name of this site stays code, unless it is a name of nothing."""
     if node["reftype"] != "obj" or node.get("refexplicit"):
@@ -126,6 +152,7 @@ def as_rst(app, what, name, obj, options, lines):
 
 def setup(app):
     """Register what this file adds to Sphinx."""
+    app.add_directive("bench", Bench)
     app.add_directive("claims", Claims)
     app.add_directive("command-help", CommandHelp)
     app.connect("autodoc-process-signature", own_signature)

@@ -1,4 +1,4 @@
-"""The command line: `pernodedrop demo | doctor | check`, also as `python -m pernodedrop`.
+"""The command line: `pernodedrop demo | bench | doctor | check`, also as `python -m pernodedrop`.
 
 A command is one function: it adds its parser to the others and says what to run. What it runs imports what it needs
 itself, takes the parsed arguments and returns the exit code: 0, 1 for a finding or a failure, 2 for wrong usage.
@@ -43,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"pernodedrop {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add_command in (_add_demo, _add_doctor, _add_check):
+    for add_command in (_add_demo, _add_bench, _add_doctor, _add_check):
         add_command(commands)
     return parser
 
@@ -63,6 +63,36 @@ def _add_demo(commands: Commands) -> None:
         except (TypeError, ValueError) as error:
             parser.error(str(error))
         return demo.run(settings)
+
+    parser.set_defaults(run=run)
+
+
+def _add_bench(commands: Commands) -> None:
+    text = "measure what a training step costs with every regularizer and method, on every backend, against the machine"
+    parser = commands.add_parser("bench", help=text, description=text)
+    parser.add_argument("--profile", default="quick", metavar="NAME", help="quick, paper or full (default: quick)")
+    parser.add_argument("--backends", nargs="+", metavar="NAME", help="backends to measure (default: all installed)")
+    parser.add_argument(
+        "--rows", nargs="+", metavar="NAME", help="some of the rows, beside Dense and Dropout (default: all)"
+    )
+    parser.add_argument("--rounds", type=int, metavar="N", help="times each case is timed (default: the profile's)")
+    parser.add_argument(
+        "--output",
+        default="bench-results",
+        metavar="DIR",
+        help="where results go; what is there is not measured again (default: bench-results)",
+    )
+
+    def run(args: argparse.Namespace) -> int:
+        bench = _needing("bench", "pernodedrop.bench.command", parser)
+        try:
+            settings = bench.Settings(args.profile, args.backends, args.rows, args.rounds, args.output)
+        except (TypeError, ValueError) as error:
+            parser.error(str(error))
+        try:
+            return bench.run(settings)
+        except bench.WrongOutput as error:
+            parser.error(str(error))
 
     parser.set_defaults(run=run)
 

@@ -1,23 +1,24 @@
-"""The recomputed product never has the mask in memory."""
+"""A product whose mask is made again never has it in memory."""
 
 import sys
 
 import pytest
 
+from pernodedrop.bench.memory import MALLOC
 from tests.processes import child
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from Linux' /proc")
 
 MIB = 2**20
-# large buffers go back to the system when freed, instead of splitting the allocator's free memory by chance
-MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(4 * MIB)}
 
 
-@pytest.mark.parametrize("inputs", [4096, 16384])
-def test_peak_of_a_recomputed_step_is_small_whatever_the_input(inputs):
-    """The mask is 134 MB at 4096 inputs, 537 MB at 16384."""
-    seen = child("peak_memory.py", "recomputed", inputs, **MALLOC)
-    assert seen["extra"] < 24 * MIB < seen["mask"]
+@pytest.mark.parametrize(
+    ("method", "inputs", "bound"), [("kernel", 4096, 16), ("kernel", 16384, 32), ("recomputed", 16384, 32)]
+)
+def test_peak_of_a_step_is_small_whatever_the_mask(method, inputs, bound):
+    """The mask is 134 MB at 4096 inputs, 537 MB at 16384, of which x is 8.4: a framework may copy it, and w."""
+    seen = child("peak_memory.py", method, inputs, **MALLOC)
+    assert seen["extra"] < bound * MIB < seen["mask"] / 8
 
 
 def test_peak_of_a_materialized_step_shows_the_mask():

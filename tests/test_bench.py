@@ -1,0 +1,469 @@
+"""`pernodedrop bench`: what each row computes, what is kept and gone on from, what follows from the times."""
+
+import copy
+import html.parser
+import importlib.util
+import json
+import platform
+import re
+import sys
+import xml.etree.ElementTree as ET
+
+import keras
+import numpy as np
+import pytest
+
+from pernodedrop import backends, doctor, generator
+from pernodedrop.bench import command, limits, matrix, memory, network, page, products, results, steps, table, timing
+from pernodedrop.cli import main
+from tests.frameworks import NAME, array
+
+RATES = {"bytes": 1e10, "flops": 1e11, "words": 1e9}
+TINY = matrix.Profile((matrix.Part((2, 6, 4), ("dense", "dropout", "bernoulli")),), 2, 10, memory=0, network=None)
+NO_NOISE = 1e-12  # Keras' layers of rate 0 have no seed
+MODE = matrix.MODES[NAME][0]
+ROWS = [name for name in matrix.ROWS if matrix.ONLY_ON.get(name, NAME) == NAME]
+
+trains = pytest.mark.skipif(NAME == "numpy", reason="Keras on NumPy cannot train")
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """A profile that takes no time, and a machine that need not be measured."""
+    monkeypatch.setitem(matrix.PROFILES, "quick", TINY)
+    monkeypatch.setattr(limits, "measure", lambda: dict(RATES))
+
+
+def bench(folder, *arguments, backend=NAME):
+    return main(["bench", "--backends", backend, "--output", str(folder), *arguments])
+
+
+def kept(folder):
+    return json.loads((folder / "results.json").read_text())
+
+
+def forms(row, rank=2):
+    if row != "by_hand":
+        return [None]
+    return list(products.FORMS if rank == 2 else products.FORMS_OVER_TIME)
+
+
+def value(row, shape, rate, form, mode=MODE):
+    """y, and on what has gradients dx and dw, of one step; and the operands, as host arrays."""
+    operands = steps.operands(shape, "float32")
+    step = steps.step(products.product(row, NAME, rate, form), NAME, mode)
+    return [[array(t) for t in tensors] for tensors in (step(*operands), operands)]
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_a_row_without_noise_is_the_dense_product(row):
+    for form in forms(row):
+        results, (x, w, dy, _) = value(row, (3, 5, 4), NO_NOISE, form)
+        for ours, truth in zip(results, (x @ w, dy @ w.T, x.T @ dy), strict=False):
+            np.testing.assert_allclose(ours, truth, rtol=1e-4, atol=1e-5)
+        assert len(results) == (1 if NAME == "numpy" else 3)
+
+
+@pytest.mark.parametrize("row", ["dense", "dropout", "bernoulli", "bernoulli_materialized", "by_hand"])
+def test_a_row_over_time_without_noise_is_the_dense_product(row):
+    for form in forms(row, rank=3):
+        (y, *_), (x, w, *_) = value(row, (3, 2, 5, 4), NO_NOISE, form)
+        np.testing.assert_allclose(y, x @ w, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(NAME != "tensorflow", reason="the other backends have one mode that is quick to compile")
+@pytest.mark.parametrize("row", ["bernoulli", "by_hand", "keras_dropout"])
+def test_xla_computes_the_same(row):
+    (y, *_), (x, w, *_) = value(row, (3, 5, 4), NO_NOISE, forms(row)[0], mode="xla")
+    np.testing.assert_allclose(y, x @ w, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_the_noise_of_a_row_depends_on_the_coordinates_that_it_says(row):
+    """With one input, y / (x * w) is the noise: 0 or 2 where it is binary, at rate 1/2."""
+    for form in forms(row):
+        (y, *_), (x, w, *_) = value(row, (16, 1, 32), 0.5, form)
+        noise = y / (x * w)
+        along_sample, along_out = (np.ptp(noise, axis).max() > 1e-3 for axis in (0, 1))
+        entries = matrix.ROWS[row].entries
+        assert (along_sample, along_out) == ("sample" in entries, "out" in entries)
+        if entries and "gaussian" not in row and row != "uniform":
+            np.testing.assert_allclose(np.unique(noise.round(3)), [0, 2])
+
+
+def test_the_command_measures_writes_and_goes_on(tiny, tmp_path, capsys):
+    assert bench(tmp_path / "new", "--rows", "dense") == 0
+    first = kept(tmp_path / "new")
+    shown = capsys.readouterr().out
+    assert "Dropout + Dense" in shown
+    assert all(f"{name}: left out, not asked for" in shown for name in backends.NAMES if name != NAME)
+    assert {(r["case"]["row"], r["case"]["mode"]) for r in first["times"]} == {
+        (row, mode) for row in matrix.REFERENCES for mode in matrix.MODES[NAME]
+    }
+    assert all(r["rounds"] == 2 and r["seconds"] > 0 and r["first_call"] > 0 for r in first["times"])
+    assert first["environments"][NAME]["backend"] == NAME
+
+    assert bench(tmp_path / "new") == 0
+    second = kept(tmp_path / "new")
+    assert second["times"][: len(first["times"])] == first["times"]
+    assert {r["case"]["row"] for r in second["times"][len(first["times"]) :]} == {"bernoulli"}
+    written = {path.name: path.read_text() for path in (tmp_path / "new").iterdir()}
+    assert set(written) == {"results.json", "results.md", "results.html"}
+    assert all(platform.node() not in text and str(tmp_path) not in text for text in written.values())
+
+
+def test_a_run_with_nothing_left_to_measure_starts_no_process(tiny, tmp_path, monkeypatch):
+    (tmp_path / "results.json").write_text(json.dumps(planted(cases=TINY.parts[0].cases(NAME))))
+    monkeypatch.delattr(command, "child")
+    assert bench(tmp_path) == 0
+
+
+def test_the_peak_of_a_case_is_measured_in_a_process(tmp_path):
+    found = results.Results(tmp_path / "results.json")
+    case = matrix.Case(NAME, "dense", (2, 6, 4), "float32", MODE)
+    command.measure_memory(case, found)
+    assert found.memory == [], "what was not timed has no peak"
+    found.add("times", {"key": case.key, "case": case.plain(), "form": None})
+    command.measure_memory(case, found)
+    (record,) = found.memory
+    assert record["key"] == case.key
+    if sys.platform == "linux":
+        assert 0 <= record["extra"] + 2**20 < 2**26
+
+
+@trains
+def test_the_network_is_trained_in_turn(monkeypatch):
+    def small(variant):
+        model = keras.Sequential([keras.Input((32, 32, 3)), keras.layers.Flatten(), keras.layers.Dense(10, "softmax")])
+        model.compile("sgd", "sparse_categorical_crossentropy")
+        return model
+
+    monkeypatch.setattr(network, "network", small)
+    seen = []
+    figures = network.measure(("dropout", "bernoulli"), 1, 3, 4, seen.append)
+    assert [text.split()[2:] for text in seen] == [
+        [variant, f"{epoch}/1"] for epoch in (0, 1) for variant in ("dropout", "bernoulli")
+    ]
+    assert [(f["variant"], f["rounds"]) for f in figures] == [("dropout", 2), ("bernoulli", 2)]
+    assert all(f["beside"]["dropout"] == figures[0]["seconds"] > 0 for f in figures)
+
+
+def test_every_variant_of_the_network_is_built():
+    assert set(network.LAYERS) == set(matrix.VARIANTS)
+    for variant in matrix.VARIANTS:
+        sizes = [int(np.prod(weight.shape)) for weight in network.network(variant).trainable_variables]
+        assert sizes == [864, 32, 18432, 64, 4096 * 64, 64, 640, 10]
+
+
+def test_interrupted_keeps_what_has_finished(tiny, tmp_path, monkeypatch, capsys):
+    def time_all(asked, found, bar):
+        found.check_environment(NAME, doctor.environment())
+        found.add("times", planted()["times"][0])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "time_all", time_all)
+    assert bench(tmp_path) == 130
+    captured = capsys.readouterr()
+    assert captured.err.endswith("pernodedrop: interrupted\n")
+    assert "Time of a step" in captured.out
+    assert len(kept(tmp_path)["times"]) == 1
+    assert (tmp_path / "results.html").exists()
+
+
+@pytest.mark.parametrize(("load", "told"), [(0.1, False), (1000.0, True)])
+def test_a_busy_machine_is_told(load, told, monkeypatch, capsys):
+    monkeypatch.setattr(command.os, "getloadavg", lambda: (load, 0.0, 0.0), raising=False)
+    command.warn_if_busy()
+    assert ("1000.0: figures will be far off" in capsys.readouterr().err) == told
+
+
+def test_a_case_that_fails_is_told_and_tried_again(tiny, tmp_path, monkeypatch, capsys):
+    def time_all(asked, found, bar):
+        asked_for.append(len(asked["parts"][0]))
+        failed = []
+        command.keep_time({"case": asked["parts"][0][0], "failed": "TypeError: no such dtype"}, found, failed)
+        return failed
+
+    asked_for = []
+    monkeypatch.setattr(command, "time_all", time_all)
+    assert bench(tmp_path) == bench(tmp_path) == 1
+    assert len(set(asked_for)) == 1
+    assert "dense: TypeError: no such dtype" in capsys.readouterr().err
+
+
+def test_an_error_of_a_row_does_not_stop_the_others(monkeypatch):
+    def warm(case, operands, rate):
+        if case.row == "dense":
+            raise TypeError("no such dtype")
+        return timing.Member(case, lambda *operands: None, 1.0, None)
+
+    monkeypatch.setattr(timing, "warm", warm)
+    cases = [matrix.Case(NAME, row, (2, 6, 4), "float32", MODE) for row in ("dense", "bernoulli")]
+    failed, timed = timing.measure(cases, 1, 1, 2**30, lambda text: None, {})
+    assert failed["failed"] == "TypeError: no such dtype"
+    assert timed["beside"] == {"dense": None, "dropout": None}
+
+
+def test_a_process_that_fails_says_why(tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command, "__file__", str(tmp_path / "a/b/c.py"))  # a place without the library
+    monkeypatch.setattr(sys, "executable", "/bin/false" if sys.platform != "win32" else "where")
+    assert bench(tmp_path) == 1
+    assert f"FAILED: {NAME}: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("changed", ["machine", "environments"])
+def test_figures_of_another_machine_or_version_are_never_mixed(tiny, changed, tmp_path, monkeypatch, capsys):
+    earlier = planted()
+    (earlier["machine"] if changed == "machine" else earlier["environments"][NAME])["cores"] = 999
+    text = json.dumps(earlier)
+    (tmp_path / "results.json").write_text(text)
+    monkeypatch.setattr(command, "time_all", lambda asked, found, bar: found.check_environment(NAME, environment()))
+    with pytest.raises(SystemExit) as stop:
+        bench(tmp_path)
+    assert stop.value.code == 2
+    assert "cores was 999 and is" in capsys.readouterr().err
+    assert (tmp_path / "results.json").read_text() == text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--profile", "papre"], "`profile`. Expected one of 'quick', 'paper', 'full'. Received: profile='papre'"),
+        (["--backends", "theano"], "argument `backends`. Expected one of 'numpy'"),
+        (["--rows", "dropuot"], "did you mean 'dropout'?"),
+        (["--rounds", "0"], "`rounds`. Expected an int from 1. Received: rounds=0"),
+        (["--rounds", "many"], "invalid int value: 'many'"),
+        (["--output", __file__], "argument `output`. Expected a folder"),
+    ],
+)
+def test_wrong_usage_exits_2(arguments, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["bench", *arguments])
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_backend_that_is_asked_for_and_not_installed_is_an_error(monkeypatch, capsys):
+    there = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "jax" else there(name))
+    with pytest.raises(SystemExit) as stop:
+        main(["bench", "--backends", "jax"])
+    assert stop.value.code == 2
+    assert "Received: backends='jax'" in capsys.readouterr().err
+
+
+def test_a_file_of_another_kind_is_left_alone(tiny, tmp_path):
+    (tmp_path / "results.json").write_text("[1, 2]")
+    with pytest.raises(SystemExit):
+        bench(tmp_path)
+    assert (tmp_path / "results.json").read_text() == "[1, 2]"
+
+
+def environment():
+    return {name: value for name, value in doctor.environment().items() if name != "seconds"}
+
+
+def planted(cases=None):
+    """Results with figures that are easy to follow: rows take 1, 2, 3 ms and so on, and a case was left out."""
+    plain = {"format": 1, "machine": results.machine(), "rates": RATES, "environments": {}}
+    plain |= {"times": [], "memory": [], "networks": []}
+    for name in {NAME, "torch", "jax"}:
+        plain["environments"][name] = environment()
+    if cases is None:
+        parts = (matrix.Part((128, 1024, 64), matrix.USUAL), matrix.Part((32, 16, 512, 64), matrix.OVER_TIME))
+        cases = [case for part in parts for name in (NAME, "torch") for case in part.cases(name)]
+        cases = list(dict.fromkeys(cases))
+    for number, case in enumerate(cases, 1):
+        record = {
+            "key": case.key,
+            "case": case.plain(),
+            "seconds": number / 1e3,
+            "quartiles": [number / 2e3, number / 5e2],
+        }
+        record |= {"rounds": 3, "first_call": 1.5, "form": None, "beside": {"dense": 1e-3, "dropout": 2e-3}}
+        plain["times"].append(record)
+        plain["memory"].append({"key": case.key, "case": case.plain(), "extra": 10**6 * number})
+    left_out = matrix.Case("jax", "by_hand", (128, 1024, 64), "float16", "jit")
+    plain["times"].append({"key": left_out.key, "case": left_out.plain(), "skipped": "about 300 s"})
+    for number, variant in enumerate(matrix.VARIANTS, 1):
+        record = {
+            "key": f"torch/{variant}",
+            "backend": "torch",
+            "variant": variant,
+            "batch": 128,
+            "seconds": number / 10,
+        }
+        plain["networks"].append({**record, "quartiles": [0.1, 0.2], "rounds": 9, "beside": {"dropout": 0.2}})
+    return plain
+
+
+def test_what_follows_from_a_time():
+    record = next(r for r in planted()["times"] if r["case"]["row"] == "bernoulli" and r["case"]["backend"] == "torch")
+    own = table.derive({**record, "seconds": 0.1}, RATES)
+    assert own["dense"] == pytest.approx(100)
+    assert own["dropout"] == pytest.approx(50)
+    assert own["entries"] == pytest.approx(128 * 1024 * 64 / 0.1)
+    assert own["limit"].binds == "words"
+    assert own["share"] == pytest.approx(2 * 128 * 1024 * 64 / 1e9 / 0.1)
+
+
+@pytest.mark.parametrize(
+    ("backend", "row", "shape", "seconds", "binds"),
+    [
+        ("torch", "bernoulli", (8, 10, 4), 2 * 320 / 1e9, "words"),
+        ("numpy", "bernoulli", (8, 10, 4), 320 / 1e9, "words"),
+        ("torch", "bernoulli", (8, 5, 10, 4), 4 * (3 * 400 + 3 * 40 + 2 * 160) / 1e10, "memory"),
+        ("torch", "dense", (8, 10, 4), 4 * (3 * 80 + 3 * 40 + 2 * 32) / 1e10, "memory"),
+        ("numpy", "dense", (8, 10, 4), 4 * (80 + 40 + 32) / 1e10, "memory"),
+        ("torch", "dense", (800, 1000, 400), 3 * 2 * 800 * 1000 * 400 / 1e11, "products"),
+        ("torch", "gaussian", (800, 1000, 400), 6 * 2 * 800 * 1000 * 400 / 1e11, "products"),
+        ("torch", "dropout", (8, 1000, 1), 2 * 8000 / 1e9, "words"),
+        ("torch", "fixed", (1, 1000, 400), 2 * 400000 / 1e9, "words"),
+    ],
+)
+def test_the_limit_of_a_case(backend, row, shape, seconds, binds):
+    found = limits.of_case(matrix.Case(backend, row, shape, "float32", "eager"), RATES)
+    assert found == (pytest.approx(seconds), binds)
+
+
+def test_without_numba_words_bind_nothing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "numba", None)
+    assert limits.word_rate() is None
+    case = matrix.Case("torch", "bernoulli", (128, 1024, 64), "float32", "eager")
+    assert limits.of_case(case, {**RATES, "words": None}).binds != "words"
+    plain = {**planted(), "rates": {**RATES, "words": None}}
+    assert "no word rate (no numba)" in table.markdown(plain)
+
+
+def test_the_folded_words_are_the_generator_s():
+    xp = backends.get("numpy")
+    k0, k1 = np.uint32(7), np.uint32(0x9E3779B9)
+    words = generator._triple32_keyed(np.arange(64, dtype="uint32") ^ k0, k1, xp)
+    with np.errstate(over="ignore"):
+        assert limits.folded_words(k0, k1, 64) == np.bitwise_xor.reduce(words)
+
+
+def test_the_machine_is_measured(monkeypatch):
+    monkeypatch.setattr(limits, "COPY_BYTES", 2**12)
+    monkeypatch.setattr(limits, "PRODUCT_SIZE", 16)
+    monkeypatch.setattr(limits, "WORDS", 2**8)
+    monkeypatch.setattr(limits, "REPEATS", 1)
+    found = limits.measure()
+    assert found["bytes"] > 0
+    assert found["flops"] > 0
+    assert (found["words"] is None) == (importlib.util.find_spec("numba") is None)
+
+
+def test_steps_take_turns_and_stop_after_their_time():
+    called = []
+    members = [
+        timing.Member(
+            matrix.Case(NAME, row, (2, 6, 4), "float32", MODE), lambda row: called.append(row), first=1.0, form=None
+        )
+        for row in ("dense", "dropout")
+    ]
+    seen = []
+    times = timing.take_turns(members, ["step"], rounds=9, seconds=0, progress=seen.append)
+    assert [text.split()[0].rpartition("/")[2] for text in seen] == timing.FEWEST_ROUNDS * ["dense", "dropout"]
+    assert {len(values) for values in times.values()} == {timing.FEWEST_ROUNDS}
+    assert len(called) == 2 * timing.FEWEST_ROUNDS * timing.MOST_CALLS
+
+
+def test_medians_and_quartiles():
+    assert timing.spread([3.0, 1.0, 2.0, 5.0, 4.0]) == {"seconds": 3.0, "quartiles": [2.0, 4.0], "rounds": 5}
+    assert timing.spread([3.0]) == {"seconds": 3.0, "quartiles": [3.0, 3.0], "rounds": 1}
+
+
+def test_what_would_take_too_much_is_left_out():
+    case = matrix.Case(NAME, "bernoulli", (128, 1024, 64), "float32", MODE)
+    pace = {("bernoulli", MODE, "float32"): 100 / case.entries}
+    assert timing.excess(case, 2**40, pace) == "about 400 s"
+    assert timing.excess(case, 2**40, {}) is None
+    by_hand = matrix.Case(NAME, "by_hand", (128, 1024, 64), "float32", MODE)
+    assert timing.excess(by_hand, 2**20, {}) == "more memory than there is"
+    assert timing.excess(case, 2**20, {}) is None
+
+
+def test_the_table_has_a_line_for_every_case():
+    plain = planted()
+    lines = table.markdown(plain).partition("## Every case")[2].splitlines()
+    for record in plain["times"]:
+        case = matrix.Case.of(record["case"])
+        name = f"| {case.backend} | {case.mode} | {matrix.shape_text(case.shape)} | {case.dtype} | "
+        assert sum(line.startswith(name + table.full_title(case.row) + " |") for line in lines) == 1
+    assert {line.count(" | ") for line in lines if line.startswith("|")} == {16}
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0123, "0.012"), (0.5, "0.500"), (1.234, "1.23"), (12.34, "12.3"), (123.4, "123"), (1234.0, "1234")],
+)
+def test_numbers_have_three_digits(value, text):
+    assert table.number(value) == text
+
+
+class Balanced(html.parser.HTMLParser):
+    """Finds elements that are not closed, and what would be loaded."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.loads = [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.loads += [value for name, value in attrs if name in ("src", "href", "xlink:href") and value[0] != "#"]
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_the_page_is_well_formed_and_needs_nothing_else():
+    text = page.html(planted())
+    parser = Balanced()
+    parser.feed(text)
+    assert parser.open == []
+    assert parser.loads == []
+    assert not re.search(r"<script|url\(\s*['\"]?\s*http|@import", text)
+    pictures = re.findall(r"<svg.*?</svg>", text, re.DOTALL)
+    assert len(pictures) == 2 * (len({NAME, "torch"}) + 2) + 1
+    for picture in pictures:
+        ET.fromstring(picture)
+    ids = re.findall(r'\bid="([^"]+)"', text)
+    assert len(set(ids)) == len(ids)
+
+
+def test_results_are_read_as_they_were_written(tmp_path):
+    plain = planted()
+    (tmp_path / "results.json").write_text(json.dumps(plain))
+    found = results.Results(tmp_path / "results.json")
+    assert found.plain() == plain
+    found.add("times", plain["times"][0])
+    assert found.plain() == plain
+    fresh = {**copy.deepcopy(plain["times"][0]), "key": "new"}
+    found.add("times", fresh)
+    assert results.read(tmp_path / "results.json")["times"] == [*plain["times"], fresh]
+
+
+def test_gpu_memory_is_known_for_every_framework_with_gradients():
+    assert set(memory.GPU) == set(command.TRAINS)
+
+
+def test_a_command_without_its_packages_says_what_to_install(monkeypatch, capsys):
+    for name in [name for name in sys.modules if name.startswith("pernodedrop.bench")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    with pytest.raises(SystemExit) as stop:
+        main(["bench"])
+    assert stop.value.code == 1
+    assert "Try: pip install 'pernodedrop[bench]'" in capsys.readouterr().err
+
+
+def test_profiles_name_what_there_is():
+    for profile in matrix.PROFILES.values():
+        for part in profile.parts:
+            assert set(part.rows) <= set(matrix.ROWS)
+            assert set(part.extra) <= set(matrix.EXTRA_MODES)
+            assert set(matrix.REFERENCES) <= set(part.rows)
+            assert all(len({case.key for case in part.cases(name)}) == len(part.cases(name)) for name in backends.NAMES)
+    assert keras.backend.backend() == NAME
