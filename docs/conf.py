@@ -7,6 +7,7 @@ import os
 import pathlib
 import pkgutil
 import re
+import typing
 
 from docutils import nodes
 from sphinx.util.docutils import SphinxDirective
@@ -94,12 +95,21 @@ class Claims(SphinxDirective):
 class Bench(SphinxDirective):
     """`{bench} times 128x4096x64`, in a Markdown page, is a table of the committed figures of `pernodedrop bench`.
 
-    Others are `memory` with a shape, `networks`, and `where` they were measured, which is a paragraph.
+    Others are `memory` and `limits` with a shape, `ratios`, `networks` and `growth` without, and `where` they were
+    measured, which is a paragraph.
     """
 
     required_arguments = 1
     optional_arguments = 1
     file = pathlib.Path(__file__).parent.parent / "benchmarks" / "results" / "results.json"
+    tables: typing.ClassVar = {
+        "ratios": table.ratios,
+        "times": table.times,
+        "limits": table.shares,
+        "memory": table.memory,
+        "networks": table.networks,
+        "growth": table.growth,
+    }
 
     def run(self):
         """The table."""
@@ -111,8 +121,7 @@ class Bench(SphinxDirective):
         if what == "where":
             return [nodes.paragraph(text=" ".join(table.where(figures)))]
         parts = [part for part in table.parts(figures) if [matrix.shape_text(part[0]), "float32"] == [*shape, part[1]]]
-        lines = {"times": table.times, "memory": table.memory, "networks": table.networks}[what](figures, *parts)
-        return self.parse_text_to_nodes(table.as_markdown(lines))
+        return self.parse_text_to_nodes(table.as_markdown(self.tables[what](figures, *parts)))
 
 
 def leave_as_code(app, env, node, contnode):

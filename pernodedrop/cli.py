@@ -70,7 +70,9 @@ def _add_demo(commands: Commands) -> None:
 def _add_bench(commands: Commands) -> None:
     text = "measure what a training step costs with every regularizer and method, on every backend, against the machine"
     parser = commands.add_parser("bench", help=text, description=text)
-    parser.add_argument("--profile", default="quick", metavar="NAME", help="quick, paper or full (default: quick)")
+    parser.add_argument(
+        "--profile", default="quick", metavar="NAME", help="quick, paper, growth, full (default: quick)"
+    )
     parser.add_argument("--backends", nargs="+", metavar="NAME", help="backends to measure (default: all installed)")
     parser.add_argument(
         "--rows", nargs="+", metavar="NAME", help="some of the rows, beside Dense and Dropout (default: all)"

@@ -228,7 +228,7 @@ def test_figures_of_another_machine_or_version_are_never_mixed(tiny, changed, tm
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--profile", "papre"], "`profile`. Expected one of 'quick', 'paper', 'full'. Received: profile='papre'"),
+        (["--profile", "papre"], "`profile`. Expected one of 'quick', 'paper', 'growth', 'full'."),
         (["--backends", "theano"], "argument `backends`. Expected one of 'numpy'"),
         (["--rows", "dropuot"], "did you mean 'dropout'?"),
         (["--rounds", "0"], "`rounds`. Expected an int from 1. Received: rounds=0"),
@@ -392,6 +392,30 @@ def test_the_table_has_a_line_for_every_case():
         name = f"| {case.backend} | {case.mode} | {matrix.shape_text(case.shape)} | {case.dtype} | "
         assert sum(line.startswith(name + table.full_title(case.row) + " |") for line in lines) == 1
     assert {line.count(" | ") for line in lines if line.startswith("|")} == {16}
+
+
+def test_what_is_asked_first_is_the_ratio_of_two_rows():
+    plain = planted()
+    shape = (128, 1024, 64)
+    records = table.of_part(plain, (shape, "float32"))
+    seconds = {
+        row: records[row, "torch", "eager"]["seconds"] for row in ("by_hand", "bernoulli", "gaussian", "dropout")
+    }
+    (_, *names), *lines = table.ratios(plain)
+    column = {line[0]: line[1 + names.index("torch")] for line in lines}
+    title = "Bernoulli: times faster than the mask in memory, by hand, 128x1024x64 float32"
+    assert column[title] == table.number(seconds["by_hand"] / seconds["bernoulli"])
+    title = "Gaussian: multiple of Dropout + Dense, 128x1024x64 float32"
+    assert column[title] == table.number(seconds["gaussian"] / seconds["dropout"])
+    assert column["CIFAR-10 step, PerNodeDrop Bernoulli: multiple of Dropout's"] == "2.50"
+    assert table.ratios({**plain, "times": [], "memory": [], "networks": []}) == [["", *names]]
+
+
+def test_a_share_is_the_limit_by_the_time():
+    plain = planted()
+    record = table.of_part(plain, ((128, 1024, 64), "float32"))["bernoulli", "torch", "eager"]
+    percent = 100 * 2 * 128 * 1024 * 64 / RATES["words"] / record["seconds"]
+    assert table.share_cell(record, RATES) == f"{percent:.0f} % (words)"
 
 
 @pytest.mark.parametrize(

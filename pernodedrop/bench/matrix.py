@@ -167,7 +167,7 @@ class Profile(typing.NamedTuple):
 USUAL = tuple(name for name in ROWS if name not in ("drop_connect_sample", "gaussian_recomputed", "uniform"))
 OVER_TIME = (*REFERENCES, "bernoulli", "bernoulli_recomputed", "bernoulli_materialized", "by_hand")
 WORTH_COMPILING = (*REFERENCES, "gaussian", "bernoulli", "by_hand", "torch_dropout")  # torch.compile: 10 s a row
-GROWING = (*REFERENCES, "bernoulli", "bernoulli_recomputed")
+GROWING = (*REFERENCES, "bernoulli")
 PAPER = (128, 4096, 64)  # the first dense layer of the paper's CIFAR-10 network
 TIME = (32, 16, 512, 64)
 
@@ -180,6 +180,13 @@ PROFILES = {
         memory=1,
         network=Network(("none", "dropout", "gaussian", "fixed", "bernoulli"), steps=10),
     ),
+    "growth": Profile(
+        tuple(Part((128, 10**n // (128 * 64), 64), GROWING, one_mode=True) for n in range(6, 11)),
+        rounds=5,
+        seconds=30,
+        memory=0,
+        network=None,
+    ),
     "full": Profile(
         (
             Part(PAPER, tuple(ROWS), extra=("torch", "jax")),
@@ -187,7 +194,6 @@ PROFILES = {
             *(Part(shape, tuple(ROWS)) for shape in ((64, 1024, 1024), (256, 4096, 64))),
             Part(PAPER, USUAL, "bfloat16", one_mode=True, backends=("jax", "tensorflow", "torch")),
             Part(PAPER, USUAL, "float16", one_mode=True),
-            *(Part((128, 10**n // (128 * 64), 64), GROWING, one_mode=True) for n in range(6, 11)),
         ),
         rounds=15,
         seconds=120,

@@ -39,6 +39,8 @@ def html(plain):
     about = "".join(f"<p class='soft'>{escape.escape(line)}</p>" for line in table.where(plain))
     title = "What a step costs"
     blocks = [f"<h1>{title}</h1>", f"<p>{escape.escape(table.NOTES['step'])}</p>", about]
+    if len(short := table.ratios(plain)) > 1:
+        blocks += [f"<h2>In short</h2><p>{escape.escape(table.NOTES['ratios'])}</p>", as_html(short)]
     for part in table.parts(plain):
         blocks += part_blocks(plain, part)
     if plain["networks"]:

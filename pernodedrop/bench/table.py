@@ -1,8 +1,11 @@
 """The figures as tables: what follows from what was measured, for the terminal, Markdown and the documents."""
 
+import math
+
 from pernodedrop.bench import limits, matrix
 
 NOTES = {
+    "ratios": "In the usual mode of each backend: JAX jitted, TensorFlow a graph, torch and NumPy eager.",
     "step": "A step is forward and backward, the gradients of x and w; on NumPy, which has none, it is forward only.",
     "time": "Milliseconds, the median of rounds in which all rows take turns; in brackets the multiple of Dropout + "
     "Dense in the same rounds.",
@@ -106,6 +109,26 @@ def memory(plain, part):
     return pivot(of_part(plain, part, "memory"), memory_cell)
 
 
+def growth(plain, row="bernoulli"):
+    """The time of one row against the entries of its mask, with that of an entry, as lists of text."""
+    shapes = sorted({shape for shape, dtype in parts(plain) if dtype == "float32" and len(shape) == 3}, key=math.prod)
+    names = [name for name in matrix.MODES if name in plain["environments"]]
+    lines = [["entries", *names]]
+    for shape in shapes:
+        records = of_part(plain, (shape, "float32"))
+        cells = [growth_cell(records.get((row, name, matrix.MODES[name][0]))) for name in names]
+        lines.append([f"{math.prod(shape):.1e}, {matrix.shape_text(shape)}", *cells])
+    return lines
+
+
+def growth_cell(record):
+    """A time and that of one entry as text."""
+    if record is None or "skipped" in record:
+        return ""
+    entries = matrix.Case.of(record["case"]).entries
+    return f"{number(1e3 * record['seconds'])} ms ({number(1e9 * record['seconds'] / entries)} ns)"
+
+
 def networks(plain):
     """The times of the CIFAR-10 network as lists of text."""
     found = {(record["variant"], record["backend"]): record for record in plain["networks"]}
@@ -115,6 +138,55 @@ def networks(plain):
         title = matrix.VARIANTS[variant].replace("…", matrix.VARIANTS["bernoulli"])
         lines.append([title, *(network_cell(found.get((variant, place))) for place in places)])
     return lines
+
+
+def shares(plain, part):
+    """How much of the time of each case the machine would need, as lists of text."""
+    return pivot(of_part(plain, part), lambda record: share_cell(record, plain["rates"]))
+
+
+def share_cell(record, rates):
+    """The limit as a part of the time, and what binds, as text."""
+    if record is None or "skipped" in record:
+        return ""
+    own = derive(record, rates)
+    return f"{100 * own['share']:.0f} % ({own['limit'].binds})"
+
+
+RATIOS = (
+    ("Bernoulli: times faster than the mask in memory, by hand", "times", "by_hand", "bernoulli"),
+    ("Bernoulli: times faster than the mask in memory, materialized", "times", "bernoulli_materialized", "bernoulli"),
+    ("Gaussian: multiple of Dropout + Dense", "times", "gaussian", "dropout"),
+    ("Bernoulli: peak memory, multiple of the mask in memory, by hand", "memory", "bernoulli", "by_hand"),
+)
+"""What is asked first: title, kind of record, and the rows whose figures are divided."""
+
+NETWORK_RATIOS = ("bernoulli", "gaussian", "fixed")
+"""Variants of the CIFAR-10 network whose step is compared with that of the baseline."""
+
+
+def ratios(plain):
+    """What is asked first, one column a backend in its usual mode, as lists of text."""
+    names = [name for name in matrix.MODES if name in plain["environments"]]
+    lines = [["", *names]]
+    for part in parts(plain):
+        for title, kind, above, below in RATIOS:
+            records = of_part(plain, part, kind)
+            cells = [ratio_cell(records, name, above, below) for name in names]
+            lines.append([f"{title}, {matrix.shape_text(part[0])} {part[1]}", *cells])
+    found = {(record["variant"], record["backend"]): record for record in plain["networks"]}
+    for variant in NETWORK_RATIOS:
+        seconds = [found.get((variant, name)) for name in names]
+        cells = [f"{r['seconds'] / r['beside'][matrix.BASELINE]:.2f}" if r else "" for r in seconds]
+        lines.append([f"CIFAR-10 step, {matrix.VARIANTS[variant]}: multiple of Dropout's", *cells])
+    return [lines[0], *(line for line in lines[1:] if any(line[1:]))]
+
+
+def ratio_cell(records, backend, above, below):
+    """The figure of one row by that of another, as text."""
+    pair = [records.get((row, backend, matrix.MODES[backend][0])) for row in (above, below)]
+    figures = [record and (record.get("seconds") or record.get("extra")) for record in pair]
+    return number(figures[0] / figures[1]) if all(figures) else ""
 
 
 def network_cell(record):
@@ -189,8 +261,11 @@ def as_text(lines):
 
 def sections(plain):
     """The tables that compare, as (title, note, lists of text)."""
+    if len(short := ratios(plain)) > 1:
+        yield "In short", NOTES["ratios"], short
     for part in parts(plain):
         yield f"Time of a step, {part_title(part)}", NOTES["time"], times(plain, part)
+        yield f"How much of it the machine would need, {part_title(part)}", NOTES["limit"], shares(plain, part)
         if of_part(plain, part, "memory"):
             yield f"Peak memory in MB, {part_title(part)}", NOTES["memory"], memory(plain, part)
     if plain["networks"]:
