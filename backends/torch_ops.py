@@ -40,6 +40,10 @@ from pernodedrop.mask import Field
 xp = sys.modules[__name__]
 permute_dims = permute
 
+if "tensorflow" in sys.modules and "triton" not in sys.modules:
+    # imported after TensorFlow it would abort the process, and torch imports it where it finds it
+    sys.modules["triton"] = None  # type: ignore[assignment] # how Python says that there is no such module
+
 
 def where(condition, a, b):
     return torch.where(condition, a, b)
@@ -208,8 +212,8 @@ def _masks(x, w, law, names, params, key, rows, in_, out):
 
 
 def _load_triton_kernels():
-    """The kernels for CUDA, or None without it. They are loaded at once: after TensorFlow triton aborts the process."""
-    if not torch.cuda.is_available() or ("tensorflow" in sys.modules and "triton" not in sys.modules):
+    """The kernels for CUDA, or None without it. They are loaded at once: TensorFlow may be imported later."""
+    if not torch.cuda.is_available():
         return None
     try:
         from pernodedrop.backends import triton_kernels

@@ -3,17 +3,13 @@
 import functools
 import importlib.util
 import sys
-import typing
 
 import numpy as np
 
 from pernodedrop import backends
 
 # imported after TensorFlow, which Keras may import to save a model, triton aborts the process
-if "tensorflow" in sys.modules:
-    nothing: typing.Any = None  # whoever imports it now is told that it cannot be
-    sys.modules.setdefault("triton", nothing)
-elif importlib.util.find_spec("triton"):
+if "tensorflow" not in sys.modules and importlib.util.find_spec("triton"):
     importlib.import_module("triton")
 
 
