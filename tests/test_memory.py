@@ -18,7 +18,7 @@ MIB = 2**20
 def test_peak_of_a_step_is_small_whatever_the_mask(method, inputs, bound):
     """The mask is 134 MB at 4096 inputs, 537 MB at 16384, of which x is 8.4: a framework may copy it, and w."""
     seen = child("peak_memory.py", method, inputs, **MALLOC)
-    assert seen["extra"] < bound * MIB < seen["mask"] / 8
+    assert seen["extra"] < bound * MIB <= seen["mask"] / 8
 
 
 def test_peak_of_a_materialized_step_shows_the_mask():
