@@ -28,13 +28,18 @@ u32 = np.uint32  # numba would make uint64 of every result
 _inlined = numba.njit(inline="always")
 
 
-def _compiled(function):
-    """Compiled at the first call, and kept on disk where a folder for it can be written."""
-    options = {"nogil": True, "fastmath": {"nsz", "contract", "reassoc"}}  # NaN and infinity keep their meaning
+def kept_on_disk(decorator, function):
+    """Compiled by a decorator of numba that takes `cache`, which only works where a folder can be written."""
     try:
-        return numba.njit(cache=True, **options)(function)
+        return decorator(cache=True)(function)
     except RuntimeError:
-        return numba.njit(**options)(function)
+        return decorator()(function)
+
+
+def _compiled(function):
+    # sums may change their order, but NaN and infinity are computed with
+    options = {"nogil": True, "error_model": "numpy", "fastmath": {"nsz", "contract", "reassoc"}}
+    return kept_on_disk(functools.partial(numba.njit, **options), function)
 
 
 def product(x, w, threshold, seed, call, time, sample, in_, out):
@@ -81,7 +86,15 @@ def _in_spans(kernel, size, results, operands, threshold, seed, call, *words):
     own = [np.array(coordinates) for coordinates in words]  # numba would compile once more for what is read-only
     arguments = (*results, *whole, np.int32(threshold), seed[0], call[0], *own)
     parts = spans(size, numba.config.NUMBA_NUM_THREADS * _SPANS_A_THREAD)
-    list(_pool(os.getpid()).map(lambda part: kernel(*part, *arguments), parts))
+
+    def run(part):
+        kernel(*part, *arguments)
+
+    try:
+        done = _pool(os.getpid()).map(run, parts)
+    except RuntimeError:  # the interpreter is ending and takes no more work
+        done = map(run, parts)
+    list(done)
 
 
 @functools.cache
@@ -142,8 +155,8 @@ def _kept(out, row_key, last):
 
 @_inlined
 def _last(threshold):
-    """The last word that is kept: word >> 8 < T just when word <= 256 * T - 1, the very last word at T = 2**24."""
-    return u32((u32(threshold) << u32(8)) - u32(1))
+    """The last word that is kept: word >> 8 < T just when word <= 256 * T - 1, the very last word from T = 2**24."""
+    return u32((min(max(threshold, 1), LATTICE) << 8) - 1)
 
 
 @_compiled
@@ -237,4 +250,5 @@ def _backward_row(r, i, at, dx, dw, dy, x, w, mask, out, row_key, last):
 
 @_inlined
 def _scale(threshold, dtype):
-    return dtype.type(np.float32(LATTICE) / np.float32(threshold))
+    """What a kept entry is; 0 where T says that none is kept, which no noise says by itself."""
+    return dtype.type(np.float32(LATTICE) / np.float32(threshold)) if threshold > 0 else dtype.type(0)

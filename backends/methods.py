@@ -4,7 +4,8 @@ Shapes: r runs over the rows that have a mask of their own, t over the positions
 and o over outputs. An input of rank 2 has one position a row. x and w are of one floating dtype, float32 or float64.
 """
 
-import importlib.util
+import functools
+import importlib
 import typing
 
 from pernodedrop._types import Namespace, Tensor, Words
@@ -16,9 +17,6 @@ BLOCK_ENTRIES = 2**18
 
 TYPICAL_BATCH = 128
 """Sizes the blocks of a graph that is traced with an unknown batch."""
-
-
-HAS_NUMBA = importlib.util.find_spec("numba") is not None
 
 
 class Rows(typing.NamedTuple):
@@ -105,13 +103,19 @@ def kernel_noise_obstacle(noise: Noise) -> str | None:
     return None if type(noise).from_words is Bernoulli.from_words else "Bernoulli noise"
 
 
+@functools.cache
+def numba_obstacle() -> str | None:
+    """Why numba, which compiles the kernels for CPUs, cannot be used, or None."""
+    try:
+        importlib.import_module("numba")
+    except ImportError as error:
+        return f"numba (pip install 'pernodedrop[fast]'; here: {error})"
+    return None
+
+
 def cpu_kernel_obstacle(noise: Noise) -> str | None:
     """Why the kernels of cpu_kernels.py cannot multiply by a mask of `noise`, or None."""
-    if obstacle := kernel_noise_obstacle(noise):
-        return obstacle
-    if not HAS_NUMBA:
-        return "numba, which is not installed (pip install 'pernodedrop[fast]')"
-    return None
+    return kernel_noise_obstacle(noise) or numba_obstacle()
 
 
 REDRAW = (
@@ -121,4 +125,4 @@ REDRAW = (
 )
 """The message of `refuse_redraw`."""
 
-NOT_TWICE = 'The recomputed product can be differentiated once. For a second time use method="materialized".'
+NOT_TWICE = 'A mask that is made again can be differentiated once. For a second time use method="materialized".'

@@ -63,9 +63,20 @@ def word(n):
 
 def as_word(n):
     if isinstance(n, int):
-        return torch.tensor([word(n & 0xFFFFFFFF)], dtype=torch.int32)
+        return _int_word(n & 0xFFFFFFFF)
     n = torch.atleast_1d(torch.as_tensor(n))
     return n.view(torch.int32) if n.dtype == torch.uint32 else n.to(torch.int32)
+
+
+@torch.library.custom_op("pernodedrop::int_word", mutates_args=())
+def _int_word(n: int) -> torch.Tensor:
+    # opaque, since inductor computes with the int itself, which does not wrap around at 32 bits
+    return torch.tensor([word(n)], dtype=torch.int32)
+
+
+@_int_word.register_fake
+def _(n):
+    return torch.empty(1, dtype=torch.int32)
 
 
 def arange(n, like):
@@ -225,9 +236,14 @@ def _load_triton_kernels():
 _TRITON_KERNELS = _load_triton_kernels()
 
 
+@torch.compiler.assume_constant_result
+def _numba_obstacle():
+    return methods.numba_obstacle()
+
+
 def kernel_obstacle(x, noise, dtype):
     if x.device.type == "cpu":
-        return methods.cpu_kernel_obstacle(noise)
+        return methods.kernel_noise_obstacle(noise) or _numba_obstacle()
     if x.device.type != "cuda":
         return "a tensor on a CPU or on CUDA"
     if _TRITON_KERNELS is None:
@@ -298,7 +314,7 @@ def _(dy, x, w, threshold, key, rows, in_, out):
 
 @_kernel_backward.register_fake
 def _(dy, x, w, threshold, key, rows, in_, out):
-    return torch.empty_like(x), torch.empty_like(w)
+    return x.new_empty(x.shape), w.new_empty(w.shape)
 
 
 def _host(threshold, *words):

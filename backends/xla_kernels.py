@@ -6,7 +6,11 @@ XLA hands a call the address of a frame whose layout is that of its C interface,
 """
 
 import ctypes
+import functools
+import inspect
 import os
+import pathlib
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +19,10 @@ import numpy as np
 from numba import types
 from numba.extending import intrinsic
 
+from pernodedrop import generator, noise
 from pernodedrop.backends import cpu_kernels
 
+_METADATA = 1  # the extension of a call that only asks
 _CALLS = 4 * max(4, os.cpu_count() or 1)  # below a dozen steps XLA takes them one after the other
 
 
@@ -73,11 +79,15 @@ def _words(address, n):
 
 @numba.njit
 def _asks_for_version(frame):
-    """Whether this call only asks for which version of the interface the handler was made: for the one that asks."""
-    if frame[1] == 0:
+    """Whether this call only asks for which version of the interface the handler was made.
+
+    For any of major version 0, in which structures only grow at their ends; no answer makes XLA refuse the handler.
+    """
+    if frame[1] == 0 or _array(frame[1] + 8, 1, types.int32)[0] != _METADATA:
         return False
     metadata, interface = _words(_words(frame[1], 4)[3], 4), _words(frame[2], 5)
-    metadata[3] = interface[4]
+    if _array(frame[2] + 32, 1, types.int32)[0] == 0:
+        metadata[3] = interface[4]
     return True
 
 
@@ -98,53 +108,61 @@ def _coordinates(addresses, rows, inputs, outputs):
     return (*law, _array(addresses[2], 1, types.uint32)[0], time, sample, in_, out)
 
 
-def _forward(address):
-    frame = _words(address, 15)
-    if _asks_for_version(frame):
-        return 0
-    addresses, shapes, results = _operands(frame)
-    start, stop = _array(addresses[0], 2, types.int32)
-    (rows, positions, inputs), outputs = (shapes[1][0], shapes[1][1], shapes[1][2]), shapes[2][1]
-    x = _array(addresses[1], (rows, positions, inputs), types.float32)
-    w = _array(addresses[2], (inputs, outputs), types.float32)
-    threshold, seed, call, time, sample, in_, out = _coordinates(addresses[3:], rows, inputs, outputs)
-    y = _array(results[0], (stop - start, positions, outputs), types.float32)
-    y[:] = 0
-    rows_of = slice(start, stop)
-    cpu_kernels.forward(
-        0, stop - start, y, x[rows_of], w, threshold, seed, call, time[rows_of], sample[rows_of], in_, out
-    )
-    return 0
+def _handlers(sources):
+    """The two handlers; numba keeps them on disk by this file and by `sources`, which stands for what they call."""
 
-
-def _backward(address):
-    frame = _words(address, 15)
-    if _asks_for_version(frame):
+    def forward(address):
+        frame = _words(address, 15)
+        if _asks_for_version(frame) or sources == 0:
+            return 0
+        addresses, shapes, results = _operands(frame)
+        start, stop = _array(addresses[0], 2, types.int32)
+        (rows, positions, inputs), outputs = (shapes[1][0], shapes[1][1], shapes[1][2]), shapes[2][1]
+        x = _array(addresses[1], (rows, positions, inputs), types.float32)
+        w = _array(addresses[2], (inputs, outputs), types.float32)
+        threshold, seed, call, time, sample, in_, out = _coordinates(addresses[3:], rows, inputs, outputs)
+        y = _array(results[0], (stop - start, positions, outputs), types.float32)
+        y[:] = 0
+        cpu_kernels.forward(
+            0, stop - start, y, x[start:stop], w,
+            threshold, seed, call, time[start:stop], sample[start:stop], in_, out,
+        )  # fmt: skip
         return 0
-    addresses, shapes, results = _operands(frame)
-    start, stop = _array(addresses[0], 2, types.int32)
-    (rows, positions, inputs), outputs = (shapes[2][0], shapes[2][1], shapes[2][2]), shapes[3][1]
-    dy = _array(addresses[1], (rows, positions, outputs), types.float32)
-    x = _array(addresses[2], (rows, positions, inputs), types.float32)
-    w = _array(addresses[3], (inputs, outputs), types.float32)
-    threshold, seed, call, time, sample, in_, out = _coordinates(addresses[4:], rows, inputs, outputs)
-    dx = _array(results[0], (rows, positions, stop - start), types.float32)
-    dw = _array(results[1], (stop - start, outputs), types.float32)
-    dw[:] = 0
-    cpu_kernels.backward(
-        0, stop - start, dx, dw, dy, x[:, :, start:stop], w[start:stop],
-        threshold, seed, call, time, sample, in_[start:stop], out,
-    )  # fmt: skip
-    return 0
+
+    def backward(address):
+        frame = _words(address, 15)
+        if _asks_for_version(frame) or sources == 0:
+            return 0
+        addresses, shapes, results = _operands(frame)
+        start, stop = _array(addresses[0], 2, types.int32)
+        (rows, positions, inputs), outputs = (shapes[2][0], shapes[2][1], shapes[2][2]), shapes[3][1]
+        dy = _array(addresses[1], (rows, positions, outputs), types.float32)
+        x = _array(addresses[2], (rows, positions, inputs), types.float32)
+        w = _array(addresses[3], (inputs, outputs), types.float32)
+        threshold, seed, call, time, sample, in_, out = _coordinates(addresses[4:], rows, inputs, outputs)
+        dx = _array(results[0], (rows, positions, stop - start), types.float32)
+        dw = _array(results[1], (stop - start, outputs), types.float32)
+        dw[:] = 0
+        cpu_kernels.backward(
+            0, stop - start, dx, dw, dy, x[:, :, start:stop], w[start:stop],
+            threshold, seed, call, time, sample, in_[start:stop], out,
+        )  # fmt: skip
+        return 0
+
+    return forward, backward
 
 
 def _register():
     capsule = ctypes.pythonapi.PyCapsule_New
     capsule.restype, capsule.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
-    for name, function in (("forward", _forward), ("backward", _backward)):
-        handler = numba.cfunc(types.intp(types.intp), cache=True)(function)
+    files = (inspect.getfile(module) for module in (cpu_kernels, generator, noise))
+    sources = b"".join(pathlib.Path(file).read_bytes() for file in files)
+    decorator = functools.partial(numba.cfunc, types.intp(types.intp))
+    for function in _handlers(1 + zlib.crc32(sources)):
+        handler = cpu_kernels.kept_on_disk(decorator, function)
         handlers.append(handler)
-        jax.ffi.register_ffi_target(f"pernodedrop_{name}", capsule(handler.address, None, None), platform="cpu")
+        target = capsule(handler.address, None, None)
+        jax.ffi.register_ffi_target(f"pernodedrop_{function.__name__}", target, platform="cpu")
 
 
 handlers: list = []  # kept, since their code lives as long as they do

@@ -399,14 +399,14 @@ def test_what_is_asked_first_is_the_ratio_of_two_rows():
     shape = (128, 1024, 64)
     records = table.of_part(plain, (shape, "float32"))
     seconds = {
-        row: records[row, "torch", "eager"]["seconds"] for row in ("by_hand", "bernoulli", "gaussian", "dropout")
+        row: records[row, "torch", "eager"]["seconds"] for row in ("by_hand", "bernoulli", "gaussian", "keras_dropout")
     }
     (_, *names), *lines = table.ratios(plain)
     column = {line[0]: line[1 + names.index("torch")] for line in lines}
     title = "Bernoulli: times faster than the mask in memory, by hand, 128x1024x64 float32"
     assert column[title] == table.number(seconds["by_hand"] / seconds["bernoulli"])
-    title = "Gaussian: multiple of Dropout + Dense, 128x1024x64 float32"
-    assert column[title] == table.number(seconds["gaussian"] / seconds["dropout"])
+    title = "Gaussian: multiple of keras Dropout + Dense, 128x1024x64 float32"
+    assert column[title] == table.number(seconds["gaussian"] / seconds["keras_dropout"])
     assert column["CIFAR-10 step, PerNodeDrop Bernoulli: multiple of Dropout's"] == "2.50"
     assert table.ratios({**plain, "times": [], "memory": [], "networks": []}) == [["", *names]]
 

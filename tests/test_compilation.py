@@ -121,3 +121,16 @@ def test_a_compiled_step_is_made_for_two_sizes_of_a_batch_at_most(method):
     for batch in (128, 128, 100, 37, 128):
         run(torch.ones(batch, 6)).sum().backward()
     assert counters["stats"]["unique_graphs"] <= 2
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # inductor's own
+@pytest.mark.skipif(NAME != "torch", reason="inductor is torch's")
+def test_inductor_makes_the_masks_of_a_key_of_two_ints():
+    """It computes with a Python int itself, which does not wrap around at 32 bits, unless it cannot see it."""
+    import torch
+
+    def mask():
+        return pnd.ops.sample_mask(BERNOULLI, KEY, (2, 3, 4))
+
+    torch._dynamo.reset()
+    assert (torch.compile(mask, fullgraph=True)() == mask()).all()

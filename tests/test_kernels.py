@@ -48,6 +48,19 @@ def test_masks_are_equal_to_the_bit(rate):
         np.testing.assert_array_equal(gradients[1], rows.astype("float32"))
 
 
+@pytest.mark.parametrize(("threshold", "kept"), [(0, 0), (-1, 0), (2**24, 1)])
+def test_a_threshold_of_ones_own_is_taken_as_elsewhere(threshold, kept):
+    """`params` may hold what no `Bernoulli` says: below 1 nothing is kept."""
+    x, w, upstream = operands(*SMALL, "float32")
+    params = {"threshold": tensor(np.int32(threshold))}
+    y, gradients = value_and_gradients(
+        lambda x, w: masked_dense(x, w, BERNOULLI, KEY, params=params, method="kernel"), x, w, upstream=upstream
+    )
+    for got, wanted in zip((y, *gradients), (x @ w, upstream @ w.T, x.T @ upstream), strict=True):
+        if got is not None:
+            np.testing.assert_allclose(got, kept * wanted, rtol=1e-4, atol=1e-5)
+
+
 def test_empty_axes_give_empty_sums():
     for shape in ((0, 4), (3, 0, 4)):
         x, w, upstream = operands(shape, 5, "float32")
@@ -72,7 +85,7 @@ class Uncalibrated(pnd.Bernoulli):
 
 
 def test_without_numba_auto_goes_on_and_kernel_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(methods, "HAS_NUMBA", False)
+    monkeypatch.setattr(methods, "numba_obstacle", lambda: "numba (pip install 'pernodedrop[fast]')")
     x, w, _ = operands((6, 7), 5, "float32")
     wanted = array(masked_dense(tensor(x), tensor(w), BERNOULLI, KEY, method="materialized"))
     np.testing.assert_allclose(array(masked_dense(tensor(x), tensor(w), BERNOULLI, KEY)), wanted, rtol=1e-5, atol=1e-5)
@@ -110,6 +123,9 @@ def test_the_torch_operator_passes_the_checks_of_torch():
     threshold = torch.tensor(BERNOULLI.threshold, dtype=torch.int32)
     arguments = (x.requires_grad_(), w.requires_grad_(), threshold, key, rows, XP.arange(7, x), XP.arange(3, x))
     torch.library.opcheck(torch.ops.pernodedrop.kernel.default, arguments)
+    x, w = (a.detach() for a in arguments[:2])
+    x, w, dy = x.mT.contiguous().mT, w.T.contiguous().T, torch.ones(2, 1, 3)  # strides of a transposed weight
+    torch.library.opcheck(torch.ops.pernodedrop.kernel_backward.default, (dy, x, w, *arguments[2:]))
 
 
 @pytest.mark.skipif(NAME not in ("tensorflow", "jax"), reason="torch exports custom operators, NumPy nothing")

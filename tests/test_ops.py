@@ -334,15 +334,16 @@ def test_masks_may_be_empty_and_rates_at_their_end():
     assert mask_of(pnd.Bernoulli(1 - 2**-24), (1, 1, 1)).tolist() == [[[0.0]]]
 
 
-@pytest.mark.skipif(NAME != "tensorflow", reason="torch and JAX refuse by themselves")
-def test_a_second_derivative_of_the_recomputed_product_is_refused():
+@pytest.mark.skipif(NAME != "tensorflow", reason="torch and JAX refuse what they cannot do by themselves")
+@pytest.mark.parametrize("method", ["recomputed", "kernel"])
+def test_a_second_derivative_of_a_mask_that_is_made_again_is_refused(method):
     """Silence would drop a gradient penalty from a loss."""
     import tensorflow as tf
 
     x, w = tf.ones((2, 3)), tf.Variable(tf.ones((3, 4)))
     with tf.GradientTape() as outer, tf.GradientTape() as inner:
         inner.watch(x)
-        y = masked_dense(x, w, BERNOULLI, KEY, method="recomputed")
+        y = masked_dense(x, w, BERNOULLI, KEY, method=method)
     with outer:
         dx = inner.gradient(y, x)
     with pytest.raises(NotImplementedError, match="materialized"):

@@ -7,8 +7,8 @@ from pernodedrop.bench import limits, matrix
 NOTES = {
     "ratios": "In the usual mode of each backend: JAX jitted, TensorFlow a graph, torch and NumPy eager.",
     "step": "A step is forward and backward, the gradients of x and w; on NumPy, which has none, it is forward only.",
-    "time": "Milliseconds, the median of rounds in which all rows take turns; in brackets the multiple of Dropout + "
-    "Dense in the same rounds.",
+    "time": "Milliseconds, the median of rounds in which all rows take turns; in brackets the multiple of this "
+    "library's Dropout + Dense in the same rounds.",
     "limit": "The limit is the least time in which the machine could read and write the operands once, do the "
     "products, and make the words of the mask once in each pass; rows of one law have one limit. Rows in grey are not "
     "this library's.",
@@ -156,8 +156,7 @@ def share_cell(record, rates):
 RATIOS = (
     ("Bernoulli: times faster than the mask in memory, by hand", "times", "by_hand", "bernoulli"),
     ("Bernoulli: times faster than the mask in memory, materialized", "times", "bernoulli_materialized", "bernoulli"),
-    ("Gaussian: multiple of Dropout + Dense", "times", "gaussian", "dropout"),
-    ("Bernoulli: peak memory, multiple of the mask in memory, by hand", "memory", "bernoulli", "by_hand"),
+    ("Gaussian: multiple of keras Dropout + Dense", "times", "gaussian", "keras_dropout"),
 )
 """What is asked first: title, kind of record, and the rows whose figures are divided."""
 
