@@ -8,6 +8,7 @@ import functools
 import sys
 import types
 
+import numpy as np
 import tensorflow as tf
 from tensorflow import (
     abs,
@@ -117,24 +118,7 @@ def matmul(a, b):
 
 def recomputed(x, w, field, rows, in_, out):
     forward, backward = _compiled(field.noise, tuple(field.params))
-    rest = (*field.params.values(), *field.key, *rows, in_, out)
-
-    @tf.custom_gradient
-    def product(x, w):
-        return forward(*still(x, w, *rest)), lambda dy: gradient(dy, x, w)
-
-    @tf.custom_gradient
-    def gradient(dy, x, w):
-        def refuse(*_):
-            raise NotImplementedError(methods.NOT_TWICE)
-
-        return backward(*still(dy, x, w, *rest)), refuse
-
-    def still(*tensors):
-        # else a tape would also differentiate the block loop, which XLA refuses
-        return [tf.stop_gradient(tensor) for tensor in tensors]
-
-    return product(tf.convert_to_tensor(x), tf.convert_to_tensor(w))
+    return _once_differentiable(forward, backward, x, w, *field.params.values(), *field.key, *rows, in_, out)
 
 
 def kernel_obstacle(x, noise, dtype):
@@ -149,23 +133,51 @@ def kernel(x, w, field, rows, in_, out):
         return recomputed(x, w, field, rows, in_, out)
     from pernodedrop.backends import cpu_kernels
 
-    rest = (field.params["threshold"], *field.key, *rows, in_, out)
+    def forward(x, w, *mask):
+        (y,) = _in_python(lambda *arrays: (cpu_kernels.product(*arrays),), (x, w, *mask), [w.dtype])
+        y.set_shape((*x.shape[:2], w.shape[1]))
+        return y
+
+    def backward(dy, x, w, *mask):
+        dx, dw = _in_python(cpu_kernels.gradients, (dy, x, w, *mask), [x.dtype, w.dtype])
+        dx.set_shape(x.shape)
+        dw.set_shape(w.shape)
+        return dx, dw
+
+    return _once_differentiable(forward, backward, x, w, field.params["threshold"], *field.key, *rows, in_, out)
+
+
+def _in_python(function, tensors, dtypes):
+    """A function of arrays on tensors."""
+    if tf.executing_eagerly():  # numpy_function would hand over copies
+        return [_taken_over(array) for array in function(*map(np.asarray, tensors))]
+    return tf.numpy_function(function, tensors, dtypes, stateful=False)
+
+
+def _taken_over(array):
+    """An array that nobody else has as a tensor; where it does not start on a line of the cache, TensorFlow aborts."""
+    if array.size and array.ctypes.data % 64 == 0:
+        return tf.experimental.dlpack.from_dlpack(array.__dlpack__())
+    return tf.convert_to_tensor(array)
+
+
+def _once_differentiable(forward, backward, x, w, *mask):
+    """forward(x, w, *mask), whose gradients backward(dy, x, w, *mask) gives, and whose second ones are refused."""
 
     @tf.custom_gradient
     def product(x, w):
-        y = tf.numpy_function(cpu_kernels.product, (x, w, *rest), x.dtype, stateful=False)
-        y.set_shape((*x.shape[:2], w.shape[1]))
-        return y, lambda dy: gradient(dy, x, w)
+        return forward(*still(x, w)), lambda dy: gradient(dy, x, w)
 
     @tf.custom_gradient
     def gradient(dy, x, w):
-        dx, dw = tf.numpy_function(cpu_kernels.gradients, (dy, x, w, *rest), (x.dtype, w.dtype), stateful=False)
-        dx.set_shape(x.shape), dw.set_shape(w.shape)
-
         def refuse(*_):
             raise NotImplementedError(methods.NOT_TWICE)
 
-        return (dx, dw), refuse
+        return backward(*still(dy, x, w)), refuse
+
+    def still(*tensors):
+        # else a tape would also differentiate the block loop, which XLA refuses
+        return [tf.stop_gradient(tensor) for tensor in (*tensors, *mask)]
 
     return product(tf.convert_to_tensor(x), tf.convert_to_tensor(w))
 

@@ -13,12 +13,13 @@ MIB = 2**20
 
 
 @pytest.mark.parametrize(
-    ("method", "inputs", "bound"), [("kernel", 4096, 16), ("kernel", 16384, 32), ("recomputed", 16384, 32)]
+    ("method", "inputs", "bound"),
+    [("kernel", 4096, 16), ("kernel", 16384, 24), ("recomputed", 4096, 24), ("recomputed", 16384, 24)],
 )
-def test_peak_of_a_step_is_small_whatever_the_mask(method, inputs, bound):
-    """The mask is 134 MB at 4096 inputs, 537 MB at 16384, of which x is 8.4: a framework may copy it, and w."""
+def test_peak_of_a_step_is_small_whatever_the_input(method, inputs, bound):
+    """The mask is 134 MB at 4096 inputs, 537 MB at 16384."""
     seen = child("peak_memory.py", method, inputs, **MALLOC)
-    assert seen["extra"] < bound * MIB <= seen["mask"] / 8
+    assert seen["extra"] < bound * MIB < seen["mask"]
 
 
 def test_peak_of_a_materialized_step_shows_the_mask():

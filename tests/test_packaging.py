@@ -49,7 +49,7 @@ def test_extras_that_are_advised_exist_and_the_readme_names_all_for_users(pyproj
     extras = set(pyproject["project"]["optional-dependencies"])
     assert {extra for text in texts() for extra in advised(text)} <= extras
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert extras <= {*advised(readme), *re.findall(r"[`\[,](\w+)[`\],]", readme)}
+    assert extras <= {*advised(readme), *re.findall(r"`(\w+)`", readme)}
 
 
 def advised(text):
