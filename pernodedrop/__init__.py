@@ -7,7 +7,7 @@ NumPy, TensorFlow, PyTorch and JAX to the same bits, and never stored unless som
 import importlib
 import types
 
-from pernodedrop import backends, layers, ops
+from pernodedrop import backends, layers, ops, schedules
 from pernodedrop._version import __version__
 from pernodedrop.layers import DropConnect, Dropout, GaussianDropout, PerNodeDense, PerNodeDrop
 from pernodedrop.mask import Mask
@@ -29,6 +29,7 @@ __all__ = [
     "backends",
     "layers",
     "ops",
+    "schedules",
 ]
 
 

@@ -216,6 +216,40 @@ def multiply(
     return xp.astype(restore(y), xp.dtype(x))
 
 
+def multiply_groups(
+    x: Tensor, w: Tensor, field: Field, *, sharing: frozenset[str], samples: Words, xp: Namespace
+) -> Tensor:
+    """Many small products at once, with the masks in memory: those of a depthwise convolution.
+
+    Args:
+        x: (group, batch, [time,] in).
+        w: (group, in, out); the mask's in coordinate is row-major over (group, in).
+        field, sharing, samples, xp: as for `multiply`.
+
+    Returns:
+        A tensor (group, batch, [time,] out), of the dtype of x.
+    """
+    groups, inputs, outputs = w.shape
+    without_time = len(x.shape) == 3
+    x4 = x[:, :, None, :] if without_time else x
+    zero = xp.arange(1, like=x)
+
+    def words(name: str, size: int, given: Words | None = None) -> Words:
+        return zero if name in sharing else xp.arange(size, like=x) if given is None else given
+
+    in_ = xp.reshape(xp.broadcast_to(words("in", groups * inputs), (groups * inputs,)), (groups, 1, 1, inputs, 1))
+    time = zero if without_time else words("time", x.shape[2])
+    sample = words("sample", 0, samples)
+    mask = field.entries(time[:, None, None], sample[:, None, None, None], in_, words("out", outputs), xp)
+    dtype = "float64" if "float64" in (xp.dtype(x), xp.dtype(w)) else "float32"
+    masked = xp.astype(mask, dtype) * xp.astype(w, dtype)[:, None, None]  # (group, batch or 1, time or 1, in, out)
+    if time.shape[0] == 1:
+        y = xp.matmul(xp.astype(x4, dtype), masked[:, :, 0])
+    else:
+        y = xp.matmul(xp.astype(x4, dtype)[:, :, :, None, :], masked)[:, :, :, 0]
+    return xp.astype(y[:, :, 0] if without_time else y, xp.dtype(x))
+
+
 def _rows(
     x: Tensor, sharing: frozenset[str], samples: Words, xp: Namespace
 ) -> tuple[Tensor, methods.Rows, typing.Callable[[Tensor], Tensor]]:

@@ -16,7 +16,7 @@ FOLDER = pathlib.Path(pernodedrop.__file__).parent
 HOUSE = """
     _version _types
     checks generator
-    noise
+    noise schedules
     mask
     backends
     backends.methods
@@ -24,7 +24,8 @@ HOUSE = """
     backends.xla_kernels
     backends.*_ops
     ops
-    layers.contraction layers.noisy
+    layers.contraction layers.convolution layers.noisy
+    layers.inner
     layers.activation_noise layers.weight_noise
     layers.*
     layers

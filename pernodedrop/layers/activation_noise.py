@@ -3,11 +3,14 @@
 import math
 import typing
 
+import keras
+
 from pernodedrop import checks
 from pernodedrop._types import Config, Key, Shape, Tensor
 from pernodedrop.layers.noisy import Noisy, floating, refuse_sample_ids, xp
 from pernodedrop.mask import Mask
 from pernodedrop.noise import Noise
+from pernodedrop.schedules import Schedule
 
 
 class ActivationNoise(Noisy):
@@ -21,11 +24,17 @@ class ActivationNoise(Noisy):
         noise_shape: shape of the mask, broadcast against the input; None entries are the input's sizes, and None is
             the input's shape.
         seed: int, any; None takes one from Python's `random`.
+        schedule: the rate over time; None leaves it where the noise has it.
         **kwargs: those of `keras.layers.Layer`.
     """
 
     def __init__(
-        self, noise: Noise, noise_shape: Shape | None = None, seed: int | None = None, **kwargs: typing.Any
+        self,
+        noise: Noise,
+        noise_shape: Shape | None = None,
+        seed: int | None = None,
+        schedule: Schedule | None = None,
+        **kwargs: typing.Any,
     ) -> None:
         if noise_shape is not None:
             expected = "None or a tuple of sizes and None"
@@ -33,7 +42,7 @@ class ActivationNoise(Noisy):
                 raise TypeError(checks.invalid("noise_shape", expected, noise_shape))
             if not all(size is None or (checks.is_int(size) and size > 0) for size in noise_shape):
                 raise ValueError(checks.invalid("noise_shape", expected, noise_shape))
-        super().__init__(mask=Mask(noise, {"out"}), seed=seed, **kwargs)
+        super().__init__(mask=Mask(noise, {"out"}), seed=seed, schedule=schedule, **kwargs)
         self.noise_shape = None if noise_shape is None else tuple(noise_shape)
         self.supports_masking = True
 
@@ -50,11 +59,16 @@ class ActivationNoise(Noisy):
         if not self.is_noisy(training):
             return inputs
         inputs = floating(inputs)
+        return times(inputs, self.entries(inputs, key, sample_ids))
+
+    def entries(self, inputs: Tensor, key: Key | None, sample_ids: Tensor | None) -> Tensor:
+        """The mask of a call, float32, in a shape that broadcasts against the input's."""
         shape = self._mask_shape(xp.shape(inputs))
-        mask = xp.reshape(self._entries(inputs, shape, key, sample_ids), shape)
-        dtype = xp.dtype(inputs)
-        wide = "float64" if dtype == "float64" else "float32"
-        return xp.astype(xp.astype(inputs, wide) * xp.astype(mask, wide), dtype)
+        return xp.reshape(self._entries(inputs, shape, key, sample_ids), shape)
+
+    def fold(self) -> keras.layers.Layer:
+        """A plain Keras layer that computes what this layer does at inference: the identity."""
+        return keras.layers.Identity(name=self.name)
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         return input_shape
@@ -82,3 +96,10 @@ class ActivationNoise(Noisy):
         if not fits:
             raise ValueError(checks.invalid("noise_shape", f"1, None or the size of {tuple(shape)}", self.noise_shape))
         return tuple(size if own is None else own for own, size in zip(self.noise_shape, shape, strict=True))
+
+
+def times(inputs: Tensor, mask: Tensor) -> Tensor:
+    """The product of an input with a mask, in the dtype of the input, computed in float32 at least."""
+    dtype = xp.dtype(inputs)
+    wide = "float64" if dtype == "float64" else "float32"
+    return xp.astype(xp.astype(inputs, wide) * xp.astype(mask, wide), dtype)

@@ -1,4 +1,4 @@
-"""What a wrapped layer computes, in the rows x in x out form of the mask: the place that knows Keras' layers.
+"""What a Dense or EinsumDense layer computes, in the rows x in x out form of the mask.
 
 A layer that contracts its input with a kernel, adds a bias and applies an activation is described by one equation, such
 as "abc,cd->abd". Its letters play five parts:
@@ -17,7 +17,7 @@ import typing
 import keras
 
 from pernodedrop import checks
-from pernodedrop._types import Tensor
+from pernodedrop._types import Shape, Tensor
 
 
 class Contraction:
@@ -35,39 +35,64 @@ class Contraction:
     def __init__(self, layer: keras.layers.Layer, rank: int) -> None:
         self.equation = _equation(layer, rank)
         terms, self.y = self.equation.split("->")
-        self.x, self.kernel = terms.split(",")
+        self.x, self.kernel_letters = terms.split(",")
         self.batch = self.x[0]
         self._refuse_without_per_sample_form()
-        x, kernel, y = self.x[1:], self.kernel, self.y
+        x, kernel, y = self.x[1:], self.kernel_letters, self.y
         self.time = [c for c in x if c not in kernel]
         self.group = [c for c in kernel if c in x and c in y]
         self.in_ = [c for c in kernel if c in x and c not in y]
         self.out = [c for c in kernel if c not in x]
 
-    def __call__(self, x: Tensor, kernel: Tensor, multiply: typing.Callable[[Tensor, Tensor, int], Tensor]) -> Tensor:
-        """The product, where multiply(x, w, in_offset) does it for x (batch, [time,] in) and w (in, out)."""
+    def __call__(
+        self,
+        x: Tensor,
+        kernels: collections.abc.Sequence[Tensor],
+        multiply: typing.Callable[[Tensor, collections.abc.Sequence[Tensor]], Tensor],
+    ) -> Tensor:
+        """The product of x with kernels of one shape.
+
+        Args:
+            x: the layer's input.
+            kernels: tensors of the kernel's shape.
+            multiply: multiply(x, kernels) does it for x (group, batch, [time,] in) and kernels (group, in, out); it
+                returns (group, batch, [time,] out).
+        """
+        size = self._sizes(x, kernels[0])
+        x = _arrange(x, self.x, [*self.group, self.batch, *self.time, *self.in_])
+        times = [math.prod([size[c] for c in self.time])] if self.time else []
+        kernels = [self.matrices(kernel) for kernel in kernels]
+        groups, inputs, _ = kernels[0].shape
+        x = keras.ops.reshape(x, (groups, size[self.batch], *times, inputs))
+        letters = [*self.group, self.batch, *self.time, *self.out]
+        y = keras.ops.reshape(multiply(x, kernels), [size[c] for c in letters])
+        return _arrange(y, letters, self.y)
+
+    def matrices(self, kernel: Tensor) -> Tensor:
+        """A tensor of the kernel's shape as (group, in, out)."""
+        size = dict(zip(self.kernel_letters, kernel.shape, strict=True))
+        kernel = _arrange(kernel, self.kernel_letters, [*self.group, *self.in_, *self.out])
+        # lists rather than generators, which torch.compile cannot trace into math.prod
+        shape = [math.prod([size[c] for c in part]) for part in (self.group, self.in_, self.out)]
+        return keras.ops.reshape(kernel, shape)
+
+    def kernel(self, matrices: Tensor, shape: Shape) -> Tensor:
+        """A tensor of the kernel's `shape` from (group, in, out)."""
+        letters = [*self.group, *self.in_, *self.out]
+        size = dict(zip(self.kernel_letters, shape, strict=True))
+        return _arrange(keras.ops.reshape(matrices, [size[c] for c in letters]), letters, self.kernel_letters)
+
+    def _sizes(self, x: Tensor, kernel: Tensor) -> dict[str, typing.Any]:
         size = {
             **dict(zip(self.x, keras.ops.shape(x), strict=True)),
-            **dict(zip(self.kernel, kernel.shape, strict=True)),
+            **dict(zip(self.kernel_letters, kernel.shape, strict=True)),
         }
         for letter in [*self.group, *self.in_]:
             axis = self.x.index(letter)
             if x.shape[axis] not in (None, size[letter]):  # None: known to the run only
                 expected = f"{size[letter]} along axis {axis}, as the kernel {tuple(kernel.shape)} has"
                 raise ValueError(checks.invalid("inputs", expected, tuple(x.shape)))
-        # lists rather than generators, which torch.compile cannot trace into math.prod
-        groups, inputs, outputs = [math.prod([size[c] for c in part]) for part in (self.group, self.in_, self.out)]
-
-        x = _arrange(x, self.x, [*self.group, self.batch, *self.time, *self.in_])
-        kernel = _arrange(kernel, self.kernel, [*self.group, *self.in_, *self.out])
-        times = [math.prod([size[c] for c in self.time])] if self.time else []
-        x = keras.ops.reshape(x, (groups, size[self.batch], *times, inputs))
-        kernel = keras.ops.reshape(kernel, (groups, inputs, outputs))
-
-        y = [multiply(x[n], kernel[n], n * inputs) for n in range(groups)]
-        y = y[0] if groups == 1 else keras.ops.stack(y)
-        letters = [*self.group, self.batch, *self.time, *self.out]
-        return _arrange(keras.ops.reshape(y, [size[c] for c in letters]), letters, self.y)
+        return size
 
     def _refuse_without_per_sample_form(self) -> None:
         def refuse(why: str) -> typing.NoReturn:
@@ -76,61 +101,16 @@ class Contraction:
                 "first in x, stands in the output and not in the kernel, and no letter that stands in one term only."
             )
 
-        if self.batch in self.kernel:
+        if self.batch in self.kernel_letters:
             refuse(f"the kernel has the batch letter {self.batch!r}, so a sample has a kernel of its own already")
         if self.batch not in self.y:
             refuse(f"the output sums over the batch letter {self.batch!r}")
-        for term in (self.x, self.kernel, self.y):
+        for term in (self.x, self.kernel_letters, self.y):
             if len(set(term)) < len(term):
                 refuse(f"the term {term!r} repeats a letter")
-        for letter in set(self.x + self.kernel + self.y):
-            if [letter in term for term in (self.x, self.kernel, self.y)].count(True) == 1:
+        for letter in set(self.x + self.kernel_letters + self.y):
+            if [letter in term for term in (self.x, self.kernel_letters, self.y)].count(True) == 1:
                 refuse(f"{letter!r} stands in one term only")
-
-
-def float_kernel(layer: keras.layers.Layer) -> Tensor:
-    """The kernel that the layer multiplies by, in floating point: LoRA added, int8 undone.
-
-    Raises:
-        NotImplementedError: a layer quantized to another mode.
-    """
-    if layer.quantization_mode is None:
-        return keras.ops.convert_to_tensor(layer.kernel)
-    if layer.quantization_mode != "int8":
-        raise NotImplementedError(
-            f"Layer {layer.name!r} is quantized to {layer.quantization_mode!r}; noise on a kernel goes with no "
-            "quantization or with 'int8'. Take the inner layer `.layer` for inference."
-        )
-    # `layer.kernel` would be the raw int8 numbers here
-    scale = keras.ops.cast(layer.kernel_scale, layer.compute_dtype)
-    if isinstance(layer, keras.layers.EinsumDense):
-        scale = layer._adjust_scale_for_dequant(scale)  # puts the axes of the scale where the kernel has them
-    kernel = keras.ops.cast(layer._kernel, layer.compute_dtype) / scale
-    if layer.lora_enabled:
-        low_rank = keras.ops.matmul(layer.lora_kernel_a, layer.lora_kernel_b)
-        kernel = kernel + keras.ops.cast(layer.lora_alpha / layer.lora_rank * low_rank, layer.compute_dtype)
-    return kernel
-
-
-def finish(layer: keras.layers.Layer, y: Tensor) -> Tensor:
-    """What the layer does after its product: bias, activation, and the loss of its activity regularizer."""
-    if layer.bias is not None:
-        y = keras.ops.add(y, layer.bias)
-    if layer.activation is not None:
-        y = layer.activation(y)
-    if layer.activity_regularizer is not None:
-        loss = layer.activity_regularizer(y)
-        layer.add_loss(loss / keras.ops.cast(keras.ops.shape(y)[0], loss.dtype))  # a mean, as Keras has it
-    return y
-
-
-def check_layer(layer: keras.layers.Layer) -> keras.layers.Layer:
-    """Return `layer` if noise can be put on its kernel, or raise."""
-    kinds = (keras.layers.Dense, keras.layers.EinsumDense)
-    kind = next((kind for kind in kinds if isinstance(layer, kind)), None)
-    if kind is None or type(layer).call is not kind.call:
-        raise TypeError(checks.invalid("layer", "a keras.layers.Dense or EinsumDense, whose kernel takes noise", layer))
-    return layer
 
 
 def _equation(layer: keras.layers.Layer, rank: int) -> str:

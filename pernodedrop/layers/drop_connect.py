@@ -4,10 +4,12 @@ import typing
 
 import keras
 
+from pernodedrop import schedules
 from pernodedrop._types import Config, Sharing
 from pernodedrop.layers.weight_noise import WeightNoise
 from pernodedrop.mask import Mask
 from pernodedrop.noise import Bernoulli
+from pernodedrop.schedules import Schedule
 
 
 @keras.saving.register_keras_serializable("pernodedrop")
@@ -18,8 +20,8 @@ class DropConnect(WeightNoise):
     dropped, and inference is the inner layer itself.
 
     Args:
-        layer: the inner layer, a `keras.layers.Dense` or `EinsumDense`.
-        rate: drop rate in [0, 1); 0.5.
+        layer: the inner layer, of one of the kinds that `pernodedrop.PerNodeDrop` takes.
+        rate: drop rate in [0, 1), or a schedule of `pernodedrop.schedules`; 0.5.
         sharing: "sample+time": one mask a batch. "time": one mask a sample, which is binary PerNodeDrop.
         seed, method, **kwargs: as for `pernodedrop.PerNodeDrop`.
 
@@ -40,13 +42,15 @@ class DropConnect(WeightNoise):
     def __init__(
         self,
         layer: keras.layers.Layer,
-        rate: float = 0.5,
+        rate: float | Schedule = 0.5,
         sharing: Sharing = "sample+time",
         seed: int | None = None,
         method: str = "auto",
         **kwargs: typing.Any,
     ) -> None:
-        super().__init__(layer, Mask(Bernoulli(rate), sharing), seed=seed, method=method, **kwargs)
+        start, schedule = schedules.get(rate)
+        mask = Mask(Bernoulli(start), sharing)
+        super().__init__(layer, mask, seed=seed, method=method, schedule=schedule, **kwargs)
 
     def get_config(self) -> Config:
-        return {**super().get_config(), "rate": self.rate, "sharing": sorted(self.mask.sharing)}
+        return {**super().get_config(), "rate": self.rate_config, "sharing": sorted(self.mask.sharing)}

@@ -4,9 +4,11 @@ import typing
 
 import keras
 
+from pernodedrop import schedules
 from pernodedrop._types import Config, Shape
 from pernodedrop.layers.activation_noise import ActivationNoise
 from pernodedrop.noise import Bernoulli
+from pernodedrop.schedules import Schedule
 
 
 @keras.saving.register_keras_serializable("pernodedrop")
@@ -17,7 +19,7 @@ class Dropout(ActivationNoise):
     are those of `PerNodeDrop(..., sharing="out")` at the same key.
 
     Args:
-        rate: drop rate in [0, 1).
+        rate: drop rate in [0, 1), or a schedule of `pernodedrop.schedules`.
         noise_shape: shape of the mask, broadcast against the input, None entries being the input's sizes; None is the
             input's shape.
         seed: int, any; None takes one from Python's `random`.
@@ -44,9 +46,10 @@ class Dropout(ActivationNoise):
     """
 
     def __init__(
-        self, rate: float, noise_shape: Shape | None = None, seed: int | None = None, **kwargs: typing.Any
+        self, rate: float | Schedule, noise_shape: Shape | None = None, seed: int | None = None, **kwargs: typing.Any
     ) -> None:
-        super().__init__(Bernoulli(rate), noise_shape=noise_shape, seed=seed, **kwargs)
+        start, schedule = schedules.get(rate)
+        super().__init__(Bernoulli(start), noise_shape=noise_shape, seed=seed, schedule=schedule, **kwargs)
 
     def get_config(self) -> Config:
-        return {**super().get_config(), "rate": self.rate}
+        return {**super().get_config(), "rate": self.rate_config}

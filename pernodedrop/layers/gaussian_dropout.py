@@ -4,9 +4,11 @@ import typing
 
 import keras
 
+from pernodedrop import schedules
 from pernodedrop._types import Config, Shape
 from pernodedrop.layers.activation_noise import ActivationNoise
 from pernodedrop.noise import Gaussian
+from pernodedrop.schedules import Schedule
 
 
 @keras.saving.register_keras_serializable("pernodedrop")
@@ -16,7 +18,7 @@ class GaussianDropout(ActivationNoise):
     Inference is the identity.
 
     Args:
-        rate: drop rate in [0, 1) of the Dropout with the same variance.
+        rate: drop rate in [0, 1) of the Dropout with the same variance, or a schedule of `pernodedrop.schedules`.
         noise_shape, seed, **kwargs: as for `pernodedrop.Dropout`.
 
     Call arguments, shapes and dtypes: as for `pernodedrop.Dropout`.
@@ -33,9 +35,10 @@ class GaussianDropout(ActivationNoise):
     """
 
     def __init__(
-        self, rate: float, noise_shape: Shape | None = None, seed: int | None = None, **kwargs: typing.Any
+        self, rate: float | Schedule, noise_shape: Shape | None = None, seed: int | None = None, **kwargs: typing.Any
     ) -> None:
-        super().__init__(Gaussian(rate=rate), noise_shape=noise_shape, seed=seed, **kwargs)
+        start, schedule = schedules.get(rate)
+        super().__init__(Gaussian(rate=start), noise_shape=noise_shape, seed=seed, schedule=schedule, **kwargs)
 
     def get_config(self) -> Config:
-        return {**super().get_config(), "rate": self.rate}
+        return {**super().get_config(), "rate": self.rate_config}

@@ -10,6 +10,7 @@ from pernodedrop import backends, checks, generator, ops
 from pernodedrop._types import Config, Key, Tensor, Words
 from pernodedrop.mask import Field, Mask
 from pernodedrop.noise import Noise
+from pernodedrop.schedules import Schedule
 
 xp = backends.get(keras.backend.backend())
 """The ops namespace of the one framework that Keras layers run on in this process."""
@@ -25,23 +26,41 @@ class Noisy(keras.layers.Layer):
     Args:
         mask: which mask, a `pernodedrop.Mask`.
         seed: int, any; None takes one from Python's `random`, which `keras.utils.set_random_seed` seeds.
+        schedule: the rate as a function of the key's call number, instead of those scalars; None has none.
     """
 
-    def __init__(self, mask: Mask, seed: int | None = None, **kwargs: typing.Any) -> None:
+    def __init__(
+        self, mask: Mask, seed: int | None = None, schedule: Schedule | None = None, **kwargs: typing.Any
+    ) -> None:
         if seed is not None and not checks.is_int(seed):
             raise TypeError(checks.invalid("seed", "an int or None", seed))
+        if schedule is not None and mask.regime != "dynamic":
+            raise ValueError(checks.invalid("rate", f"a float with regime={mask.regime!r}", schedule))
         super().__init__(**kwargs)
         self.mask = mask
+        self.schedule = schedule
         self.seed = seed
         first = generator.seed_word(random.getrandbits(32) if seed is None else seed)
         self._key = self._state("key", np.array([first, 0], "uint32").view("int32"))
-        self._numbers = {name: self._state(name, value) for name, value in mask.noise.params().items()}
+        own = mask.noise.params() if schedule is None else {}
+        self._numbers = {name: self._state(name, value) for name, value in own.items()}
+        if schedule is not None:
+            self._shift, rates = schedule.table()
+            rows = [mask.noise.with_rate(rate).params() for rate in rates]
+            self._table = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
     @property
     def noise(self) -> Noise:
         """The noise with its present numbers."""
+        if self.schedule is not None:
+            return self.mask.noise.with_rate(self.schedule(self.updates))
         numbers = {name: keras.ops.convert_to_numpy(variable)[()] for name, variable in self._numbers.items()}
         return self.mask.noise.with_params(numbers)
+
+    @property
+    def updates(self) -> int:
+        """How many keys were drawn: the update number of a schedule."""
+        return int(keras.ops.convert_to_numpy(self._key).view("uint32")[1])
 
     @property
     def rate(self) -> float | None:
@@ -50,8 +69,15 @@ class Noisy(keras.layers.Layer):
 
     @rate.setter
     def rate(self, rate: float) -> None:
+        if self.schedule is not None:
+            raise AttributeError(f"The rate of layer {self.name!r} follows {self.schedule!r} and cannot be set.")
         for name, value in self.noise.with_rate(checks.check_rate(rate)).params().items():
             self._numbers[name].assign(value)
+
+    @property
+    def rate_config(self) -> float | Config | None:
+        """The rate, or the schedule, as `get_config` gives it and `pernodedrop.schedules.get` takes it."""
+        return self.rate if self.schedule is None else keras.saving.serialize_keras_object(self.schedule)
 
     def draw(self) -> Tensor:
         """The next key: an integer tensor of length 2, (seed, call), for `layer(x, training=True, key=key)`.
@@ -88,8 +114,7 @@ class Noisy(keras.layers.Layer):
         """The mask at a key, by default the next one."""
         key = self.draw() if key is None else key
         key = ops.key_words(key, device, xp)
-        numbers = {name: xp.asarray(variable.value) for name, variable in self._numbers.items()}
-        return Field(self.mask.noise, numbers, self.mask.key(key, xp))
+        return Field(self.mask.noise, self._numbers_at(key[1], device), self.mask.key(key, xp))
 
     def samples(self, x: Tensor, sample_ids: Tensor | None) -> Words:
         """The sample coordinates of the rows of x."""
@@ -104,6 +129,16 @@ class Noisy(keras.layers.Layer):
         if self.mask.regime != "fixed":
             words = words + xp.as_word(xp.replica_offset(batch))
         return self.mask.samples(words, xp)
+
+    def _numbers_at(self, call: Words, device: typing.Any) -> dict[str, Tensor]:
+        """The numbers of the noise at a call number, a word tensor (1,)."""
+        if self.schedule is None:
+            return {name: xp.asarray(variable.value) for name, variable in self._numbers.items()}
+        rows = len(next(iter(self._table.values())))
+        row = xp.astype(xp.shift_right(call, self._shift), "int32")
+        # a word from 2**31 may be negative as an int
+        row = keras.ops.where((row < 0) | (row >= rows), rows - 1, row)[0]
+        return {name: keras.ops.take(xp.asarray(table, device=device), row) for name, table in self._table.items()}
 
     def _state(self, name: str, value: np.generic | np.typing.NDArray[np.int32]) -> keras.Variable:
         value = np.asarray(value)

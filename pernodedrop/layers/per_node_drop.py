@@ -5,10 +5,12 @@ import typing
 import keras
 
 from pernodedrop import noise as noises
+from pernodedrop import schedules
 from pernodedrop._types import Config, Sharing
 from pernodedrop.layers.weight_noise import WeightNoise
 from pernodedrop.mask import Mask
 from pernodedrop.noise import Noise
+from pernodedrop.schedules import Schedule
 
 DEFAULT_RATE = 0.5
 
@@ -21,9 +23,12 @@ class PerNodeDrop(WeightNoise):
     dynamic and example regimes are the inner layer itself; the fixed and bank regimes keep their masks.
 
     Args:
-        layer: the inner layer, a `keras.layers.Dense` or `EinsumDense`. An EinsumDense equation needs a batch letter
-            that comes first in x, stands in the output and not in the kernel.
-        rate: drop rate in [0, 1) that goes with a noise given by name; None is 0.5.
+        layer: the inner layer, a `keras.layers.Dense`, `EinsumDense`, `Conv1D`, `Conv2D`, `Conv3D`, `DepthwiseConv1D`
+            or `DepthwiseConv2D`. An EinsumDense equation needs a batch letter that comes first in x, stands in the
+            output and not in the kernel. A sample's convolution has one mask at all positions of its output, and takes
+            the memory of its patches: the input times the size of the kernel.
+        rate: drop rate in [0, 1) that goes with a noise given by name; None is 0.5. Or a schedule of
+            `pernodedrop.schedules`, which also goes with a `pernodedrop.Noise` that has a rate.
         noise: "bernoulli" (the paper's binary), "gaussian", "uniform", or a `pernodedrop.Noise`, which brings its own
             numbers, so that a rate beside it is an error.
         regime: "dynamic": a new mask every training call. "fixed": one mask for the model, the same for all samples,
@@ -63,7 +68,7 @@ class PerNodeDrop(WeightNoise):
     def __init__(
         self,
         layer: keras.layers.Layer,
-        rate: float | None = None,
+        rate: float | Schedule | None = None,
         noise: str | Noise = "bernoulli",
         regime: str = "dynamic",
         sharing: Sharing = None,
@@ -74,12 +79,16 @@ class PerNodeDrop(WeightNoise):
     ) -> None:
         if rate is None and isinstance(noise, str):
             rate = DEFAULT_RATE
-        mask = Mask(noises.get(noise, rate), sharing, regime, bank_size)
-        super().__init__(layer, mask, seed=seed, method=method, **kwargs)
+        start, schedule = (None, None) if rate is None else schedules.get(rate)
+        if schedule is not None and isinstance(noise, Noise):
+            noise, start = noise.with_rate(schedule(0)), None
+        mask = Mask(noises.get(noise, start), sharing, regime, bank_size)
+        super().__init__(layer, mask, seed=seed, method=method, schedule=schedule, **kwargs)
 
     def get_config(self) -> Config:
         return {
             **super().get_config(),
+            "rate": None if self.schedule is None else self.rate_config,
             "noise": keras.saving.serialize_keras_object(self.noise),
             "regime": self.mask.regime,
             "sharing": sorted(self.mask.sharing),
@@ -94,7 +103,7 @@ class PerNodeDrop(WeightNoise):
 
 def PerNodeDense(  # noqa: N802 - it makes a layer, and is named like one
     units: int,
-    rate: float | None = None,
+    rate: float | Schedule | None = None,
     noise: str | Noise = "bernoulli",
     regime: str = "dynamic",
     activation: typing.Any = None,

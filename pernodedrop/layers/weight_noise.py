@@ -1,14 +1,30 @@
 """Weight noise: what the wrappers of a kernel-bearing layer share."""
 
+import collections.abc
 import typing
 
 import keras
 
 from pernodedrop import checks, ops
-from pernodedrop._types import Config, Key, Shape, Tensor
-from pernodedrop.layers.contraction import Contraction, check_layer, finish, float_kernel
+from pernodedrop._types import Config, Key, Shape, Tensor, Words
+from pernodedrop.layers.contraction import Contraction
+from pernodedrop.layers.convolution import Convolution
+from pernodedrop.layers.inner import (
+    CONTRACTIONS,
+    KINDS,
+    check_layer,
+    copy_of,
+    finish,
+    float_kernel,
+    product_of,
+    with_kernel,
+)
 from pernodedrop.layers.noisy import Noisy, floating, xp
-from pernodedrop.mask import Mask
+from pernodedrop.mask import Field, Mask
+from pernodedrop.schedules import Schedule
+
+SMALL_GROUP = 1024
+"""Entries of a group's kernel up to which all groups are multiplied in one go, with their masks in memory."""
 
 
 class WeightNoise(Noisy, keras.layers.Wrapper):
@@ -18,12 +34,15 @@ class WeightNoise(Noisy, keras.layers.Wrapper):
     inner layer that is called. Bias and activation are the inner layer's and have no noise.
 
     Args:
-        layer: the inner layer, a Dense or EinsumDense.
+        layer: the inner layer, of one of `kinds`.
         mask: which mask, a `pernodedrop.Mask`.
         seed: int, any; None takes one from Python's `random`.
         method: as for `pernodedrop.ops.masked_dense`.
+        schedule: the rate over time; None leaves it where the mask has it.
         **kwargs: those of `keras.layers.Layer`. The dtype policy is the inner layer's unless given.
     """
+
+    kinds: typing.ClassVar[tuple[type, ...]] = KINDS
 
     def __init__(
         self,
@@ -31,18 +50,20 @@ class WeightNoise(Noisy, keras.layers.Wrapper):
         mask: Mask,
         seed: int | None = None,
         method: str = "auto",
+        schedule: Schedule | None = None,
         **kwargs: typing.Any,
     ) -> None:
-        check_layer(layer)
+        check_layer(layer, self.kinds)
         self.method = checks.check_choice(method, "method", ops.METHODS)
         if kwargs.get("dtype") is None:
             # the policy of a quantized layer is called "int8_from_float32": the wrapper itself is not quantized
             kwargs["dtype"] = layer.dtype_policy.name.rpartition("_from_")[2]
-        super().__init__(mask=mask, seed=seed, layer=layer, **kwargs)
+        super().__init__(mask=mask, seed=seed, schedule=schedule, layer=layer, **kwargs)
         self.supports_masking = True
 
     def build(self, input_shape: Shape) -> None:
-        Contraction(self.layer, len(input_shape))
+        if isinstance(self.layer, CONTRACTIONS):
+            Contraction(self.layer, len(input_shape))  # refuses an equation without a form for one sample
         super().build(input_shape)
 
     def call(
@@ -55,26 +76,84 @@ class WeightNoise(Noisy, keras.layers.Wrapper):
         if not self.is_noisy(training):
             return self.layer(inputs)
         inputs = floating(inputs)
-        field = self.field(key, xp.device(inputs))
-        samples = self.samples(inputs, sample_ids)
+        return self.noisy(inputs, self.field(key, xp.device(inputs)), self.samples(inputs, sample_ids))
 
-        def multiply(x: Tensor, w: Tensor, in_offset: int) -> Tensor:
-            return ops.multiply(
-                x,
-                w,
-                field,
-                sharing=self.mask.sharing,
-                samples=samples,
-                in_offset=in_offset,
-                method=self.method,
-                xp=xp,
-            )
+    def noisy(self, inputs: Tensor, field: Field, samples: Words) -> Tensor:
+        """What a call with noise gives: the layer with its product replaced by `multiply`."""
+        product = product_of(self.layer, len(inputs.shape))
+        kernels = self.kernels()
+        if self.one_kernel and isinstance(product, Convolution):
+            return with_kernel(self.layer, inputs, self.masked_kernel(product, field))
+        return finish(self.layer, product(inputs, kernels, lambda x, w: self.multiply(x, w, field, samples)))
 
-        contraction = Contraction(self.layer, len(inputs.shape))
-        return finish(self.layer, contraction(inputs, float_kernel(self.layer), multiply))
+    def kernels(self) -> list[Tensor]:
+        """What `multiply` is given, tensors of the kernel's shape."""
+        return [float_kernel(self.layer)]
+
+    def multiply(self, x: Tensor, kernels: collections.abc.Sequence[Tensor], field: Field, samples: Words) -> Tensor:
+        """The noisy product.
+
+        Args:
+            x: (group, batch, [time,] in).
+            kernels: those of `kernels()`, each as (group, in, out).
+            field: the mask at its key; its in coordinate is row-major over (group, in).
+            samples: word tensor (batch,), the sample coordinates.
+
+        Returns:
+            A tensor (group, batch, [time,] out).
+        """
+        (w,) = kernels
+        return self.masked_product(x, w, field, samples)
+
+    def masked_product(self, x: Tensor, w: Tensor, field: Field, samples: Words) -> Tensor:
+        """sum_i x[g, b, t, i] * w[g, i, o] * m[b, t, (g, i), o], in the shapes of `multiply`."""
+        groups, inputs, outputs = w.shape
+        common = {"sharing": self.mask.sharing, "samples": samples, "xp": xp}
+        if groups > 1 and inputs * outputs <= SMALL_GROUP and self.method in ("auto", "materialized"):
+            return ops.multiply_groups(x, w, field, **common)
+
+        def of_group(n: int) -> Tensor:
+            return ops.multiply(x[n], w[n], field, in_offset=n * inputs, method=self.method, **common)
+
+        return of_group(0)[None] if groups == 1 else keras.ops.stack([of_group(n) for n in range(groups)])
+
+    @property
+    def one_kernel(self) -> bool:
+        """Whether all samples and positions of a call have the same mask."""
+        return {"sample", "time"} <= self.mask.sharing
+
+    def masked_kernel(self, product: Contraction | Convolution, field: Field) -> Tensor:
+        """The kernel with its noise, where that is one for all samples and positions."""
+        kernel = float_kernel(self.layer)
+        matrices = product.matrices(kernel)
+        groups, inputs, outputs = matrices.shape
+
+        def words(name: str, size: int) -> Words:
+            return xp.arange(1 if name in self.mask.sharing else size, like=matrices)
+
+        zero = xp.arange(1, like=matrices)
+        mask = field.entries(zero, zero, words("in", groups * inputs)[:, None], words("out", outputs), xp)
+        mask = xp.reshape(xp.broadcast_to(mask, (groups * inputs, outputs)), matrices.shape)
+        masked = xp.astype(xp.astype(matrices, xp.dtype(mask)) * mask, xp.dtype(matrices))
+        return product.kernel(masked, kernel.shape)
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         return self.layer.compute_output_shape(input_shape)
 
     def get_config(self) -> Config:
         return {**super().get_config(), "method": self.method}
+
+    def fold(self) -> keras.layers.Layer:
+        """A plain Keras layer, built, with weights of its own, that computes what this layer does at inference.
+
+        Raises:
+            ValueError: a layer that is not built, or a bank, whose members are no one layer.
+        """
+        if not self.built:
+            raise ValueError(f"Layer {self.name!r} is folded when it is built. Call it, or its model, once.")
+        if self.mask.regime == "bank":
+            raise ValueError(checks.invalid("layer", "a regime with one function at inference, not 'bank'", self))
+        if not self.mask.at_inference:
+            return copy_of(self.layer)
+        product = product_of(self.layer, len(self.layer.get_build_config()["input_shape"]))
+        return copy_of(self.layer, kernel=self.masked_kernel(product, self.field(None, None)))

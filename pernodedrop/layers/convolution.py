@@ -1,0 +1,104 @@
+"""What a convolution computes, in the rows x in x out form of the mask.
+
+A convolution is a product of patches with a kernel, the same at all positions of its output. The mask's coordinates are
+time: positions of the output, row-major. out: channels of the output within a group.
+in: row-major over (group, position in the kernel, channel within the group).
+A depthwise convolution has a group for each channel of its input.
+"""
+
+import collections.abc
+import math
+import typing
+
+import keras
+
+from pernodedrop import checks
+from pernodedrop._types import Shape, Tensor
+
+
+class Convolution:
+    """The product of a convolution.
+
+    Args:
+        layer: a built Conv1D, Conv2D, Conv3D, DepthwiseConv1D or DepthwiseConv2D layer.
+    """
+
+    def __init__(self, layer: keras.layers.Layer) -> None:
+        self.layer = layer
+        self.depthwise = hasattr(layer, "depth_multiplier")
+        self.channels_first = layer.data_format == "channels_first"
+
+    def __call__(
+        self,
+        x: Tensor,
+        kernels: collections.abc.Sequence[Tensor],
+        multiply: typing.Callable[[Tensor, collections.abc.Sequence[Tensor]], Tensor],
+    ) -> Tensor:
+        """The product, as `Contraction.__call__` does it."""
+        if self.channels_first:
+            x = keras.ops.moveaxis(x, 1, -1)
+        if None in x.shape[1:]:
+            raise ValueError(checks.invalid("inputs", "known sizes, but for the batch's", tuple(x.shape)))
+        kernels = [self.matrices(kernel) for kernel in kernels]
+        patches, sizes = self._patches(x)
+        y = multiply(patches, kernels)  # (group, batch, time, out)
+        y = keras.ops.transpose(y, (1, 2, 0, 3))
+        groups, _, outputs = kernels[0].shape
+        y = keras.ops.reshape(y, (keras.ops.shape(x)[0], *sizes, groups * outputs))
+        return keras.ops.moveaxis(y, -1, 1) if self.channels_first else y
+
+    def matrices(self, kernel: Tensor) -> Tensor:
+        """A tensor of the kernel's shape as (group, in, out)."""
+        positions, channels, outputs = math.prod(kernel.shape[:-2]), *kernel.shape[-2:]
+        if self.depthwise:
+            return keras.ops.transpose(keras.ops.reshape(kernel, (positions, channels, outputs)), (1, 0, 2))
+        groups = self.layer.groups
+        kernel = keras.ops.reshape(kernel, (positions * channels, groups, outputs // groups))
+        return keras.ops.transpose(kernel, (1, 0, 2))
+
+    def kernel(self, matrices: Tensor, shape: Shape) -> Tensor:
+        """A tensor of the kernel's `shape` from (group, in, out)."""
+        return keras.ops.reshape(keras.ops.transpose(matrices, (1, 0, 2)), shape)
+
+    def _patches(self, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+        """The patches of x (batch, *space, channel): (group, batch, time, in), and the sizes of the output."""
+        layer = self.layer
+        channels = x.shape[-1]
+        size, stride, dilation = layer.kernel_size, layer.strides, layer.dilation_rate
+        reach = [d * (k - 1) + 1 for k, d in zip(size, dilation, strict=True)]
+        padding = [_padding(layer.padding, *each) for each in zip(x.shape[1:-1], reach, stride, strict=True)]
+        x = keras.ops.pad(x, [(0, 0), *padding, (0, 0)])
+        sizes = tuple((n - r) // s + 1 for n, r, s in zip(x.shape[1:-1], reach, stride, strict=True))
+        if min(sizes) < 1:
+            raise ValueError(checks.invalid("inputs", f"sizes from {tuple(reach)} with padding", tuple(x.shape)))
+
+        def at(place: collections.abc.Iterable[int]) -> Tensor:
+            slices = [
+                slice(p * d, p * d + (n - 1) * s + 1, s)
+                for p, d, n, s in zip(place, dilation, sizes, stride, strict=True)
+            ]
+            return x[(slice(None), *slices)]
+
+        patches = keras.ops.stack([at(place) for place in _places(size)], axis=-2)
+        groups = channels if self.depthwise else layer.groups
+        shape = (keras.ops.shape(x)[0], math.prod(sizes), math.prod(size), groups, channels // groups)
+        patches = keras.ops.transpose(keras.ops.reshape(patches, shape), (3, 0, 1, 2, 4))
+        return keras.ops.reshape(patches, (groups, *shape[:2], shape[2] * shape[4])), sizes
+
+
+def _places(size: collections.abc.Sequence[int]) -> list[tuple[int, ...]]:
+    """The positions of a kernel, row-major."""
+    places: list[tuple[int, ...]] = [()]
+    for n in size:
+        places = [(*place, i) for place in places for i in range(n)]
+    return places
+
+
+def _padding(padding: str, size: int, reach: int, stride: int) -> tuple[int, int]:
+    """Zeros before and after an axis, so that it gives as many outputs as Keras says."""
+    if padding == "valid":
+        return 0, 0
+    if padding == "causal":
+        return reach - 1, 0
+    total = max((math.ceil(size / stride) - 1) * stride + reach - size, 0)
+    return total // 2, total - total // 2

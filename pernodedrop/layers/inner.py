@@ -1,0 +1,132 @@
+"""The inner layer of a wrapper: which kinds take noise, their kernel, and what surrounds their product."""
+
+import typing
+
+import keras
+
+from pernodedrop import checks
+from pernodedrop._types import Tensor
+from pernodedrop.layers.contraction import Contraction
+from pernodedrop.layers.convolution import Convolution
+
+CONTRACTIONS = (keras.layers.Dense, keras.layers.EinsumDense)
+CONVOLUTIONS = (
+    keras.layers.Conv1D,
+    keras.layers.Conv2D,
+    keras.layers.Conv3D,
+    keras.layers.DepthwiseConv1D,
+    keras.layers.DepthwiseConv2D,
+)
+KINDS = CONTRACTIONS + CONVOLUTIONS
+ADVICE = "the projections of attention take it through pernodedrop.NoisyAttention"
+
+
+def check_layer(layer: keras.layers.Layer, kinds: tuple[type, ...] = KINDS) -> keras.layers.Layer:
+    """Return `layer` if noise can be put on its kernel, or raise."""
+    kind = next((kind for kind in kinds if isinstance(layer, kind)), None)
+    if kind is None or type(layer).call is not kind.call:
+        *names, last = [kind.__name__ for kind in kinds]
+        expected = f"a keras.layers.{', '.join(names)} or {last}, whose kernel takes noise ({ADVICE})"
+        raise TypeError(checks.invalid("layer", expected, layer))
+    return layer
+
+
+def product_of(layer: keras.layers.Layer, rank: int) -> Contraction | Convolution:
+    """The product of a layer with its kernel, for an input of `rank`."""
+    return Contraction(layer, rank) if isinstance(layer, CONTRACTIONS) else Convolution(layer)
+
+
+def float_kernel(layer: keras.layers.Layer) -> Tensor:
+    """The kernel that the layer multiplies by, in floating point: LoRA added, int8 undone.
+
+    Raises:
+        NotImplementedError: a layer quantized to another mode.
+    """
+    mode = getattr(layer, "quantization_mode", None)
+    if mode is None:
+        return keras.ops.convert_to_tensor(layer.kernel)
+    if mode != "int8" or not isinstance(layer, CONTRACTIONS):
+        raise NotImplementedError(
+            f"Layer {layer.name!r} is quantized to {mode!r}; noise on a kernel goes with no quantization, or with "
+            "'int8' of a Dense or EinsumDense. Take the inner layer `.layer` for inference."
+        )
+    # `layer.kernel` would be the raw int8 numbers here
+    scale = keras.ops.cast(layer.kernel_scale, layer.compute_dtype)
+    if isinstance(layer, keras.layers.EinsumDense):
+        scale = layer._adjust_scale_for_dequant(scale)  # puts the axes of the scale where the kernel has them
+    kernel = keras.ops.cast(layer._kernel, layer.compute_dtype) / scale
+    if layer.lora_enabled:
+        low_rank = keras.ops.matmul(layer.lora_kernel_a, layer.lora_kernel_b)
+        kernel = kernel + keras.ops.cast(layer.lora_alpha / layer.lora_rank * low_rank, layer.compute_dtype)
+    return kernel
+
+
+def finish(layer: keras.layers.Layer, y: Tensor, bias: Tensor | None = None) -> Tensor:
+    """What the layer does after its product: bias, activation, and the loss of its activity regularizer.
+
+    Args:
+        layer: the inner layer.
+        y: its product, channels where the layer has them.
+        bias: instead of the layer's, of shape (out,) or, one for each sample, (batch, out).
+    """
+    bias = layer.bias if bias is None else bias
+    if bias is not None:
+        y = keras.ops.add(y, _beside(layer, y, bias))
+    if layer.activation is not None:
+        y = layer.activation(y)
+    return with_activity_loss(layer, y)
+
+
+def with_kernel(layer: keras.layers.Layer, inputs: Tensor, kernel: Tensor) -> Tensor:
+    """The layer itself, called with another kernel than its own."""
+    own = view(layer, kernel=kernel, _kernel=kernel, lora_enabled=False, quantization_mode=None)
+    return with_activity_loss(layer, type(layer).call(own, inputs))
+
+
+def view(layer: keras.layers.Layer, **instead: typing.Any) -> keras.layers.Layer:
+    """The layer with other attributes; it shares the rest with the layer, which is left as it is."""
+    own = object.__new__(type(layer))
+    own.__dict__.update(layer.__dict__)  # past Keras' and torch's __setattr__, which would track what is set
+    own.__dict__.update(instead)
+    return own
+
+
+def with_activity_loss(layer: keras.layers.Layer, y: Tensor) -> Tensor:
+    """y, whose activity regularizer's loss the layer takes note of."""
+    if layer.activity_regularizer is not None:
+        loss = layer.activity_regularizer(y)
+        layer.add_loss(loss / keras.ops.cast(keras.ops.shape(y)[0], loss.dtype))  # a mean, as Keras has it
+    return y
+
+
+def copy_of(layer: keras.layers.Layer, kernel: Tensor | None = None) -> keras.layers.Layer:
+    """A built layer of the same kind with equal weights, or with another kernel.
+
+    Raises:
+        NotImplementedError: another kernel for a quantized layer.
+    """
+    config = layer.get_config()
+    if kernel is None:
+        again = type(layer).from_config(config)
+        again.build_from_config(layer.get_build_config())
+        again.set_weights(layer.get_weights())
+        return again
+    if getattr(layer, "quantization_mode", None) is not None:
+        raise NotImplementedError(f"Layer {layer.name!r} is quantized; fold its model before it is quantized.")
+    config.pop("lora_rank", None)  # LoRA is in the kernel that was handed in
+    again = type(layer).from_config(config)
+    again.build_from_config(layer.get_build_config())
+    again.kernel.assign(kernel)
+    if layer.bias is not None:
+        again.bias.assign(layer.bias)
+    return again
+
+
+def _beside(layer: keras.layers.Layer, y: Tensor, bias: Tensor) -> Tensor:
+    """A bias in a shape that is added to y: (out,) or (batch, out), and what axes y has between them."""
+    if isinstance(layer, CONTRACTIONS) and len(bias.shape) != 2:
+        return bias  # an EinsumDense's has its own shape
+    *batch, out = keras.ops.shape(bias)
+    ones = (1,) * (len(y.shape) - 2)
+    first = getattr(layer, "data_format", None) == "channels_first"
+    return keras.ops.reshape(bias, (*(batch or [1]), out, *ones) if first else (*(batch or [1]), *ones, out))

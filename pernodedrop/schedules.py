@@ -1,0 +1,271 @@
+"""Schedules: drop rate as a function of the update number.
+
+Every regularizer takes one for its `rate`. The update number is the call number of the layer's key, the number of
+training calls before this one: it is in the layer's saved state, so a resumed run goes on where it was, and in a
+compiled step, so no callback is needed. A mask stays a function of its key.
+
+>>> import keras, pernodedrop as pnd
+>>> layer = pnd.Dropout(pnd.schedules.Linear(0.0, 0.5, steps=1000), seed=1)
+>>> layer.rate
+0.0
+
+The rate is evaluated on the host, in float64, and held as a table, so that thresholds are equal on every backend. The
+table has an entry for each step up to 4096 steps; for more steps the rate changes every 2, 4, 8 ... steps instead,
+at most 4096 times. From `steps` on it stays what it is there.
+"""
+
+import collections.abc
+import dataclasses
+import math
+import typing
+
+import keras
+
+from pernodedrop import checks
+from pernodedrop._types import Config
+
+TABLE_ROWS = 4096
+LAST_STEP = 2**31  # where the counts of updates end
+
+
+class Schedule:
+    """Base class of schedules: drop rate as a function of the update number.
+
+    A subclass is made a frozen dataclass and registered with Keras under its module and name, as a noise is. It has an
+    int field, or a property, `steps`: from there on the rate stays what it is. It gives `rate_at`.
+
+    >>> import math, pernodedrop as pnd
+    >>> class Cosine(pnd.schedules.Schedule):
+    ...     rate: float
+    ...     steps: int
+    ...     def rate_at(self, step):
+    ...         return self.rate * math.sin(math.pi * step / self.steps / 2) ** 2
+    >>> Cosine(0.5, steps=100)(100)
+    0.5
+    """
+
+    steps: int
+
+    def __init_subclass__(cls, **kwargs: typing.Any) -> None:
+        super().__init_subclass__(**kwargs)
+        dataclasses.dataclass(frozen=True)(cls)
+        keras.saving.register_keras_serializable(package=cls.__module__)(cls)
+
+    def __post_init__(self) -> None:
+        steps = checks.check_count(self.steps, "steps")
+        for step in (0, steps):
+            checks.check_rate(self.rate_at(step), f"rate at step {step} of {type(self).__name__}")
+
+    def rate_at(self, step: int) -> float:
+        """The rate at an update number from 0 to `steps`."""
+        raise NotImplementedError(f"{type(self).__name__} must define `rate_at(step)`")
+
+    def __call__(self, step: int) -> float:
+        """The rate at an update number from 0.
+
+        Raises:
+            TypeError, ValueError: a step that is no int from 0, or a rate outside [0, 1 - 2**-24].
+        """
+        if not checks.is_int(step) or step < 0:
+            raise ValueError(checks.invalid("step", "an int from 0", step))
+        return checks.check_rate(self.rate_at(min(step, self.steps)), f"rate at step {step} of {type(self).__name__}")
+
+    def table(self) -> tuple[int, list[float]]:
+        """How the rate is held: (shift, rates), the rate from step n << shift being rates[n], the last one for good."""
+        shift = max(0, math.ceil(math.log2(self.steps / (TABLE_ROWS - 1))))
+        rows = -(-self.steps >> shift) + 1
+        return shift, [self(row << shift) for row in range(rows)]
+
+    def get_config(self) -> Config:
+        """The fields by name, as `from_config` takes them."""
+        fields = [field.name for field in dataclasses.fields(typing.cast(typing.Any, self)) if field.init]
+        return {name: getattr(self, name) for name in fields}
+
+    @classmethod
+    def from_config(cls, config: Config) -> typing.Self:
+        """The schedule that `get_config` described."""
+        return cls(**config)
+
+
+class Constant(Schedule):
+    """The same rate at all times.
+
+    Args:
+        rate: a float in [0, 1 - 2**-24].
+
+    >>> Constant(0.3)(7)
+    0.3
+    """
+
+    rate: float
+    steps: int = dataclasses.field(default=1, init=False)
+
+    def rate_at(self, step: int) -> float:
+        return self.rate
+
+
+class Linear(Schedule):
+    """From one rate to another in a straight line.
+
+    Args:
+        start, end: rates, floats in [0, 1 - 2**-24].
+        steps: update number at which `end` is reached; it stays there.
+        begin: update number at which `start` is left; 0.
+
+    >>> [Linear(0.0, 0.5, steps=10)(step) for step in (0, 5, 10, 99)]
+    [0.0, 0.25, 0.5, 0.5]
+    """
+
+    start: float
+    end: float
+    steps: int
+    begin: int = 0
+
+    def __post_init__(self) -> None:
+        if not checks.is_int(self.begin) or not 0 <= self.begin < checks.check_count(self.steps, "steps"):
+            raise ValueError(checks.invalid("begin", f"an int from 0 and below steps={self.steps}", self.begin))
+        super().__post_init__()
+
+    def rate_at(self, step: int) -> float:
+        done = max(0, step - self.begin) / (self.steps - self.begin)
+        return self.start * (1 - done) + self.end * done
+
+
+class Annealed(Schedule):
+    """Annealed dropout: rate * max(0, 1 - step / steps) (Rennie, Goel and Thomas, SLT 2014).
+
+    Args:
+        rate: the rate at step 0, a float in [0, 1 - 2**-24].
+        steps: update number at which the rate has come to 0.
+
+    >>> Annealed(0.5, steps=10)(5)
+    0.25
+    """
+
+    rate: float
+    steps: int
+
+    def rate_at(self, step: int) -> float:
+        return self.rate * (1 - step / self.steps)
+
+
+class Curriculum(Schedule):
+    """Curriculum dropout: rate * (1 - exp(-gamma * step)) (Morerio et al., arXiv 1703.06229).
+
+    Args:
+        rate: the rate that is approached, a float in [0, 1 - 2**-24].
+        steps: number of updates of the training; gamma is then 10 / steps, as in the paper. Give one of the two.
+        gamma: a finite float above zero; the authors' code has 1e-3 for MNIST, 1e-4 for double MNIST.
+
+    Raises:
+        TypeError, ValueError: neither or both given, or a number out of range.
+
+    >>> round(Curriculum(0.5, steps=1000)(100), 4)
+    0.3161
+    """
+
+    rate: float
+    steps: int | None = None  # type: ignore[assignment]  # an int once it is made
+    gamma: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.steps is None) == (self.gamma is None):
+            raise ValueError(f"Curriculum takes one of `steps` and `gamma`. Received: {self!r}")
+        if self.gamma is None:
+            object.__setattr__(self, "gamma", 10 / checks.check_count(self.steps, "steps"))
+        else:  # where the rate is its limit, to the threshold's rounding
+            until = math.ceil(25 * math.log(2) / checks.check_positive(self.gamma, "gamma"))
+            object.__setattr__(self, "steps", min(until, LAST_STEP - 1))
+        super().__post_init__()
+
+    def rate_at(self, step: int) -> float:
+        return -self.rate * math.expm1(-typing.cast(float, self.gamma) * step)
+
+    def get_config(self) -> Config:
+        of_steps = self.gamma == 10 / self.steps
+        return {**super().get_config(), "gamma" if of_steps else "steps": None}
+
+
+class Step(Schedule):
+    """A rate that changes at given updates.
+
+    Args:
+        rates: the rates, each a float in [0, 1 - 2**-24], one more than there are boundaries.
+        boundaries: update numbers from 1, rising: rates[n + 1] holds from boundaries[n] on.
+
+    Raises:
+        TypeError, ValueError: boundaries that do not rise, or another number of rates.
+
+    >>> [Step([0.0, 0.5], [10])(step) for step in (9, 10)]
+    [0.0, 0.5]
+    """
+
+    rates: collections.abc.Sequence[float]
+    boundaries: collections.abc.Sequence[int]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rates", tuple(self.rates))
+        object.__setattr__(self, "boundaries", tuple(checks.check_count(n, "boundaries") for n in self.boundaries))
+        if list(self.boundaries) != sorted(set(self.boundaries)) or not self.boundaries:
+            raise ValueError(checks.invalid("boundaries", "update numbers that rise, one at least", self.boundaries))
+        if len(self.rates) != len(self.boundaries) + 1:
+            raise ValueError(checks.invalid("rates", f"{len(self.boundaries) + 1} rates", self.rates))
+        for rate in self.rates:
+            checks.check_rate(rate, "rates")
+        super().__post_init__()
+
+    @property
+    def steps(self) -> int:  # type: ignore[override]  # where the last change is
+        """The last boundary."""
+        return self.boundaries[-1]
+
+    def rate_at(self, step: int) -> float:
+        return self.rates[sum(step >= boundary for boundary in self.boundaries)]
+
+
+class Custom(Schedule):
+    """The rate that a function of yours gives.
+
+    Args:
+        function: function(step), a rate in [0, 1 - 2**-24] for each update number from 0 to `steps`. It is called on
+            the host, when the layer is made. A model that has it is saved if the function is registered:
+            `@keras.saving.register_keras_serializable()`.
+        steps: update number from which the rate stays what it is.
+
+    >>> Custom(lambda step: 0.5 if step % 2 else 0.1, steps=100)(3)
+    0.5
+    """
+
+    function: typing.Callable[[int], float]
+    steps: int
+
+    def __post_init__(self) -> None:
+        if not callable(self.function):
+            raise TypeError(checks.invalid("function", "a function of the update number", self.function))
+        super().__post_init__()
+
+    def rate_at(self, step: int) -> float:
+        return self.function(step)
+
+    def get_config(self) -> Config:
+        return {**super().get_config(), "function": keras.saving.serialize_keras_object(self.function)}
+
+    @classmethod
+    def from_config(cls, config: Config) -> typing.Self:
+        return cls(**{**config, "function": keras.saving.deserialize_keras_object(config["function"])})
+
+
+def get(rate: typing.Any) -> tuple[float, Schedule | None]:
+    """The rate at the start and the schedule, or None, that an argument `rate` means.
+
+    Args:
+        rate: a float, a `Schedule`, or the config of one.
+
+    Raises:
+        TypeError, ValueError: something else.
+    """
+    if isinstance(rate, dict):
+        rate = keras.saving.deserialize_keras_object(rate)
+    if isinstance(rate, Schedule):
+        return rate(0), rate
+    return checks.check_rate(rate), None

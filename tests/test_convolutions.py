@@ -1,0 +1,167 @@
+"""Noise on convolutions, against sums written out position by position."""
+
+import itertools
+import math
+
+import keras
+import numpy as np
+import pytest
+
+import pernodedrop as pnd
+from pernodedrop.layers.convolution import Convolution
+
+BACKEND = keras.backend.backend()
+NOISE = pnd.Bernoulli(0.5)
+
+LAYERS = {
+    "conv1d": (lambda **kw: keras.layers.Conv1D(4, 3, **kw), (2, 9, 3)),
+    "conv1d_causal": (lambda **kw: keras.layers.Conv1D(4, 3, padding="causal", dilation_rate=2, **kw), (2, 9, 3)),
+    "conv2d": (lambda **kw: keras.layers.Conv2D(4, (3, 2), **kw), (2, 6, 5, 3)),
+    "conv2d_same": (lambda **kw: keras.layers.Conv2D(4, 3, padding="same", strides=2, **kw), (2, 6, 5, 3)),
+    "conv2d_dilated": (lambda **kw: keras.layers.Conv2D(4, 3, dilation_rate=2, padding="same", **kw), (2, 6, 7, 3)),
+    "conv2d_groups": (lambda **kw: keras.layers.Conv2D(6, 3, groups=2, **kw), (2, 5, 5, 4)),
+    "conv3d": (lambda **kw: keras.layers.Conv3D(3, 2, **kw), (2, 3, 4, 3, 2)),
+    "depthwise1d": (lambda **kw: keras.layers.DepthwiseConv1D(3, depth_multiplier=2, **kw), (2, 7, 3)),
+    "depthwise2d": (lambda **kw: keras.layers.DepthwiseConv2D(3, strides=2, padding="same", **kw), (2, 5, 6, 4)),
+}
+each_layer = pytest.mark.parametrize(("make", "shape"), LAYERS.values(), ids=LAYERS)
+
+
+def host(tensor):
+    return np.asarray(keras.ops.convert_to_numpy(tensor))
+
+
+def inputs(shape):
+    return np.random.default_rng(0).normal(size=shape).astype("float32")
+
+
+def padded(x, layer):
+    """x with the zeros that Keras documents, and the sizes of the output."""
+    widths, sizes = [(0, 0)], []
+    for n, k, s, d in zip(x.shape[1:-1], layer.kernel_size, layer.strides, layer.dilation_rate, strict=True):
+        reach = (k - 1) * d + 1
+        if layer.padding == "same":
+            size = math.ceil(n / s)
+            total = max((size - 1) * s + reach - n, 0)
+            widths.append((total // 2, total - total // 2))
+        else:
+            widths.append((reach - 1, 0) if layer.padding == "causal" else (0, 0))
+            size = (n + sum(widths[-1]) - reach) // s + 1
+        sizes.append(size)
+    return np.pad(x, [*widths, (0, 0)]), sizes
+
+
+def convolution(x, layer, mask):
+    """The sums themselves: mask (batch, position of the output, in, out), in row-major over (group, place, channel)."""
+    kernel = host(layer.kernel).astype("float64")
+    channels = x.shape[-1]
+    depthwise = hasattr(layer, "depth_multiplier")
+    groups = channels if depthwise else layer.groups
+    x, sizes = padded(x.astype("float64"), layer)
+    places = list(itertools.product(*(range(k) for k in layer.kernel_size)))
+    within = 1 if depthwise else channels // groups
+    outputs = kernel.shape[-1] * (channels if depthwise else 1)
+    y = np.zeros((len(x), *sizes, outputs))
+    for position, at in enumerate(itertools.product(*(range(n) for n in sizes))):
+        for group, (number, place), channel in itertools.product(range(groups), enumerate(places), range(within)):
+            where = [a * s + p * d for a, s, p, d in zip(at, layer.strides, place, layer.dilation_rate, strict=True)]
+            seen = x[(slice(None), *where, group * within + channel)]
+            row = (group * len(places) + number) * within + channel
+            each = outputs // groups
+            for out in range(each):
+                w = kernel[(*place, group, out)] if depthwise else kernel[(*place, channel, group * each + out)]
+                y[(slice(None), *at, group * each + out)] += seen * w * mask[:, position, row, out]
+    return y
+
+
+def mask_of(layer, shape, sharing=None):
+    """The mask at the first key of seed 1, for an input of `shape`."""
+    x = np.zeros(shape, "float32")
+    _, sizes = padded(x, layer)
+    depthwise = hasattr(layer, "depth_multiplier")
+    groups = shape[-1] if depthwise else layer.groups
+    inputs_ = math.prod(layer.kernel_size) * shape[-1]
+    outputs = layer.depth_multiplier if depthwise else layer.filters // groups
+    full = (shape[0], math.prod(sizes), inputs_, outputs)
+    return pnd.ops.sample_mask(NOISE, (1, 0), full, sharing=sharing, backend="numpy")
+
+
+@each_layer
+@pytest.mark.parametrize("sharing", ["time", (), "sample+time", "out", "time+in"], ids=str)
+def test_noisy_convolution_is_the_sum_over_its_mask(make, shape, sharing):
+    inner, x = make(bias_initializer="normal", activation="tanh"), inputs(shape)
+    layer = pnd.PerNodeDrop(inner, noise=NOISE, sharing=sharing, seed=1)
+    layer.build(shape)
+    expected = np.tanh(convolution(x, inner, mask_of(inner, shape, sharing)) + host(inner.bias))
+    y = layer(x, training=True)
+    assert tuple(y.shape) == tuple(layer.compute_output_shape(shape))
+    np.testing.assert_allclose(host(y), expected, atol=2e-5)
+
+
+@each_layer
+def test_inference_is_the_inner_layer_and_so_is_rate_0(make, shape):
+    inner, x = make(), inputs(shape)
+    layer = pnd.PerNodeDrop(inner, rate=0.0, seed=1)
+    np.testing.assert_array_equal(host(layer(x)), host(inner(x)))
+    np.testing.assert_allclose(host(layer(x, training=True)), host(inner(x)), atol=1e-5)
+
+
+@each_layer
+@pytest.mark.parametrize("regime", ["dynamic", "fixed"])
+def test_folded_convolution_computes_the_same_at_inference(make, shape, regime):
+    layer, x = pnd.PerNodeDrop(make(), noise=NOISE, regime=regime, seed=1), inputs(shape)
+    y = host(layer(x))
+    plain = layer.fold()
+    assert type(plain) is type(layer.layer)
+    np.testing.assert_allclose(host(plain(x)), y, atol=1e-6)
+    if regime == "fixed":
+        np.testing.assert_allclose(
+            y, convolution(x, layer.layer, mask_of(layer.layer, shape, "sample+time")), atol=2e-5
+        )
+
+
+@pytest.mark.skipif(BACKEND == "tensorflow", reason="TensorFlow's convolutions on a CPU have their channels last")
+@pytest.mark.parametrize("sharing", ["time", "sample+time"])
+def test_channels_first_is_channels_last_moved(sharing):
+    x = inputs((2, 6, 5, 3))
+    first, last = (
+        pnd.PerNodeDrop(
+            keras.layers.Conv2D(4, 3, data_format=f"channels_{place}"), noise=NOISE, sharing=sharing, seed=1
+        )
+        for place in ("first", "last")
+    )
+    y = host(last(x, training=True))
+    first.build((2, 3, 6, 5))
+    first.layer.set_weights(last.layer.get_weights())
+    moved = host(first(np.moveaxis(x, -1, 1), training=True))
+    np.testing.assert_allclose(np.moveaxis(moved, 1, -1), y, atol=1e-5)
+
+
+@pytest.mark.skipif(BACKEND == "numpy", reason="Keras' NumPy backend has no training")
+@pytest.mark.parametrize("name", ["conv2d_same", "depthwise2d", "conv1d_causal"])
+def test_noisy_convolutions_train_in_fit(name):
+    make, shape = LAYERS[name]
+    x = np.concatenate([inputs(shape)] * 10)
+    model = keras.Sequential([keras.Input(shape[1:]), pnd.PerNodeDrop(make(), 0.2, seed=1), keras.layers.Flatten()])
+    model.compile(keras.optimizers.Adam(0.03), "mse")
+    y = np.zeros((len(x), model.output_shape[-1]))
+    history = model.fit(x, y, batch_size=8, epochs=4, verbose=0)
+    assert history.history["loss"][-1] < history.history["loss"][0]
+
+
+def test_lora_of_a_convolution_has_noise_too():
+    inner, x = keras.layers.Conv2D(4, 3), inputs((2, 5, 5, 3))
+    inner.build(x.shape)
+    inner.enable_lora(2)
+    inner.lora_kernel_b.assign(np.random.default_rng(1).normal(size=inner.lora_kernel_b.shape))
+    layer = pnd.PerNodeDrop(inner, noise=NOISE, seed=1)
+    for sharing in ("time", "sample+time"):
+        layer = pnd.PerNodeDrop(inner, noise=NOISE, sharing=sharing, seed=1)
+        expected = convolution(x, inner, mask_of(inner, x.shape, sharing))
+        np.testing.assert_allclose(host(layer(x, training=True)), expected, atol=2e-5)
+
+
+def test_a_size_that_only_the_run_knows_is_refused():
+    inner = keras.layers.Conv1D(4, 3)
+    with pytest.raises(ValueError, match=r"`inputs`.*known sizes"):
+        Convolution(inner)(keras.KerasTensor((2, None, 3)), [], None)
