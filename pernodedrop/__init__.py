@@ -9,7 +9,7 @@ import types
 
 from pernodedrop import backends, layers, ops, schedules
 from pernodedrop._version import __version__
-from pernodedrop.layers import DropConnect, Dropout, GaussianDropout, PerNodeDense, PerNodeDrop
+from pernodedrop.layers import DropConnect, Dropout, GaussianDropout, NoisyAttention, PerNodeDense, PerNodeDrop
 from pernodedrop.mask import Mask
 from pernodedrop.noise import Bernoulli, Gaussian, Noise, PartialGaussian, Uniform
 
@@ -21,6 +21,7 @@ __all__ = [
     "GaussianDropout",
     "Mask",
     "Noise",
+    "NoisyAttention",
     "PartialGaussian",
     "PerNodeDense",
     "PerNodeDrop",

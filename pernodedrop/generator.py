@@ -74,4 +74,13 @@ def seed_word(seed: int) -> int:
     """The word that stands for a user's seed: itself in [0, 2**32), a digest of its digits otherwise."""
     if 0 <= seed < 2**32:
         return int(seed)
-    return int.from_bytes(hashlib.blake2s(str(int(seed)).encode(), digest_size=4).digest(), "little")
+    return _digest(str(int(seed)))
+
+
+def sibling_seed(seed: int, number: int) -> int:
+    """The seed of one of several layers that have one seed between them."""
+    return _digest(f"{int(seed)}/{number}")
+
+
+def _digest(text: str) -> int:
+    return int.from_bytes(hashlib.blake2s(text.encode(), digest_size=4).digest(), "little")

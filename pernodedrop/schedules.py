@@ -10,8 +10,8 @@ compiled step, so no callback is needed. A mask stays a function of its key.
 0.0
 
 The rate is evaluated on the host, in float64, and held as a table, so that thresholds are equal on every backend. The
-table has an entry for each step up to 4096 steps; for more steps the rate changes every 2, 4, 8 ... steps instead,
-at most 4096 times. From `steps` on it stays what it is there.
+table has an entry for each step up to 4095 steps. For more steps the rate changes every 2, 4, 8 ... steps instead, at
+most 4095 times, and comes to its end at the next multiple of these. There it stays.
 """
 
 import collections.abc

@@ -40,10 +40,16 @@ def public():
     names |= {f"pernodedrop.layers.{name}" for name in set(pnd.layers.__all__) - set(pnd.__all__)}
     names |= {f"pernodedrop.ops.{name}" for name in OPS}
     names |= {f"pernodedrop.backends.{name}" for name in BACKENDS}
+    names |= {f"pernodedrop.schedules.{name}" for name in classes(pnd.schedules)}
     names |= {f"pernodedrop.mask.{name}" for name in OF_MASK}
     names |= {f"pernodedrop.testing.{name}" for name in set(pnd.testing.__all__) - {"claims"}}
     names |= {f"pernodedrop.testing.claims.{name}" for name in pnd.testing.claims.CLAIMS}
     return names
+
+
+def classes(module):
+    """The names of the classes that a module defines."""
+    return {n for n, thing in vars(module).items() if inspect.isclass(thing) and thing.__module__ == module.__name__}
 
 
 def test_the_reference_has_every_public_name_and_no_other():

@@ -3,6 +3,7 @@
 from pernodedrop.layers.drop_connect import DropConnect
 from pernodedrop.layers.dropout import Dropout
 from pernodedrop.layers.gaussian_dropout import GaussianDropout
+from pernodedrop.layers.noisy_attention import NoisyAttention
 from pernodedrop.layers.per_node_drop import PerNodeDense, PerNodeDrop
 
-__all__ = ["DropConnect", "Dropout", "GaussianDropout", "PerNodeDense", "PerNodeDrop"]
+__all__ = ["DropConnect", "Dropout", "GaussianDropout", "NoisyAttention", "PerNodeDense", "PerNodeDrop"]

@@ -18,6 +18,9 @@ CONVOLUTIONS = (
     keras.layers.DepthwiseConv2D,
 )
 KINDS = CONTRACTIONS + CONVOLUTIONS
+TINY = 1e-30
+"""Variances from here down count as 0: quotients by them would leave float32."""
+
 ADVICE = "the projections of attention take it through pernodedrop.NoisyAttention"
 
 
@@ -67,20 +70,44 @@ def finish(layer: keras.layers.Layer, y: Tensor, bias: Tensor | None = None) -> 
     Args:
         layer: the inner layer.
         y: its product, channels where the layer has them.
-        bias: instead of the layer's, of shape (out,) or, one for each sample, (batch, out).
+        bias: instead of the layer's, one for each sample: (batch or 1, *the shape of the layer's).
     """
-    bias = layer.bias if bias is None else bias
+    if bias is None and layer.bias is not None:
+        bias = keras.ops.convert_to_tensor(layer.bias)[None]
     if bias is not None:
-        y = keras.ops.add(y, _beside(layer, y, bias))
+        y = keras.ops.add(y, beside(layer, y, bias))
     if layer.activation is not None:
         y = layer.activation(y)
     return with_activity_loss(layer, y)
 
 
-def with_kernel(layer: keras.layers.Layer, inputs: Tensor, kernel: Tensor) -> Tensor:
-    """The layer itself, called with another kernel than its own."""
-    own = view(layer, kernel=kernel, _kernel=kernel, lora_enabled=False, quantization_mode=None)
-    return with_activity_loss(layer, type(layer).call(own, inputs))
+def with_kernel(
+    layer: keras.layers.Layer, inputs: Tensor, kernel: Tensor, bias: Tensor | None = None
+) -> Tensor:
+    """What the layer would give with another kernel than its own, and with another bias unless that is None."""
+    return finish(layer, product_with(layer, inputs, kernel), bias)
+
+
+def product_with(layer: keras.layers.Layer, inputs: Tensor, kernel: Tensor) -> Tensor:
+    """The product of inputs with a kernel, as the layer itself computes it: no bias, no activation."""
+    without = {"lora_enabled": False, "quantization_mode": None, "bias": None, "use_bias": False, "activation": None}
+    return type(layer).call(view(layer, kernel=kernel, _kernel=kernel, **without), inputs)
+
+
+def moments(layer: keras.layers.Layer, inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """x W and x**2 W**2, in float32 at least.
+
+    They are the mean of a product whose kernel has noise of mean 1 and, times the noise's variance, its variance.
+    """
+    wide = "float64" if keras.backend.standardize_dtype(inputs.dtype) == "float64" else "float32"
+    x, w = (keras.ops.cast(tensor, wide) for tensor in (inputs, float_kernel(layer)))
+    return product_with(layer, x, w), product_with(layer, x * x, w * w)
+
+
+def root(x: Tensor) -> Tensor:
+    """The square root of numbers from 0, with slope 0 instead of infinity where they are 0."""
+    positive = x > TINY
+    return keras.ops.where(positive, keras.ops.sqrt(keras.ops.where(positive, x, 1)), 0)
 
 
 def view(layer: keras.layers.Layer, **instead: typing.Any) -> keras.layers.Layer:
@@ -99,8 +126,10 @@ def with_activity_loss(layer: keras.layers.Layer, y: Tensor) -> Tensor:
     return y
 
 
-def copy_of(layer: keras.layers.Layer, kernel: Tensor | None = None) -> keras.layers.Layer:
-    """A built layer of the same kind with equal weights, or with another kernel.
+def copy_of(
+    layer: keras.layers.Layer, kernel: Tensor | None = None, bias: Tensor | None = None
+) -> keras.layers.Layer:
+    """A built layer of the same kind with equal weights, or with another kernel and, unless that is None, bias.
 
     Raises:
         NotImplementedError: another kernel for a quantized layer.
@@ -118,15 +147,13 @@ def copy_of(layer: keras.layers.Layer, kernel: Tensor | None = None) -> keras.la
     again.build_from_config(layer.get_build_config())
     again.kernel.assign(kernel)
     if layer.bias is not None:
-        again.bias.assign(layer.bias)
+        again.bias.assign(layer.bias if bias is None else bias)
     return again
 
 
-def _beside(layer: keras.layers.Layer, y: Tensor, bias: Tensor) -> Tensor:
-    """A bias in a shape that is added to y: (out,) or (batch, out), and what axes y has between them."""
-    if isinstance(layer, CONTRACTIONS) and len(bias.shape) != 2:
-        return bias  # an EinsumDense's has its own shape
-    *batch, out = keras.ops.shape(bias)
-    ones = (1,) * (len(y.shape) - 2)
+def beside(layer: keras.layers.Layer, y: Tensor, bias: Tensor) -> Tensor:
+    """A bias for each sample in a shape that is added to y."""
+    batch, *own = keras.ops.shape(bias)
+    between = (1,) * (len(y.shape) - len(bias.shape))
     first = getattr(layer, "data_format", None) == "channels_first"
-    return keras.ops.reshape(bias, (*(batch or [1]), out, *ones) if first else (*(batch or [1]), *ones, out))
+    return keras.ops.reshape(bias, (batch, *own, *between) if first else (batch, *between, *own))

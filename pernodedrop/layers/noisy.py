@@ -45,17 +45,22 @@ class Noisy(keras.layers.Layer):
         own = mask.noise.params() if schedule is None else {}
         self._numbers = {name: self._state(name, value) for name, value in own.items()}
         if schedule is not None:
-            self._shift, rates = schedule.table()
-            rows = [mask.noise.with_rate(rate).params() for rate in rates]
+            self._shift, self._rates = schedule.table()
+            rows = [mask.noise.with_rate(rate).params() for rate in self._rates]
             self._table = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
     @property
     def noise(self) -> Noise:
         """The noise with its present numbers."""
         if self.schedule is not None:
-            return self.mask.noise.with_rate(self.schedule(self.updates))
+            return self.mask.noise.with_rate(self._rates[min(self.updates >> self._shift, len(self._rates) - 1)])
         numbers = {name: keras.ops.convert_to_numpy(variable)[()] for name, variable in self._numbers.items()}
         return self.mask.noise.with_params(numbers)
+
+    @property
+    def members(self) -> int | None:
+        """How many fixed functions the layer is at inference, of which `sample_ids` choose; None: it is one."""
+        return self.mask.bank_size
 
     @property
     def updates(self) -> int:
@@ -134,7 +139,7 @@ class Noisy(keras.layers.Layer):
         """The numbers of the noise at a call number, a word tensor (1,)."""
         if self.schedule is None:
             return {name: xp.asarray(variable.value) for name, variable in self._numbers.items()}
-        rows = len(next(iter(self._table.values())))
+        rows = len(self._rates)
         row = xp.astype(xp.shift_right(call, self._shift), "int32")
         # a word from 2**31 may be negative as an int
         row = keras.ops.where((row < 0) | (row >= rows), rows - 1, row)[0]

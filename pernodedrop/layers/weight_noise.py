@@ -7,6 +7,7 @@ import keras
 
 from pernodedrop import checks, ops
 from pernodedrop._types import Config, Key, Shape, Tensor, Words
+from pernodedrop.layers.activation_noise import times
 from pernodedrop.layers.contraction import Contraction
 from pernodedrop.layers.convolution import Convolution
 from pernodedrop.layers.inner import (
@@ -82,9 +83,14 @@ class WeightNoise(Noisy, keras.layers.Wrapper):
         """What a call with noise gives: the layer with its product replaced by `multiply`."""
         product = product_of(self.layer, len(inputs.shape))
         kernels = self.kernels()
+        bias = self.bias(product, field, samples)
         if self.one_kernel and isinstance(product, Convolution):
-            return with_kernel(self.layer, inputs, self.masked_kernel(product, field))
-        return finish(self.layer, product(inputs, kernels, lambda x, w: self.multiply(x, w, field, samples)))
+            return with_kernel(self.layer, inputs, self.masked_kernel(product, field), bias)
+        return finish(self.layer, product(inputs, kernels, lambda x, w: self.multiply(x, w, field, samples)), bias)
+
+    def bias(self, product: Contraction | Convolution, field: Field, samples: Words) -> Tensor | None:
+        """The bias of a call with noise, as `inner.finish` takes it; None is the layer's own."""
+        return None
 
     def kernels(self) -> list[Tensor]:
         """What `multiply` is given, tensors of the kernel's shape."""
@@ -126,6 +132,10 @@ class WeightNoise(Noisy, keras.layers.Wrapper):
         """The kernel with its noise, where that is one for all samples and positions."""
         kernel = float_kernel(self.layer)
         matrices = product.matrices(kernel)
+        return product.kernel(times(matrices, self.one_mask(matrices, field)), kernel.shape)
+
+    def one_mask(self, matrices: Tensor, field: Field) -> Tensor:
+        """That mask, in the shape of `matrices`, (group, in, out)."""
         groups, inputs, outputs = matrices.shape
 
         def words(name: str, size: int) -> Words:
@@ -133,9 +143,7 @@ class WeightNoise(Noisy, keras.layers.Wrapper):
 
         zero = xp.arange(1, like=matrices)
         mask = field.entries(zero, zero, words("in", groups * inputs)[:, None], words("out", outputs), xp)
-        mask = xp.reshape(xp.broadcast_to(mask, (groups * inputs, outputs)), matrices.shape)
-        masked = xp.astype(xp.astype(matrices, xp.dtype(mask)) * mask, xp.dtype(matrices))
-        return product.kernel(masked, kernel.shape)
+        return xp.reshape(xp.broadcast_to(mask, (groups * inputs, outputs)), matrices.shape)
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         return self.layer.compute_output_shape(input_shape)

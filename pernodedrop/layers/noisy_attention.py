@@ -1,0 +1,158 @@
+"""NoisyAttention: weight noise on the projections of attention."""
+
+import collections.abc
+import typing
+
+import keras
+
+from pernodedrop import checks, generator
+from pernodedrop._types import Config, Shape, Tensor
+from pernodedrop.layers.inner import copy_of, view
+from pernodedrop.layers.weight_noise import WeightNoise
+
+PROJECTIONS = ("query", "key", "value", "output")
+OF_LAYER = ("name", "dtype", "trainable")
+
+
+@keras.saving.register_keras_serializable("pernodedrop")
+class NoisyAttention(keras.layers.Wrapper):
+    """Puts weight noise on the projections of a `keras.layers.MultiHeadAttention`.
+
+    Each projection multiplies its input by a kernel, and is wrapped by a weight noise of its own, whose mask is that of
+    a layer with positions: PerNodeDrop's is shared by a sample's positions. What comes between the projections is the
+    inner layer's. At inference the layer is the inner layer (with the masks of a fixed or bank regime).
+
+    Args:
+        layer: the inner layer, a `keras.layers.MultiHeadAttention` or `GroupQueryAttention`, or a subclass.
+        wrapper: the weight noise, a class such as `pernodedrop.PerNodeDrop` or `pernodedrop.DropConnect`.
+        projections: which are wrapped, some of "query", "key", "value", "output"; all.
+        seed: int, any, from which each projection has a seed of its own; None takes them from Python's `random`.
+        **kwargs: arguments of the wrapper, such as `rate=0.1`, the same for all projections; and `name`, `dtype` and
+            `trainable` of this layer. The dtype policy is the inner layer's unless given.
+
+    Call arguments: those of the inner layer, (query, value, key=None, ...); `key` is attention's, not the noise's.
+
+    Input and output shapes, dtypes: the inner layer's.
+
+    Raises:
+        TypeError, ValueError: an argument that is not as described, named in the message.
+
+    Example:
+
+    >>> import keras, numpy as np, pernodedrop as pnd
+    >>> attention = keras.layers.MultiHeadAttention(num_heads=2, key_dim=3)
+    >>> layer = pnd.NoisyAttention(attention, pnd.PerNodeDrop, rate=0.1, seed=1)
+    >>> x = np.ones((2, 5, 4), "float32")
+    >>> layer(x, x, training=True).shape == (2, 5, 4)
+    True
+    """
+
+    def __init__(
+        self,
+        layer: keras.layers.Layer,
+        wrapper: type[WeightNoise],
+        projections: collections.abc.Sequence[str] = PROJECTIONS,
+        seed: int | None = None,
+        **kwargs: typing.Any,
+    ) -> None:
+        if not isinstance(layer, keras.layers.MultiHeadAttention | keras.layers.GroupQueryAttention):
+            expected = "a keras.layers.MultiHeadAttention or GroupQueryAttention"
+            raise TypeError(checks.invalid("layer", expected, layer))
+        if not (isinstance(wrapper, type) and issubclass(wrapper, WeightNoise)):
+            expected = "a class of weight noise, such as pernodedrop.PerNodeDrop"
+            raise TypeError(checks.invalid("wrapper", expected, wrapper))
+        if isinstance(projections, str):
+            raise TypeError(checks.invalid("projections", f"a sequence of some of {PROJECTIONS}", projections))
+        if seed is not None and not checks.is_int(seed):
+            raise TypeError(checks.invalid("seed", "an int or None", seed))
+        of_layer = {name: kwargs.pop(name) for name in OF_LAYER if name in kwargs}
+        super().__init__(layer, **{"dtype": layer.dtype_policy, **of_layer})
+        self.wrapper = wrapper
+        self.projections = tuple(checks.check_choice(name, "projections", PROJECTIONS) for name in projections)
+        self.seed = seed
+        self.arguments = kwargs
+        self.supports_masking = True
+        probe = keras.layers.Dense(1)  # the wrapper refuses its arguments here rather than when it is built
+        wrapper(probe, **kwargs)
+
+    def build(self, query_shape: Shape, value_shape: Shape, key_shape: Shape | None = None) -> None:
+        if not self.layer.built:
+            self.layer.build(query_shape, value_shape, key_shape)
+            self.layer.built = True
+        self.wrappers = {name: self._wrapped(name) for name in self.projections}
+
+    def call(
+        self,
+        query: Tensor,
+        value: Tensor,
+        key: Tensor | None = None,
+        query_mask: Tensor | None = None,
+        value_mask: Tensor | None = None,
+        key_mask: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        return_attention_scores: bool = False,
+        training: bool | None = None,
+        use_causal_mask: bool = False,
+    ) -> typing.Any:
+        noisy = view(self.layer, **{_attribute(name): wrapper for name, wrapper in self.wrappers.items()})
+        return type(self.layer).call(
+            noisy,
+            query,
+            value,
+            key=key,
+            query_mask=query_mask,
+            value_mask=value_mask,
+            key_mask=key_mask,
+            attention_mask=attention_mask,
+            return_attention_scores=return_attention_scores,
+            training=training,
+            use_causal_mask=use_causal_mask,
+        )
+
+    def compute_output_shape(self, query_shape: Shape, value_shape: Shape, key_shape: Shape | None = None) -> Shape:
+        return self.layer.compute_output_shape(query_shape, value_shape, key_shape)
+
+    def compute_output_spec(self, query: Tensor, value: Tensor, *args: typing.Any, **kwargs: typing.Any) -> typing.Any:
+        return self.layer.compute_output_spec(query, value, *args, **kwargs)
+
+    def get_config(self) -> Config:
+        return {
+            **super().get_config(),
+            "wrapper": keras.saving.get_registered_name(self.wrapper),
+            "projections": list(self.projections),
+            "seed": self.seed,
+            **{name: keras.saving.serialize_keras_object(value) for name, value in self.arguments.items()},
+        }
+
+    @classmethod
+    def from_config(cls, config: Config, custom_objects: dict[str, typing.Any] | None = None) -> typing.Self:
+        own = {"layer", "wrapper", "projections", "seed", *OF_LAYER}
+        config = {
+            **config,
+            "wrapper": keras.saving.get_registered_object(config["wrapper"], custom_objects),
+            **{
+                name: keras.saving.deserialize_keras_object(value, custom_objects=custom_objects)
+                for name, value in config.items()
+                if name not in own
+            },
+        }
+        return super().from_config(config, custom_objects=custom_objects)
+
+    def fold(self) -> keras.layers.Layer:
+        """A plain attention layer, built, with weights of its own, that computes what this layer does at inference."""
+        plain = copy_of(self.layer)
+        for name, wrapper in self.wrappers.items():
+            getattr(plain, _attribute(name)).set_weights(wrapper.fold().get_weights())
+        return plain
+
+    def _wrapped(self, name: str) -> WeightNoise:
+        projection = getattr(self.layer, _attribute(name))
+        seed = None if self.seed is None else generator.sibling_seed(self.seed, PROJECTIONS.index(name))
+        wrapper = self.wrapper(projection, seed=seed, name=name, **self.arguments)
+        wrapper.build(projection.get_build_config()["input_shape"])
+        return wrapper
+
+
+def _attribute(projection: str) -> str:
+    """Where Keras' attention layers have a projection."""
+    return f"_{projection}_dense"

@@ -1,0 +1,144 @@
+"""Noise on the projections of attention, against attention written out."""
+
+import keras
+import numpy as np
+import pytest
+from scipy import special
+
+import pernodedrop as pnd
+from pernodedrop import generator
+
+BACKEND = keras.backend.backend()
+HEADS, DIM, BATCH, TIME, FEATURES = 2, 3, 4, 5, 6
+
+
+def host(tensor):
+    return np.asarray(keras.ops.convert_to_numpy(tensor))
+
+
+def inputs(*shape):
+    return np.random.default_rng(0).normal(size=shape).astype("float32")
+
+
+def attention(**kwargs):
+    return keras.layers.MultiHeadAttention(HEADS, DIM, bias_initializer="normal", **kwargs)
+
+
+def noisy(**kwargs):
+    return pnd.NoisyAttention(attention(), pnd.PerNodeDrop, **{"rate": 0.5, "seed": 1, **kwargs})
+
+
+def written_out(inner, query, value, masks):
+    """Attention of each sample with its own kernels: masks by projection, (batch, in, out), or 1."""
+
+    def project(name, equation, x):
+        layer = getattr(inner, f"_{name}_dense")
+        kernel = np.broadcast_to(host(layer.kernel), (BATCH, *layer.kernel.shape))
+        mask = np.reshape(masks[name], kernel.shape) if name in masks else 1
+        return np.einsum(equation, x, kernel * mask) + host(layer.bias)
+
+    q = project("query", "btc,bchd->bthd", query)
+    k, v = project("key", "btc,bchd->bthd", value), project("value", "btc,bchd->bthd", value)
+    scores = special.softmax(np.einsum("bthd,bshd->bhts", q, k) / np.sqrt(DIM), axis=-1)
+    return project("output", "bthd,bhdc->btc", np.einsum("bhts,bshd->bthd", scores, v))
+
+
+def mask(number, inputs_, outputs):
+    key = (generator.sibling_seed(1, number), 0)
+    return pnd.ops.sample_mask(pnd.Bernoulli(0.5), key, (BATCH, inputs_, outputs), backend="numpy")
+
+
+MASKS = {
+    "query": lambda: mask(0, FEATURES, HEADS * DIM),
+    "key": lambda: mask(1, FEATURES, HEADS * DIM),
+    "value": lambda: mask(2, FEATURES, HEADS * DIM),
+    "output": lambda: mask(3, HEADS * DIM, FEATURES),
+}
+
+
+@pytest.mark.parametrize("projections", [("query", "key", "value", "output"), ("value", "output")])
+def test_every_sample_has_its_own_projections(projections):
+    layer, query, value = noisy(projections=projections), inputs(BATCH, TIME, FEATURES), inputs(BATCH, 7, FEATURES)
+    y = layer(query, value, training=True)
+    expected = written_out(layer.layer, query, value, {name: MASKS[name]() for name in projections})
+    np.testing.assert_allclose(host(y), expected, atol=1e-5)
+
+
+def test_inference_is_the_inner_layer_scores_and_masks_included():
+    layer, x = noisy(), inputs(BATCH, TIME, FEATURES)
+    where = np.tril(np.ones((TIME, TIME), bool))
+    for kwargs in ({}, {"use_causal_mask": True}, {"attention_mask": where}, {"return_attention_scores": True}):
+        for got, wanted in zip(
+            keras.tree.flatten(layer(x, x, **kwargs)), keras.tree.flatten(layer.layer(x, x, **kwargs)), strict=True
+        ):
+            np.testing.assert_allclose(host(got), host(wanted), atol=1e-6)
+
+
+def test_its_config_and_file_bring_it_back(tmp_path):
+    x = keras.Input((TIME, FEATURES))
+    model = keras.Model(x, noisy(noise=pnd.Gaussian(0.3), rate=None, projections=["query", "output"])(x, x))
+    data = inputs(BATCH, TIME, FEATURES)
+    model(data, training=True)
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    layer = again.layers[-1]
+    first, second = model.layers[-1].get_config(), layer.get_config()
+    assert first.pop("layer")["config"] == second.pop("layer")["config"]
+    assert first == second
+    assert layer.wrappers["query"].noise == pnd.Gaussian(0.3)
+    for training in (False, True, True):
+        np.testing.assert_array_equal(host(again(data, training=training)), host(model(data, training=training)))
+
+
+def test_schedule_reaches_every_projection():
+    layer, x = noisy(rate=pnd.schedules.Step([0.0, 0.5], [1])), inputs(BATCH, TIME, FEATURES)
+    np.testing.assert_allclose(host(layer(x, x, training=True)), host(layer(x, x)), atol=1e-5)
+    assert {wrapper.rate for wrapper in layer.wrappers.values()} == {0.5}
+
+
+@pytest.mark.parametrize("regime", ["dynamic", "fixed"])
+def test_folded_attention_computes_the_same_at_inference(regime):
+    layer, x = noisy(regime=regime), inputs(BATCH, TIME, FEATURES)
+    y = host(layer(x, x))
+    plain = layer.fold()
+    assert type(plain) is keras.layers.MultiHeadAttention
+    np.testing.assert_allclose(host(plain(x, x)), y, atol=1e-6)
+
+
+@pytest.mark.skipif(BACKEND == "numpy", reason="NumPy arrays cannot carry a Keras mask")
+def test_masked_positions_are_not_attended_to():
+    embedding, layer = keras.layers.Embedding(10, FEATURES, mask_zero=True), noisy()
+    long, short = np.array([[1, 2, 0, 0]] * BATCH), np.array([[1, 2]] * BATCH)
+    y, wanted = (layer(x, x, training=True) for x in (embedding(long), embedding(short)))
+    assert host(y._keras_mask).tolist() == [[True, True, False, False]] * BATCH
+    assert wanted.shape == (BATCH, 2, FEATURES)
+    at_rest, wanted = (host(layer(x, x)) for x in (embedding(long), embedding(short)))
+    np.testing.assert_allclose(at_rest[:, :2], wanted, atol=1e-5)
+
+
+@pytest.mark.skipif(BACKEND == "numpy", reason="Keras' NumPy backend has no training")
+@pytest.mark.parametrize("jit_compile", [False, True] if BACKEND == "tensorflow" else [BACKEND == "jax"])
+def test_it_trains_in_fit(jit_compile):
+    x = keras.Input((TIME, FEATURES))
+    model = keras.Model(x, noisy(rate=0.2)(x, x))
+    model.compile(keras.optimizers.Adam(0.03), "mse", jit_compile=jit_compile)
+    data = inputs(20, TIME, FEATURES)
+    history = model.fit(data, 0 * data, batch_size=8, epochs=4, verbose=0)
+    assert history.history["loss"][-1] < history.history["loss"][0]
+    assert {wrapper.updates for wrapper in model.layers[-1].wrappers.values()} == {12}
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: pnd.NoisyAttention(keras.layers.Dense(3), pnd.PerNodeDrop), r"`layer`.*MultiHeadAttention"),
+        (lambda: pnd.NoisyAttention(attention(), pnd.Dropout), r"`wrapper`.*class of weight noise"),
+        (lambda: pnd.NoisyAttention(attention(), pnd.PerNodeDrop, projections=["queri"]), r"did you mean 'query'"),
+        (lambda: pnd.NoisyAttention(attention(), pnd.PerNodeDrop, projections="query"), r"`projections`.*sequence"),
+        (lambda: pnd.NoisyAttention(attention(), pnd.PerNodeDrop, rate=1.0), r"`rate`.*rate=1.0"),
+        (lambda: pnd.NoisyAttention(attention(), pnd.PerNodeDrop, seed="one"), r"`seed`.*seed='one'"),
+    ],
+)
+def test_bad_arguments_are_refused_by_name(make, words):
+    with pytest.raises((TypeError, ValueError), match=words):
+        make()
