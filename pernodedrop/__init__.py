@@ -7,15 +7,37 @@ NumPy, TensorFlow, PyTorch and JAX to the same bits, and never stored unless som
 import importlib
 import types
 
-from pernodedrop import backends, layers, ops, schedules
+from pernodedrop import backends, layers, losses, ops, schedules, uncertainty
 from pernodedrop._version import __version__
-from pernodedrop.layers import DropConnect, Dropout, GaussianDropout, NoisyAttention, PerNodeDense, PerNodeDrop
+from pernodedrop.layers import (
+    DropBlock1D,
+    DropBlock2D,
+    DropBlock3D,
+    DropConnect,
+    Dropout,
+    DropPath,
+    GaussianDropout,
+    NoisyAttention,
+    PerNodeDense,
+    PerNodeDrop,
+    ScheduledDropPath,
+    SpatialDropout1D,
+    SpatialDropout2D,
+    SpatialDropout3D,
+    StochasticDepth,
+    depth_rates,
+)
+from pernodedrop.losses import RDropModel
 from pernodedrop.mask import Mask
 from pernodedrop.noise import Bernoulli, Gaussian, Noise, PartialGaussian, Uniform
 
 __all__ = [
     "Bernoulli",
+    "DropBlock1D",
+    "DropBlock2D",
+    "DropBlock3D",
     "DropConnect",
+    "DropPath",
     "Dropout",
     "Gaussian",
     "GaussianDropout",
@@ -25,12 +47,21 @@ __all__ = [
     "PartialGaussian",
     "PerNodeDense",
     "PerNodeDrop",
+    "RDropModel",
+    "ScheduledDropPath",
+    "SpatialDropout1D",
+    "SpatialDropout2D",
+    "SpatialDropout3D",
+    "StochasticDepth",
     "Uniform",
     "__version__",
     "backends",
+    "depth_rates",
     "layers",
+    "losses",
     "ops",
     "schedules",
+    "uncertainty",
 ]
 
 

@@ -41,6 +41,8 @@ def public():
     names |= {f"pernodedrop.ops.{name}" for name in OPS}
     names |= {f"pernodedrop.backends.{name}" for name in BACKENDS}
     names |= {f"pernodedrop.schedules.{name}" for name in classes(pnd.schedules)}
+    names |= {"pernodedrop.losses.RDrop", "pernodedrop.losses.symmetric_kl"}
+    names |= {f"pernodedrop.uncertainty.{name}" for name in ("predict", "Prediction")}
     names |= {f"pernodedrop.mask.{name}" for name in OF_MASK}
     names |= {f"pernodedrop.testing.{name}" for name in set(pnd.testing.__all__) - {"claims"}}
     names |= {f"pernodedrop.testing.claims.{name}" for name in pnd.testing.claims.CLAIMS}

@@ -29,6 +29,7 @@ HOUSE = """
     layers.activation_noise layers.weight_noise
     layers.*
     layers
+    losses uncertainty
     __init__
     doctor testing testing.*
     bench.matrix
@@ -58,6 +59,7 @@ USERS_OF_FRAMEWORKS = {
     "bench.products": "writes by hand what users of each framework do",
     "bench.steps": "compiles, differentiates and waits as each framework does",
     "demo": "switches the compilation cache of JAX on",
+    "uncertainty": "compiles the passes with jax.jit, which leaves the model its weights",
     "testing.frameworks": "compiles and differentiates on every framework, to test a noise there",
 }
 """Files beside the backends that import frameworks, inside functions, and the reason."""

@@ -81,9 +81,7 @@ def finish(layer: keras.layers.Layer, y: Tensor, bias: Tensor | None = None) -> 
     return with_activity_loss(layer, y)
 
 
-def with_kernel(
-    layer: keras.layers.Layer, inputs: Tensor, kernel: Tensor, bias: Tensor | None = None
-) -> Tensor:
+def with_kernel(layer: keras.layers.Layer, inputs: Tensor, kernel: Tensor, bias: Tensor | None = None) -> Tensor:
     """What the layer would give with another kernel than its own, and with another bias unless that is None."""
     return finish(layer, product_with(layer, inputs, kernel), bias)
 
@@ -99,9 +97,14 @@ def moments(layer: keras.layers.Layer, inputs: Tensor) -> tuple[Tensor, Tensor]:
 
     They are the mean of a product whose kernel has noise of mean 1 and, times the noise's variance, its variance.
     """
-    wide = "float64" if keras.backend.standardize_dtype(inputs.dtype) == "float64" else "float32"
-    x, w = (keras.ops.cast(tensor, wide) for tensor in (inputs, float_kernel(layer)))
+    x, w = wide(inputs), wide(float_kernel(layer))
     return product_with(layer, x, w), product_with(layer, x * x, w * w)
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """A tensor in float32, or in float64 as it is."""
+    is_double = keras.backend.standardize_dtype(tensor.dtype) == "float64"
+    return keras.ops.cast(tensor, "float64" if is_double else "float32")
 
 
 def root(x: Tensor) -> Tensor:
@@ -126,9 +129,7 @@ def with_activity_loss(layer: keras.layers.Layer, y: Tensor) -> Tensor:
     return y
 
 
-def copy_of(
-    layer: keras.layers.Layer, kernel: Tensor | None = None, bias: Tensor | None = None
-) -> keras.layers.Layer:
+def copy_of(layer: keras.layers.Layer, kernel: Tensor | None = None, bias: Tensor | None = None) -> keras.layers.Layer:
     """A built layer of the same kind with equal weights, or with another kernel and, unless that is None, bias.
 
     Raises:

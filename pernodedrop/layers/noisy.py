@@ -145,7 +145,7 @@ class Noisy(keras.layers.Layer):
         row = keras.ops.where((row < 0) | (row >= rows), rows - 1, row)[0]
         return {name: keras.ops.take(xp.asarray(table, device=device), row) for name, table in self._table.items()}
 
-    def _state(self, name: str, value: np.generic | np.typing.NDArray[np.int32]) -> keras.Variable:
+    def _state(self, name: str, value: np.generic | np.typing.NDArray[typing.Any]) -> keras.Variable:
         value = np.asarray(value)
         return self.add_weight(
             name=name,

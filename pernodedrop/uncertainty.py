@@ -1,0 +1,433 @@
+"""MC Dropout: predictions with their uncertainty, from passes that keep the noise (arXiv 1506.02142).
+
+The passes are those of the model as it is at inference, except that its noise layers make noise. Nothing is added to
+the model and nothing of it is changed: while a pass is traced, the `call` of each noise layer is replaced on the layer
+itself by one that trains, and afterwards the layers have their variables back.
+"""
+
+import collections.abc
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import inspect
+import math
+import random
+import typing
+
+import keras
+import numpy as np
+
+from pernodedrop import checks
+from pernodedrop._types import Tensor
+from pernodedrop.layers.noisy import Noisy
+
+SAMPLES = 50
+SUM_TOLERANCE = 1e-2  # how far from 1 the sum of probabilities in half precision can be
+WORD = "int32"
+
+Array: typing.TypeAlias = np.typing.NDArray[np.float64]
+Arguments: typing.TypeAlias = dict[str, typing.Any]
+
+ALWAYS_NOISE = (
+    keras.layers.Dropout,  # SpatialDropout1D, 2D and 3D too
+    keras.layers.GaussianDropout,
+    keras.layers.GaussianNoise,
+    keras.layers.AlphaDropout,
+)
+"""Layers of Keras that are noise."""
+
+NOISE_INSIDE = (
+    keras.layers.Attention,
+    keras.layers.SimpleRNN,
+    keras.layers.SimpleRNNCell,
+    keras.layers.GRU,
+    keras.layers.GRUCell,
+    keras.layers.LSTM,
+    keras.layers.LSTMCell,
+    keras.layers.ConvLSTM1D,
+    keras.layers.ConvLSTM2D,
+    keras.layers.ConvLSTM3D,
+)
+"""Layers of Keras with dropout of their own, which is all that `training` means to them."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Prediction:
+    """What `predict` found: NumPy arrays, in float64. Entropies are in nats.
+
+    With p_s the output of pass s, S passes and H the entropy over the classes, which are the last axis:
+
+    Attributes:
+        mean: (1/S) sum_s p_s, of the shape of the model's output.
+        variance: (1/S) sum_s (p_s - mean)**2, of the same shape.
+        predictive_entropy: H(mean), of that shape without its last axis: the whole uncertainty. This and the next three
+            are None where the outputs are not probabilities.
+        aleatoric: (1/S) sum_s H(p_s), the part that more training data would leave.
+        mutual_information: predictive_entropy - aleatoric, from 0: the epistemic part, what the passes disagree about.
+        variation_ratio: the share of passes whose most probable class is not the one that most passes chose.
+        outputs: all p_s, (S, ...), with `keep=True`; else None.
+        samples: S.
+        seed: the seed, which gives the same prediction again.
+    """
+
+    mean: Array
+    variance: Array
+    predictive_entropy: Array | None
+    aleatoric: Array | None
+    mutual_information: Array | None
+    variation_ratio: Array | None
+    outputs: Array | None
+    samples: int
+    seed: int
+
+
+def predict(
+    model: keras.Model,
+    x: typing.Any,
+    samples: int | None = None,
+    *,
+    batch_size: int = 32,
+    seed: int | None = None,
+    from_logits: bool = False,
+    keep: bool = False,
+    verbose: int = 0,
+) -> Prediction:
+    """Predict with the noise left on, many times, and say how much the passes differ (arXiv 1506.02142).
+
+    Noise layers are found in the model at any depth: those of this library, Keras' dropout and Gaussian noise, also
+    inside attention, and the dropout of Keras' recurrent layers. They behave as in training. All others are in
+    inference: BatchNormalization uses its moving statistics and leaves them as they are. Fixed masks are part of the
+    model and stay. Afterwards the model is as it was, the state of its random numbers included, also after an
+    exception.
+
+    Members: a layer with a number of fixed `members` (regime "bank") is not sampled. Pass s uses its member s modulo
+    their number for all samples, so that the same call averages an ensemble.
+
+    With a layer of this library, the mask of sample n of x in pass s depends on (seed, the layer's place in the model,
+    its call number, s, n), not on `batch_size`, and a mask shared by the samples of a batch is shared by all of x. A
+    schedule is where training left it. Masks of Keras' own layers depend on the batch size and on the backend. In the
+    regime "example" samples have masks of fresh seeds.
+
+    Args:
+        model: a Keras model with one output: functional, Sequential or subclassed. It is compiled once in each call of
+            `predict`, for all passes.
+        x: array (n, ...), or a list or dict of them as the model takes it; NumPy's or the backend's.
+        samples: number of passes. None is the number of members where the model has members and no other noise, so
+            that the mean is that of the ensemble; otherwise 50, or the next multiple of the number of members. (Of
+            layers that differ in it: of the least common multiple.)
+        batch_size: samples in a forward pass; 32. The last batch is filled up, so that all have one shape.
+        seed: int, any; None takes one from Python's `random`. A seed gives the same prediction each time.
+        from_logits: whether outputs are logits. A softmax, or a sigmoid where the last axis has size 1, is applied
+            first, in float64.
+        keep: whether to keep the output of every pass; else memory does not depend on `samples`.
+        verbose: 1 shows a progress bar; 0.
+
+    Returns:
+        A `Prediction`. Outputs are probabilities, and have entropies, if they are non-negative and sum to 1 along the
+        last axis; or if that has size 1, or there is none beside the batch's, and all are in [0, 1]: then they are
+        the probability of the second of two classes.
+
+    Raises:
+        TypeError, ValueError: a model without noise, or with several outputs, or an argument that is not as described.
+
+    Example:
+
+    >>> import keras, numpy as np, pernodedrop as pnd
+    >>> from pernodedrop import uncertainty
+    >>> head = keras.layers.Dense(3, activation="softmax")
+    >>> model = keras.Sequential([keras.Input((8,)), pnd.Dropout(0.5), head])
+    >>> found = uncertainty.predict(model, np.ones((5, 8), "float32"), samples=20, seed=1)
+    >>> found.mean.shape, found.mutual_information.shape
+    ((5, 3), (5,))
+    """
+    if not isinstance(model, keras.Model):
+        raise TypeError(checks.invalid("model", "a keras.Model", model))
+    if seed is not None and not checks.is_int(seed):
+        raise TypeError(checks.invalid("seed", "an int or None", seed))
+    seed = random.getrandbits(32) if seed is None else int(seed)
+    x, size = _arrays(x)
+    batch_size = min(checks.check_count(batch_size, "batch_size"), size)
+    if not all(layer.built for layer in model._flatten_layers()):
+        model(_rows(x, 0, batch_size))
+    passes = _Passes(model, seed, batch_size)
+    samples = passes.default_samples() if samples is None else checks.check_count(samples, "samples")
+    progress = keras.utils.Progbar(samples * math.ceil(size / batch_size), verbose=verbose, unit_name="pass")
+    found = []
+    with _kept(passes.state()) as restore:
+        for start in range(0, size, batch_size):
+            batch = _Statistics(keep)
+            rows = _rows(x, start, batch_size)
+            for sample in range(samples):
+                restore()  # what a layer counts in training does not run on from pass to pass
+                output = _outputs(passes.run(rows, start, sample), batch_size, from_logits)
+                batch.add(output[: size - start])
+                progress.add(1)
+            found.append(batch.result())
+    whole = {name: _joined([part[name] for part in found], axis=int(name == "outputs")) for name in found[0]}
+    return Prediction(**whole, samples=samples, seed=seed)
+
+
+class _Passes:
+    """The noisy passes of a model, compiled once."""
+
+    def __init__(self, model: keras.Model, seed: int, batch_size: int) -> None:
+        self.seed, self.batch_size = seed, batch_size
+        layers = model._flatten_layers()
+        self.noisy = [layer for layer in layers if _is_noise(layer)]
+        self.ensembles = [layer for layer in layers if _members(layer) is not None]
+        if not self.noisy and not self.ensembles:
+            raise ValueError(checks.invalid("model", "a model with noise layers: its passes would all be equal", model))
+        # a call number stays what it is, since a schedule's rate depends on it
+        self.keys = [(layer._key, _host(layer._key)[1]) for layer in self.noisy if isinstance(layer, Noisy)]
+        self.generators = _generators(self.noisy)
+        self.forward = _Forward(model, self.changed)
+
+    def default_samples(self) -> int:
+        """The number of passes that treats all members alike."""
+        members = math.lcm(*(typing.cast(int, _members(layer)) for layer in self.ensembles))
+        return math.ceil(SAMPLES / members) * members if self.noisy else members
+
+    def state(self) -> list[keras.Variable]:
+        """The variables that noise may change."""
+        own = [variable for layer in self.noisy for variable in _own_variables(layer)]
+        return own + [generator.state for generator in self.generators]
+
+    def run(self, x: typing.Any, start: int, sample: int) -> typing.Any:
+        """The outputs of pass `sample` for the batch whose first row is row `start` of the whole."""
+        for index, (key, call) in enumerate(self.keys):
+            key.assign(np.array([_word(self.seed, index, sample), call], WORD))
+        for index, generator in enumerate(self.generators):
+            generator.state.assign([_word(self.seed, index, sample, start), 0])
+        return self.forward.run({"x": x, "start": np.asarray(start, WORD), "sample": np.asarray(sample, WORD)})
+
+    @contextlib.contextmanager
+    def changed(self, data: Arguments) -> collections.abc.Iterator[None]:
+        """Has the layers make noise, and be the members that the pass asks for."""
+
+        def make_noise(layer: keras.layers.Layer, arguments: Arguments, rows: typing.Any) -> None:
+            arguments["training"] = True
+            if _takes_ids(layer) and arguments.get("sample_ids") is None:
+                # the layer's rows are the batch's, or each sample of the batch has been made several of them
+                first = data["start"] * (rows // self.batch_size)
+                arguments["sample_ids"] = first + keras.ops.arange(rows, dtype=WORD)
+
+        def be_member(layer: keras.layers.Layer, arguments: Arguments, rows: typing.Any) -> None:
+            arguments["sample_ids"] = keras.ops.zeros((rows,), WORD) + data["sample"]
+
+        with contextlib.ExitStack() as stack:
+            for layer in self.noisy:
+                stack.enter_context(_changed(layer, make_noise))
+            for layer in self.ensembles:
+                stack.enter_context(_changed(layer, be_member))
+            for generator in self.generators:
+                stack.enter_context(_seeded(generator))
+            yield
+
+
+class _Forward(keras.Model):
+    """A model at inference, compiled, with its layers changed while it is traced."""
+
+    def __init__(self, model: keras.Model, changed: typing.Callable[..., typing.Any]) -> None:
+        super().__init__(name="forward", dtype="float32", autocast=False)  # the model casts its inputs itself
+        self.model, self.changed = model, changed
+        self.built = True  # of nothing but the model, which is
+
+    def call(self, data: Arguments, training: bool = False) -> Tensor:
+        with self.changed(data):
+            return self.model(data["x"])
+
+    def run(self, data: Arguments) -> typing.Any:
+        """The outputs, as NumPy arrays."""
+        if keras.backend.backend() != "jax":
+            return self.predict_on_batch(data)
+        # Keras' own function donates the weights to the step: an interrupted one would leave the model without them
+        weights = [variable.value for variable in self.trainable_variables]
+        others = [variable.value for variable in self.non_trainable_variables]
+        return keras.tree.map_structure(np.asarray, self._jitted(weights, others, data)[0])
+
+    @functools.cached_property
+    def _jitted(self) -> typing.Any:
+        import jax
+
+        return jax.jit(self.stateless_call)
+
+
+class _Statistics:
+    """What the passes of one batch have in sum."""
+
+    def __init__(self, keep: bool) -> None:
+        self.samples = 0
+        self.mean: typing.Any = 0.0
+        self.squares: typing.Any = 0.0  # sum of squared differences from the mean, by Welford's recurrence
+        self.entropies: typing.Any = 0.0  # None where the outputs are not probabilities
+        self.votes: typing.Any = 0.0
+        self.outputs: list[Array] | None = [] if keep else None
+
+    def add(self, y: Array) -> None:
+        """One more pass."""
+        self.samples += 1
+        step = y - self.mean
+        self.mean = self.mean + step / self.samples
+        self.squares = self.squares + step * (y - self.mean)
+        if self.outputs is not None:
+            self.outputs.append(y)
+        p = _classes(y)
+        if self.entropies is None or not ((p >= 0).all() and (abs(p.sum(-1) - 1) <= SUM_TOLERANCE).all()):
+            self.entropies = None
+            return
+        self.entropies = self.entropies + _entropy(p)
+        self.votes = self.votes + (np.arange(p.shape[-1]) == p.argmax(-1)[..., None])
+
+    def result(self) -> dict[str, typing.Any]:
+        """The arrays of a `Prediction`."""
+        outputs = None if self.outputs is None else np.stack(self.outputs)
+        found = {"mean": self.mean, "variance": self.squares / self.samples, "outputs": outputs}
+        names = ("predictive_entropy", "aleatoric", "mutual_information", "variation_ratio")
+        if self.entropies is None:
+            return {**found, **dict.fromkeys(names)}
+        whole, part = _entropy(_classes(self.mean)), self.entropies / self.samples
+        ratio = 1 - self.votes.max(-1) / self.samples
+        return {**found, **dict(zip(names, (whole, part, np.maximum(whole - part, 0), ratio), strict=True))}
+
+
+def _classes(y: Array) -> Array:
+    """Outputs with the classes in the last axis: of one output, the second of two."""
+    if y.ndim > 1 and y.shape[-1] > 1:
+        return y
+    second = y if y.ndim == 1 else y[..., 0]
+    return np.stack([1 - second, second], -1)
+
+
+def _entropy(p: Array) -> Array:
+    return -np.sum(p * np.log(np.where(p > 0, p, 1)), -1)
+
+
+def _outputs(output: typing.Any, rows: int, from_logits: bool) -> Array:
+    """What a pass has returned, as the array whose statistics are taken."""
+    leaves = keras.tree.flatten(output)
+    if len(leaves) != 1:
+        raise ValueError(checks.invalid("model", "a model with one output", [leaf.shape for leaf in leaves]))
+    y = np.asarray(leaves[0]).astype("float64")
+    if y.shape[:1] != (rows,):
+        raise ValueError(checks.invalid("model", f"one output for each of the {rows} samples of a batch", y.shape))
+    if not from_logits:
+        return y
+    if y.ndim == 1 or y.shape[-1] == 1:
+        return np.exp(-np.logaddexp(0, -y))
+    powers = np.exp(y - y.max(-1, keepdims=True))
+    return powers / powers.sum(-1, keepdims=True)
+
+
+def _joined(parts: list[Array | None], axis: int) -> typing.Any:
+    """The arrays of all batches as one; None if one of them has none."""
+    arrays = [part for part in parts if part is not None]
+    return np.concatenate(arrays, axis) if len(arrays) == len(parts) else None
+
+
+def _arrays(x: typing.Any) -> tuple[typing.Any, int]:
+    """`x` with NumPy arrays, and how many samples they have."""
+    leaves = keras.tree.flatten(x)
+    expected = "an array with samples first, or a list or dict of them, of equal lengths from 1"
+    if not all(hasattr(leaf, "shape") for leaf in leaves):
+        raise TypeError(checks.invalid("x", expected, x))
+    sizes = {tuple(leaf.shape)[:1] for leaf in leaves}
+    if len(sizes) != 1 or sizes & {(), (0,)}:
+        raise ValueError(checks.invalid("x", expected, [tuple(leaf.shape) for leaf in leaves]))
+    return keras.tree.map_structure(keras.ops.convert_to_numpy, x), sizes.pop()[0]
+
+
+def _rows(x: typing.Any, start: int, count: int) -> typing.Any:
+    """Rows of `x` from `start`; its last row stands for those that are missing."""
+    return keras.tree.map_structure(lambda leaf: leaf[np.minimum(np.arange(start, start + count), len(leaf) - 1)], x)
+
+
+def _is_noise(layer: keras.layers.Layer) -> bool:
+    if isinstance(layer, Noisy):
+        return _members(layer) is None and layer.mask.regime != "fixed"
+    if isinstance(layer, NOISE_INSIDE):
+        return layer.dropout > 0 or getattr(layer, "recurrent_dropout", 0) > 0
+    return isinstance(layer, ALWAYS_NOISE)
+
+
+def _members(layer: keras.layers.Layer) -> int | None:
+    """The number of members of a layer that is an ensemble."""
+    return layer.members if isinstance(layer, Noisy) else None
+
+
+def _host(variable: keras.Variable) -> typing.Any:
+    return np.array(keras.ops.convert_to_numpy(variable.value))
+
+
+def _takes_ids(layer: keras.layers.Layer) -> bool:
+    """Whether the entries of a layer's mask depend on the sample."""
+    one_sample = (getattr(layer, "noise_shape", None) or (None,))[0] == 1
+    return isinstance(layer, Noisy) and "sample" not in layer.mask.sharing and not one_sample
+
+
+def _own_variables(layer: keras.layers.Layer) -> list[keras.Variable]:
+    """State of a layer that is not trained and is not that of a layer inside it."""
+    inside = {id(variable) for inner in layer._flatten_layers(include_self=False) for variable in inner.variables}
+    return [variable for variable in layer.variables if not variable.trainable and id(variable) not in inside]
+
+
+def _generators(layers: list[keras.layers.Layer]) -> list[keras.random.SeedGenerator]:
+    """The seed generators of Keras' layers, and of the cells inside recurrent ones."""
+    inner = [one for layer in layers if not isinstance(layer, Noisy) for one in layer._flatten_layers()]
+    found = {id(one): one.seed_generator for one in inner if getattr(one, "seed_generator", None) is not None}
+    return list(found.values())
+
+
+@contextlib.contextmanager
+def _seeded(generator: keras.random.SeedGenerator) -> collections.abc.Iterator[None]:
+    """Has torch use a generator that was given no seed; its dropout passes by such ones for a quicker one of torch."""
+    seed, generator._initial_seed = generator._initial_seed, 0
+    try:
+        yield
+    finally:
+        generator._initial_seed = seed
+
+
+def _word(*numbers: int) -> int:
+    """31 bits mixed from integers: sums of seeds and places would give siblings and neighbours the same masks."""
+    digest = hashlib.blake2s(repr(numbers).encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+@contextlib.contextmanager
+def _kept(variables: list[keras.Variable]) -> collections.abc.Iterator[typing.Callable[[], None]]:
+    """Gives variables back their values at the end, and whenever the function that it yields is called."""
+    values = [_host(variable) for variable in variables]
+
+    def restore() -> None:
+        for variable, value in zip(variables, values, strict=True):
+            variable.assign(value)
+
+    try:
+        yield restore
+    finally:
+        restore()
+
+
+@contextlib.contextmanager
+def _changed(
+    layer: keras.layers.Layer, change: typing.Callable[[keras.layers.Layer, Arguments, typing.Any], None]
+) -> collections.abc.Iterator[None]:
+    """Has `change(layer, arguments, rows)` change the arguments of calls of a layer, those that its `call` knows."""
+    call = layer.call
+    signature = inspect.signature(call)
+
+    def changed(*args: typing.Any, **kwargs: typing.Any) -> typing.Any:
+        bound = signature.bind(*args, **kwargs)
+        first = keras.tree.flatten(next(iter(bound.arguments.values())))[0]
+        change(layer, bound.arguments, keras.ops.shape(first)[0])
+        return call(*bound.args, **bound.kwargs)  # an argument of another name is in neither
+
+    before = vars(layer).copy()
+    vars(layer)["call"] = changed  # not by setattr, in which Keras tracks what a layer has
+    try:
+        yield
+    finally:
+        del vars(layer)["call"]
+        if "call" in before:
+            vars(layer)["call"] = before["call"]

@@ -1,0 +1,127 @@
+"""The family under test: every regularizer, made in one way, for the tests that hold for all of them."""
+
+import dataclasses
+import functools
+import math
+import typing
+
+import keras
+import numpy as np
+
+import pernodedrop as pnd
+from pernodedrop.layers.noisy import Noisy
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A regularizer under test.
+
+    Args:
+        make: makes the layer, seed 1; takes keywords of Keras' layers, and `rate` where it is `rated`.
+        shape: of a sample that it takes.
+        rated: whether `make` takes a rate, 0 of which is no noise.
+        takes: its inputs, made of one tensor.
+        folds: whether it is one plain layer at inference.
+        scheduled: whether it has a schedule of its own, instead of the one that a rate may be.
+        random: whether its training calls are.
+        stateful: whether a call depends on those before it, beside the key.
+    """
+
+    make: typing.Callable[..., keras.layers.Layer]
+    shape: tuple[int, ...] = (6,)
+    rated: bool = True
+    takes: typing.Callable[[typing.Any], typing.Any] = lambda x: x
+    folds: bool = True
+    scheduled: bool = False
+    random: bool = True
+    stateful: bool = False
+
+    def inputs(self, batch):
+        """Inputs of one batch, as the layer takes them."""
+        return self.takes(inputs(batch, *self.shape))
+
+    def shape_of(self, batch):
+        """The shape, or shapes, of the inputs of a batch."""
+        return keras.tree.map_structure(lambda tensor: (batch, *tensor.shape[1:]), self.inputs(1))
+
+    def model(self):
+        """The layer in a functional model, between others: (batch, 6) to (batch, 2)."""
+        x = keras.Input((6,))
+        hidden = keras.layers.Reshape(self.shape)(keras.layers.Dense(math.prod(self.shape))(x))
+        y = self.make()(self.takes(hidden))
+        return keras.Model(x, keras.layers.Dense(2)(keras.layers.Flatten()(y)))
+
+
+class Subclassed(keras.Model):
+    """The layer of a case in a subclassed model that gives Keras no output shape."""
+
+    def __init__(self, case):
+        super().__init__()
+        self.case, self.noisy, self.head = case, case.make(), keras.layers.Dense(2)
+        self.flatten = keras.layers.Flatten()
+
+    def call(self, x, training=None):
+        x = keras.ops.tile(x, (1, math.ceil(math.prod(self.case.shape) / 6)))[:, : math.prod(self.case.shape)]
+        x = self.case.takes(keras.ops.reshape(x, (-1, *self.case.shape)))
+        return self.head(self.flatten(self.noisy(x, training=training)))
+
+
+def inputs(*shape):
+    """Normal numbers, the same ones every time."""
+    return np.random.default_rng(0).normal(size=shape).astype("float32")
+
+
+def host(tensor):
+    """A tensor of the backend under test as an array."""
+    return np.asarray(keras.ops.convert_to_numpy(tensor))
+
+
+def noisy_layer(model):
+    """The one noisy layer of a model."""
+    (layer,) = (layer for layer in model.layers if isinstance(layer, Noisy))
+    return layer
+
+
+def wrap(wrapper, inner=keras.layers.Dense, *arguments, **own):
+    """How a wrapper is made around an inner layer, with its own arguments."""
+
+    def make(**kwargs):
+        return wrapper(inner(*(arguments or (5,))), **{"seed": 1, **own, **kwargs})
+
+    return make
+
+
+def between(layer, **own):
+    """How a layer that stands between others is made, with its own arguments."""
+    return lambda rate=0.5, **kwargs: layer(rate, **{"seed": 1, **own, **kwargs})
+
+
+def einsum(*arguments, **kwargs):
+    """An EinsumDense on the last axis."""
+    return keras.layers.EinsumDense("...i,io->...o", *arguments, **kwargs)
+
+
+def pair(x):
+    """A shortcut and a branch."""
+    return [x, 0.5 * x]
+
+
+IMAGE, SERIES = (4, 5, 2), (6, 3)
+FAMILY = {
+    "per_node_drop": Case(wrap(pnd.PerNodeDrop, functools.partial(keras.layers.Dense, activation="tanh"))),
+    "per_node_drop_gaussian": Case(wrap(pnd.PerNodeDrop, noise="gaussian")),
+    "per_node_drop_partial": Case(wrap(pnd.PerNodeDrop, noise=pnd.PartialGaussian(0.4, 0.5)), rated=False),
+    "per_node_drop_fixed": Case(wrap(pnd.PerNodeDrop, regime="fixed")),
+    "per_node_drop_bank": Case(wrap(pnd.PerNodeDrop, regime="bank", bank_size=3), folds=False),
+    "per_node_drop_einsum": Case(wrap(pnd.PerNodeDrop, einsum)),
+    "per_node_drop_conv": Case(wrap(pnd.PerNodeDrop, keras.layers.Conv2D, 3, 2), shape=IMAGE),
+    "per_node_drop_depthwise": Case(wrap(pnd.PerNodeDrop, keras.layers.DepthwiseConv1D, 3), shape=SERIES),
+    "drop_connect": Case(wrap(pnd.DropConnect)),
+    "dropout": Case(between(pnd.Dropout)),
+    "gaussian_dropout": Case(between(pnd.GaussianDropout)),
+    "spatial_dropout_2d": Case(between(pnd.SpatialDropout2D), shape=IMAGE),
+    "drop_block_2d": Case(between(pnd.DropBlock2D, block_size=2), shape=IMAGE),
+    "drop_path": Case(between(pnd.DropPath)),
+    "scheduled_drop_path": Case(between(pnd.ScheduledDropPath, steps=3), scheduled=True),
+    "stochastic_depth": Case(between(pnd.StochasticDepth), takes=pair),
+}

@@ -1,0 +1,183 @@
+"""The contract of every regularizer: one slot, one behaviour. What Keras asks of a layer is in test_layers.py."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+
+import pernodedrop as pnd
+from pernodedrop.layers.noisy import Noisy
+from pernodedrop.testing import claims
+from tests import family_answers
+from tests.family import FAMILY, host
+
+BACKEND = keras.backend.backend()
+every_layer = pytest.mark.parametrize("case", FAMILY.values(), ids=FAMILY)
+rated = {name: case for name, case in FAMILY.items() if case.rated}
+every_rated_layer = pytest.mark.parametrize("case", rated.values(), ids=rated)
+LARGEST = 1 - 2**-24
+
+NOISES = {type(case.make().mask.noise): case.make().mask.noise for case in FAMILY.values()}
+
+
+def flat(outputs):
+    return [host(tensor) for tensor in keras.tree.flatten(outputs)]
+
+
+def test_every_regularizer_is_under_test():
+    tested = {type(case.make()) for case in FAMILY.values()}
+    public = {thing for name in pnd.layers.__all__ if isinstance(thing := getattr(pnd, name), type)}
+    siblings = {
+        "SpatialDropout1D",
+        "SpatialDropout3D",
+        "DropBlock1D",
+        "DropBlock3D",
+    }  # the same class in other dimensions
+    assert {layer.__name__ for layer in public - tested if issubclass(layer, Noisy)} == siblings
+
+
+@every_layer
+def test_inference_has_no_randomness_and_draws_no_key(case):
+    layer, x = case.make(), case.inputs(4)
+    first = flat(layer(x))
+    for again in (layer(x), layer(x, training=False), layer(x, training=None)):
+        np.testing.assert_array_equal(flat(again), first)
+    assert layer.updates == 0
+
+
+@every_rated_layer
+def test_rate_0_is_inference(case):
+    layer, x = case.make(rate=0.0), case.inputs(4)
+    np.testing.assert_allclose(flat(layer(x, training=True)), flat(layer(x)), atol=1e-5)
+
+
+@every_rated_layer
+@pytest.mark.parametrize("rate", [2.0**-24, 0.999, LARGEST])
+def test_extreme_rates_stay_finite(case, rate):
+    layer, x = case.make(rate=rate), case.inputs(4)
+    for training in (True, True, False):
+        assert np.isfinite(flat(layer(x, training=training))).all()
+
+
+@every_rated_layer
+def test_rates_outside_are_refused(case):
+    for rate in (1.0, -0.1, float("nan"), 2):
+        with pytest.raises(ValueError, match="rate"):
+            case.make(rate=rate)
+    with pytest.raises(TypeError, match="rate"):
+        case.make(rate="half")
+
+
+@every_rated_layer
+def test_rate_may_be_a_schedule(case):
+    """It is silent before update 2, and has noise from then on, as far as the layer's law has any."""
+    schedule = pnd.schedules.Step([0.0, 0.5], [2])
+    if case.scheduled or case.make().mask.regime != "dynamic":
+        with pytest.raises((TypeError, ValueError), match="`rate`"):
+            case.make(rate=schedule)
+        return
+    layer = case.make(rate=schedule)
+    x = case.inputs(4)
+    calm = flat(layer(x))
+    for _ in range(2):
+        np.testing.assert_allclose(flat(layer(x, training=True)), calm, atol=1e-5)
+    assert layer.rate == 0.5
+    assert not all(np.allclose(flat(layer(x, training=True)), calm, atol=1e-3) for _ in range(4))
+    again = type(layer).from_config(layer.get_config())
+    assert again.schedule == layer.schedule
+
+
+@every_layer
+def test_equal_seeds_give_equal_calls_and_others_do_not(case):
+    x = case.inputs(4)
+    layers = [case.make(), case.make(), case.make(seed=2)]
+    for layer in layers:
+        layer(x)
+    for layer in layers[1:]:
+        for variable, other in zip(layer.trainable_variables, layers[0].trainable_variables, strict=True):
+            variable.assign(other)
+    first, same, other = ([flat(layer(x, training=True)) for _ in range(4)] for layer in layers)
+    np.testing.assert_array_equal(first, same)
+    assert case.random != np.array_equal(first, other)
+
+
+@every_layer
+def test_a_key_makes_a_call_again(case):
+    layer, x = case.make(), case.inputs(4)
+    layer(x)
+    if case.stateful:
+        pytest.skip("what it does depends on its earlier calls as well")
+    key = layer.draw()
+    first, again = flat(layer(x, training=True, key=key)), flat(layer(x, training=True, key=key))
+    np.testing.assert_array_equal(first, again)
+
+
+@every_layer
+def test_a_keras_mask_passes_through(case):
+    layer = case.make()
+    if layer.supports_masking:
+        wrapped = layer.compute_mask(case.inputs(2), keras.tree.map_structure(lambda x: None, case.inputs(2)))
+        assert wrapped is None
+    else:
+        assert type(layer).__name__ in ("Masksembles",)
+
+
+@pytest.mark.skipif(BACKEND not in ("jax", "tensorflow"), reason="the others compile nothing of themselves")
+@every_layer
+def test_calls_of_one_shape_are_traced_once(case):
+    layer, x, traces = case.make(), case.inputs(4), []
+    layer(x)
+
+    def call(trainable, rest, x):
+        traces.append(1)
+        return layer.stateless_call(trainable, rest, x, training=True)
+
+    if BACKEND == "jax":
+        import jax
+
+        compiled = jax.jit(call)
+    else:
+        import tensorflow as tf
+
+        compiled = tf.function(call)
+        x = keras.tree.map_structure(tf.constant, x)
+    state = [variable.value for variable in layer.non_trainable_variables]
+    state = [keras.ops.copy(value) for value in state]
+    trainable = [keras.ops.copy(variable.value) for variable in layer.trainable_variables]
+    for _ in range(3):
+        _, state = compiled(trainable, state, x)
+    assert len(traces) == 1
+
+
+@every_layer
+def test_folded_layer_is_plain_and_computes_the_same(case):
+    layer, x = case.make(), case.inputs(4)
+    y = flat(layer(x))
+    if not case.folds:
+        with pytest.raises(ValueError, match=r"member|bank|fold"):
+            layer.fold()
+        return
+    plain = layer.fold()
+    parts = plain._flatten_layers() if hasattr(plain, "_flatten_layers") else [plain]
+    assert all(type(part).__module__.startswith("keras.") for part in parts)
+    np.testing.assert_allclose(flat(plain(x)), y, atol=1e-5)
+
+
+@pytest.mark.parametrize("noise", NOISES.values(), ids=lambda noise: type(noise).__name__)
+def test_mean_and_variance_are_what_the_noise_states(noise):
+    claims.moments(noise, BACKEND)
+
+
+ANSWERS = json.loads(family_answers.PATH.read_text())
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_every_backend_computes_what_numpy_did(name):
+    """Two training calls and inference, with given weights, against figures that the NumPy backend wrote."""
+    for got, wanted in zip(family_answers.outputs(FAMILY[name]), ANSWERS[name], strict=True):
+        np.testing.assert_allclose(got, np.array(wanted), atol=2e-5, rtol=2e-4)
+
+
+def test_answers_are_kept_for_every_layer():
+    assert set(ANSWERS) == set(FAMILY)

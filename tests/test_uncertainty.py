@@ -1,0 +1,447 @@
+"""Predictions with the noise left on: which layers make noise, what the numbers are, and what is left behind."""
+
+import random
+
+import keras
+import numpy as np
+import pytest
+import scipy.stats
+
+import pernodedrop as pnd
+from pernodedrop import uncertainty
+from pernodedrop.layers.noisy import Noisy
+
+BACKEND = keras.backend.backend()
+SEED = 5
+
+
+def host(tensor):
+    return np.array(keras.ops.convert_to_numpy(tensor))
+
+
+def inputs(*shape):
+    return np.random.default_rng(0).normal(size=shape).astype("float32")
+
+
+def chain(*layers, shape=(6,)):
+    return keras.Sequential([keras.Input(shape), *layers])
+
+
+def softmax(units=3):
+    return keras.layers.Dense(units, activation="softmax", kernel_initializer="random_normal")
+
+
+def values(model):
+    return [host(variable) for variable in model.variables]
+
+
+def key(sample, index=0):
+    """The key of pass `sample` in the layer of this library at place `index`."""
+    return (uncertainty._word(SEED, index, sample), 0)
+
+
+def mask(sample, shape, index=0, **kwargs):
+    return pnd.ops.sample_mask(pnd.Bernoulli(0.5), key(sample, index), shape, backend="numpy", **kwargs)
+
+
+@pytest.mark.parametrize("batch_size", [3, 7, 100])
+def test_passes_are_those_of_the_known_masks_whatever_the_batch_size(batch_size):
+    drop, noisy = pnd.Dropout(0.5, seed=1), pnd.PerNodeDense(4, seed=1)
+    model, x = chain(drop, noisy), inputs(7, 6)
+    found = uncertainty.predict(model, x, 9, seed=SEED, batch_size=batch_size, keep=True)
+    order = [layer for layer in model._flatten_layers() if isinstance(layer, Noisy)]
+    kernel = host(noisy.layer.kernel).astype("float64")
+    expected = []
+    for sample in range(9):
+        dropped = x * mask(sample, (7, 6, 1), order.index(drop))[:, :, 0]
+        expected.append(np.einsum("bi,io,bio->bo", dropped, kernel, mask(sample, (7, 6, 4), order.index(noisy))))
+    np.testing.assert_allclose(found.outputs, expected, atol=1e-5)
+    np.testing.assert_allclose(found.mean, np.mean(expected, 0), atol=1e-5)
+    np.testing.assert_allclose(found.variance, np.var(expected, 0), atol=1e-5)
+    assert (found.samples, found.seed, found.mean.dtype) == (9, SEED, "float64")
+
+
+def test_a_mask_without_a_sample_coordinate_is_one_for_all_batches():
+    layer, x = pnd.DropConnect(keras.layers.Dense(4), seed=1), inputs(7, 6)
+    found = uncertainty.predict(chain(layer), x, 2, seed=SEED, batch_size=3, keep=True)
+    for sample, y in enumerate(found.outputs):
+        one = mask(sample, (1, 6, 4), sharing="sample")[0]
+        np.testing.assert_allclose(y, x @ (host(layer.layer.kernel) * one), atol=1e-5)
+    one_row = chain(pnd.Dropout(0.5, noise_shape=(1, None), seed=1))
+    y = uncertainty.predict(one_row, np.ones((7, 6), "float32"), 2, batch_size=3, keep=True).outputs
+    assert (y == y[:, :1]).all()
+
+
+def test_rows_that_are_several_a_sample_have_masks_of_their_own():
+    """Equal masks of two rows of 64 entries, of 28 rows: below 28**2 / 2**65 < 1e-16."""
+    model = chain(keras.layers.Reshape((2, 64)), shape=(128,))
+    model.add(keras.layers.Lambda(lambda x: keras.ops.reshape(x, (-1, 64)), output_shape=(64,)))
+    model.add(pnd.Dropout(0.5, seed=1))
+    model.add(keras.layers.Lambda(lambda x: keras.ops.reshape(x, (-1, 128)), output_shape=(128,)))
+    ones = np.ones((7, 128), "float32")
+    small, large = (
+        uncertainty.predict(model, ones, 2, seed=SEED, batch_size=size, keep=True).outputs for size in (3, 7)
+    )
+    np.testing.assert_array_equal(small, large)
+    assert len(np.unique(small.reshape(-1, 64), axis=0)) == 28
+
+
+NOISE_OF_KERAS = {
+    "dropout": ((6,), lambda: keras.layers.Dropout(0.5)),
+    "dropout_with_seed": ((6,), lambda: keras.layers.Dropout(0.5, seed=3)),
+    "gaussian_dropout": ((6,), lambda: keras.layers.GaussianDropout(0.5)),
+    "gaussian_noise": ((6,), lambda: keras.layers.GaussianNoise(0.5)),
+    "alpha_dropout": ((6,), lambda: keras.layers.AlphaDropout(0.5)),
+    "spatial_1d": ((4, 6), lambda: keras.layers.SpatialDropout1D(0.5)),
+    "spatial_2d": ((2, 4, 6), lambda: keras.layers.SpatialDropout2D(0.5)),
+    "lstm_in_another": ((4, 6), lambda: keras.layers.RNN(keras.layers.LSTMCell(16, dropout=0.5))),
+    "recurrent": ((4, 6), lambda: keras.layers.SimpleRNN(16, recurrent_dropout=0.5)),
+    "conv_lstm": ((4, 5, 6), lambda: keras.layers.ConvLSTM1D(2, 3, dropout=0.5)),
+}
+
+
+@pytest.mark.parametrize(("shape", "make"), NOISE_OF_KERAS.values(), ids=NOISE_OF_KERAS)
+def test_noise_of_keras_differs_by_pass_and_batch_and_comes_again_from_its_seed(shape, make):
+    model = chain(make(), keras.layers.Flatten(), shape=shape)
+    x = np.repeat(inputs(1, *shape), 4, 0)
+    before = values(model)
+    found, again = (uncertainty.predict(model, x, 3, seed=1, batch_size=2, keep=True) for _ in range(2))
+    np.testing.assert_array_equal(found.outputs, again.outputs)
+    assert (found.variance.max(-1) > 0).all()
+    assert not np.allclose(found.mean[:2], found.mean[2:])
+    for now, then in zip(values(model), before, strict=True):
+        np.testing.assert_array_equal(now, then)
+
+
+def test_dropout_inside_attention_is_on():
+    x = keras.Input((4, 6))
+    y = keras.layers.MultiHeadAttention(2, 3, dropout=0.5)(x, x)
+    z = keras.layers.Attention(dropout=0.5)([x, x])
+    found = uncertainty.predict(keras.Model(x, keras.layers.Concatenate()([y, z])), inputs(3, 4, 6), 3)
+    assert (found.variance.max((0, 1)) > 0).all()
+
+
+def test_everything_else_is_in_inference_and_stays_as_it_was():
+    norm = keras.layers.BatchNormalization()
+    model, x = chain(pnd.Dropout(0.5, seed=1), norm, keras.layers.Dropout(0.25)), inputs(7, 6)
+    norm.moving_mean.assign(np.arange(6.0)), norm.moving_variance.assign(np.full(6, 4.0))
+    model.layers[2].rate = 0.0  # Keras' rate is read at each trace: a noise layer that does nothing
+    before = values(model)
+    found = uncertainty.predict(model, x, 2, seed=SEED, keep=True)
+    for sample, y in enumerate(found.outputs):
+        expected = (x * mask(sample, (7, 6, 1))[:, :, 0] - np.arange(6)) / np.sqrt(4 + norm.epsilon)
+        np.testing.assert_allclose(y, expected, atol=1e-5)
+    for now, then in zip(values(model), before, strict=True):
+        np.testing.assert_array_equal(now, then)
+
+
+class Block(keras.layers.Layer):
+    """A layer with others in it, whose `call` takes no `training`, and which counts how often Python runs it."""
+
+    def __init__(self):
+        super().__init__()
+        self.inside = [pnd.Dropout(0.5, seed=1), keras.layers.Dropout(0.5)]
+        self.norm = keras.layers.BatchNormalization(momentum=0.0)
+        self.calls = 0
+
+    def call(self, x):
+        self.calls += 1
+        for layer in self.inside:
+            x = layer(x)
+        return self.norm(x)
+
+
+class Subclassed(keras.Model):
+    """A model of one block that is in training unless told otherwise, and is built when it is first called."""
+
+    def __init__(self):
+        super().__init__()
+        self.block = Block()
+
+    def call(self, x, training=True):
+        return self.block(x)
+
+
+def nested():
+    x = keras.Input((6,))
+    return keras.Model(x, chain(chain(Block()))(x))
+
+
+@pytest.mark.parametrize("make", [Subclassed, nested])
+def test_models_of_all_kinds_are_traced_once_with_a_ragged_last_batch(make):
+    model, x = make(), inputs(7, 6)
+    model(x, training=False)
+    (block,) = (layer for layer in model._flatten_layers() if isinstance(layer, Block))
+    before, block.calls = values(model), 0
+    found = uncertainty.predict(model, x, 5, batch_size=3)
+    assert block.calls == (1 if BACKEND in ("jax", "tensorflow") else 15)
+    assert found.mean.shape == (7, 6)
+    assert (found.variance > 0).any()
+    for now, then in zip(values(model), before, strict=True):
+        np.testing.assert_array_equal(now, then)
+
+
+def test_a_model_that_was_never_called_is_built():
+    assert (uncertainty.predict(Subclassed(), inputs(7, 6), 3).variance > 0).any()
+
+
+class Interrupts(keras.layers.Layer):
+    """Fails after the noise before it was made."""
+
+    fails = False
+
+    def call(self, x):
+        if self.fails:
+            raise KeyboardInterrupt
+        return x
+
+
+def test_an_interrupted_prediction_leaves_the_model_as_it_was():
+    drop, of_keras, last = pnd.Dropout(0.5, seed=1), keras.layers.Dropout(0.5), Interrupts()
+    model, x = chain(drop, of_keras, last, keras.layers.Dense(2)), inputs(4, 6)
+    drop(x, training=True), of_keras(x, training=True)
+    before = values(model)
+    last.fails = True
+    with pytest.raises(KeyboardInterrupt):
+        uncertainty.predict(model, x, 3, seed=1)
+    last.fails = False
+    for now, then in zip(values(model), before, strict=True):
+        np.testing.assert_array_equal(now, then)
+    np.testing.assert_array_equal(host(drop(x)), x)  # they are themselves again
+    assert not any("call" in vars(layer) for layer in (drop, of_keras))
+    assert of_keras.seed_generator._initial_seed is None
+    assert host(drop.draw()).tolist() == [1, 1]
+
+
+class Counting(pnd.Dropout):
+    """Adds the number of its training calls."""
+
+    def build(self, shape):
+        self.count = self.add_weight(initializer="zeros", trainable=False)
+
+    def call(self, x, training=None):
+        if training:
+            self.count.assign(self.count + 1)
+        return x + self.count
+
+
+def test_what_a_layer_counts_in_training_starts_each_pass_where_training_left_it():
+    layer = Counting(0.5)
+    model = chain(layer)
+    layer.count.assign(10.0)
+    found = uncertainty.predict(model, np.zeros((3, 6), "float32"), 3, batch_size=2, keep=True)
+    np.testing.assert_array_equal(found.outputs, np.full((3, 3, 6), 11.0))
+    assert host(layer.count) == 10
+
+
+def test_a_schedule_is_where_training_left_it():
+    layer = pnd.Dropout(pnd.schedules.Step([0.0, 0.5], [4]), seed=1)
+    model, x = chain(layer), np.ones((3, 6), "float32")
+    for number, kept in ((3, {1.0}), (4, {0.0, 2.0})):
+        layer._key.assign([1, number])
+        assert set(np.unique(uncertainty.predict(model, x, 4, seed=1, keep=True).outputs)) == kept
+
+
+def test_weights_are_the_very_tensors_they_were():
+    """A step that is given them to overwrite, as in JAX Keras' own is, loses them where it is interrupted."""
+    dense = keras.layers.Dense(2)
+    model = chain(pnd.Dropout(0.5), dense)
+    before = dense.kernel.value
+    uncertainty.predict(model, inputs(4, 6), 2)
+    assert dense.kernel.value is before
+
+
+def test_each_draw_in_a_pass_is_another():
+    """A layer used twice. Equal masks of 64 entries: 2**-64 each, 3 passes."""
+    x, drop = keras.Input((64,)), pnd.Dropout(0.5, seed=1)
+    model = keras.Model(x, keras.layers.Concatenate()([drop(x), drop(x)]))
+    found = uncertainty.predict(model, np.ones((1, 64), "float32"), 3, keep=True)
+    for row in found.outputs[:, 0]:
+        assert (row[:64] != row[64:]).any()
+
+
+@pytest.mark.parametrize("dropout", [pnd.Dropout, keras.layers.Dropout])
+def test_siblings_and_neighbouring_seeds_have_masks_of_their_own(dropout):
+    """12 masks of 64 entries. Two of them equal: below 12**2 / 2**65 < 1e-17."""
+    x = keras.Input((64,))
+    model = keras.Model(x, keras.layers.Concatenate()([dropout(0.5, seed=1)(x), dropout(0.5, seed=1)(x)]))
+    ones = np.ones((1, 64), "float32")
+    masks = [uncertainty.predict(model, ones, 3, seed=seed, keep=True).outputs for seed in (1, 2)]
+    assert len(np.unique(np.reshape(masks, (12, 64)), axis=0)) == 12
+
+
+def test_the_seed_is_that_of_python_by_default_and_is_told():
+    model, x = chain(pnd.Dropout(0.5)), inputs(3, 6)
+    found = uncertainty.predict(model, x, 3)
+    again = uncertainty.predict(model, x, 3, seed=found.seed)
+    np.testing.assert_array_equal(found.mean, again.mean)
+    random.seed(1)
+    assert found.seed != uncertainty.predict(model, x, 1).seed == random.Random(1).getrandbits(32)
+
+
+def bank(units, members, seed=1):
+    return pnd.PerNodeDense(units, regime="bank", bank_size=members, seed=seed)
+
+
+def test_members_of_banks_are_averaged_exactly():
+    two, three = bank(5, 2), bank(4, 3)
+    model, x = chain(two, three), inputs(7, 6)
+    found = uncertainty.predict(model, x, batch_size=3, keep=True)
+    first = pnd.ops.sample_mask(pnd.Bernoulli(0.5), (1, 0), (2, 6, 5), backend="numpy")
+    second = pnd.ops.sample_mask(pnd.Bernoulli(0.5), (1, 0), (3, 5, 4), backend="numpy")
+    expected = [
+        x @ (host(two.layer.kernel) * first[s % 2]) @ (host(three.layer.kernel) * second[s % 3]) for s in range(6)
+    ]
+    np.testing.assert_allclose(found.outputs, expected, atol=1e-5)
+    np.testing.assert_allclose(found.mean, np.mean(expected, 0), atol=1e-5)
+    np.testing.assert_allclose(found.variance, np.var(expected, 0), atol=1e-5)
+
+
+@keras.saving.register_keras_serializable("tests")
+class Members(Noisy):
+    """An ensemble of constants, by the attribute `members`, that leaves the ids alone."""
+
+    members = 4
+
+    def __init__(self, **kwargs):
+        super().__init__(mask=pnd.Mask(pnd.Bernoulli(0.5), regime="example"), **kwargs)
+
+    def call(self, x, training=None, sample_ids=None):
+        assert not training
+        return x if sample_ids is None else 0 * x + keras.ops.cast(sample_ids % self.members, x.dtype)[:, None]
+
+
+def test_a_layer_says_by_an_attribute_that_it_has_members():
+    found = uncertainty.predict(chain(Members()), inputs(3, 6), keep=True)
+    np.testing.assert_array_equal(found.outputs, np.broadcast_to(np.arange(4.0)[:, None, None], (4, 3, 6)))
+
+
+def test_samples_treat_members_alike_by_default():
+    x = inputs(1, 6)
+    assert uncertainty.predict(chain(bank(2, 3), pnd.Dropout(0.5)), x).samples == 51
+    assert uncertainty.predict(chain(pnd.Dropout(0.5)), x).samples == 50
+    assert uncertainty.predict(chain(bank(2, 3)), x, 4).samples == 4
+
+
+def test_ids_of_a_model_are_kept_in_the_example_regime_and_its_masks_are_fresh():
+    x, ids = keras.Input((6,), name="x"), keras.Input((), dtype="int32", name="ids")
+    layer = pnd.PerNodeDense(4, regime="example", seed=1)
+    model, data, own = keras.Model({"x": x, "ids": ids}, layer(x, sample_ids=ids)), inputs(4, 6), np.array([5, 5, 6, 7])
+    found = uncertainty.predict(model, {"x": data, "ids": own}, 2, seed=SEED, batch_size=3, keep=True)
+    for sample, y in enumerate(found.outputs):
+        masks = mask(sample, (8, 6, 4))[own]
+        np.testing.assert_allclose(y, np.einsum("bi,io,bio->bo", data, host(layer.layer.kernel), masks), atol=1e-5)
+
+
+def test_several_inputs_and_arrays_of_the_backend_are_taken():
+    a, b = keras.Input((6,)), keras.Input((6,))
+    model, x = keras.Model([a, b], pnd.Dropout(0.5)(keras.layers.Add()([a, b]))), inputs(5, 6)
+    found = uncertainty.predict(model, [x, keras.ops.convert_to_tensor(x)], 3, seed=SEED, batch_size=2)
+    alone = uncertainty.predict(chain(pnd.Dropout(0.5)), 2 * x, 3, seed=SEED)
+    np.testing.assert_allclose(found.mean, alone.mean, atol=1e-6)
+
+
+def entropies(p):
+    """By SciPy, of (passes, samples, classes)."""
+    whole, part = scipy.stats.entropy(p.mean(0), axis=-1), scipy.stats.entropy(p, axis=-1).mean(0)
+    modes = scipy.stats.mode(p.argmax(-1), axis=0)
+    return whole, part, whole - part, 1 - modes.count / len(p)
+
+
+def check_entropies(found, p):
+    ours = found.predictive_entropy, found.aleatoric, found.mutual_information, found.variation_ratio
+    for own, other in zip(ours, entropies(p), strict=True):
+        np.testing.assert_allclose(own, other, atol=1e-6)
+    np.testing.assert_allclose(found.predictive_entropy - found.aleatoric, found.mutual_information, atol=1e-12)
+    assert (found.mutual_information >= 0).all()
+
+
+@pytest.mark.parametrize("shape", [(6,), (4, 6)])
+def test_entropies_are_those_of_scipy(shape):
+    model = chain(keras.layers.Rescaling(9.0), pnd.Dropout(0.5), softmax(), shape=shape)
+    found = uncertainty.predict(model, inputs(7, *shape), 10, batch_size=3, keep=True)
+    assert found.predictive_entropy.shape == (7, *shape[:-1])
+    assert found.variation_ratio.max() > 0
+    check_entropies(found, found.outputs)
+
+
+def test_logits_are_made_probabilities():
+    model, x = chain(pnd.Dropout(0.5), keras.layers.Dense(3)), inputs(7, 6)
+    logits = uncertainty.predict(model, x, 10, seed=1, keep=True).outputs
+    found = uncertainty.predict(model, x, 10, seed=1, from_logits=True, keep=True)
+    np.testing.assert_allclose(found.outputs, scipy.special.softmax(logits, -1), atol=1e-12)
+    check_entropies(found, found.outputs)
+
+
+@pytest.mark.parametrize("squeezed", [False, True])
+def test_one_output_is_the_probability_of_the_second_class(squeezed):
+    model, x = chain(pnd.Dropout(0.5), keras.layers.Dense(1), keras.layers.Rescaling(5.0)), inputs(7, 6)
+    if squeezed:
+        model.add(keras.layers.Lambda(lambda x: x[:, 0], output_shape=()))
+    logits = uncertainty.predict(model, x, 10, seed=1, keep=True).outputs
+    found = uncertainty.predict(model, x, 10, seed=1, from_logits=True, keep=True)
+    p = scipy.special.expit(logits.reshape(10, 7))
+    np.testing.assert_allclose(found.outputs.reshape(10, 7), p, atol=1e-12)
+    check_entropies(found, np.stack([1 - p, p], -1))
+    model.add(keras.layers.Activation("sigmoid"))
+    check_entropies(uncertainty.predict(model, x, 10, seed=1), np.stack([1 - p, p], -1))
+
+
+def test_certain_probabilities_have_no_entropy():
+    found = uncertainty._Statistics(keep=False)
+    for _ in range(3):
+        found.add(np.array([[0.0, 1.0], [0.5, 0.5]]))
+    np.testing.assert_allclose(found.result()["predictive_entropy"], [0, np.log(2)], atol=1e-15)
+    np.testing.assert_array_equal(found.result()["mutual_information"], [0, 0])
+    np.testing.assert_array_equal(found.result()["variance"], np.zeros((2, 2)))
+
+
+@pytest.mark.parametrize("activation", ["linear", "sigmoid"])
+def test_outputs_that_are_no_probabilities_have_no_entropies(activation):
+    model = chain(pnd.Dropout(0.5), keras.layers.Dense(3, activation=activation))
+    found = uncertainty.predict(model, inputs(7, 6), 3)
+    assert found.predictive_entropy is found.aleatoric is found.mutual_information is found.variation_ratio is None
+    assert found.outputs is None
+    assert (found.variance > 0).any()
+
+
+def test_half_precision_outputs_are_probabilities():
+    model = chain(pnd.Dropout(0.5, dtype="mixed_bfloat16"), keras.layers.Dense(10, "softmax", dtype="mixed_bfloat16"))
+    assert uncertainty.predict(model, inputs(7, 6), 3).predictive_entropy.shape == (7,)
+
+
+def test_progress_is_shown_when_asked_for(capsys):
+    model = chain(pnd.Dropout(0.5))
+    uncertainty.predict(model, inputs(7, 6), 3, batch_size=4)
+    assert capsys.readouterr().out == ""
+    uncertainty.predict(model, inputs(7, 6), 3, batch_size=4, verbose=1)
+    assert "6/6" in capsys.readouterr().out
+
+
+def two_outputs():
+    x = keras.Input((6,))
+    return keras.Model(x, [pnd.Dropout(0.5)(x), x])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"model": keras.layers.Dropout(0.5)}, r"`model`.*a keras.Model"),
+        ({"model": chain(keras.layers.Dense(2))}, r"`model`.*with noise layers"),
+        ({"model": chain(pnd.PerNodeDense(2, regime="fixed"))}, r"`model`.*with noise layers"),
+        ({"model": chain(keras.layers.LSTM(2), shape=(4, 6)), "x": inputs(2, 4, 6)}, r"`model`.*with noise layers"),
+        ({"model": two_outputs()}, r"`model`.*one output"),
+        ({"model": chain(pnd.Dropout(0.5), keras.layers.Lambda(keras.ops.sum, output_shape=()))}, r"`model`.*\b2 samp"),
+        ({"x": [[1.0, 2.0]]}, r"`x`.*samples first"),
+        ({"x": inputs(0, 6)}, r"`x`.*lengths from 1"),
+        ({"x": [inputs(2, 6), inputs(3, 6)]}, r"`x`.*equal lengths.*\(3, 6\)"),
+        ({"samples": 0}, r"`samples`.*an int from 1.*samples=0"),
+        ({"samples": 2.5}, r"`samples`.*an int from 1"),
+        ({"batch_size": -1}, r"`batch_size`.*an int from 1"),
+        ({"seed": 1.5}, r"`seed`.*an int or None"),
+    ],
+)
+def test_bad_arguments_are_refused_by_name(change, words):
+    arguments = {"model": chain(pnd.Dropout(0.5)), "x": inputs(2, 6), "samples": 2, **change}
+    with pytest.raises((TypeError, ValueError), match=words):
+        uncertainty.predict(arguments.pop("model"), arguments.pop("x"), **arguments)
