@@ -16,6 +16,9 @@ FRAMEWORK_jax := jax
 FRAMEWORK_torch := torch
 FRAMEWORK_tensorflow := tensorflow-cpu
 
+# its tensorflow-text would bring the whole of TensorFlow beside tensorflow-cpu; models are built without it
+KERAS_HUB := keras-hub==0.32.0 kagglehub==1.0.3 kagglesdk==0.1.38 regex==2026.11.15 sentencepiece==0.2.3 tokenizers==0.23.3
+
 .PHONY: demo test lint bench package pre-commit clean
 
 demo: $(VENV)/.demo-$(BACKEND)
@@ -59,6 +62,7 @@ $(VENV)/.demo-$(BACKEND): $(VENV)/.pip pyproject.toml constraints.txt
 
 $(VENV)/.test: $(VENV)/.pip pyproject.toml constraints.txt
 	$(PIP) install -c constraints.txt -e . --group frameworks --group test --group lint --group package
+	$(PIP) install --no-deps $(KERAS_HUB)
 	touch $@
 
 $(VENV)/.docs: $(VENV)/.pip pyproject.toml constraints.txt

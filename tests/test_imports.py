@@ -29,7 +29,7 @@ HOUSE = """
     layers.activation_noise layers.weight_noise
     layers.*
     layers
-    losses uncertainty
+    losses surgery uncertainty
     __init__
     doctor testing testing.*
     bench.matrix

@@ -47,7 +47,7 @@ def float_kernel(layer: keras.layers.Layer) -> Tensor:
     """
     mode = getattr(layer, "quantization_mode", None)
     if mode is None:
-        return keras.ops.convert_to_tensor(layer.kernel)
+        return tensor_of(layer.kernel)
     if mode != "int8" or not isinstance(layer, CONTRACTIONS):
         raise NotImplementedError(
             f"Layer {layer.name!r} is quantized to {mode!r}; noise on a kernel goes with no quantization, or with "
@@ -64,6 +64,11 @@ def float_kernel(layer: keras.layers.Layer) -> Tensor:
     return kernel
 
 
+def tensor_of(variable: Tensor) -> Tensor:
+    """A variable as a tensor, in the dtype it has here; on TensorFlow, `convert_to_tensor` would give it back."""
+    return keras.ops.cast(variable, variable.dtype)
+
+
 def finish(layer: keras.layers.Layer, y: Tensor, bias: Tensor | None = None) -> Tensor:
     """What the layer does after its product: bias, activation, and the loss of its activity regularizer.
 
@@ -73,7 +78,7 @@ def finish(layer: keras.layers.Layer, y: Tensor, bias: Tensor | None = None) -> 
         bias: instead of the layer's, one for each sample: (batch or 1, *the shape of the layer's).
     """
     if bias is None and layer.bias is not None:
-        bias = keras.ops.convert_to_tensor(layer.bias)[None]
+        bias = tensor_of(layer.bias)[None]
     if bias is not None:
         y = keras.ops.add(y, beside(layer, y, bias))
     if layer.activation is not None:

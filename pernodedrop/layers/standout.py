@@ -1,0 +1,145 @@
+"""Standout: dropout whose rate each unit sets by its own pre-activation (Ba and Frey, NIPS 2013)."""
+
+import math
+import typing
+
+import keras
+
+from pernodedrop import checks
+from pernodedrop._types import Config, Key, Namespace, Params, Tensor
+from pernodedrop.layers.activation_noise import times
+from pernodedrop.layers.inner import copy_of, finish, float_kernel, product_with
+from pernodedrop.layers.noisy import floating, xp
+from pernodedrop.layers.weight_noise import WeightNoise
+from pernodedrop.mask import Mask
+from pernodedrop.noise import Noise
+
+SHIFTS = ("unit", "weight")
+
+
+class Chance(Noise):
+    """A uniform number in (0, 1), to be compared with a probability."""
+
+    mean: typing.ClassVar[float] = 0.5
+    exact: typing.ClassVar[bool] = True
+
+    @property
+    def variance(self) -> float:
+        return 1 / 12
+
+    def from_uniform(self, u: Tensor, params: Params, xp: Namespace) -> Tensor:
+        return u
+
+
+@keras.saving.register_keras_serializable("pernodedrop")
+class Standout(WeightNoise):
+    """Keeps each unit of a Dense layer with a probability of its own (Ba and Frey, NIPS 2013).
+
+    In training h = m * f(x W + b), where m is 1 with probability p and else 0, independently for every sample, position
+    and unit. At inference h = p * f(x W + b): what is kept is not scaled, the mean is taken instead. With the sigmoid s
+
+        shift="unit": p = s(alpha * (x W) + beta), as nearly all code has it;
+        shift="weight": p = s(x (alpha * W + beta)) = s(alpha * (x W) + beta * sum(x)),
+
+    two readings of the paper's tied weights alpha * W + beta. No gradient passes through m: W is trained as the
+    weights of f alone. The decisions are those of the mask function's words on every backend, for probabilities that
+    are equal; these agree to rounding.
+
+    Args:
+        layer: the inner layer, a `keras.layers.Dense`.
+        alpha: factor of the pre-activation, a finite float; 1.0. With alpha 0 this is dropout at rate 1 - s(beta),
+            without its scale.
+        beta: shift towards being kept, a finite float; 0.0.
+        shift: what `beta` is added to: "unit", the pre-activation of each unit, or "weight", each weight.
+        seed: int, any; None takes one from Python's `random`.
+        **kwargs: those of `keras.layers.Layer`; the dtype policy is the inner layer's unless given.
+
+    Call arguments, shapes and dtypes: as for `pernodedrop.PerNodeDrop`.
+
+    Raises:
+        TypeError, ValueError: an argument that is not as described, named in the message.
+
+    Example:
+
+    >>> import keras, numpy as np, pernodedrop as pnd
+    >>> dense = keras.layers.Dense(8, kernel_initializer="zeros", bias_initializer="ones")
+    >>> layer = pnd.Standout(dense, seed=1)
+    >>> x = np.ones((4, 3), "float32")
+    >>> sorted(set(keras.ops.convert_to_numpy(layer(x, training=True)).ravel().tolist()))
+    [0.0, 1.0]
+    >>> sorted(set(keras.ops.convert_to_numpy(layer(x)).ravel().tolist()))
+    [0.5]
+    """
+
+    kinds = (keras.layers.Dense,)
+
+    def __init__(
+        self,
+        layer: keras.layers.Layer,
+        alpha: float = 1.0,
+        beta: float = 0.0,
+        shift: str = "unit",
+        seed: int | None = None,
+        **kwargs: typing.Any,
+    ) -> None:
+        super().__init__(layer, Mask(Chance(), {"in"}), seed=seed, **kwargs)
+        self.alpha = checks.check_finite(alpha, "alpha")
+        self.beta = checks.check_finite(beta, "beta")
+        self.shift = checks.check_choice(shift, "shift", SHIFTS)
+
+    def call(
+        self,
+        inputs: Tensor,
+        training: bool | None = None,
+        key: Key | None = None,
+        sample_ids: Tensor | None = None,
+    ) -> Tensor:
+        inputs = floating(inputs)
+        z = product_with(self.layer, inputs, float_kernel(self.layer))
+        mask = self._probability(inputs, z)
+        if self.is_noisy(training):
+            mask = self._uniform(z, key, sample_ids) < mask  # no gradient passes through a comparison
+        return times(finish(self.layer, z), mask)
+
+    def _probability(self, inputs: Tensor, z: Tensor) -> Tensor:
+        """The probability that a unit is kept, from the product z of the inputs with the kernel; float32 at least."""
+        wide = "float64" if xp.dtype(z) == "float64" else "float32"
+        inputs, z = xp.astype(inputs, wide), xp.astype(z, wide)
+        shift = self.beta * keras.ops.sum(inputs, axis=-1, keepdims=True) if self.shift == "weight" else self.beta
+        return keras.ops.sigmoid(self.alpha * z + shift)
+
+    def _uniform(self, z: Tensor, key: Key | None, sample_ids: Tensor | None) -> Tensor:
+        """Uniform numbers in the shape of z."""
+        shape = xp.shape(z)
+        zero = xp.arange(1, like=z)
+        time = xp.arange(math.prod(shape[1:-1]), like=z)
+        sample, out = self.samples(z, sample_ids), xp.arange(shape[-1], like=z)
+        field = self.field(key, xp.device(z))
+        return xp.reshape(field.entries(time[:, None], sample[:, None, None], zero, out, xp), shape)
+
+    def fold(self) -> keras.layers.Layer:
+        """A model of plain Keras layers, with weights of its own, that computes what this layer does at inference.
+
+        It is the product of a copy of the inner layer and of a Dense layer with a sigmoid, the probabilities.
+
+        Raises:
+            ValueError: a layer that is not built.
+        """
+        dense = copy_of(super().fold())
+        kernel = self.alpha * keras.ops.cast(float_kernel(self.layer), "float32")
+        x = keras.Input(self.layer.get_build_config()["input_shape"][1:], dtype=self.compute_dtype)
+        gate = keras.layers.Dense(
+            self.layer.units,
+            activation="sigmoid",
+            bias_initializer=keras.initializers.Constant(self.beta),
+            use_bias=self.shift == "unit",
+            dtype=self.dtype_policy,
+        )
+        model = keras.Model(x, keras.layers.Multiply(dtype=self.dtype_policy)([dense(x), gate(x)]), name=self.name)
+        gate.kernel.assign(kernel if self.shift == "unit" else kernel + self.beta)
+        return model
+
+    def get_config(self) -> Config:
+        config = {**super().get_config(), "alpha": self.alpha, "beta": self.beta, "shift": self.shift}
+        del config["method"]
+        return config

@@ -1,0 +1,155 @@
+"""TabuDropout against a loop over steps in plain Python, and its rate against the exact Markov chain."""
+
+import fractions
+
+import keras
+import numpy as np
+import pytest
+
+import pernodedrop as pnd
+from pernodedrop.layers.tabu_dropout import TabuDropout
+from tests.reference import bits
+
+BACKEND = keras.backend.backend()
+needs_training = pytest.mark.skipif(BACKEND == "numpy", reason="Keras' NumPy backend has no training")
+SEED = 1
+
+
+def host(tensor):
+    return np.asarray(keras.ops.convert_to_numpy(tensor))
+
+
+def tried(call, units, p):
+    """Which units are tried in a call."""
+    return (bits(SEED, call, (1, units, 1))[0, :, 0] >> 8) >= round((1 - p) * 2**24)
+
+
+def drops(units, steps, tenure, p):
+    """Which units are dropped in each step, from what was dropped in the steps before: (steps, units)."""
+    dropped = []
+    for step in range(steps):
+        lately = dropped[max(0, step - tenure) :]
+        dropped.append([bool(s) and not any(row[j] for row in lately) for j, s in enumerate(tried(step, units, p))])
+    return np.array(dropped)
+
+
+def stationary_rate(p, tenure):
+    """By the chain of one unit: state k is k steps of safety left, and it is dropped when it comes to `tenure`."""
+    chain = np.zeros((tenure + 1, tenure + 1))
+    chain[0, tenure], chain[0, 0] = p, 1 - p
+    for k in range(1, tenure + 1):
+        chain[k, k - 1] = 1
+    values, vectors = np.linalg.eig(chain.T)
+    law = np.real(vectors[:, np.argmin(np.abs(values - 1))])
+    return (law / law.sum())[0] * p
+
+
+@pytest.mark.parametrize(("tenure", "p"), [(1, 0.5), (2, 0.5), (5, 0.5), (3, 0.9), (1, 0.0)])
+@pytest.mark.parametrize("shape", [(3, 40), (2, 3, 40)])
+def test_training_steps_are_those_of_the_definition(tenure, p, shape):
+    layer, x = TabuDropout(p, tenure, seed=SEED), np.ones(shape, "float32")
+    scale = 1 / (1 - stationary_rate(p, tenure))
+    for step, dropped in enumerate(drops(40, 12, tenure, p)):
+        y = host(layer(x, training=True))
+        np.testing.assert_allclose(y, np.broadcast_to(np.where(dropped, 0, scale), shape), rtol=1e-6, err_msg=str(step))
+        np.testing.assert_array_equal(host(layer(x)), x)
+
+
+@pytest.mark.parametrize(("tenure", "published"), [(1, 0.333), (2, 0.25), (5, 0.143)])
+def test_stationary_rate_is_the_published_one(tenure, published):
+    """The chain has it, and so, to 6 of a binomial's standard deviations, have 50 steps of 2000 units after the first
+    ones: a unit's drops keep away from each other, so the false-alarm rate is below 2e-9; the seed is fixed.
+    """
+    assert stationary_rate(0.5, tenure) == pytest.approx(published, abs=0.0005)
+    layer, x = TabuDropout(0.5, tenure, seed=SEED), np.ones((1, 2000), "float32")
+    steps = np.array([host(layer(x, training=True))[0] for _ in range(80)])[30:]
+    q = stationary_rate(0.5, tenure)
+    assert abs((steps == 0).mean() - q) < 6 * np.sqrt(q * (1 - q) / steps.size)
+    assert steps.mean() == pytest.approx(1, abs=6 * np.sqrt(q / (1 - q) / steps.size))
+
+
+@pytest.mark.parametrize(("tenure", "q"), [(1, fractions.Fraction(1, 3)), (3, fractions.Fraction(1, 5))])
+def test_effective_rate_is_the_one_in_the_long_run(tenure, q):
+    p = float(q / (1 - tenure * q))
+    assert stationary_rate(p, tenure) == pytest.approx(float(q), abs=1e-12)
+    layer, other = TabuDropout(float(q), tenure, effective=True, seed=SEED), TabuDropout(p, tenure, seed=SEED)
+    x = np.ones((2, 50), "float32")
+    for _ in range(8):
+        np.testing.assert_array_equal(host(layer(x, training=True)), host(other(x, training=True)))
+    assert layer.rate == float(q)
+    layer.rate, other.rate = 0.1, 0.1 / (1 - 0.1 * tenure)
+    np.testing.assert_array_equal(host(layer(x, training=True)), host(other(x, training=True)))
+    assert layer.rate == pytest.approx(0.1, abs=2**-23)
+    again = TabuDropout.from_config(layer.get_config())
+    assert (again.rate, again.tenure, again.effective) == (layer.rate, tenure, True)
+
+
+def test_schedule_sets_the_rate_and_the_scale_of_a_step():
+    layer = TabuDropout(pnd.schedules.Step([0.0, 0.5], [2]), tenure=2, seed=SEED)
+    x = np.ones((1, 60), "float32")
+    values = [set(np.unique(host(layer(x, training=True)))) for _ in range(4)]
+    assert values == [{1.0}, {1.0}, {0.0, np.float32(4 / 3)}, {0.0, np.float32(4 / 3)}]
+
+
+def test_state_is_saved_with_the_model(tmp_path):
+    model, x = keras.Sequential([keras.Input((30,)), TabuDropout(0.7, 4, seed=SEED)]), np.ones((1, 30), "float32")
+    for _ in range(3):
+        model(x, training=True)
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    for _ in range(4):
+        np.testing.assert_array_equal(host(again(x, training=True)), host(model(x, training=True)))
+
+
+@needs_training
+@pytest.mark.parametrize("jit_compile", [False, True] if BACKEND == "tensorflow" else [BACKEND == "jax"])
+def test_compiled_steps_advance_the_state(jit_compile):
+    """The kernel's gradients, after a step on each of five batches, say which units were dropped."""
+    layer = TabuDropout(0.6, 2, seed=SEED)
+    head = keras.layers.Dense(1, use_bias=False, kernel_initializer="zeros")
+    model = keras.Sequential([keras.Input((40,)), layer, head])
+    model.compile(keras.optimizers.SGD(1.0), lambda y, out: -keras.ops.mean(out), jit_compile=jit_compile)
+    x = np.ones((2, 40), "float32")
+    before = np.zeros((40, 1))
+    for dropped in drops(40, 5, 2, 0.6):
+        model.train_on_batch(x, x[:, :1])
+        after = host(head.kernel)
+        np.testing.assert_array_equal((after - before == 0)[:, 0], dropped)
+        before = after
+
+
+@needs_training
+def test_rematerialization_makes_no_step_of_its_own():
+    if BACKEND == "tensorflow":
+        pytest.skip("Keras' TensorFlow backend rematerializes in graphs only")
+    with keras.RematScope("full"):
+        layer = TabuDropout(0.6, 2, seed=SEED)
+    head = keras.layers.Dense(1, use_bias=False, kernel_initializer="zeros")
+    model = keras.Sequential([keras.Input((40,)), layer, head])
+    model.compile(keras.optimizers.SGD(1.0), lambda y, out: -keras.ops.mean(out), jit_compile=BACKEND == "jax")
+    x = np.ones((2, 40), "float32")
+    for _ in range(4):
+        before = host(head.kernel).copy()
+        model.train_on_batch(x, x[:, :1])
+    np.testing.assert_array_equal((host(head.kernel) == before)[:, 0], drops(40, 4, 2, 0.6)[3])
+    assert layer.updates == 4
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: TabuDropout(1.0), r"`rate`.*\[0, 1"),
+        (lambda: TabuDropout(0.5, tenure=0), r"`tenure`.*from 1"),
+        (lambda: TabuDropout(0.5, effective=True), r"`rate`.*below 1 / \(1 \+ tenure\)"),
+        (lambda: TabuDropout(0.9, tenure=3, effective=True), r"`rate`.*below 1 / \(1 \+ tenure\)"),
+        (lambda: TabuDropout(0.5).build((None, None)), r"`inputs`.*last axis of known size"),
+        (lambda: TabuDropout(0.5)(np.ones((2, 3), "int32"), training=True), r"`inputs`.*floating"),
+        (
+            lambda: TabuDropout(0.5)(np.ones((2, 3), "float32"), training=True, sample_ids=np.array([1, 2])),
+            r"`sample_ids`.*same for all samples",
+        ),
+    ],
+)
+def test_bad_arguments_are_refused_by_name(make, words):
+    with pytest.raises((TypeError, ValueError), match=words):
+        make()
