@@ -3,6 +3,7 @@
 import contextlib
 import inspect
 import io
+import json
 import os
 import pathlib
 import pkgutil
@@ -124,6 +125,24 @@ class Bench(SphinxDirective):
         return self.parse_text_to_nodes(table.as_markdown(self.tables[what](figures, *parts)))
 
 
+class FamilyCost(SphinxDirective):
+    """`{family-cost} dense` is a table of what a step with each regularizer takes, by the step without; or `maps`."""
+
+    required_arguments = 1
+    file = pathlib.Path(__file__).parent.parent / "benchmarks" / "family" / "results.json"
+
+    def run(self):
+        """The table."""
+        self.env.note_dependency(str(self.file))
+        found = json.loads(self.file.read_text())
+        times = {backend: figures["seconds"][self.arguments[0]] for backend, figures in found.items()}
+        rows = [("", *times)]
+        for variant in next(iter(times.values())):
+            if variant != "none":
+                rows.append((variant, *(f"{of[variant] / of['none']:.2f}" for of in times.values())))
+        return self.parse_text_to_nodes(table.as_markdown(rows))
+
+
 def leave_as_code(app, env, node, contnode):
     """A word in single backticks that is no name of this site stays code, unless it is a name of nothing."""
     if node["reftype"] != "obj" or node.get("refexplicit"):
@@ -164,6 +183,7 @@ def setup(app):
     app.add_directive("bench", Bench)
     app.add_directive("claims", Claims)
     app.add_directive("command-help", CommandHelp)
+    app.add_directive("family-cost", FamilyCost)
     app.connect("autodoc-process-signature", own_signature)
     app.connect("autodoc-process-docstring", as_rst, priority=400)  # before napoleon
     app.connect("missing-reference", leave_as_code)

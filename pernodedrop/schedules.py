@@ -28,6 +28,7 @@ TABLE_ROWS = 4096
 LAST_STEP = 2**31  # where the counts of updates end
 
 
+@typing.dataclass_transform(frozen_default=True)
 class Schedule:
     """Base class of schedules: drop rate as a function of the update number.
 
@@ -182,7 +183,7 @@ class Curriculum(Schedule):
         return -self.rate * math.expm1(-typing.cast(float, self.gamma) * step)
 
     def get_config(self) -> Config:
-        of_steps = self.gamma == 10 / self.steps
+        of_steps = self.gamma == 10 / typing.cast(int, self.steps)
         return {**super().get_config(), "gamma" if of_steps else "steps": None}
 
 

@@ -77,3 +77,24 @@ def test_the_pictures_are_those_that_their_scripts_draw():
     script = runpy.run_path(str(PICTURES / "mask.py"))
     for theme in script["THEMES"]:
         assert (PICTURES / f"mask-{theme}.svg").read_text() == script["draw"](theme)
+
+
+def test_the_gallery_has_every_regularizer_and_every_picture():
+    page = (ROOT / "docs" / "gallery.md").read_text()
+    sections = set(re.findall(r"\w+", " ".join(re.findall(r"^### (.+)$", page, re.MULTILINE))))
+    layers = {name for name in pnd.layers.__all__ if inspect.isclass(getattr(pnd, name))}
+    assert layers <= sections
+    shown = re.findall(r"pictures/gallery/(\w+)\.png$", page, re.MULTILINE)
+    assert sorted(shown) == sorted(file.stem for file in (PICTURES / "gallery").glob("*.png"))
+
+
+def test_the_pictures_of_the_gallery_are_what_the_layers_do():
+    """Except for the last bit of continuous noises, which is the processor's own."""
+    pytest.importorskip("matplotlib", reason="an extra draws")
+    from matplotlib import image
+
+    script = runpy.run_path(str(PICTURES / "gallery.py"))
+    assert {file.stem for file in (PICTURES / "gallery").glob("*.png")} == set(script["PANELS"])
+    for name, panels in script["PANELS"].items():
+        kept = image.imread(PICTURES / "gallery" / f"{name}.png")
+        assert abs(kept * 255 - script["drawn"](panels())).max() <= 2, name

@@ -78,13 +78,21 @@ def test_einsum_dense_has_signs_of_its_inputs_and_outputs_shared_over_positions(
     y = np.einsum("abc,cde,acde->abde", x, kernel, m) + bias
     np.testing.assert_allclose(host(layer(x, training=True)), y, atol=1e-5)
 
-    grouped = keras.layers.EinsumDense("abc,bcd->abd", output_shape=(3, 4), bias_axes="d")
-    layer, kernel, bias = built(grouped, x.shape, noise=noise)
-    mask = one_mask(noise, 18, 4).reshape(3, 6, 4)
+
+@pytest.mark.parametrize(
+    ("equation", "output_shape", "shape", "sums"),
+    [
+        ("abc,bcd->abd", (3, 4), (4, 3, 6), "abc,bcd,abcd->abd"),
+        ("abtc,bcd->abtd", (3, 5, 4), (4, 3, 5, 6), "abtc,bcd,abcd->abtd"),
+    ],
+    ids=["groups", "groups_with_positions"],
+)
+def test_groups_of_a_kernel_have_signs_of_their_own(equation, output_shape, shape, sums):
+    noise, x = NOISES[0], inputs(*shape)
+    layer, kernel, bias = built(keras.layers.EinsumDense(equation, output_shape, bias_axes="d"), shape, noise=noise)
     s, r = signs(noise, 4, 18, 12)
-    m = 1 + (mask - 1) * s.reshape(4, 3, 6, 1) * r.reshape(4, 3, 1, 4)
-    y = np.einsum("abc,bcd,abcd->abd", x, kernel, m) + bias
-    np.testing.assert_allclose(host(layer(x, training=True)), y, atol=1e-5)
+    m = 1 + (one_mask(noise, 18, 4).reshape(3, 6, 4) - 1) * s.reshape(4, 3, 6, 1) * r.reshape(4, 3, 1, 4)
+    np.testing.assert_allclose(host(layer(x, training=True)), np.einsum(sums, x, kernel, m) + bias, atol=1e-5)
 
 
 @pytest.mark.parametrize("place", ["last", "first"])

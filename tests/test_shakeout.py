@@ -59,8 +59,9 @@ def test_training_enhances_and_reverses_inputs_for_all_outputs_alike():
         (lambda: keras.layers.EinsumDense("abc,cde->abde", (3, 2, 4), bias_axes="de"), (4, 3, 6), None, (6, 1, 1)),
         (lambda: keras.layers.EinsumDense("abcd,cde->abe", (3, 4), bias_axes="e"), (4, 3, 2, 6), None, (2, 6, 1)),
         (lambda: keras.layers.EinsumDense("abc,bcd->abd", (3, 4), bias_axes="d"), (4, 3, 6), None, (3, 6, 1)),
+        (lambda: keras.layers.EinsumDense("abcd,bde->abce", (3, 5, 4), bias_axes="e"), (4, 3, 5, 6), None, (3, 6, 1)),
     ],
-    ids=["positions", "outputs", "inputs", "groups"],
+    ids=["positions", "outputs", "inputs", "groups", "groups_with_positions"],
 )
 def test_positions_share_r_and_an_input_is_an_entry_of_the_letters_of_x_and_kernel(inner, shape, equation, rows):
     x = inputs(*shape)

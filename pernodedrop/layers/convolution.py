@@ -49,7 +49,8 @@ class Convolution:
 
     def matrices(self, kernel: Tensor) -> Tensor:
         """A tensor of the kernel's shape as (group, in, out)."""
-        positions, channels, outputs = math.prod(kernel.shape[:-2]), *kernel.shape[-2:]
+        *size, channels, outputs = kernel.shape
+        positions = math.prod(size)
         if self.depthwise:
             return keras.ops.transpose(keras.ops.reshape(kernel, (positions, channels, outputs)), (1, 0, 2))
         groups = self.layer.groups

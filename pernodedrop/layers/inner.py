@@ -24,7 +24,7 @@ TINY = 1e-30
 ADVICE = "the projections of attention take it through pernodedrop.NoisyAttention"
 
 
-def check_layer(layer: keras.layers.Layer, kinds: tuple[type, ...] = KINDS) -> keras.layers.Layer:
+def check_layer(layer: keras.layers.Layer, kinds: tuple[type[keras.layers.Layer], ...] = KINDS) -> keras.layers.Layer:
     """Return `layer` if noise can be put on its kernel, or raise."""
     kind = next((kind for kind in kinds if isinstance(layer, kind)), None)
     if kind is None or type(layer).call is not kind.call:

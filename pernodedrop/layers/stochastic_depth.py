@@ -63,7 +63,8 @@ class StochasticDepth(Noisy):
 
     def compute_mask(self, inputs: list[Tensor], previous_mask: list[Tensor] | None) -> Tensor | None:
         """The mask of the sum, as `keras.layers.Add` has it."""
-        return keras.layers.Add().compute_mask(inputs, previous_mask)
+        shortcut, branch = previous_mask or (None, None)
+        return None if shortcut is None or branch is None else keras.ops.logical_or(shortcut, branch)
 
     def compute_output_shape(self, input_shape: tuple[Shape, Shape]) -> Shape:
         return _pair(input_shape)[0]
