@@ -106,6 +106,7 @@ def pair(x):
     return [x, 0.5 * x]
 
 
+relu = functools.partial(keras.layers.Dense, activation="relu")
 IMAGE, SERIES = (4, 5, 2), (6, 3)
 FAMILY = {
     "per_node_drop": Case(wrap(pnd.PerNodeDrop, functools.partial(keras.layers.Dense, activation="tanh"))),
@@ -124,13 +125,13 @@ FAMILY = {
     "drop_path": Case(between(pnd.DropPath)),
     "scheduled_drop_path": Case(between(pnd.ScheduledDropPath, steps=3), scheduled=True),
     "stochastic_depth": Case(between(pnd.StochasticDepth), takes=pair),
-    "drop_connect_as_published": Case(wrap(pnd.DropConnect.as_published)),
+    "drop_connect_as_published": Case(wrap(pnd.DropConnect.as_published, relu), folds=False),
     "dynamic_drop_connect": Case(wrap(pnd.DynamicDropConnect), rated=False),
     "shakeout": Case(wrap(pnd.Shakeout)),
     "variational_dropout": Case(wrap(pnd.VariationalDropout, examples=50), rated=False),
     "sparse_variational_dropout": Case(wrap(pnd.SparseVariationalDropout, examples=50), rated=False),
     "flipout": Case(wrap(pnd.Flipout)),
-    "fast_dropout": Case(wrap(pnd.FastDropout, functools.partial(keras.layers.Dense, activation="relu")), random=False),
+    "fast_dropout": Case(wrap(pnd.FastDropout, relu), random=False),
     "standout": Case(wrap(pnd.Standout), rated=False),
     "noise_injection": Case(wrap(pnd.NoiseInjection), rated=False),
     "noise_injection_conv": Case(wrap(pnd.NoiseInjection, keras.layers.Conv2D, 3, 2), rated=False, shape=IMAGE),

@@ -40,6 +40,10 @@ def kept(batch, rows, columns, call=0, sharing=None):
     return pnd.ops.sample_mask(pnd.Bernoulli(RATE), (SEED, call), shape, sharing=sharing, backend="numpy") > 0
 
 
+def transposing():
+    return keras.layers.EinsumDense("abc,cd->bad", (3, 4), bias_axes="d")
+
+
 def mean_of_relu(mean, spread):
     """E[max(N(mean, spread**2), 0)] in closed form."""
     return mean * stats.norm.cdf(mean / spread) + spread * stats.norm.pdf(mean / spread)
@@ -251,6 +255,7 @@ def test_pretrained_weights_that_are_scaled_predict_what_they_did(mask_bias):
         (lambda: pnd.DropConnect(keras.layers.Dense(3)).scale_pretrained(), r"`scaling`.*'none'"),
         (lambda: pnd.DropConnect(keras.layers.Dense(3), scaling="none").scale_pretrained(), r"`layer`.*built"),
         (lambda: published(keras.layers.Dense(3, "relu"), (2, 3)).fold(), r"`inference`.*'mean' to be folded"),
+        (lambda: published(transposing(), (3, 3, 2))(inputs(3, 3, 2), training=True), r"`layer`.*batch letter first"),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(act, words):

@@ -68,7 +68,7 @@ class Convolution:
         size, stride, dilation = layer.kernel_size, layer.strides, layer.dilation_rate
         reach = [d * (k - 1) + 1 for k, d in zip(size, dilation, strict=True)]
         padding = [_padding(layer.padding, *each) for each in zip(x.shape[1:-1], reach, stride, strict=True)]
-        x = keras.ops.pad(x, [(0, 0), *padding, (0, 0)])
+        x = padded(x, [(0, 0), *padding, (0, 0)])
         sizes = tuple((n - r) // s + 1 for n, r, s in zip(x.shape[1:-1], reach, stride, strict=True))
         if min(sizes) < 1:
             raise ValueError(checks.invalid("inputs", f"sizes from {tuple(reach)} with padding", tuple(x.shape)))
@@ -85,6 +85,16 @@ class Convolution:
         shape = (keras.ops.shape(x)[0], math.prod(sizes), math.prod(size), groups, channels // groups)
         patches = keras.ops.transpose(keras.ops.reshape(patches, shape), (3, 0, 1, 2, 4))
         return keras.ops.reshape(patches, (groups, *shape[:2], shape[2] * shape[4])), sizes
+
+
+def padded(x: Tensor, widths: collections.abc.Iterable[tuple[int, int]]) -> Tensor:
+    """`keras.ops.pad` with zeros, which torch.compile can trace."""
+    for axis, width in enumerate(widths):
+        if any(width):
+            shape = list(keras.ops.shape(x))
+            before, after = [keras.ops.zeros([*shape[:axis], n, *shape[axis + 1 :]], x.dtype) for n in width]
+            x = keras.ops.concatenate([before, x, after], axis)
+    return x
 
 
 def _places(size: collections.abc.Sequence[int]) -> list[tuple[int, ...]]:

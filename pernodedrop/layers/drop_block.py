@@ -8,6 +8,7 @@ import numpy as np
 
 from pernodedrop import checks, schedules
 from pernodedrop._types import Config, Key, Shape, Tensor
+from pernodedrop.layers.convolution import padded
 from pernodedrop.layers.noisy import xp
 from pernodedrop.layers.spatial_noise import SpatialNoise
 from pernodedrop.mask import Field
@@ -98,7 +99,7 @@ def _grown(seeds: Tensor, axis: int, length: int) -> Tensor:
     """
     padding = [(0, 0)] * len(seeds.shape)
     padding[axis] = (length - 1, length - 1)
-    grown, before, reach = keras.ops.pad(seeds, padding), (slice(None),) * axis, 1
+    grown, before, reach = padded(seeds, padding), (slice(None),) * axis, 1
     while reach < length:
         step = min(reach, length - reach)
         grown = keras.ops.maximum(grown[(*before, slice(None, -step))], grown[(*before, slice(step, None))])

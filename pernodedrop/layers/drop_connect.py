@@ -184,6 +184,9 @@ class DropConnect(WeightNoise):
         bias = keras.ops.reshape(self.layer.bias, (1, -1))
         groups, inputs, _ = product.matrices(float_kernel(self.layer)).shape
         shared = self.mask.sharing
+        if isinstance(product, Contraction) and "sample" not in shared and product.y[0] != product.batch:
+            expected = "an equation whose output has the batch letter first, beside mask_bias=True"
+            raise ValueError(checks.invalid("layer", expected, product.equation))
         zero = xp.arange(1, like=bias)
         row = zero if "in" in shared else xp.asarray(xp.as_word(groups * inputs), device=xp.device(bias))
         out = zero if "out" in shared else xp.arange(bias.shape[1], like=bias)

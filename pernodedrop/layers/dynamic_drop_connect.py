@@ -177,7 +177,7 @@ class DynamicDropConnect(WeightNoise):
 
     def _mask(self, product: Contraction | Convolution, kernel: Tensor, field: Field) -> Tensor:
         """The mask, float32, in the kernel's shape."""
-        strength = keras.ops.max(self.gradient, axis=0) if self._follows_gradient else xp.abs(kernel)
+        strength = keras.ops.maximum(self.gradient[0], self.gradient[1]) if self._follows_gradient else xp.abs(kernel)
         rise = xp.asarray(self._gradient_rate.value) * self._preference(xp.astype(strength, "float32"))
         kept = keras.ops.floor(xp.astype(field.params["threshold"], "float32") - LATTICE * rise + 0.5)  # of LATTICE
         keep = self._draws(product, kernel, field) < kept
