@@ -22,8 +22,11 @@ import typing
 import keras
 
 from pernodedrop import checks
+from pernodedrop import noise as noises
 from pernodedrop._types import Config
+from pernodedrop.noise import Noise
 
+DEFAULT_RATE = 0.5
 TABLE_ROWS = 4096
 LAST_STEP = 2**31  # where the counts of updates end
 
@@ -270,3 +273,21 @@ def get(rate: typing.Any) -> tuple[float, Schedule | None]:
     if isinstance(rate, Schedule):
         return rate(0), rate
     return checks.check_rate(rate), None
+
+
+def law(noise: str | Noise, rate: typing.Any) -> tuple[Noise, Schedule | None]:
+    """The noise at the start and the schedule, or None, that an argument pair `noise`, `rate` means.
+
+    Args:
+        noise: a `Noise`, or the name of one.
+        rate: what `get` takes, or None, which is 0.5 with a name. Only a schedule goes with a `Noise`.
+
+    Raises:
+        TypeError, ValueError: something else.
+    """
+    if rate is None:
+        return noises.get(noise, DEFAULT_RATE if isinstance(noise, str) else None), None
+    start, schedule = get(rate)
+    if schedule is not None and isinstance(noise, Noise):
+        return noise.with_rate(start), schedule
+    return noises.get(noise, start), schedule

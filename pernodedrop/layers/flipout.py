@@ -5,13 +5,11 @@ import typing
 
 import keras
 
-from pernodedrop import noise as noises
 from pernodedrop import schedules
 from pernodedrop._types import Config, Tensor, Words
 from pernodedrop.layers.convolution import Convolution
 from pernodedrop.layers.inner import beside, finish, float_kernel, product_of, product_with, wide
 from pernodedrop.layers.noisy import xp
-from pernodedrop.layers.per_node_drop import DEFAULT_RATE
 from pernodedrop.layers.weight_noise import WeightNoise
 from pernodedrop.mask import Field, Mask
 from pernodedrop.noise import Noise
@@ -71,12 +69,8 @@ class Flipout(WeightNoise):
         seed: int | None = None,
         **kwargs: typing.Any,
     ) -> None:
-        if rate is None and isinstance(noise, str):
-            rate = DEFAULT_RATE
-        start, schedule = (None, None) if rate is None else schedules.get(rate)
-        if schedule is not None and isinstance(noise, Noise):
-            noise, start = noise.with_rate(schedule(0)), None
-        mask = Mask(noises.get(noise, start), "time")  # samples differ: in their signs
+        law, schedule = schedules.law(noise, rate)
+        mask = Mask(law, "time")  # samples differ: in their signs
         super().__init__(layer, mask, seed=seed, schedule=schedule, **kwargs)
 
     def noisy(self, inputs: Tensor, field: Field, samples: Words) -> Tensor:

@@ -4,15 +4,12 @@ import typing
 
 import keras
 
-from pernodedrop import noise as noises
 from pernodedrop import schedules
 from pernodedrop._types import Config, Sharing
 from pernodedrop.layers.weight_noise import WeightNoise
 from pernodedrop.mask import Mask
 from pernodedrop.noise import Noise
 from pernodedrop.schedules import Schedule
-
-DEFAULT_RATE = 0.5
 
 
 @keras.saving.register_keras_serializable("pernodedrop")
@@ -77,12 +74,8 @@ class PerNodeDrop(WeightNoise):
         method: str = "auto",
         **kwargs: typing.Any,
     ) -> None:
-        if rate is None and isinstance(noise, str):
-            rate = DEFAULT_RATE
-        start, schedule = (None, None) if rate is None else schedules.get(rate)
-        if schedule is not None and isinstance(noise, Noise):
-            noise, start = noise.with_rate(schedule(0)), None
-        mask = Mask(noises.get(noise, start), sharing, regime, bank_size)
+        law, schedule = schedules.law(noise, rate)
+        mask = Mask(law, sharing, regime, bank_size)
         super().__init__(layer, mask, seed=seed, method=method, schedule=schedule, **kwargs)
 
     def get_config(self) -> Config:
