@@ -54,6 +54,8 @@ def masked_dense(
             over devices keeps its masks if each part says where it starts.
         in_offset: the in coordinate of w's first row, likewise, for a kernel that is split; 0.
         sample_ids: integer tensor (batch,), the sample coordinates themselves, modulo 2**32, instead of the offset.
+            Rows of equal ids have equal masks, but not by local reparameterization, which has none: with a Gaussian
+            noise and ids that repeat ask for "recomputed".
         params: the numbers of `noise` as scalar tensors, under the names of `noise.params()`, instead of its own: for a
             rate that changes after compilation.
         method: "materialized" has the whole mask in memory, 4 * batch * in * out bytes, and serves as oracle.

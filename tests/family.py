@@ -133,8 +133,8 @@ FAMILY = {
     "flipout": Case(wrap(pnd.Flipout)),
     "fast_dropout": Case(wrap(pnd.FastDropout, relu), random=False),
     "standout": Case(wrap(pnd.Standout), rated=False),
-    "noise_injection": Case(wrap(pnd.NoiseInjection), rated=False),
-    "noise_injection_conv": Case(wrap(pnd.NoiseInjection, keras.layers.Conv2D, 3, 2), rated=False, shape=IMAGE),
+    "noise_injection": Case(wrap(pnd.NoiseInjection)),
+    "noise_injection_conv": Case(wrap(pnd.NoiseInjection, keras.layers.Conv2D, 3, 2), shape=IMAGE),
     "masksembles": Case(lambda **kw: pnd.Masksembles(**{"seed": 1, **kw}), rated=False, folds=False),
     "tabu_dropout": Case(between(pnd.TabuDropout, tenure=2), stateful=True),
 }

@@ -86,9 +86,20 @@ def mask_of(layer, shape, sharing=None):
     return pnd.ops.sample_mask(NOISE, (1, 0), full, sharing=sharing, backend="numpy")
 
 
-@each_layer
-@pytest.mark.parametrize("sharing", ["time", (), "sample+time", "out", "time+in"], ids=str)
-def test_noisy_convolution_is_the_sum_over_its_mask(make, shape, sharing):
+@pytest.mark.parametrize(
+    ("name", "sharing"),
+    [
+        *((name, "time") for name in LAYERS),
+        *(
+            (name, sharing)
+            for name in ("conv2d_groups", "depthwise2d")
+            for sharing in ((), "sample+time", "out", "time+in")
+        ),
+    ],
+    ids=str,
+)
+def test_noisy_convolution_is_the_sum_over_its_mask(name, sharing):
+    make, shape = LAYERS[name]
     inner, x = make(bias_initializer="normal", activation="tanh"), inputs(shape)
     layer = pnd.PerNodeDrop(inner, noise=NOISE, sharing=sharing, seed=1)
     layer.build(shape)

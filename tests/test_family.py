@@ -16,6 +16,7 @@ BACKEND = keras.backend.backend()
 every_layer = pytest.mark.parametrize("case", FAMILY.values(), ids=FAMILY)
 rated = {name: case for name, case in FAMILY.items() if case.rated}
 every_rated_layer = pytest.mark.parametrize("case", rated.values(), ids=rated)
+NO_MASKS = (keras.layers.EinsumDense, keras.layers.Conv2D, keras.layers.DepthwiseConv1D)
 LARGEST = 1 - 2**-24
 
 NOISES = {type(case.make().mask.noise): case.make().mask.noise for case in FAMILY.values()}
@@ -115,10 +116,13 @@ def test_a_key_makes_a_call_again(case):
 
 
 @every_layer
-def test_a_keras_mask_passes_through(case):
+def test_a_keras_mask_is_passed_on_as_the_inner_layer_does(case):
+    """A convolution passes none on: Keras has none for its positions."""
     layer, x = case.make(), case.inputs(2)
+    inner = getattr(layer, "layer", layer)
+    assert layer.supports_masking == inner.supports_masking
+    assert layer.supports_masking == (not isinstance(inner, NO_MASKS))
     mask = np.array([[True], [False]])
-    assert layer.supports_masking
     passed = layer.compute_mask(x, [mask, mask] if isinstance(x, list) else mask)
     np.testing.assert_array_equal(host(passed), mask)
 
@@ -162,6 +166,14 @@ def test_folded_layer_is_plain_and_computes_the_same(case):
     parts = plain._flatten_layers() if hasattr(plain, "_flatten_layers") else [plain]
     assert all(type(part).__module__.startswith("keras.") for part in parts)
     np.testing.assert_allclose(flat(plain(x)), y, atol=1e-5)
+
+
+@every_layer
+def test_folded_layer_has_the_dtype_policy(case):
+    if not case.folds:
+        pytest.skip("it is no one plain layer")
+    layer, x = case.make(dtype="mixed_bfloat16"), case.inputs(4)
+    assert layer(x).dtype == layer.fold()(x).dtype
 
 
 @pytest.mark.parametrize("noise", NOISES.values(), ids=lambda noise: type(noise).__name__)

@@ -158,3 +158,8 @@ def test_gradients_are_those_of_finite_differences_of_the_forms_and_finite_for_a
 def test_other_activations_are_refused_by_name(activation):
     with pytest.raises(ValueError, match=rf"`layer`.*'linear', 'relu', 'sigmoid'.*{activation}"):
         FastDropout(keras.layers.Dense(3, activation=activation))
+
+
+def test_there_is_no_choice_of_a_method():
+    with pytest.raises(ValueError, match="'method'"):
+        FastDropout(keras.layers.Dense(5), method="auto")

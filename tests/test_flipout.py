@@ -230,3 +230,8 @@ def test_numbers_of_the_noise_come_by_name_by_schedule_and_of_their_own():
     assert (np.abs(host(layer(x, training=True)) - plain) > 1e-3).any()
     with pytest.raises(ValueError, match=r"`rate`.*brings its own numbers"):
         Flipout(keras.layers.Dense(2), 0.5, pnd.Gaussian(0.5))
+
+
+def test_there_is_no_choice_of_a_method():
+    with pytest.raises(ValueError, match="'method'"):
+        Flipout(keras.layers.Dense(5), method="auto")

@@ -63,6 +63,15 @@ def test_dropout_noise_shape_broadcasts_the_mask(noise_shape):
             assert (y == y.take([0], axis=axis)).all()
 
 
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="only TensorFlow traces batches of a size that it does not know")
+def test_a_noise_shape_may_name_a_batch_that_only_the_run_knows():
+    import tensorflow as tf
+
+    layer, x = pnd.Dropout(0.5, noise_shape=(4, 6), seed=1), inputs(4, 6)
+    call = tf.function(lambda x: layer(x, training=True, key=(1, 0)), input_signature=[tf.TensorSpec((None, 6))])
+    np.testing.assert_array_equal(host(call(x)), x * mask((4, 6, 1))[:, :, 0])
+
+
 def test_fixed_mask_is_one_for_all_samples_and_at_inference():
     layer, x = made("per_node_drop_fixed"), inputs(4, 6)
     layer.build(x.shape)
@@ -78,6 +87,19 @@ def test_bank_routes_samples_in_turn_or_by_their_ids():
     for ids, kwargs in (([0, 1, 2, 0], {}), ([2, 2, 0, 1], {"sample_ids": np.array([2, 5, 0, 1])})):
         y = np.einsum("bi,io,bio->bo", x, host(layer.layer.kernel), members[ids])
         np.testing.assert_allclose(host(layer(x, **kwargs)), y, atol=1e-6)
+
+
+@pytest.mark.parametrize("noise", ["bernoulli", "gaussian", "uniform"])
+@pytest.mark.parametrize("regime", ["fixed", "bank", "example"])
+def test_a_mask_that_stays_is_a_kernel_so_that_the_layer_is_linear(regime, noise):
+    size = {"bank_size": 2} if regime == "bank" else {}
+    layer = pnd.PerNodeDense(5, 0.5, noise, regime=regime, use_bias=False, seed=1, **size)
+    ids = {} if regime == "fixed" else {"sample_ids": np.array([1, 0, 1, 7])}
+    a, b = inputs(4, 6), inputs(8, 6)[4:]
+    y = [host(layer(x, training=True, **ids)) for x in (a, b, a + b)]
+    np.testing.assert_allclose(y[0] + y[1], y[2], atol=1e-5)
+    entries = mask((8, 6, 5), layer.noise)[[0] * 4 if regime == "fixed" else [1, 0, 1, 1 if regime == "bank" else 7]]
+    np.testing.assert_allclose(y[0], np.einsum("bi,io,bio->bo", a, host(layer.layer.kernel), entries), atol=1e-5)
 
 
 def test_example_mask_follows_the_example_wherever_it_stands():
@@ -290,6 +312,12 @@ def test_exported_model_predicts_the_same(name, tmp_path):
         (lambda: pnd.PerNodeDense(3, sharing="smaple"), r"`sharing`.*did you mean 'sample'"),
         (lambda: pnd.PerNodeDense(3, method="recompute"), r"`method`.*did you mean 'recomputed'"),
         (lambda: pnd.PerNodeDense(3, seed=1.5), r"`seed`.*seed=1.5"),
+        (
+            lambda: pnd.PerNodeDense(
+                3, noise="gaussian", regime="bank", bank_size=2, method="local_reparameterization"
+            ),
+            r"`method`.*regime='bank', whose masks stay",
+        ),
         (lambda: pnd.Dropout(0.5, noise_shape=3), r"`noise_shape`"),
     ],
 )

@@ -101,6 +101,44 @@ def test_another_law_gives_its_entries_less_their_mean():
     np.testing.assert_allclose(y, 4 * u - 2, atol=1e-5)
 
 
+def test_rate_is_that_of_a_normal_number_and_can_be_set():
+    x = np.zeros((4, 2), "float32")
+    layer = NoiseInjection(keras.layers.Dense(1), 0.2, initializer=ONES, seed=SEED)
+    np.testing.assert_allclose(host(layer(x, training=True)), 0.5 * normal(4), atol=1e-5)
+    layer.rate = 0.8
+    np.testing.assert_allclose(host(layer(x, training=True)), 2 * normal(4, call=1), atol=1e-5)
+    assert NoiseInjection.from_config(layer.get_config()).rate == 0.8
+    assert NoiseInjection(keras.layers.Dense(1)).noise.variance == 1
+
+
+@pytest.mark.parametrize("noise", ["gaussian", pnd.Gaussian(0.5)])
+def test_rate_follows_its_schedule_by_training_calls(noise):
+    x = np.zeros((4, 2), "float32")
+    schedule = pnd.schedules.Step([0.0, 0.2, 0.5], [1, 2])
+    layer = NoiseInjection(keras.layers.Dense(1), schedule, noise, initializer=ONES, seed=SEED)
+    again = NoiseInjection.from_config(layer.get_config())
+    assert again.schedule == schedule
+    for each in (layer, again):
+        for call, stddev in enumerate((0.0, 0.5, 1.0)):
+            np.testing.assert_allclose(host(each(x, training=True)), stddev * normal(4, call=call), atol=1e-5)
+
+
+@needs_training
+@pytest.mark.parametrize("scheduled", [False, True])
+def test_rate_takes_effect_in_a_compiled_step(scheduled):
+    """The loss of a batch is the mean square of its noise."""
+    x = np.zeros((4, 2), "float32")
+    rate = pnd.schedules.Step([0.2, 0.8], [1]) if scheduled else 0.2
+    layer = NoiseInjection(keras.layers.Dense(1), rate, initializer=ONES, seed=SEED)
+    model = keras.Sequential([keras.Input((2,)), layer])
+    model.compile(keras.optimizers.SGD(0.0), "mse", jit_compile=BACKEND == "jax")
+    for call, stddev in enumerate((0.5, 2.0)):
+        if call and not scheduled:
+            layer.rate = 0.8
+        loss = model.train_on_batch(x, np.zeros((4, 1)))
+        np.testing.assert_allclose(float(host(loss)), stddev**2 * (normal(4, call=call) ** 2).mean(), rtol=1e-4)
+
+
 @needs_training
 def test_weights_of_the_node_are_trained_and_learn_the_noise_away():
     layer = NoiseInjection(keras.layers.Dense(1), initializer=ONES, seed=SEED)
@@ -147,8 +185,13 @@ def test_config_keeps_the_law_and_the_initializer():
     [
         (lambda: NoiseInjection(keras.layers.DepthwiseConv1D(3)), r"`layer`.*Dense, Conv1D"),
         (lambda: NoiseInjection(keras.layers.Dense(3), stddev=-1.0), r"`stddev`.*from zero"),
-        (lambda: NoiseInjection(keras.layers.Dense(3), 0.5, pnd.Gaussian(0.5)), r"`stddev`.*brings its own numbers"),
-        (lambda: NoiseInjection(keras.layers.Dense(3), noise="gaussian"), r"`noise`.*pernodedrop.Noise"),
+        (lambda: NoiseInjection(keras.layers.Dense(3), noise=pnd.Gaussian(0.5), stddev=0.5), r"`stddev`.*own numbers"),
+        (lambda: NoiseInjection(keras.layers.Dense(3), noise="uniform", stddev=0.5), r"`stddev`.*'uniform'"),
+        (lambda: NoiseInjection(keras.layers.Dense(3), rate=0.2, stddev=0.5), r"`stddev`.*rate=0.2"),
+        (lambda: NoiseInjection(keras.layers.Dense(3), 0.5, pnd.Gaussian(0.5)), r"`rate`.*brings its own numbers"),
+        (lambda: NoiseInjection(keras.layers.Dense(3), rate=1.0), r"`rate`.*1.0"),
+        (lambda: NoiseInjection(keras.layers.Dense(3), noise="gauss"), r"`noise`.*did you mean 'gaussian'"),
+        (lambda: NoiseInjection(keras.layers.Dense(3), method="auto"), "'method'"),
         (lambda: NoiseInjection(keras.layers.Conv1D(3, 3)).build((None, None, 2)), r"`inputs`.*known sizes"),
     ],
 )

@@ -7,6 +7,7 @@ from scipy import special
 
 import pernodedrop as pnd
 from pernodedrop import generator
+from tests.frameworks import value_and_gradients
 
 BACKEND = keras.backend.backend()
 HEADS, DIM, BATCH, TIME, FEATURES = 2, 3, 4, 5, 6
@@ -84,6 +85,7 @@ def test_its_config_and_file_bring_it_back(tmp_path):
     layer = again.layers[-1]
     first, second = model.layers[-1].get_config(), layer.get_config()
     assert first.pop("layer")["config"] == second.pop("layer")["config"]
+    assert first.pop("noise")["config"] == second.pop("noise")["config"] == {"rate": 0.3}
     assert first == second
     assert layer.wrappers["query"].noise == pnd.Gaussian(0.3)
     for training in (False, True, True):
@@ -94,6 +96,40 @@ def test_schedule_reaches_every_projection():
     layer, x = noisy(rate=pnd.schedules.Step([0.0, 0.5], [1])), inputs(BATCH, TIME, FEATURES)
     np.testing.assert_allclose(host(layer(x, x, training=True)), host(layer(x, x)), atol=1e-5)
     assert {wrapper.rate for wrapper in layer.wrappers.values()} == {0.5}
+
+
+def test_rate_is_that_of_all_projections_and_can_be_set():
+    layer, x = noisy(), inputs(BATCH, TIME, FEATURES)
+    with pytest.raises(ValueError, match="when it is built"):
+        layer.rate = 0.0
+    calm = host(layer(x, x))
+    layer.rate = 0.0
+    assert {wrapper.rate for wrapper in layer.wrappers.values()} == {layer.rate} == {0.0}
+    np.testing.assert_allclose(host(layer(x, x, training=True)), calm, atol=1e-5)
+
+
+def test_arguments_of_the_wrapper_are_kept_as_given():
+    layer = noisy(sharing={"time"}, noise="uniform")
+    again = pnd.NoisyAttention.from_config(layer.get_config())
+    again.build((BATCH, TIME, FEATURES), (BATCH, TIME, FEATURES))
+    assert again.wrappers["key"].mask == pnd.Mask(pnd.Uniform(0.5), "time")
+
+
+@pytest.mark.skipif(BACKEND in ("numpy", "jax"), reason="Keras cannot rematerialize on NumPy; its own fails on JAX")
+def test_rematerialized_attention_differentiates_the_masks_of_its_call():
+    """Of the plain call at the same keys, which is differentiated beside it."""
+    x = inputs(BATCH, TIME, FEATURES)
+    with keras.RematScope("full"):
+        layer = noisy()
+    layer.build(x.shape, x.shape)
+    plain = noisy()
+    plain.build(x.shape, x.shape)
+    plain.layer.set_weights(layer.layer.get_weights())
+    (y, (dx,)), (plain_y, (plain_dx,)) = (
+        value_and_gradients(lambda x, each=each: each(x, x, training=True), x, upstream=x) for each in (layer, plain)
+    )
+    np.testing.assert_allclose(y, plain_y, atol=1e-5)
+    np.testing.assert_allclose(dx, plain_dx, atol=1e-5)
 
 
 @pytest.mark.parametrize("regime", ["dynamic", "fixed"])

@@ -151,6 +151,7 @@ def test_activity_regularizer_of_the_inner_layer_counts_once(training):
         (lambda: Standout(keras.layers.Dense(3), alpha=float("nan")), r"`alpha`.*finite"),
         (lambda: Standout(keras.layers.Dense(3), beta="0"), r"`beta`.*finite"),
         (lambda: Standout(keras.layers.Dense(3), shift="units"), r"`shift`.*did you mean 'unit'"),
+        (lambda: Standout(keras.layers.Dense(3), method="auto"), "'method'"),
     ],
 )
 def test_bad_arguments_are_refused_by_name(make, words):

@@ -102,6 +102,30 @@ def test_positions_have_noise_of_their_own(make, shape):
     np.testing.assert_allclose(y, mean + deviation * z, atol=1e-4)
 
 
+@pytest.mark.skipif(BACKEND == "tensorflow", reason="TensorFlow's convolutions on a CPU have their channels last")
+@pytest.mark.parametrize(
+    ("wrapper", "kwargs"),
+    [
+        (VariationalDropout, {"kind": "A", "per": "unit"}),
+        (VariationalDropout, {"kind": "B", "per": "unit"}),
+        (SparseVariationalDropout, {"log_variance": 0.0}),
+    ],
+    ids=["A", "B", "sparse"],
+)
+@pytest.mark.parametrize("convolution", [keras.layers.Conv1D, keras.layers.Conv2D])
+def test_channels_first_is_channels_last_moved(convolution, wrapper, kwargs):
+    x = inputs(*((2, 6, 3) if convolution is keras.layers.Conv1D else (2, 6, 5, 3)))
+    moved = np.moveaxis(x, -1, 1)
+    first, last = (
+        built(wrapper, shape, convolution(4, 3, data_format=f"channels_{place}"), **kwargs)
+        for place, shape in (("first", moved.shape), ("last", x.shape))
+    )
+    first.layer.set_weights(last.layer.get_weights())
+    y = host(last(x, training=True))
+    assert np.abs(y - host(last(x))).max() > 0.1
+    np.testing.assert_allclose(np.moveaxis(host(first(moved, training=True)), 1, -1), y, atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["A", "B"])
 def test_channels_of_a_convolution_are_its_units(kind):
     layer = built(VariationalDropout, (2, 5, 6), keras.layers.Conv1D(4, 3), kind=kind, per="unit")
@@ -205,6 +229,25 @@ def test_inference_prunes_by_alpha_and_folds():
         assert layer.sparsity == sparsity
 
 
+def test_threshold_takes_effect_in_a_compiled_predict_and_is_saved(tmp_path):
+    layer, x = built(SparseVariationalDropout, inner=keras.layers.Dense(5, use_bias=False)), inputs(4, 6)
+    model = keras.Sequential([keras.Input((6,)), layer])
+    model.compile(jit_compile=BACKEND == "jax")
+    kept = model.predict(x, verbose=0)
+    assert np.abs(kept).min() > 0
+    layer.threshold = -9.5
+    assert (layer.threshold, layer.get_config()["threshold"], layer.sparsity) == (-9.5, -9.5, 1)
+    np.testing.assert_array_equal(model.predict(x, verbose=0), np.zeros((4, 5)))
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras", compile=False)
+    assert again.layers[0].threshold == -9.5
+    np.testing.assert_array_equal(host(again(x)), np.zeros((4, 5)))
+    layer.threshold = 3
+    np.testing.assert_array_equal(model.predict(x, verbose=0), kept)
+    with pytest.raises(ValueError, match="`threshold`"):
+        layer.threshold = np.nan
+
+
 def test_variational_dropout_is_the_inner_layer_at_inference():
     layer, x = built(VariationalDropout), inputs(4, 6)
     np.testing.assert_array_equal(host(layer(x)), host(layer.layer(x)))
@@ -291,6 +334,8 @@ def test_variances_and_divergence_are_computed_in_float32(kind, policy):
         (lambda d: VariationalDropout(d, examples=9, alpha=0), r"`alpha`.*alpha=0"),
         (lambda d: VariationalDropout(d, examples=9, kind="C"), r"`kind`.*'A', 'B'"),
         (lambda d: VariationalDropout(d, examples=9, per="units"), r"`per`.*did you mean 'unit'"),
+        (lambda d: VariationalDropout(d, examples=9, method="auto"), "'method'"),
+        (lambda d: SparseVariationalDropout(d, examples=9, method="auto"), "'method'"),
         (lambda d: SparseVariationalDropout(d, examples=9, warm_up=-1), r"`warm_up`.*warm_up=-1"),
         (lambda d: SparseVariationalDropout(d, examples=9, warm_up=False), r"`warm_up`.*warm_up=False"),
         (lambda d: SparseVariationalDropout(d, examples=9, threshold=None), r"`threshold`"),

@@ -68,7 +68,7 @@ class ActivationNoise(Noisy):
 
     def fold(self) -> keras.layers.Layer:
         """A plain Keras layer that computes what this layer does at inference: the identity."""
-        return keras.layers.Identity(name=self.name)
+        return keras.layers.Identity(name=self.name, dtype=self.dtype_policy)
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         return input_shape
@@ -91,7 +91,8 @@ class ActivationNoise(Noisy):
         if self.noise_shape is None:
             return tuple(shape)
         fits = len(shape) == len(self.noise_shape) and all(
-            own in (None, 1) or size is None or own == size for own, size in zip(self.noise_shape, shape, strict=True)
+            own in (None, 1) or not isinstance(size, int) or own == size
+            for own, size in zip(self.noise_shape, shape, strict=True)
         )
         if not fits:
             raise ValueError(checks.invalid("noise_shape", f"1, None or the size of {tuple(shape)}", self.noise_shape))

@@ -21,7 +21,7 @@ from pernodedrop.layers.inner import (
     with_kernel,
 )
 from pernodedrop.layers.noisy import floating, xp
-from pernodedrop.layers.weight_noise import WeightNoise
+from pernodedrop.layers.weight_noise import MaskedProduct
 from pernodedrop.mask import Field, Mask
 from pernodedrop.noise import LATTICE, Bernoulli, normal
 from pernodedrop.schedules import Schedule
@@ -33,7 +33,7 @@ BLOCK = 32
 
 
 @keras.saving.register_keras_serializable("pernodedrop")
-class DropConnect(WeightNoise):
+class DropConnect(MaskedProduct):
     """Drops connections of a layer, by default the same ones for a whole batch (Wan et al., ICML 2013).
 
     The defaults are DropConnect as libraries have it: one mask a batch, what is kept is scaled by 1 / (1 - rate) in
@@ -169,7 +169,7 @@ class DropConnect(WeightNoise):
             raise ValueError(checks.invalid("inference", expected, self.inference))
         if self.scaling == "inverted" or not self.built:
             return super().fold()
-        return copy_of(self.layer, *self._mean_weights(self._present(None)))
+        return copy_of(self.layer, *self._mean_weights(self._present(None)), dtype=self.dtype_policy)
 
     def multiply(self, x: Tensor, kernels: collections.abc.Sequence[Tensor], field: Field, samples: Words) -> Tensor:
         (w,) = kernels

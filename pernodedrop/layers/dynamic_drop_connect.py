@@ -77,7 +77,7 @@ class DynamicDropConnect(WeightNoise):
     >>> x = np.ones((2, 3), "float32")
     >>> bool((keras.ops.convert_to_numpy(layer(x, training=True)) == keras.ops.convert_to_numpy(layer(x))).all())
     True
-    >>> layer.gradient.shape
+    >>> tuple(layer.gradient.shape)
     (2, 3, 4)
     """
 
@@ -137,7 +137,8 @@ class DynamicDropConnect(WeightNoise):
 
     @gradient_rate.setter
     def gradient_rate(self, gradient_rate: float) -> None:
-        self._gradient_rate.assign(_check_sum(typing.cast(float, self.rate), gradient_rate))
+        highest = typing.cast(float, self.rate) if self.schedule is None else max(self._rates)
+        self._gradient_rate.assign(_check_sum(highest, gradient_rate))
 
     def noisy(self, inputs: Tensor, field: Field, samples: Words) -> Tensor:
         product = product_of(self.layer, len(inputs.shape))
@@ -159,10 +160,8 @@ class DynamicDropConnect(WeightNoise):
         return xp.astype(masked, dtype)
 
     def get_config(self) -> Config:
-        config = super().get_config()
-        del config["method"]  # there is one
         return {
-            **config,
+            **super().get_config(),
             "base_rate": self.rate_config,
             "gradient_rate": self.gradient_rate,
             "threshold": self.threshold,

@@ -71,9 +71,7 @@ class FastDropout(WeightNoise):
         return with_activity_loss(self.layer, keras.ops.cast(y, self.compute_dtype))
 
     def get_config(self) -> Config:
-        config = super().get_config()
-        del config["method"]  # there is no mask to multiply by
-        return {**config, "rate": self.rate_config}
+        return {**super().get_config(), "rate": self.rate_config}
 
 
 def _linear(mean: Tensor, spread: Tensor) -> Tensor:

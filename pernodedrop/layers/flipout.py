@@ -98,10 +98,8 @@ class Flipout(WeightNoise):
         return xp.astype(xp.matmul(x, w) + xp.matmul(x * s, noise) * r, dtype)
 
     def get_config(self) -> Config:
-        config = super().get_config()
-        del config["method"]  # there is no mask of a sample to multiply by
-        noise = keras.saving.serialize_keras_object(self.noise)
-        return {**config, "rate": None if self.schedule is None else self.rate_config, "noise": noise}
+        rate = None if self.schedule is None else self.rate_config
+        return {**super().get_config(), "rate": rate, "noise": keras.saving.serialize_keras_object(self.noise)}
 
     @classmethod
     def from_config(cls, config: Config, custom_objects: dict[str, typing.Any] | None = None) -> typing.Self:

@@ -134,8 +134,19 @@ def with_activity_loss(layer: keras.layers.Layer, y: Tensor) -> Tensor:
     return y
 
 
-def copy_of(layer: keras.layers.Layer, kernel: Tensor | None = None, bias: Tensor | None = None) -> keras.layers.Layer:
-    """A built layer of the same kind with equal weights, or with another kernel and, unless that is None, bias.
+def copy_of(
+    layer: keras.layers.Layer,
+    kernel: Tensor | None = None,
+    bias: Tensor | None = None,
+    dtype: typing.Any = None,
+) -> keras.layers.Layer:
+    """A built layer of the same kind with equal weights, or with others.
+
+    Args:
+        layer: a built layer.
+        kernel: instead of its own; None leaves everything as it is.
+        bias: instead of its own, beside a kernel.
+        dtype: policy instead of its own, beside a kernel: that of the wrapper, which computes with such a kernel.
 
     Raises:
         NotImplementedError: another kernel for a quantized layer.
@@ -149,6 +160,7 @@ def copy_of(layer: keras.layers.Layer, kernel: Tensor | None = None, bias: Tenso
     if getattr(layer, "quantization_mode", None) is not None:
         raise NotImplementedError(f"Layer {layer.name!r} is quantized; fold its model before it is quantized.")
     config.pop("lora_rank", None)  # LoRA is in the kernel that was handed in
+    config["dtype"] = config["dtype"] if dtype is None else dtype
     again = type(layer).from_config(config)
     again.build_from_config(layer.get_build_config())
     again.kernel.assign(kernel)

@@ -18,6 +18,9 @@ ASSIGNMENTS = ("random", "contiguous", "repeat")
 COLUMNS, COUNTS = 1, 2
 """Lanes of the words that choose the columns of masks, and how many of them are new; lane 0 chooses members."""
 
+NEGLIGIBLE = 40
+"""Logarithms this far below the greatest add nothing to a sum of float64 numbers: e**40 is above 2**57."""
+
 Array: typing.TypeAlias = np.typing.NDArray[np.float64]
 
 
@@ -258,7 +261,9 @@ def log_ways(members: int, channels: int, ones: int) -> tuple[Array, list[Array]
 
     There are C(channels - u, j) * C(u, ones - j) masks that use j channels which are new beside u that are not. With
     H_n[u] the number of ways to complete the masks when n of them use u channels, divided by u! * (channels - u)!, it
-    follows that H_n[u] is sum_j C(ones, j) * v! / (v - ones)! * H_(n+1)[v] with v = u + j, over ones!.
+    follows that H_n[u] is sum_j C(ones, j) * v! / (v - ones)! * H_(n+1)[v] with v = u + j, over ones!. Terms below
+    e**-NEGLIGIBLE of the greatest are left out. Both factors are log-concave, so those that count are next to one
+    another, and their first v and their last j do not move the other way as u rises.
 
     Returns:
         The logarithms of C(ones, j), and for each mask those of v! / (v - ones)! * H[v] by the number v of channels
@@ -273,9 +278,14 @@ def log_ways(members: int, channels: int, ones: int) -> tuple[Array, list[Array]
     completions = [last]
     for n in range(members - 1, 0, -1):
         ways = np.full(channels + ones + 1, -np.inf)
-        for used in range(ones, min(channels, n * ones) + 1):
-            logs = choices + completions[0][used : used + ones + 1]
-            if (top := logs.max()) > -np.inf:
-                ways[used] = top + np.log(np.exp(logs - top).sum())
+        first = low = max(ones, channels - (members - n) * ones)
+        high = first + ones
+        for used in range(first, min(channels, n * ones) + 1):
+            low = max(low, used)
+            logs = choices[low - used : high + 1 - used] + completions[0][low : high + 1]
+            top = logs.max()
+            ways[used] = top + np.log(np.exp(logs - top).sum())
+            near = np.flatnonzero(logs > top - NEGLIGIBLE)
+            low, high = low + near[0], low + near[-1] + 1
         completions.insert(0, ways + falling)
     return choices, completions

@@ -5,16 +5,16 @@ import typing
 
 import keras
 
-from pernodedrop import checks
+from pernodedrop import checks, schedules
 from pernodedrop._types import Config, Shape, Tensor, Words
-from pernodedrop.layers.inner import finish, float_kernel, product_with, with_kernel
+from pernodedrop.layers.inner import finish, float_kernel, product_with, wide, with_kernel
 from pernodedrop.layers.noisy import xp
 from pernodedrop.layers.weight_noise import WeightNoise
 from pernodedrop.mask import Field, Mask
 from pernodedrop.noise import Gaussian, Noise
+from pernodedrop.schedules import Schedule
 
 CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
-DEFAULT_STDDEV = 1.0
 
 
 @keras.saving.register_keras_serializable("pernodedrop")
@@ -35,8 +35,12 @@ class NoiseInjection(WeightNoise):
     Args:
         layer: the inner layer, a `keras.layers.Dense`, `Conv1D`, `Conv2D` or `Conv3D`. A convolution's input must have
             known sizes.
-        stddev: standard deviation of e, which is then normal, a finite float from zero; None is 1.0.
-        noise: another law, a `pernodedrop.Noise`: e is its entry less its mean. Give one of the two at most.
+        rate: of the noise, as a drop rate in [0, 1): e has the variance rate / (1 - rate). None is 0.5, a standard
+            deviation of 1. Or a schedule of `pernodedrop.schedules`, which also goes with a `pernodedrop.Noise` that
+            has a rate. It can be set at any time.
+        noise: the law of e, which is an entry of the noise less its mean: "gaussian", "uniform", "bernoulli", or a
+            `pernodedrop.Noise`, which brings its own numbers.
+        stddev: the standard deviation of a normal e itself, a finite float from zero, instead of rate and noise.
         initializer: of w, as Keras takes it. The weight `noise_kernel` has shape (1, number of weights).
         seed: int, any; None takes one from Python's `random`.
         **kwargs: those of `keras.layers.Layer`; the dtype policy is the inner layer's unless given.
@@ -51,7 +55,7 @@ class NoiseInjection(WeightNoise):
     >>> import keras, numpy as np, pernodedrop as pnd
     >>> layer = pnd.NoiseInjection(keras.layers.Dense(4), stddev=0.5, seed=1)
     >>> x = np.ones((2, 3), "float32")
-    >>> layer(x, training=True).shape == (2, 4), layer.noise_kernel.shape
+    >>> layer(x, training=True).shape == (2, 4), tuple(layer.noise_kernel.shape)
     (True, (1, 4))
     >>> bool((keras.ops.convert_to_numpy(layer(x)) == keras.ops.convert_to_numpy(layer.layer(x))).all())
     True
@@ -62,18 +66,21 @@ class NoiseInjection(WeightNoise):
     def __init__(
         self,
         layer: keras.layers.Layer,
+        rate: float | Schedule | None = None,
+        noise: str | Noise = "gaussian",
         stddev: float | None = None,
-        noise: Noise | None = None,
         initializer: typing.Any = "lecun_normal",
         seed: int | None = None,
         **kwargs: typing.Any,
     ) -> None:
-        if noise is None:
-            noise = Gaussian(stddev=DEFAULT_STDDEV if stddev is None else stddev)
-        elif stddev is not None:
-            raise ValueError(checks.invalid("stddev", f"None, since {noise!r} brings its own numbers", stddev))
+        if stddev is not None:
+            if rate is not None or noise != "gaussian":
+                expected = f"None beside rate={rate!r} and noise={noise!r}, which bring their own numbers"
+                raise ValueError(checks.invalid("stddev", expected, stddev))
+            noise = Gaussian(stddev=stddev)
+        law, schedule = schedules.law(noise, rate)
         sharing = {"time", "in", "out"} if isinstance(layer, CONVOLUTIONS) else {"in", "out"}
-        super().__init__(layer, Mask(noise, sharing), seed=seed, **kwargs)
+        super().__init__(layer, Mask(law, sharing), seed=seed, schedule=schedule, **kwargs)
         self.initializer = keras.initializers.get(initializer)
 
     def build(self, input_shape: Shape) -> None:
@@ -100,18 +107,17 @@ class NoiseInjection(WeightNoise):
         time = xp.arange(math.prod(positions), like=x) if positions else zero
         e = field.entries(time, samples[:, None], zero, zero, xp) - self.mask.mean
         e = xp.reshape(e, (batch, *positions, *([1] * len(self._targets))))
-        wide = "float64" if xp.dtype(x) == "float64" else "float32"
-        w = xp.reshape(keras.ops.cast(self.noise_kernel, wide), self._targets)
-        return xp.astype(xp.astype(x, wide) + xp.astype(e, wide) * w, xp.dtype(x))
+        y = wide(x)
+        w = xp.reshape(keras.ops.cast(self.noise_kernel, y.dtype), self._targets)
+        return xp.astype(y + xp.astype(e, xp.dtype(y)) * w, xp.dtype(x))
 
     def get_config(self) -> Config:
-        config = {
+        return {
             **super().get_config(),
+            "rate": None if self.schedule is None else self.rate_config,
             "noise": keras.saving.serialize_keras_object(self.noise),
             "initializer": keras.initializers.serialize(self.initializer),
         }
-        del config["method"]
-        return config
 
     @classmethod
     def from_config(cls, config: Config, custom_objects: dict[str, typing.Any] | None = None) -> typing.Self:

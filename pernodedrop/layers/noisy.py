@@ -29,6 +29,9 @@ class Noisy(keras.layers.Layer):
         schedule: the rate as a function of the key's call number, instead of those scalars; None has none.
     """
 
+    random: typing.ClassVar[bool] = True
+    """Whether a training call depends on its key."""
+
     def __init__(
         self, mask: Mask, seed: int | None = None, schedule: Schedule | None = None, **kwargs: typing.Any
     ) -> None:
@@ -69,7 +72,10 @@ class Noisy(keras.layers.Layer):
 
     @property
     def rate(self) -> float | None:
-        """The present drop rate. Setting it takes effect from the next call, compiled or not."""
+        """The present drop rate. Setting it takes effect from the next call, compiled or not.
+
+        On JAX, `fit` has the state of a model to itself within an epoch: read and set it between epochs.
+        """
         return getattr(self.noise, "rate", None)
 
     @rate.setter

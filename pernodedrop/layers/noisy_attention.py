@@ -1,6 +1,7 @@
 """NoisyAttention: weight noise on the projections of attention."""
 
 import collections.abc
+import functools
 import typing
 
 import keras
@@ -67,19 +68,30 @@ class NoisyAttention(keras.layers.Wrapper):
             raise TypeError(checks.invalid("seed", "an int or None", seed))
         of_layer = {name: kwargs.pop(name) for name in OF_LAYER if name in kwargs}
         super().__init__(layer, **{"dtype": layer.dtype_policy, **of_layer})
-        self.wrapper = wrapper
+        self.wrapper: typing.Any = wrapper
         self.projections = tuple(checks.check_choice(name, "projections", PROJECTIONS) for name in projections)
         self.seed = seed
-        self.arguments = kwargs
         self.supports_masking = True
-        probe = keras.layers.Dense(1)  # the wrapper refuses its arguments here rather than when it is built
-        wrapper(probe, **kwargs)
+        # the wrapper refuses its arguments here rather than when the projections are there
+        probe = wrapper(keras.layers.EinsumDense("abc,cd->abd", output_shape=(None, 1)), **kwargs)
+        self._arguments = lambda: kwargs  # Keras would turn containers in an attribute into its own
+        self._argument_config = {name: probe.get_config()[name] for name in kwargs}
 
     def build(self, query_shape: Shape, value_shape: Shape, key_shape: Shape | None = None) -> None:
         if not self.layer.built:
             self.layer.build(query_shape, value_shape, key_shape)
             self.layer.built = True
-        self.wrappers = {name: self._wrapped(name) for name in self.projections}
+        self.wrappers: dict[str, typing.Any] = {name: self._wrapped(name) for name in self.projections}
+
+    @property
+    def rate(self) -> float | None:
+        """The present drop rate of the projections. Setting it sets it in all of them, as in any regularizer."""
+        return next(iter(self._built().values())).rate
+
+    @rate.setter
+    def rate(self, rate: float) -> None:
+        for wrapper in self._built().values():
+            wrapper.rate = rate
 
     def call(
         self,
@@ -94,9 +106,8 @@ class NoisyAttention(keras.layers.Wrapper):
         training: bool | None = None,
         use_causal_mask: bool = False,
     ) -> typing.Any:
-        noisy = view(self.layer, **{_attribute(name): wrapper for name, wrapper in self.wrappers.items()})
-        return type(self.layer).call(
-            noisy,
+        return self._attend(
+            self.wrappers,
             query,
             value,
             key=key,
@@ -108,6 +119,20 @@ class NoisyAttention(keras.layers.Wrapper):
             training=training,
             use_causal_mask=use_causal_mask,
         )
+
+    def rematerialized_call(
+        self, layer_call: typing.Callable[..., typing.Any], *args: typing.Any, **kwargs: typing.Any
+    ) -> typing.Callable[..., typing.Any]:
+        # as in Noisy: keys are drawn outside what the backward pass makes again, where nobody says `training` either
+        training = kwargs.get("training")
+        projections: dict[str, typing.Any] = {
+            name: functools.partial(
+                wrapper, training=training, key=wrapper.draw() if wrapper.is_noisy(training) else None
+            )
+            for name, wrapper in self.wrappers.items()
+        }
+        again = super().rematerialized_call(lambda *args: self._attend(projections, *args, **kwargs), *args)
+        return lambda *args, **_: again(*args)
 
     def compute_output_shape(self, query_shape: Shape, value_shape: Shape, key_shape: Shape | None = None) -> Shape:
         return self.layer.compute_output_shape(query_shape, value_shape, key_shape)
@@ -121,7 +146,7 @@ class NoisyAttention(keras.layers.Wrapper):
             "wrapper": keras.saving.get_registered_name(self.wrapper),
             "projections": list(self.projections),
             "seed": self.seed,
-            **{name: keras.saving.serialize_keras_object(value) for name, value in self.arguments.items()},
+            **self._argument_config,
         }
 
     @classmethod
@@ -145,10 +170,20 @@ class NoisyAttention(keras.layers.Wrapper):
             getattr(plain, _attribute(name)).set_weights(wrapper.fold().get_weights())
         return plain
 
-    def _wrapped(self, name: str) -> WeightNoise:
+    def _attend(self, projections: dict[str, typing.Any], *args: typing.Any, **kwargs: typing.Any) -> typing.Any:
+        """The inner layer's call, with these projections in the place of its own."""
+        noisy = view(self.layer, **{_attribute(name): projection for name, projection in projections.items()})
+        return type(self.layer).call(noisy, *args, **kwargs)
+
+    def _built(self) -> dict[str, typing.Any]:
+        if not self.built:
+            raise ValueError(f"Layer {self.name!r} has its projections when it is built. Call it, or its model, once.")
+        return self.wrappers
+
+    def _wrapped(self, name: str) -> typing.Any:
         projection = getattr(self.layer, _attribute(name))
         seed = None if self.seed is None else generator.sibling_seed(self.seed, PROJECTIONS.index(name))
-        wrapper = self.wrapper(projection, seed=seed, name=name, **self.arguments)
+        wrapper = self.wrapper(projection, seed=seed, name=name, **self._arguments())
         wrapper.build(projection.get_build_config()["input_shape"])
         return wrapper
 

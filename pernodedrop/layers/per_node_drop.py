@@ -6,18 +6,21 @@ import keras
 
 from pernodedrop import schedules
 from pernodedrop._types import Config, Sharing
-from pernodedrop.layers.weight_noise import WeightNoise
+from pernodedrop.layers.weight_noise import MaskedProduct
 from pernodedrop.mask import Mask
 from pernodedrop.noise import Noise
 from pernodedrop.schedules import Schedule
 
 
 @keras.saving.register_keras_serializable("pernodedrop")
-class PerNodeDrop(WeightNoise):
+class PerNodeDrop(MaskedProduct):
     """Gives every connection of a layer its own multiplicative noise for every sample (arXiv 2512.12663).
 
     In training, y[n, j] = activation(sum_i x[n, i] * W[i, j] * M[n, i, j] + b[j]) with E[M] = 1. At inference the
     dynamic and example regimes are the inner layer itself; the fixed and bank regimes keep their masks.
+
+    The paper's texts differ on scale: its code scales what is kept in training, as here, and one of its sections scales
+    at inference instead. That is `pernodedrop.DropConnect(layer, sharing="time", scaling="none")`.
 
     Args:
         layer: the inner layer, a `keras.layers.Dense`, `EinsumDense`, `Conv1D`, `Conv2D`, `Conv3D`, `DepthwiseConv1D`
@@ -44,7 +47,8 @@ class PerNodeDrop(WeightNoise):
         training: whether to train; Keras sets it in `fit`.
         key: the key to use instead of drawing one, from `draw()`.
         sample_ids: integer tensor (batch,), modulo 2**32: the sample coordinate of each row. Example ids in the example
-            regime, where they are required in training; mask numbers, modulo `bank_size`, in the bank regime.
+            regime, where they are required in training; mask numbers, modulo `bank_size`, in the bank regime. In the
+            dynamic regime ids of a batch differ, or a Gaussian noise has `method="recomputed"`.
 
     Input shape, output shape, dtypes: the inner layer's. Sums are in float32 under mixed precision.
 

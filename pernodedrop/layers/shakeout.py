@@ -9,14 +9,14 @@ from pernodedrop import checks, schedules
 from pernodedrop._types import Config, Tensor, Words
 from pernodedrop.layers.inner import CONTRACTIONS, wide
 from pernodedrop.layers.noisy import xp
-from pernodedrop.layers.weight_noise import WeightNoise
+from pernodedrop.layers.weight_noise import MaskedProduct
 from pernodedrop.mask import Field, Mask
 from pernodedrop.noise import Bernoulli
 from pernodedrop.schedules import Schedule
 
 
 @keras.saving.register_keras_serializable("pernodedrop")
-class Shakeout(WeightNoise):
+class Shakeout(MaskedProduct):
     """Enhances or reverses what each input unit gives to a layer (Kang, Li and Tao, AAAI 2016; arXiv 1904.06593).
 
     In training, a kernel entry of input i in sample n is r W + c (r - 1) sign(W), with r[n, i] = 0 with probability

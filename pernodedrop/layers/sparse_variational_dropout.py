@@ -41,7 +41,7 @@ class SparseVariationalDropout(Variational):
         warm_up: number of training calls over which beta = min(1, calls / warm_up) rises to 1; 0 has beta = 1. Calls
             are counted by the layer's key, `updates`, those with a `key` of your own not.
         threshold: ln(alpha) above which a weight is pruned, a finite float; 3, the paper's, an alpha of 20. None is
-            pruned from 8 on.
+            pruned from 8 on. It can be set at any time.
         log_variance: where ln(sigma**2) starts, a finite float; -10.
         seed, **kwargs: as for `pernodedrop.PerNodeDrop`. Noise is drawn apart for all samples and, as in the paper's
             convolutions, for all positions of sequences and images, where the noise of a kernel would be one for all.
@@ -74,13 +74,23 @@ class SparseVariationalDropout(Variational):
         if not (checks.is_int(warm_up) and warm_up == 0):
             checks.check_count(warm_up, "warm_up")
         self.warm_up = int(warm_up)
-        self.threshold = checks.check_finite(threshold, "threshold")
+        checks.check_finite(threshold, "threshold")
         self.start = checks.check_finite(log_variance, "log_variance")
         super().__init__(layer, examples, seed=seed, **kwargs)
+        self._threshold = self._state("threshold", np.float32(threshold))
 
     def build(self, input_shape: Shape) -> None:
         super().build(input_shape)
         self.log_variance = self.learned("log_variance", self.layer.kernel.shape, self.start)
+
+    @property
+    def threshold(self) -> float:
+        """The present threshold. Setting it takes effect from the next call, compiled or not."""
+        return float(str(keras.ops.convert_to_numpy(self._threshold)))  # the shortest number it is the float32 of
+
+    @threshold.setter
+    def threshold(self, threshold: float) -> None:
+        self._threshold.assign(checks.check_finite(threshold, "threshold"))
 
     def call(
         self,
@@ -121,12 +131,12 @@ class SparseVariationalDropout(Variational):
     def pruned_kernel(self) -> Tensor:
         """The kernel of inference."""
         kernel = float_kernel(self.layer)
-        return xp.where(self.log_alpha() > self.threshold, xp.zeros_like(kernel), kernel)
+        return xp.where(self._pruned(), xp.zeros_like(kernel), kernel)
 
     @property
     def sparsity(self) -> float:
         """The share of weights that are pruned."""
-        return float(np.mean(keras.ops.convert_to_numpy(self.log_alpha()) > self.threshold))
+        return float(np.mean(keras.ops.convert_to_numpy(self._pruned())))
 
     def fold(self) -> keras.layers.Layer:
         """The inner layer with the pruned kernel: a plain Keras layer, built, with weights of its own.
@@ -137,7 +147,7 @@ class SparseVariationalDropout(Variational):
         """
         if not self.built:
             return super().fold()  # says so
-        return copy_of(self.layer, kernel=self.pruned_kernel())
+        return copy_of(self.layer, kernel=self.pruned_kernel(), dtype=self.dtype_policy)
 
     def get_config(self) -> Config:
         return {
@@ -146,3 +156,7 @@ class SparseVariationalDropout(Variational):
             "threshold": self.threshold,
             "log_variance": self.start,
         }
+
+    def _pruned(self) -> Tensor:
+        """Which weights are pruned, a boolean tensor of the kernel's shape."""
+        return self.log_alpha() > xp.asarray(self._threshold.value)

@@ -8,7 +8,7 @@ import keras
 from pernodedrop import checks
 from pernodedrop._types import Config, Key, Namespace, Params, Tensor
 from pernodedrop.layers.activation_noise import times
-from pernodedrop.layers.inner import copy_of, finish, float_kernel, product_with
+from pernodedrop.layers.inner import finish, float_kernel, product_with, wide
 from pernodedrop.layers.noisy import floating, xp
 from pernodedrop.layers.weight_noise import WeightNoise
 from pernodedrop.mask import Mask
@@ -103,8 +103,7 @@ class Standout(WeightNoise):
 
     def _probability(self, inputs: Tensor, z: Tensor) -> Tensor:
         """The probability that a unit is kept, from the product z of the inputs with the kernel; float32 at least."""
-        wide = "float64" if xp.dtype(z) == "float64" else "float32"
-        inputs, z = xp.astype(inputs, wide), xp.astype(z, wide)
+        inputs, z = wide(inputs), wide(z)
         shift = self.beta * keras.ops.sum(inputs, axis=-1, keepdims=True) if self.shift == "weight" else self.beta
         return keras.ops.sigmoid(self.alpha * z + shift)
 
@@ -125,7 +124,7 @@ class Standout(WeightNoise):
         Raises:
             ValueError: a layer that is not built.
         """
-        dense = copy_of(super().fold())
+        dense = super().fold()
         kernel = self.alpha * keras.ops.cast(float_kernel(self.layer), "float32")
         x = keras.Input(self.layer.get_build_config()["input_shape"][1:], dtype=self.compute_dtype)
         gate = keras.layers.Dense(
@@ -140,6 +139,4 @@ class Standout(WeightNoise):
         return model
 
     def get_config(self) -> Config:
-        config = {**super().get_config(), "alpha": self.alpha, "beta": self.beta, "shift": self.shift}
-        del config["method"]
-        return config
+        return {**super().get_config(), "alpha": self.alpha, "beta": self.beta, "shift": self.shift}

@@ -5,7 +5,7 @@ import typing
 import keras
 import numpy as np
 
-from pernodedrop import checks, schedules
+from pernodedrop import backends, checks, generator, schedules
 from pernodedrop._types import Config, Key, Params, Shape, Tensor
 from pernodedrop.layers.activation_noise import times
 from pernodedrop.layers.noisy import Noisy, floating, refuse_sample_ids, xp
@@ -131,6 +131,20 @@ class TabuDropout(Noisy):
         dropped = self._dropped(tried)
         return times(inputs, xp.where(dropped, xp.zeros_like(scale), scale))
 
+    def settle(self) -> None:
+        """Put the units where they are in the long run, by numbers of the present key: dropped q of the steps.
+
+        `pernodedrop.uncertainty.predict` does so before each of its passes, which are not steps of a training.
+        """
+        p = 1 - int(keras.ops.convert_to_numpy(self.field(self._key.value, None).params["threshold"])) / LATTICE
+        q = p / (1 + self.tenure * p)
+        units = np.arange(self._safe.shape[0], dtype="uint32")
+        zero, key = np.zeros(1, "uint32"), keras.ops.convert_to_numpy(self._key).view("uint32")
+        on_host = backends.get("numpy")
+        words = generator.words((key[:1], key[1:]), zero + np.uint32(1), zero, zero, units, zero, on_host)
+        steps = np.floor(on_host.uniform(words) / q) if q else np.full(len(units), self.tenure)
+        self._safe.assign(np.where(steps < self.tenure, steps + 1, 0).astype("int32"))
+
     def _dropped(self, tried: Tensor) -> Tensor:
         """Which of the units that are tried are dropped; it is the next step then."""
         safe = xp.asarray(self._safe.value)
@@ -145,7 +159,7 @@ class TabuDropout(Noisy):
 
     def fold(self) -> keras.layers.Layer:
         """A plain Keras layer that computes what this layer does at inference: the identity."""
-        return keras.layers.Identity(name=self.name)
+        return keras.layers.Identity(name=self.name, dtype=self.dtype_policy)
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         return input_shape

@@ -78,12 +78,12 @@ class Variational(WeightNoise):
         dtype = xp.dtype(x)
         mean = product_with(self.layer, wide(x), wide(float_kernel(self.layer)))
         deviation = root(product_with(self.layer, spread * spread, variances))
-        axis = 0
+        axis, place = self.channels(len(mean.shape)), -1
         if isinstance(self.layer, CONTRACTIONS):
             contraction = Contraction(self.layer, len(x.shape))
-            axis = contraction.y.index(contraction.batch)
-        z = normals(keras.ops.moveaxis(mean, axis, 0), field, samples, lane=1, of="out")
-        y = mean + deviation * xp.astype(keras.ops.moveaxis(z, 0, axis), xp.dtype(mean))
+            axis, place = contraction.y.index(contraction.batch), 0
+        z = normals(keras.ops.moveaxis(mean, axis, place), field, samples, lane=1, of="out")
+        y = mean + deviation * xp.astype(keras.ops.moveaxis(z, place, axis), xp.dtype(mean))
         return finish(self.layer, xp.astype(y, dtype))
 
     def learned(self, name: str, shape: Shape, start: float, **kwargs: typing.Any) -> keras.Variable:
@@ -99,9 +99,11 @@ class Variational(WeightNoise):
         )
 
     def get_config(self) -> Config:
-        config = super().get_config()
-        del config["method"]  # there is one
-        return {**config, "examples": self.examples}
+        return {**super().get_config(), "examples": self.examples}
+
+    def channels(self, rank: int) -> int:
+        """The axis of the channels of the layer's input, and of a convolution's output, of `rank`."""
+        return 1 if getattr(self.layer, "data_format", None) == "channels_first" else rank - 1
 
 
 @keras.saving.register_keras_serializable("pernodedrop")
@@ -170,7 +172,7 @@ class VariationalDropout(Variational):
         super().build(input_shape)
         product = product_of(self.layer, len(input_shape))
         groups, inputs, outputs = product.matrices(keras.ops.convert_to_tensor(self.layer.kernel)).shape
-        axis = self._channels(len(input_shape))
+        axis = self.channels(len(input_shape))
         shape: Shape = ()
         if self.per == "unit":
             if isinstance(product, Contraction) and product.x[-1] not in product.kernel_letters:
@@ -197,19 +199,18 @@ class VariationalDropout(Variational):
         x = wide(inputs)
         stddev = xp.astype(keras.ops.exp(0.5 * keras.ops.convert_to_tensor(self._log_alpha)), xp.dtype(x))
         if self.per == "unit":
-            axis = self._channels(len(x.shape))
+            axis = self.channels(len(x.shape))
             stddev = keras.ops.reshape(stddev, [-1 if n == axis else 1 for n in range(len(x.shape))])
         if self.kind == "B":
             kernel = wide(float_kernel(self.layer))
             return self.reparameterized(inputs, x * stddev, kernel * kernel, field, samples)
-        z = xp.astype(normals(x, field, samples, lane=0, of="in"), xp.dtype(x))
+        axis = self.channels(len(x.shape))
+        z = normals(keras.ops.moveaxis(x, axis, -1), field, samples, lane=0, of="in")
+        z = xp.astype(keras.ops.moveaxis(z, -1, axis), xp.dtype(x))
         return with_kernel(self.layer, xp.astype(x * (1 + stddev * z), xp.dtype(inputs)), float_kernel(self.layer))
 
     def get_config(self) -> Config:
         return {**super().get_config(), "kind": self.kind, "per": self.per, "alpha": self.start}
-
-    def _channels(self, rank: int) -> int:
-        return 1 if getattr(self.layer, "data_format", None) == "channels_first" else rank - 1
 
 
 def normals(like: Tensor, field: Field, samples: Words, lane: int, of: str) -> Tensor:

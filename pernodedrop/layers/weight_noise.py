@@ -38,7 +38,6 @@ class WeightNoise(Noisy, keras.layers.Wrapper):
         layer: the inner layer, of one of `kinds`.
         mask: which mask, a `pernodedrop.Mask`.
         seed: int, any; None takes one from Python's `random`.
-        method: as for `pernodedrop.ops.masked_dense`.
         schedule: the rate over time; None leaves it where the mask has it.
         **kwargs: those of `keras.layers.Layer`. The dtype policy is the inner layer's unless given.
     """
@@ -50,17 +49,15 @@ class WeightNoise(Noisy, keras.layers.Wrapper):
         layer: keras.layers.Layer,
         mask: Mask,
         seed: int | None = None,
-        method: str = "auto",
         schedule: Schedule | None = None,
         **kwargs: typing.Any,
     ) -> None:
         check_layer(layer, self.kinds)
-        self.method = checks.check_choice(method, "method", ops.METHODS)
         if kwargs.get("dtype") is None:
             # the policy of a quantized layer is called "int8_from_float32": the wrapper itself is not quantized
             kwargs["dtype"] = layer.dtype_policy.name.rpartition("_from_")[2]
         super().__init__(mask=mask, seed=seed, schedule=schedule, layer=layer, **kwargs)
-        self.supports_masking = True
+        self.supports_masking = layer.supports_masking
 
     def build(self, input_shape: Shape) -> None:
         if isinstance(self.layer, CONTRACTIONS):
@@ -108,20 +105,7 @@ class WeightNoise(Noisy, keras.layers.Wrapper):
         Returns:
             A tensor (group, batch, [time,] out).
         """
-        (w,) = kernels
-        return self.masked_product(x, w, field, samples)
-
-    def masked_product(self, x: Tensor, w: Tensor, field: Field, samples: Words) -> Tensor:
-        """sum_i x[g, b, t, i] * w[g, i, o] * m[b, t, (g, i), o], in the shapes of `multiply`."""
-        groups, inputs, outputs = w.shape
-        common = {"sharing": self.mask.sharing, "samples": samples, "xp": xp}
-        if groups > 1 and inputs * outputs <= SMALL_GROUP and self.method in ("auto", "materialized"):
-            return ops.multiply_groups(x, w, field, **common)
-
-        def of_group(n: int) -> Tensor:
-            return ops.multiply(x[n], w[n], field, in_offset=n * inputs, method=self.method, **common)
-
-        return of_group(0)[None] if groups == 1 else keras.ops.stack([of_group(n) for n in range(groups)])
+        raise NotImplementedError(f"{type(self).__name__} must define `multiply` or `noisy`")
 
     @property
     def one_kernel(self) -> bool:
@@ -145,11 +129,12 @@ class WeightNoise(Noisy, keras.layers.Wrapper):
         mask = field.entries(zero, zero, words("in", groups * inputs)[:, None], words("out", outputs), xp)
         return xp.reshape(xp.broadcast_to(mask, (groups * inputs, outputs)), matrices.shape)
 
+    def compute_mask(self, inputs: Tensor, previous_mask: Tensor | None) -> Tensor | None:
+        """The mask that the inner layer passes on."""
+        return self.layer.compute_mask(inputs, previous_mask)
+
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         return self.layer.compute_output_shape(input_shape)
-
-    def get_config(self) -> Config:
-        return {**super().get_config(), "method": self.method}
 
     def fold(self) -> keras.layers.Layer:
         """A plain Keras layer, built, with weights of its own, that computes what this layer does at inference.
@@ -164,4 +149,51 @@ class WeightNoise(Noisy, keras.layers.Wrapper):
         if not self.mask.at_inference:
             return copy_of(self.layer)
         product = product_of(self.layer, len(self.layer.get_build_config()["input_shape"]))
-        return copy_of(self.layer, kernel=self.masked_kernel(product, self.field(None, None)))
+        return copy_of(self.layer, self.masked_kernel(product, self.field(None, None)), dtype=self.dtype_policy)
+
+
+class MaskedProduct(WeightNoise):
+    """Base of wrappers whose kernel is multiplied by a mask, entry by entry, by a method of choice.
+
+    Args:
+        layer, mask, seed, schedule, **kwargs: those of `WeightNoise`.
+        method: as for `pernodedrop.ops.masked_dense`.
+    """
+
+    def __init__(
+        self,
+        layer: keras.layers.Layer,
+        mask: Mask,
+        seed: int | None = None,
+        method: str = "auto",
+        schedule: Schedule | None = None,
+        **kwargs: typing.Any,
+    ) -> None:
+        checks.check_choice(method, "method", ops.METHODS)
+        if method == "local_reparameterization" and mask.regime != "dynamic":
+            expected = f"another one with regime={mask.regime!r}, whose masks stay: it draws outputs and has no mask"
+            raise ValueError(checks.invalid("method", expected, method))
+        super().__init__(layer, mask, seed=seed, schedule=schedule, **kwargs)
+        self.method = method
+
+    def multiply(self, x: Tensor, kernels: collections.abc.Sequence[Tensor], field: Field, samples: Words) -> Tensor:
+        (w,) = kernels
+        return self.masked_product(x, w, field, samples)
+
+    def masked_product(self, x: Tensor, w: Tensor, field: Field, samples: Words) -> Tensor:
+        """sum_i x[g, b, t, i] * w[g, i, o] * m[b, t, (g, i), o], in the shapes of `multiply`."""
+        groups, inputs, outputs = w.shape
+        common = {"sharing": self.mask.sharing, "samples": samples, "xp": xp}
+        if groups > 1 and inputs * outputs <= SMALL_GROUP and self.method in ("auto", "materialized"):
+            return ops.multiply_groups(x, w, field, **common)
+
+        drawn = self.mask.noise.gaussian and self.mask.regime != "dynamic"  # by "auto", without a mask that could stay
+        method = "recomputed" if drawn and self.method == "auto" else self.method
+
+        def of_group(n: int) -> Tensor:
+            return ops.multiply(x[n], w[n], field, in_offset=n * inputs, method=method, **common)
+
+        return of_group(0)[None] if groups == 1 else keras.ops.stack([of_group(n) for n in range(groups)])
+
+    def get_config(self) -> Config:
+        return {**super().get_config(), "method": self.method}
