@@ -56,6 +56,9 @@ nitpicky = True  # words in single backticks that only look like a reference: se
 nitpick_ignore = [
     ("py:class", "collections.abc.Iterable"),  # Python's documents would have to be fetched to be linked
 ]
+nitpick_ignore_regex = [
+    ("py:class", r"numpy\..+"),  # NumPy's, likewise
+]
 
 
 class CommandHelp(SphinxDirective):
@@ -136,20 +139,24 @@ class FamilyCost(SphinxDirective):
         self.env.note_dependency(str(self.file))
         found = json.loads(self.file.read_text())
         times = {backend: figures["seconds"][self.arguments[0]] for backend, figures in found.items()}
-        rows = [("", *times)]
+        rows = [(self.arguments[0], *times)]
         for variant in next(iter(times.values())):
             if variant != "none":
                 rows.append((variant, *(f"{of[variant] / of['none']:.2f}" for of in times.values())))
-        return self.parse_text_to_nodes(table.as_markdown(rows))
+        where = next(iter(found.values()))["machine"]
+        versions = [f"{name} {of['machine'][name]}" for name, of in found.items()]
+        text = f"{where['processor']}; {where['cores']} cores. Keras {where['keras']}, {', '.join(versions)}."
+        return [*self.parse_text_to_nodes(table.as_markdown(rows)), nodes.paragraph(text=text)]
 
 
 def leave_as_code(app, env, node, contnode):
     """A word in single backticks that is no name of this site stays code, unless it is a name of nothing."""
     if node["reftype"] != "obj" or node.get("refexplicit"):
         return None
-    if node["reftarget"].startswith("pernodedrop."):
+    name = node["reftarget"].partition("(")[0]  # `pernodedrop.Dropout(0.5)` is a call, and a name of this site
+    if name.startswith("pernodedrop."):
         try:
-            pkgutil.resolve_name(node["reftarget"])
+            pkgutil.resolve_name(name)
         except (AttributeError, ImportError):
             return None
     return contnode

@@ -11,7 +11,9 @@ from keras.src.backend import get_keras_mask, set_keras_mask  # a loss of one's 
 
 from pernodedrop import checks
 from pernodedrop._types import Config, Shape, Tensor
+from pernodedrop.layers import sources
 from pernodedrop.layers.noisy import Noisy
+from pernodedrop.surgery import fold
 
 TOTALS = {"mean": 1.0, "sum": 2.0}
 """What a mean of two terms is multiplied by."""
@@ -116,23 +118,28 @@ class RDrop(keras.losses.Loss):
         kl: "mean" or "sum" of the two divergences.
         from_logits: whether predictions are logits. None is what the loss says, and False if it says nothing.
         name: name of the loss.
+        paired: whether a batch holds every sample twice. True is for training loops of your own. False is the loss
+            given, on a batch of any kind. None, the default, leaves it to `RDropModel`, which says so for as long as it
+            computes its loss whatever is given here; elsewhere the loss is refused, since the halves of an ordinary
+            batch are of different samples.
 
     Call arguments:
         y_true: targets of the whole batch, every sample twice.
         y_pred: predictions (2 * batch, ..., classes), those of one pass and then those of the other.
         sample_weight: weights of the whole batch.
 
-    Output: a float scalar for the usual reductions. At inference, which is `evaluate` of `RDropModel`, it is the loss
-    given, on a batch that holds every sample once.
+    Output: a float scalar for the usual reductions. In `evaluate` of `RDropModel` it is the loss given, on a batch that
+    holds every sample once.
 
     Raises:
         TypeError, ValueError: an argument that is not as described, named in the message. Among them are Keras' losses
-            of something else than classes: for two classes, take two outputs with softmax.
+            of something else than classes: for two classes, take two outputs with softmax. In a call, `paired=None`
+            outside of an `RDropModel`.
 
     Example:
 
     >>> import keras, numpy as np, pernodedrop as pnd
-    >>> r_drop = pnd.losses.RDrop("sparse_categorical_crossentropy", alpha=5.0, ce="sum")
+    >>> r_drop = pnd.losses.RDrop("sparse_categorical_crossentropy", alpha=5.0, ce="sum", paired=True)
     >>> predictions = np.array([[0.5, 0.5], [0.9, 0.1]])  # one sample, two passes
     >>> cross_entropy = -np.log(0.5) - np.log(0.9)
     >>> divergence = 0.5 * np.sum((predictions[0] - predictions[1]) * np.log(predictions[0] / predictions[1]))
@@ -148,6 +155,7 @@ class RDrop(keras.losses.Loss):
         kl: str = "mean",
         from_logits: bool | None = None,
         name: str = "r_drop",
+        paired: bool | None = None,
     ) -> None:
         self.loss = _over_classes(loss)
         super().__init__(
@@ -159,9 +167,17 @@ class RDrop(keras.losses.Loss):
         self.ce = checks.check_choice(ce, "ce", TOTALS)
         self.kl = checks.check_choice(kl, "kl", TOTALS)
         self.from_logits = _agreed(from_logits, getattr(self.loss, "from_logits", None))
-        self.paired = True  # RDropModel says otherwise for as long as it evaluates
+        if paired not in (None, True, False):
+            raise TypeError(checks.invalid("paired", "True, False or None", paired))
+        self.paired = paired
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
+        if self.paired is None:
+            expected = (
+                "True for a batch that holds every sample twice, one pass after the other, or a model inside "
+                "pernodedrop.RDropModel, which makes such batches in `fit`"
+            )
+            raise ValueError(checks.invalid("paired", expected, None))
         value = self.loss.call if isinstance(self.loss, keras.losses.Loss) else self.loss
         cross_entropy = value(y_true, y_pred)
         if not self.paired:
@@ -186,6 +202,7 @@ class RDrop(keras.losses.Loss):
             "kl": self.kl,
             "from_logits": self.from_logits,
             "name": self.name,
+            "paired": self.paired,
         }
 
     @classmethod
@@ -209,8 +226,9 @@ class RDropModel(keras.Model):
       and the memory of a batch of twice the size.
     - Noise that is the same for all samples of a batch cannot differ between the halves, and the divergence would be 0:
       `DropConnect` with its default sharing, the fixed, bank and example regimes, a `noise_shape` that begins with 1.
-      Where no layer has other noise, `fit` refuses. If it has layers of neither Keras nor this library, whose noise
-      cannot be seen from outside, it warns. `sample_ids` are copied with the inputs, so they make masks the same too.
+      A rate of 0 is no noise, but of a schedule. Where no layer has other noise, `fit` refuses. If it has layers of
+      neither Keras nor this library, whose noise cannot be seen from outside, it warns. `sample_ids` are copied with
+      the inputs, so they make masks the same too.
 
     Args:
         model: the model to train, a `keras.Model` of any kind, with inputs of any structure.
@@ -240,6 +258,9 @@ class RDropModel(keras.Model):
             kwargs["dtype"] = model.dtype_policy
         super().__init__(**kwargs)
         self.model = model
+        if model.built:  # there is nothing else to build
+            self.built = True
+            self._post_build()
 
     @property
     def output_names(self) -> list[str]:
@@ -272,14 +293,18 @@ class RDropModel(keras.Model):
         sample_weight: typing.Any = None,
         training: bool = True,
     ) -> Tensor:
-        losses = self._losses_in_pairs()
+        before = [(loss, loss.paired) for loss in self._losses_in_pairs()]
         try:
-            for loss in losses:
+            for loss, _ in before:
                 loss.paired = training
             return super().compute_loss(x, y, y_pred, sample_weight, training)
         finally:
-            for loss in losses:
-                loss.paired = True
+            for loss, paired in reversed(before):  # a loss may be that of several outputs
+                loss.paired = paired
+
+    def fold(self) -> keras.Model:
+        """The wrapped model, folded: what `pernodedrop.fold` makes of it."""
+        return fold(self.model)
 
     def get_config(self) -> Config:
         return {**super().get_config(), "model": keras.saving.serialize_keras_object(self.model)}
@@ -342,7 +367,7 @@ def _check_noise(model: keras.Model) -> None:
     if any(_differs_between_samples(layer) for layer in layers):
         return
     same = [layer.name for layer in layers if isinstance(layer, Noisy)]
-    shared = f"has one mask for both in its noisy layers {same}" if same else "has no noisy layer"
+    shared = f"has no noise or one mask for both in its noisy layers {same}" if same else "has no noisy layer"
     message = (
         f"R-Drop compares two passes with different noise, and model {model.name!r} {shared}, so they would be equal "
         "and the divergence 0. Expected a layer with noise of its own for every sample, such as pernodedrop.Dropout, "
@@ -360,9 +385,7 @@ def _is_closed(layer: keras.layers.Layer) -> bool:
 
 
 def _differs_between_samples(layer: keras.layers.Layer) -> bool:
-    noise_shape = getattr(layer, "noise_shape", None)
-    if noise_shape is not None and noise_shape[0] == 1:
-        return False
-    if isinstance(layer, Noisy):
-        return layer.mask.regime == "dynamic" and "sample" not in layer.mask.sharing
-    return bool(layer._seed_generators)  # every layer of Keras that draws has one
+    if isinstance(layer, (Noisy, *sources.NOISE, *sources.NOISE_INSIDE)):
+        by_id = isinstance(layer, Noisy) and layer.mask.regime == "example"
+        return sources.is_noise(layer) and not by_id and not sources.is_one_for_a_batch(layer)
+    return bool(layer._seed_generators)  # of Keras' augmentation, for one

@@ -39,14 +39,18 @@ GRAPH = ("_outputs_struct", "_outputs", "_nodes", "_nodes_by_depth", "_operation
 def apply(model: keras.Model, rule: Rule) -> keras.Model:
     """A copy of a model with other layers, such as noisy ones, where a rule says.
 
-    The copy has the original's class, names and weights (equal values in variables of its own) and the original is left
-    as it is. Noise is the identity at inference, so the copy predicts what the original predicts. It is not compiled.
+    The copy has the original's class, name, output names and weights (equal values in variables of its own) and the
+    original is left as it is. Noise that is the identity at inference leaves the predictions what they are; Standout,
+    StochasticDepth, Masksembles, the regimes "fixed" and "bank" and `DropConnect.as_published` are not the identity.
+    The copy is not compiled.
 
     The rule is asked about every layer inside the model, outermost first. If it answers None for a layer that holds
     others, such as a nested model, a transformer block or a MultiHeadAttention, it is asked about those; it is not
     asked about what is inside a noisy layer. A layer that is held in several places is asked about once and
     replaced in all of them. To put a layer after another, answer `keras.Sequential([layer, pnd.Dropout(0.1)])`; to
-    leave a layer out, `keras.layers.Identity()`, which does not stay in a graph.
+    leave a layer out, `keras.layers.Identity()`, which does not stay in a graph. A layer has the name that the rule
+    gives it: with `name=layer.name`, `get_layer` finds it as before. `output_names` stay those of the original; a model
+    that is loaded from a `.keras` file has those of its layers.
 
     A changed Sequential or functional model saves and loads as any other. The config of a layer with a class of its
     own, and so of a subclassed model, does not describe what was put inside. After such a change the layer and
@@ -54,7 +58,8 @@ def apply(model: keras.Model, rule: Rule) -> keras.Model:
     word: save the weights, and to load them build the model from its code, apply the rule again and `load_weights`.
 
     Args:
-        model: any built model that can be rebuilt from its config: Sequential, functional or subclassed.
+        model: any built model that can be rebuilt from its config: Sequential, functional or subclassed. A layer that
+            is held in several places stays one layer.
         rule: function from a layer of the copy, which has its weights, to the layer that stands in its place (often a
             wrapper around it), or to None to keep it.
 
@@ -101,9 +106,10 @@ def fold(model: keras.Model) -> keras.Model:
     Each layer of this library gives way to what its method `fold()` returns, under its name: a wrapper to its inner
     layer (with a fixed mask multiplied into the kernel), a layer that is the identity at inference to an `Identity`,
     which does not stay in a Sequential or functional model. So the result loads, exports and quantizes without this
-    library. Inputs stay as they are, also those that only the noise used, such as example ids.
+    library. Inputs stay as they are, also those that only the noise used, such as example ids, and so do the
+    `output_names` of a functional model. An `RDropModel` gives way to the model that it wraps.
 
-    A layer of another library is folded as well if it has a method `fold() -> keras.layers.Layer`.
+    A layer of another library is folded as well if it has a method `fold() -> keras.layers.Layer`, and so is a model.
 
     Args:
         model: any built model that can be rebuilt from its config, as for `pernodedrop.apply`.
@@ -112,7 +118,7 @@ def fold(model: keras.Model) -> keras.Model:
         The folded copy, not compiled. Outputs are equal to float rounding.
 
     Raises:
-        TypeError: a model that is no model.
+        TypeError: a model that is no model, or a method `fold` that returns no layer.
         ValueError: a model that is not built or not rebuilt by its config, or a layer that is no one plain layer at
             inference, such as one with a bank of masks.
 
@@ -124,15 +130,16 @@ def fold(model: keras.Model) -> keras.Model:
     >>> [type(layer).__name__ for layer in pnd.fold(model).layers]
     ['Dense', 'Dense']
     """
-    copy = _copy_of(model)
+    whole = _folded(model, keras.Model) if isinstance(model, keras.Model) else None
+    copy = _copy_of(model) if whole is None else whole
     put = _unmarked(copy)
     changes: Changes = {}
     asked: dict[Layer, None] = {}
 
     def rule(layer: Layer) -> Layer | None:
-        if not hasattr(layer, "fold"):
+        plain = _folded(layer)
+        if plain is None:
             return None
-        plain = layer.fold()
         plain.name = layer.name
         _change(plain, rule, changes, asked)  # what a wrapper of several layers held
         return plain
@@ -140,6 +147,18 @@ def fold(model: keras.Model) -> keras.Model:
     _change(copy, rule, changes, asked)
     _refuse_config(copy, put - changes.keys())
     return _settled(copy)
+
+
+def _folded(layer: Layer, kind: type[Layer] = keras.layers.Layer) -> typing.Any:
+    """What a layer folds itself to; None: it has no method for it."""
+    method = getattr(layer, "fold", None)
+    if not callable(method):
+        return None
+    plain = method()
+    if not isinstance(plain, kind):
+        expected = f"a method `fold` of {layer.name!r} that returns a keras {kind.__name__}"
+        raise TypeError(checks.invalid("model", expected, plain))
+    return plain
 
 
 class NoConfig:
@@ -207,6 +226,11 @@ def _copy_of(model: keras.Model) -> keras.Model:
     if missed := [variable.path for variable in model.weights if id(variable) not in copied]:
         expected = f"a model whose layers are in attributes, lists, tuples or dicts; elsewhere there is {missed[0]!r}"
         raise ValueError(checks.invalid("model", expected, model))
+    variables, originals = ({id(variable) for variable in each.weights} for each in (copy, model))
+    matched = {id(variable) for layer in copies.values() for variable in _own_variables(layer)}
+    if len(variables) != len(originals) or not variables <= matched:
+        expected = f"a model whose config rebuilds which layers share their weights, {len(originals)} in all"
+        raise ValueError(checks.invalid("model", expected, f"{model.name!r}, whose copy has {len(variables)}"))
     return copy
 
 
@@ -264,12 +288,25 @@ def _is_graph(layer: Layer) -> bool:
 def _copy(layer: Layer, copies: Changes) -> Layer:
     """A layer from the config of another, with its state and what was put inside it."""
     if layer not in copies:
-        config = keras.saving.serialize_keras_object(layer)
-        config.pop("compile_config", None)
-        own = {keras.saving.get_registered_name(kind): kind for kind in _classes(layer)}
-        copies[layer] = keras.saving.deserialize_keras_object(config, custom_objects=own, safe_mode=False)
+        copies[layer] = _rebuilt(layer)
         _match(layer, copies[layer], copies)
     return copies[layer]
+
+
+def _rebuilt(layer: Layer) -> Layer:
+    """A layer from the config of another."""
+    own = {keras.saving.get_registered_name(kind): kind for kind in _classes(layer)}
+    try:
+        config = keras.saving.serialize_keras_object(layer)
+        config.pop("compile_config", None)
+        return keras.saving.deserialize_keras_object(config, custom_objects=own, safe_mode=False)
+    except (NotImplementedError, TypeError, ValueError) as error:
+        expected = (
+            f"a model that Keras can rebuild, and its {type(layer).__name__} {layer.name!r} it cannot. A class of your "
+            "own needs a constructor that hands `**kwargs` to that of Keras, and a `get_config` with its other "
+            "arguments, in a form that Keras can serialize, see the error above"
+        )
+        raise ValueError(checks.invalid("model", expected, layer)) from error
 
 
 def _match(layer: Layer, copy: Layer, copies: Changes) -> None:
@@ -285,9 +322,13 @@ def _match(layer: Layer, copy: Layer, copies: Changes) -> None:
     for place, inner in inside.items():
         if not _alike(inner, copied[place]):
             changes[copied[place]] = _copy(inner, copies)
+        elif inner in copies and copies[inner] is not copied[place]:  # the config has made two of one layer
+            changes[copied[place]] = copies[inner]
         elif inner not in copies:
             _match(inner, copied[place], copies)
     _put(copy, changes)
+    if isinstance(layer, keras.Model) and isinstance(layer, keras.Function):
+        copy.output_names = list(layer.output_names)
     _copy_state(layer, copy)
     if mark := vars(layer).get("get_config"):
         copy.get_config = NoConfig(copy, {copies[inner] for inner in mark.missed})
@@ -412,7 +453,7 @@ def _rewire(model: keras.Function, here: Changes) -> None:
     outputs = model._run_through_graph(model.inputs, operation_fn=operation)
     graph = vars(keras.Function(model.input, outputs, name=model.name))
     vars(model).update({name: graph[name] for name in GRAPH})  # past `__setattr__`, which would track their layers
-    model.output_names = [output._keras_history.operation.name for output in model.outputs]
+    # `output_names` stay: losses, targets and metrics go by them
 
 
 def _forget(graph: keras.Function) -> None:

@@ -14,13 +14,16 @@ import inspect
 import math
 import random
 import typing
+import warnings
 
 import keras
 import numpy as np
 
 from pernodedrop import checks
 from pernodedrop._types import Tensor
+from pernodedrop.layers import sources
 from pernodedrop.layers.noisy import Noisy
+from pernodedrop.layers.tabu_dropout import TabuDropout
 
 SAMPLES = 50
 SUM_TOLERANCE = 1e-2  # how far from 1 the sum of probabilities in half precision can be
@@ -29,27 +32,10 @@ WORD = "int32"
 Array: typing.TypeAlias = np.typing.NDArray[np.float64]
 Arguments: typing.TypeAlias = dict[str, typing.Any]
 
-ALWAYS_NOISE = (
-    keras.layers.Dropout,  # SpatialDropout1D, 2D and 3D too
-    keras.layers.GaussianDropout,
-    keras.layers.GaussianNoise,
-    keras.layers.AlphaDropout,
+EQUAL = (
+    "All {} passes were equal. Expected noise that differs between them; a schedule may be at rate 0, and "
+    "DynamicDropConnect drops nothing until it was trained."
 )
-"""Layers of Keras that are noise."""
-
-NOISE_INSIDE = (
-    keras.layers.Attention,
-    keras.layers.SimpleRNN,
-    keras.layers.SimpleRNNCell,
-    keras.layers.GRU,
-    keras.layers.GRUCell,
-    keras.layers.LSTM,
-    keras.layers.LSTMCell,
-    keras.layers.ConvLSTM1D,
-    keras.layers.ConvLSTM2D,
-    keras.layers.ConvLSTM3D,
-)
-"""Layers of Keras with dropout of their own, which is all that `training` means to them."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -90,6 +76,7 @@ def predict(
     batch_size: int = 32,
     seed: int | None = None,
     from_logits: bool = False,
+    probabilities: bool | None = None,
     keep: bool = False,
     verbose: int = 0,
 ) -> Prediction:
@@ -101,13 +88,17 @@ def predict(
     model and stay. Afterwards the model is as it was, the state of its random numbers included, also after an
     exception.
 
-    Members: a layer with a number of fixed `members` (regime "bank") is not sampled. Pass s uses its member s modulo
-    their number for all samples, so that the same call averages an ensemble.
+    Members: a layer with a number of fixed `members` (regime "bank", Masksembles) is not sampled. Pass s uses its
+    member s modulo their number for all samples, so that the same call averages an ensemble.
 
     With a layer of this library, the mask of sample n of x in pass s depends on (seed, the layer's place in the model,
-    its call number, s, n), not on `batch_size`, and a mask shared by the samples of a batch is shared by all of x. A
-    schedule is where training left it. Masks of Keras' own layers depend on the batch size and on the backend. In the
-    regime "example" samples have masks of fresh seeds.
+    its call number, s, n), not on `batch_size`, and a mask shared by the samples of a batch is shared by all of x. Only
+    `DropBlock` with `normalize="batch"` depends on `batch_size`, over which it counts. A schedule is where training
+    left it. Masks of Keras' own layers depend on the batch size and on the backend. In the regime "example" samples
+    have masks of fresh seeds.
+
+    A layer at rate 0 is no noise, but for one that follows a schedule. Where all passes were equal all the same, as
+    after a schedule that ends at rate 0, a warning says so.
 
     Args:
         model: a Keras model with one output: functional, Sequential or subclassed. It is compiled once in each call of
@@ -120,16 +111,22 @@ def predict(
         seed: int, any; None takes one from Python's `random`. A seed gives the same prediction each time.
         from_logits: whether outputs are logits. A softmax, or a sigmoid where the last axis has size 1, is applied
             first, in float64.
+        probabilities: whether outputs are probabilities, and have entropies. None decides by their values, see below:
+            give False for a regression of one number that may be in [0, 1] for all of x.
         keep: whether to keep the output of every pass; else memory does not depend on `samples`.
         verbose: 1 shows a progress bar; 0.
 
     Returns:
-        A `Prediction`. Outputs are probabilities, and have entropies, if they are non-negative and sum to 1 along the
-        last axis; or if that has size 1, or there is none beside the batch's, and all are in [0, 1]: then they are
-        the probability of the second of two classes.
+        A `Prediction`. Outputs can be probabilities if they are non-negative and sum to 1 along the last axis; or if
+        that has size 1, or there is none beside the batch's, and all are in [0, 1]: then they are the probability of
+        the second of two classes.
 
     Raises:
-        TypeError, ValueError: a model without noise, or with several outputs, or an argument that is not as described.
+        TypeError, ValueError: a model without noise, or with several outputs, or an argument that is not as described,
+            such as `probabilities=True` of outputs that can be none.
+
+    Warns:
+        UserWarning: all of several passes were equal.
 
     Example:
 
@@ -145,6 +142,9 @@ def predict(
         raise TypeError(checks.invalid("model", "a keras.Model", model))
     if seed is not None and not checks.is_int(seed):
         raise TypeError(checks.invalid("seed", "an int or None", seed))
+    if probabilities not in (None, True, False) or (from_logits and probabilities is False):
+        expected = "None or True with from_logits=True" if from_logits else "True, False or None"
+        raise ValueError(checks.invalid("probabilities", expected, probabilities))
     seed = random.getrandbits(32) if seed is None else int(seed)
     x, size = _arrays(x)
     batch_size = min(checks.check_count(batch_size, "batch_size"), size)
@@ -156,7 +156,7 @@ def predict(
     found = []
     with _kept(passes.state()) as restore:
         for start in range(0, size, batch_size):
-            batch = _Statistics(keep)
+            batch = _Statistics(keep, probabilities)
             rows = _rows(x, start, batch_size)
             for sample in range(samples):
                 restore()  # what a layer counts in training does not run on from pass to pass
@@ -165,6 +165,8 @@ def predict(
                 progress.add(1)
             found.append(batch.result())
     whole = {name: _joined([part[name] for part in found], axis=int(name == "outputs")) for name in found[0]}
+    if samples > 1 and not whole["variance"].any():
+        warnings.warn(EQUAL.format(samples), stacklevel=2)
     return Prediction(**whole, samples=samples, seed=seed)
 
 
@@ -174,8 +176,8 @@ class _Passes:
     def __init__(self, model: keras.Model, seed: int, batch_size: int) -> None:
         self.seed, self.batch_size = seed, batch_size
         layers = model._flatten_layers()
-        self.noisy = [layer for layer in layers if _is_noise(layer)]
-        self.ensembles = [layer for layer in layers if _members(layer) is not None]
+        self.ensembles = [layer for layer in layers if sources.members(layer) is not None]
+        self.noisy = [layer for layer in layers if sources.is_noise(layer) and layer not in self.ensembles]
         if not self.noisy and not self.ensembles:
             raise ValueError(checks.invalid("model", "a model with noise layers: its passes would all be equal", model))
         # a call number stays what it is, since a schedule's rate depends on it
@@ -185,7 +187,7 @@ class _Passes:
 
     def default_samples(self) -> int:
         """The number of passes that treats all members alike."""
-        members = math.lcm(*(typing.cast(int, _members(layer)) for layer in self.ensembles))
+        members = math.lcm(*(typing.cast(int, sources.members(layer)) for layer in self.ensembles))
         return math.ceil(SAMPLES / members) * members if self.noisy else members
 
     def state(self) -> list[keras.Variable]:
@@ -197,6 +199,9 @@ class _Passes:
         """The outputs of pass `sample` for the batch whose first row is row `start` of the whole."""
         for index, (key, call) in enumerate(self.keys):
             key.assign(np.array([_word(self.seed, index, sample), call], WORD))
+        for layer in self.noisy:
+            if isinstance(layer, TabuDropout):
+                layer.settle()
         for index, generator in enumerate(self.generators):
             generator.state.assign([_word(self.seed, index, sample, start), 0])
         return self.forward.run({"x": x, "start": np.asarray(start, WORD), "sample": np.asarray(sample, WORD)})
@@ -207,7 +212,8 @@ class _Passes:
 
         def make_noise(layer: keras.layers.Layer, arguments: Arguments, rows: typing.Any) -> None:
             arguments["training"] = True
-            if _takes_ids(layer) and arguments.get("sample_ids") is None:
+            takes_ids = isinstance(layer, Noisy) and not sources.is_one_for_a_batch(layer)
+            if takes_ids and arguments.get("sample_ids") is None:
                 # the layer's rows are the batch's, or each sample of the batch has been made several of them
                 first = data["start"] * (rows // self.batch_size)
                 arguments["sample_ids"] = first + keras.ops.arange(rows, dtype=WORD)
@@ -256,11 +262,14 @@ class _Forward(keras.Model):
 class _Statistics:
     """What the passes of one batch have in sum."""
 
-    def __init__(self, keep: bool) -> None:
+    def __init__(self, keep: bool, probabilities: bool | None = None) -> None:
+        self.probabilities = probabilities
         self.samples = 0
         self.mean: typing.Any = 0.0
         self.squares: typing.Any = 0.0  # sum of squared differences from the mean, by Welford's recurrence
-        self.entropies: typing.Any = 0.0  # None where the outputs are not probabilities
+        self.entropies: typing.Any = (
+            None if probabilities is False else 0.0
+        )  # None where the outputs are not probabilities
         self.votes: typing.Any = 0.0
         self.outputs: list[Array] | None = [] if keep else None
 
@@ -272,8 +281,13 @@ class _Statistics:
         self.squares = self.squares + step * (y - self.mean)
         if self.outputs is not None:
             self.outputs.append(y)
+        if self.entropies is None:
+            return
         p = _classes(y)
-        if self.entropies is None or not ((p >= 0).all() and (abs(p.sum(-1) - 1) <= SUM_TOLERANCE).all()):
+        if not ((p >= 0).all() and (abs(p.sum(-1) - 1) <= SUM_TOLERANCE).all()):
+            if self.probabilities:
+                expected = "None or False for outputs that are not in [0, 1] with sum 1 over the classes"
+                raise ValueError(checks.invalid("probabilities", expected, True))
             self.entropies = None
             return
         self.entropies = self.entropies + _entropy(p)
@@ -342,27 +356,8 @@ def _rows(x: typing.Any, start: int, count: int) -> typing.Any:
     return keras.tree.map_structure(lambda leaf: leaf[np.minimum(np.arange(start, start + count), len(leaf) - 1)], x)
 
 
-def _is_noise(layer: keras.layers.Layer) -> bool:
-    if isinstance(layer, Noisy):
-        return _members(layer) is None and layer.mask.regime != "fixed"
-    if isinstance(layer, NOISE_INSIDE):
-        return layer.dropout > 0 or getattr(layer, "recurrent_dropout", 0) > 0
-    return isinstance(layer, ALWAYS_NOISE)
-
-
-def _members(layer: keras.layers.Layer) -> int | None:
-    """The number of members of a layer that is an ensemble."""
-    return layer.members if isinstance(layer, Noisy) else None
-
-
 def _host(variable: keras.Variable) -> typing.Any:
     return np.array(keras.ops.convert_to_numpy(variable.value))
-
-
-def _takes_ids(layer: keras.layers.Layer) -> bool:
-    """Whether the entries of a layer's mask depend on the sample."""
-    one_sample = (getattr(layer, "noise_shape", None) or (None,))[0] == 1
-    return isinstance(layer, Noisy) and "sample" not in layer.mask.sharing and not one_sample
 
 
 def _own_variables(layer: keras.layers.Layer) -> list[keras.Variable]:

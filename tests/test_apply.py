@@ -381,6 +381,161 @@ def test_training_the_copy_leaves_the_original_usable():
     assert np.isfinite(host(model(inputs(6, 4)))).all()
 
 
+def used_directly_and_in_a_nested_model():
+    x, nested, shared = keras.Input((4,)), keras.Input((4,)), layers.Dense(4, name="shared")
+    inner = keras.Model(nested, layers.ReLU()(shared(nested)))
+    return keras.Model(x, layers.Dense(2)(layers.Add()([inner(x), shared(x)])))
+
+
+def used_directly_and_then_in_a_nested_model():
+    x, nested, shared = keras.Input((4,)), keras.Input((4,)), layers.Dense(4, name="shared")
+    inner = keras.Model(nested, layers.ReLU()(shared(nested)))
+    return keras.Model(x, layers.Dense(2)(inner(shared(x))))
+
+
+def in_two_sequentials():
+    x, shared = keras.Input((4,)), layers.Dense(4, name="shared")
+    heads = [keras.Sequential([keras.Input((4,)), shared, layers.Activation(name)]) for name in ("relu", "tanh")]
+    return keras.Model(x, layers.Dense(2)(layers.Add()([head(x) for head in heads])))
+
+
+def in_two_models_of_one_graph():
+    """An encoder, and a classifier of the same layers."""
+    x, nested = keras.Input((4,)), keras.Input((4,))
+    code = layers.Dense(4, activation="relu", name="shared")(nested)
+    encoder, classifier = keras.Model(nested, code), keras.Model(nested, layers.Dense(2)(code))
+    return keras.Model(x, layers.Concatenate()([encoder(x), classifier(x)]))
+
+
+def a_nested_model_in_two_others():
+    x, shared = keras.Input((4,)), keras.Sequential([keras.Input((4,)), layers.Dense(4, name="shared")])
+    heads = [keras.Sequential([keras.Input((4,)), shared, layers.Dense(2, name=name)]) for name in ("one", "two")]
+    return keras.Model(x, layers.Add()([head(x) for head in heads]))
+
+
+@keras.saving.register_keras_serializable("tests")
+class Holds(layers.Layer):
+    """A layer that is given the layers that it holds, and says so in its config."""
+
+    def __init__(self, first, second, **kwargs):
+        super().__init__(**kwargs)
+        self.first, self.second = first, second
+
+    def build(self, shape):
+        for layer in (self.first, self.second):
+            if not layer.built:
+                layer.build(shape)
+
+    def call(self, x, training=None):
+        return self.first(x, training=training) - 2 * self.second(keras.ops.tanh(x), training=training)
+
+    def compute_output_shape(self, shape):
+        return shape
+
+    def get_config(self):
+        inner = {name: keras.saving.serialize_keras_object(getattr(self, name)) for name in ("first", "second")}
+        return {**super().get_config(), **inner}
+
+    @classmethod
+    def from_config(cls, config):
+        inner = {name: keras.saving.deserialize_keras_object(config.pop(name)) for name in ("first", "second")}
+        return cls(**inner, **config)
+
+
+def as_two_attributes():
+    shared = layers.Dense(4, name="shared")
+    return keras.Sequential([keras.Input((4,)), Holds(shared, shared)])
+
+
+def in_two_composites():
+    x, shared = keras.Input((4,)), layers.Dense(4, name="shared")
+    one, two = Holds(shared, layers.Dense(4)), Holds(layers.Dense(4), shared)
+    return keras.Model(x, layers.Add()([one(x), two(x)]))
+
+
+SHARED = [
+    used_directly_and_in_a_nested_model,
+    used_directly_and_then_in_a_nested_model,
+    in_two_sequentials,
+    in_two_models_of_one_graph,
+    a_nested_model_in_two_others,
+    as_two_attributes,
+    in_two_composites,
+]
+
+
+@pytest.mark.parametrize("make", SHARED)
+def test_a_layer_in_several_places_stays_one_layer(make):
+    model, x = made(make), inputs(6, 4)
+    asked = []
+    noisy = apply(model, lambda layer: asked.append(layer.name) or noise(layer))
+    again = apply(
+        noisy, lambda layer: pnd.PerNodeDrop(layer.layer, 0.3) if isinstance(layer, pnd.PerNodeDrop) else None
+    )
+    for copy in (noisy, again, pnd.fold(again)):
+        np.testing.assert_allclose(host(copy(x)), host(model(x)), atol=1e-6)
+        assert len(copy.trainable_weights) == len(model.trainable_weights)
+        assert len(copy.trainable_weights) == len({id(variable) for variable in copy.trainable_weights})
+    assert asked.count("shared") == 1
+    assert not np.allclose(host(noisy(x, training=True)), host(model(x)))
+
+
+@needs_training
+@pytest.mark.parametrize("make", SHARED)
+def test_a_layer_in_several_places_is_trained_as_one(make):
+    model, x = made(make), inputs(6, 4)
+    plain = apply(model, lambda layer: pnd.PerNodeDrop(layer, 0.0) if isinstance(layer, layers.Dense) else None)
+    y = np.ones_like(host(model(x)))
+    for each in (model, plain):
+        each.compile(keras.optimizers.SGD(0.05), "mse")
+        each.train_on_batch(x, y)
+    np.testing.assert_allclose(host(plain(x)), host(model(x)), atol=1e-5)
+
+
+@keras.saving.register_keras_serializable("tests")
+class Tied(keras.Model):
+    """A model that makes one layer for two places, in which its users may put two."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.first = self.second = layers.Dense(4)
+
+    def call(self, x):
+        return self.first(x) + 2 * self.second(x)
+
+
+def untied():
+    model = Tied()
+    model.second = layers.Dense(4)
+    return called(model)
+
+
+def two_outputs():
+    x = keras.Input((4,))
+    u, v = layers.Dense(2, name="u")(x), layers.Dropout(0.1, name="v")(layers.Dense(1)(x))
+    return keras.Model(x, [u, v])
+
+
+@needs_training
+def test_outputs_keep_the_names_that_losses_go_by():
+    model, x = made(two_outputs), inputs(6, 4)
+    noisy = apply(model, noise)
+    assert noisy.layers[-1].name != "v"
+    without = apply(noisy, lambda layer: layers.Identity() if isinstance(layer, pnd.Dropout) else None)
+    folded = pnd.fold(apply(noisy, lambda layer: pnd.Dropout(0.2) if isinstance(layer, pnd.Dropout) else None))
+    for copy in (noisy, without, folded):
+        assert copy.output_names == ["u", "v"]
+        copy.compile("sgd", {"u": "mse", "v": "mae"}, metrics={"u": ["mae"]})
+        found = copy.evaluate(x, {"u": inputs(6, 2), "v": inputs(6, 1)}, verbose=0, return_dict=True)
+        np.testing.assert_allclose(found["v_loss"], np.abs(host(model(x)[1]) - inputs(6, 1)).mean(), rtol=1e-5)
+        assert "u_mae" in found
+
+
+def test_a_name_that_the_rule_gives_is_found():
+    noisy = apply(sequential(), lambda layer: pnd.PerNodeDrop(layer, 0.2, name="a") if layer.name == "a" else None)
+    assert isinstance(noisy.get_layer("a"), pnd.PerNodeDrop)
+
+
 def unbuilt():
     return keras.Sequential([layers.Dense(3)])
 
@@ -410,6 +565,24 @@ class Hidden(keras.Model):
         return sum(layer(x) for layer in self.hidden)
 
 
+class Positional(keras.Model):
+    """A model with an argument that Keras cannot serialize."""
+
+    def __init__(self, activation):
+        super().__init__()
+        self.dense = layers.Dense(3, activation=activation)
+
+    def call(self, x):
+        return self.dense(x)
+
+
+class NoKeywords(Positional):
+    """A model whose config has more than its constructor takes."""
+
+    def get_config(self):
+        return {**super(Positional, self).get_config(), "activation": "relu"}
+
+
 def called(model):
     model(inputs(2, 4))
     return model
@@ -424,6 +597,9 @@ def called(model):
         (sequential, lambda layer: None, r"`rule`.*changes at least one layer of: 2 Dense, 1 Dropout"),
         (sequential, lambda layer: layer, r"`rule`.*changes at least one layer"),
         (lambda: called(Lossy(2)), noise, r"`model`.*config and build config rebuild it"),
+        (untied, noise, r"`model`.*which layers share their weights, 4 in all.*has 2"),
+        (lambda: called(Positional(lambda x: x)), noise, r"`model`.*its Positional '.*\*\*kwargs.*get_config"),
+        (lambda: called(NoKeywords("relu")), noise, r"`model`.*its NoKeywords '.*\*\*kwargs.*get_config"),
         (lambda: called(Hidden()), noise, r"`model`.*attributes, lists, tuples or dicts; elsewhere there is"),
     ],
 )

@@ -156,9 +156,95 @@ def test_a_layer_with_a_method_fold_is_folded_and_so_is_what_it_returns():
     assert [type(layer) for layer in plain.layers[0].layers] == [layers.Dense]
 
 
+class HasFold(layers.Layer):
+    """A layer with something of its own under the name `fold`."""
+
+    def __init__(self, fold, **kwargs):
+        super().__init__(**kwargs)
+        self.fold = fold
+
+    def call(self, x):
+        return x
+
+    def get_config(self):
+        return {**super().get_config(), "fold": 3}
+
+
+class FoldsToNumber(layers.Layer):
+    def call(self, x):
+        return x
+
+    def fold(self):
+        return 3
+
+
+def test_an_attribute_of_another_meaning_is_left_alone():
+    model = keras.Sequential([keras.Input((4,)), HasFold(3), pnd.Dropout(0.5)])
+    plain = fold(model)
+    assert [type(layer) for layer in plain.layers] == [HasFold]
+    assert plain.layers[0].fold == 3
+
+
+@keras.saving.register_keras_serializable("tests")
+class Around(keras.Model):
+    """A model around another, which it folds to."""
+
+    def __init__(self, model, **kwargs):
+        super().__init__(**kwargs)
+        self.model = model
+
+    def call(self, x):
+        return self.model(x)
+
+    def fold(self):
+        return self.model
+
+    def get_config(self):
+        return {**super().get_config(), "model": keras.saving.serialize_keras_object(self.model)}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**{**config, "model": keras.saving.deserialize_keras_object(config["model"])})
+
+
+def test_a_model_with_a_method_fold_gives_way_wherever_it_stands():
+    x = inputs(6, 4)
+    for make in (Around, pnd.RDropModel):
+        around = make(sequential())
+        expected = host(around(x))
+        for model in (around, keras.Sequential([keras.Input((4,)), around])):
+            plain = fold(model)
+            np.testing.assert_allclose(host(plain(x)), expected, atol=1e-5)
+            inside = {type(layer) for layer in plain._flatten_layers()}
+            assert inside == {keras.Sequential, layers.InputLayer, layers.Dense}
+            around = make(sequential())
+
+
+def test_what_a_wrapped_model_does_not_describe_stays_refused(tmp_path):
+    """The mark of `apply` inside a model that is folded away is not lost: its Keras noise would be in a file's."""
+    x = keras.Input((5, 4))
+    changed = apply(
+        keras.Model(x, layers.MultiHeadAttention(2, 3, dropout=0.1)(x, x)),
+        lambda layer: layers.GaussianDropout(0.1) if isinstance(layer, layers.Dropout) else None,
+    )
+    with pytest.raises(NotImplementedError, match="does not describe"):
+        fold(pnd.RDropModel(changed)).save(tmp_path / "model.keras")
+
+
+def test_a_dropout_at_the_end_leaves_its_name_to_the_output():
+    x = keras.Input((4,))
+    end = pnd.Dropout(0.1, name="u")(layers.Dense(2)(x))
+    plain = fold(keras.Model(x, [end, layers.Dense(1, name="v")(x)]))
+    assert plain.output_names == ["u", "v"]
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
+        (
+            lambda: keras.Sequential([keras.Input((4,)), FoldsToNumber(name="mine")]),
+            r"`model`.*method `fold` of 'mine'.*keras Layer.*=3",
+        ),
         (lambda: layers.Dense(3), r"`model`.*keras.Model"),
         (lambda: keras.Sequential([pnd.PerNodeDense(3)]), r"`model`.*a built model"),
         (

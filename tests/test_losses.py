@@ -70,7 +70,9 @@ def noisy_logits(model, x, call=0):
 @pytest.mark.parametrize("shape", [(4,), (4, 5)])
 def test_loss_is_its_definition(ce, kl, alpha, logits, shape):
     z, y = normal(2 * shape[0], *shape[1:], 3), np.random.default_rng(1).integers(0, 3, shape)
-    loss = losses.RDrop(keras.losses.SparseCategoricalCrossentropy(from_logits=logits), alpha, ce=ce, kl=kl)
+    loss = losses.RDrop(
+        keras.losses.SparseCategoricalCrossentropy(from_logits=logits), alpha, ce=ce, kl=kl, paired=True
+    )
     predictions = z if logits else softmax(z, axis=-1)
     weights = np.random.default_rng(2).uniform(size=shape)
     twice = np.concatenate([y, y])
@@ -81,7 +83,7 @@ def test_loss_is_its_definition(ce, kl, alpha, logits, shape):
 
 def test_loss_of_one_hot_targets_is_that_of_their_classes():
     z, y = normal(8, 3), np.array([0, 2, 1, 1])
-    loss = losses.RDrop("categorical_crossentropy", 2.0)
+    loss = losses.RDrop("categorical_crossentropy", 2.0, paired=True)
     np.testing.assert_allclose(host(loss(np.eye(3)[[*y, *y]], softmax(z, axis=-1))), brute(y, z, 2.0), rtol=1e-5)
 
 
@@ -93,7 +95,7 @@ def test_reduction_is_that_of_the_loss(reduction, reduce):
     rows = [brute(y[n % 4 :][:1], z[[n % 4, n % 4 + 4]], 2.0) for n in range(8)]
     ce = -log_softmax(z, axis=-1)[np.arange(8), [*y, *y]]
     rows += ce - np.tile(ce.reshape(2, 4).mean(0), 2)  # a row has its own cross-entropy
-    loss = losses.RDrop(from_logits(reduction=reduction), 2.0)
+    loss = losses.RDrop(from_logits(reduction=reduction), 2.0, paired=True)
     np.testing.assert_allclose(host(loss(np.tile(y, 2), z)), reduce(rows), rtol=1e-5)
 
 
@@ -104,14 +106,14 @@ def test_masked_positions_are_left_out(ce, kl, alpha):
     twice, weights = np.concatenate([y, y]), np.random.default_rng(2).uniform(size=(4, 5))
     predictions = keras.ops.convert_to_tensor(z)
     set_keras_mask(predictions, keras.ops.convert_to_tensor(np.concatenate([kept, kept])))
-    loss = losses.RDrop(from_logits(), alpha, ce=ce, kl=kl)
+    loss = losses.RDrop(from_logits(), alpha, ce=ce, kl=kl, paired=True)
     value = host(loss(twice, predictions, sample_weight=np.concatenate([weights, weights])))
     np.testing.assert_allclose(value, brute(y, z, alpha, ce, kl, weights, kept), rtol=1e-5)
 
 
 def test_positions_of_the_ignored_class_are_left_out():
     z, y = normal(8, 5, 3), np.random.default_rng(1).integers(0, 3, (4, 5))
-    loss = losses.RDrop(from_logits(ignore_class=2), 3.0)
+    loss = losses.RDrop(from_logits(ignore_class=2), 3.0, paired=True)
     value = host(loss(np.concatenate([y, y]), z))
     np.testing.assert_allclose(value, brute(y, z, 3.0, kept=y != 2), rtol=1e-5)
 
@@ -165,7 +167,7 @@ def test_classes_of_no_probability_give_numbers(p, q, logits, expected):
 def test_gradients_go_through_both_halves():
     """By hand: of KL(P||Q) to the logits of P it is P (log P/Q - KL(P||Q)), of KL(Q||P) P - Q, of CE P - target."""
     z, y = normal(8, 3), np.array([0, 2, 1, 1])
-    loss = losses.RDrop(from_logits(), alpha=2.0, ce="sum", kl="mean")
+    loss = losses.RDrop(from_logits(), alpha=2.0, ce="sum", kl="mean", paired=True)
     _, (gradient,) = value_and_gradients(lambda z: loss(np.tile(y, 2), z), z, upstream=np.float32(1.0))
     p = softmax(z.astype("float64"), axis=-1)
     q = np.roll(p, 4, axis=0)  # the other half
@@ -269,8 +271,9 @@ def test_fit_evaluate_and_predict_with_a_ragged_last_batch(jit_compile):
     np.testing.assert_allclose(loss, -log_softmax(z, axis=-1)[np.arange(50), y].mean(), rtol=1e-5)
     np.testing.assert_allclose(accuracy, (z.argmax(-1) == y).mean(), rtol=1e-5)
     np.testing.assert_allclose(history["val_loss"][-1], loss, rtol=1e-5)
-    passes = np.concatenate([z, z[::-1]])  # the loss alone is of pairs again
-    np.testing.assert_allclose(host(model.loss(np.tile(y, 2), passes)), brute(y, passes, 1.0), rtol=1e-5)
+    assert model.loss.paired is None
+    with pytest.raises(ValueError, match="`paired`"):  # nobody says so any longer
+        model.loss(y, z)
 
 
 def test_a_call_is_that_of_the_wrapped_model():
@@ -331,11 +334,11 @@ def smooth(y_true, y_pred):
     "loss", ["sparse_categorical_crossentropy", "CategoricalCrossentropy", from_logits(reduction="sum"), smooth]
 )
 def test_config_round_trip_keeps_everything(loss):
-    r_drop = losses.RDrop(loss, 5.0, ce="sum", kl="sum", name="mine")
+    r_drop = losses.RDrop(loss, 5.0, ce="sum", kl="sum", name="mine", paired=True)
     again = keras.losses.deserialize(keras.losses.serialize(r_drop))
     assert isinstance(again, losses.RDrop)
     assert again.get_config() == r_drop.get_config()
-    assert (again.alpha, again.ce, again.kl, again.name) == (5.0, "sum", "sum", "mine")
+    assert (again.alpha, again.ce, again.kl, again.name, again.paired) == (5.0, "sum", "sum", "mine", True)
     assert (again.reduction, again.from_logits) == (r_drop.reduction, r_drop.from_logits)
     y = np.eye(3)[[0, 1]] if loss in (smooth, "CategoricalCrossentropy") else np.array([0, 1])
     z = softmax(normal(2, 3), axis=-1)
@@ -354,6 +357,48 @@ def test_saved_model_trains_on_as_it_would_have(tmp_path):
     np.testing.assert_array_equal(again.predict(x, verbose=0), model.predict(x, verbose=0))
     for _ in range(2):
         np.testing.assert_array_equal(again.train_on_batch(x, y), model.train_on_batch(x, y))
+
+
+@needs_training
+def test_an_ordinary_model_is_not_trained_on_pairs_of_other_samples():
+    net = classifier(pnd.Dropout(0.5, seed=1))
+    net.compile("sgd", losses.RDrop(from_logits()))
+    with pytest.raises(ValueError, match="RDropModel"):
+        net.fit(normal(6, 4), np.zeros(6), verbose=0)
+
+
+@needs_training
+@pytest.mark.parametrize("paired", [None, True, False])
+def test_the_model_says_what_its_batches_are_whatever_the_loss_says(paired):
+    x, y, net = normal(6, 4), np.array([0, 2, 1, 1, 0, 2]), classifier(pnd.Dropout(0.5, seed=1))
+    model, loss = losses.RDropModel(net), losses.RDrop(from_logits(), 2.0, paired=paired)
+    model.compile(keras.optimizers.SGD(0.0), loss)
+    np.testing.assert_allclose(model.train_on_batch(x, y), brute(y, noisy_logits(net, x), 2.0), rtol=1e-5)
+    plain = -log_softmax(host(net(x)), axis=-1)[np.arange(6), y].mean()
+    np.testing.assert_allclose(model.test_on_batch(x, y), plain, rtol=1e-5)
+    assert loss.paired is paired
+
+
+def test_a_loss_of_no_pairs_is_the_one_it_was_given():
+    z, y = normal(5, 3), np.array([0, 2, 1, 1, 0])
+    loss = losses.RDrop(from_logits(), paired=False)
+    np.testing.assert_allclose(host(loss(y, z)), -log_softmax(z, axis=-1)[np.arange(5), y].mean(), rtol=1e-5)
+
+
+def test_the_model_is_built_when_the_one_it_wraps_is():
+    net = classifier(pnd.Dropout(0.5, seed=1))
+    assert losses.RDropModel(net).built
+    assert not losses.RDropModel(keras.Sequential([keras.layers.Dense(3)])).built
+
+
+def test_folding_gives_the_wrapped_model_folded():
+    net, x = classifier(pnd.PerNodeDense(5, regime="fixed", seed=1), pnd.Dropout(0.5, seed=1)), normal(6, 4)
+    model = losses.RDropModel(net)
+    for plain in (model.fold(), pnd.fold(model)):
+        assert type(plain) is keras.Sequential
+        assert [type(layer) for layer in plain.layers] == [keras.layers.Dense] * 2
+        np.testing.assert_allclose(host(plain(x)), host(net(x)), atol=1e-6)
+        assert not {id(variable) for variable in plain.weights} & {id(variable) for variable in net.weights}
 
 
 @needs_training
@@ -399,12 +444,23 @@ NO_NOISE = [
     lambda: [pnd.Dropout(0.5, noise_shape=(1, None))],
     lambda: [keras.layers.Dropout(0.5, noise_shape=(1, 4))],
     lambda: [keras.layers.Dropout(0.0)],
+    lambda: [keras.layers.GaussianNoise(0.0)],
+    lambda: [pnd.Dropout(0.0)],
+    lambda: [pnd.FastDropout(dense())],
+    lambda: [pnd.Masksembles(2, train_assignment="repeat")],
+    lambda: [keras.layers.Reshape((2, 2)), keras.layers.LSTM(5)],
+    lambda: [keras.layers.Reshape((2, 2)), keras.layers.Bidirectional(keras.layers.GRU(5))],
+    lambda: [keras.layers.Reshape((2, 2)), keras.layers.RNN(keras.layers.SimpleRNNCell(5))],
     lambda: [keras.Sequential([pnd.DropConnect(dense())])],
 ]
 SOME_NOISE = [
     lambda: [pnd.DropConnect(dense(), sharing="time")],
     lambda: [pnd.DropConnect(dense()), keras.Sequential([keras.layers.GaussianNoise(0.1)])],
     lambda: [keras.layers.AlphaDropout(0.1)],
+    lambda: [pnd.Dropout(pnd.schedules.Linear(0.0, 0.5, 4))],
+    lambda: [pnd.Masksembles(2)],
+    lambda: [keras.layers.Reshape((2, 2)), keras.layers.LSTM(5, dropout=0.1)],
+    lambda: [keras.layers.Reshape((2, 2)), keras.layers.GRU(5, recurrent_dropout=0.1)],
 ]
 
 
@@ -417,7 +473,7 @@ def test_noise_that_both_halves_share_is_refused(noisy):
 
 @needs_training
 def test_the_layers_whose_noise_is_shared_are_named():
-    with pytest.raises(ValueError, match=r"one mask for both in its noisy layers \['mine'\]"):
+    with pytest.raises(ValueError, match=r"no noise or one mask for both in its noisy layers \['mine'\]"):
         fit(classifier(pnd.DropConnect(dense(), name="mine")), losses.RDrop(from_logits()))
 
 
@@ -425,7 +481,7 @@ def test_the_layers_whose_noise_is_shared_are_named():
 @pytest.mark.parametrize("noisy", SOME_NOISE)
 def test_noise_of_every_sample_is_seen(noisy):
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         before_fit(classifier(*noisy()))
 
 
@@ -456,14 +512,26 @@ def test_training_without_the_loss_is_refused():
         (lambda: losses.RDrop(from_logits(), from_logits=False), r"`from_logits`.*True, as its loss has it"),
         (lambda: losses.RDrop("kl_divergence", from_logits="yes"), r"`from_logits`.*from_logits='yes'"),
         (lambda: losses.symmetric_kl(np.ones((1, 2)), np.ones((1, 2)), kl="both"), r"`kl`.*kl='both'"),
-        (lambda: losses.RDropModel(keras.layers.Dense(3)), r"`model`.*keras.Model"),
-        (lambda: losses.RDrop(from_logits())(np.zeros(3), normal(3, 2)), r"`y_pred`.*2 \* batch rows.*\(3, 2\)"),
+        (lambda: losses.RDrop(from_logits(), paired="yes"), r"`paired`.*paired='yes'"),
         (
-            lambda: losses.RDrop(lambda y, p: keras.ops.mean(y - p, axis=(1, 2)))(normal(4, 5, 3), normal(4, 5, 3)),
+            lambda: losses.RDrop(from_logits())(np.zeros(4), normal(4, 3)),
+            r"`paired`.*True for .*RDropModel.*paired=None",
+        ),
+        (lambda: losses.RDropModel(keras.layers.Dense(3)), r"`model`.*keras.Model"),
+        (
+            lambda: losses.RDrop(from_logits(), paired=True)(np.zeros(3), normal(3, 2)),
+            r"`y_pred`.*2 \* batch rows.*\(3, 2\)",
+        ),
+        (
+            lambda: losses.RDrop(lambda y, p: keras.ops.mean(y - p, axis=(1, 2)), paired=True)(
+                normal(4, 5, 3), normal(4, 5, 3)
+            ),
             r"`loss`.*value a position, \(2 \* batch, 5\).*\(4,\)",
         ),
         (
-            lambda: losses.RDrop(keras.losses.CategoricalCrossentropy(axis=1))(normal(4, 3, 5), normal(4, 3, 5)),
+            lambda: losses.RDrop(keras.losses.CategoricalCrossentropy(axis=1), paired=True)(
+                normal(4, 3, 5), normal(4, 3, 5)
+            ),
             r"`loss`.*value a position, \(2 \* batch, 3\).*\(4, 5\)",
         ),
     ],

@@ -229,7 +229,8 @@ def test_what_a_layer_counts_in_training_starts_each_pass_where_training_left_it
     layer = Counting(0.5)
     model = chain(layer)
     layer.count.assign(10.0)
-    found = uncertainty.predict(model, np.zeros((3, 6), "float32"), 3, batch_size=2, keep=True)
+    with pytest.warns(UserWarning, match="All 3 passes were equal"):
+        found = uncertainty.predict(model, np.zeros((3, 6), "float32"), 3, batch_size=2, keep=True)
     np.testing.assert_array_equal(found.outputs, np.full((3, 3, 6), 11.0))
     assert host(layer.count) == 10
 
@@ -237,9 +238,46 @@ def test_what_a_layer_counts_in_training_starts_each_pass_where_training_left_it
 def test_a_schedule_is_where_training_left_it():
     layer = pnd.Dropout(pnd.schedules.Step([0.0, 0.5], [4]), seed=1)
     model, x = chain(layer), np.ones((3, 6), "float32")
-    for number, kept in ((3, {1.0}), (4, {0.0, 2.0})):
-        layer._key.assign([1, number])
-        assert set(np.unique(uncertainty.predict(model, x, 4, seed=1, keep=True).outputs)) == kept
+    layer._key.assign([1, 3])
+    with pytest.warns(UserWarning, match=r"All 4 passes were equal.*schedule"):
+        assert set(np.unique(uncertainty.predict(model, x, 4, seed=1, keep=True).outputs)) == {1.0}
+    assert uncertainty.predict(model, x, 1, seed=1).variance.max() == 0  # without a warning
+    layer._key.assign([1, 4])
+    assert set(np.unique(uncertainty.predict(model, x, 4, seed=1, keep=True).outputs)) == {0.0, 2.0}
+
+
+def test_a_layer_without_a_gradient_to_follow_is_warned_of_and_then_makes_noise():
+    layer = pnd.DynamicDropConnect(keras.layers.Dense(4), base_rate=0.0, gradient_rate=0.9, seed=1)
+    model, x = chain(layer), inputs(3, 6)
+    with pytest.warns(UserWarning, match=r"passes were equal.*DynamicDropConnect"):
+        uncertainty.predict(model, x, 4, seed=1)
+    layer.gradient.assign(np.abs(inputs(2, 6, 4)))
+    assert uncertainty.predict(model, x, 4, seed=1).variance.max() > 0
+
+
+@pytest.mark.parametrize(("rate", "tenure"), [(0.5, 3), (0.2, 1)])
+def test_tabu_dropout_is_unbiased_in_every_unit_whatever_was_dropped_in_training(rate, tenure):
+    """In each pass a unit is 0 with probability q = p / (1 + tenure * p), else 1 / (1 - q), independently.
+
+    The zeros of a unit in 400 passes are binomial. That one of the 300 units, or their sum, is outside its bounds has a
+    probability of at most 1e-6, by the union bound. The mean of a unit is (1 - zeros / 400) / (1 - q).
+    """
+    units, samples, q = 300, 400, rate / (1 + tenure * rate)
+    layer = pnd.TabuDropout(rate, tenure=tenure, seed=1)
+    model, x = chain(layer, shape=(units,)), np.ones((1, units), "float32")
+    for _ in range(5):
+        layer(x, training=True)
+    before = host(layer._safe)
+    assert (before > 0).any()
+    found = uncertainty.predict(model, x, samples, seed=SEED, keep=True)
+    zeros = (found.outputs[:, 0] == 0).sum(0)
+    np.testing.assert_allclose(found.mean[0], (1 - zeros / samples) / (1 - q), rtol=1e-5)
+    for counts, trials in ((zeros, samples), (zeros.sum(), samples * units)):
+        tail = 1e-6 / 2 / (units + 1)
+        least, most = scipy.stats.binom.ppf([tail, 1 - tail], trials, q)
+        assert (counts >= least).all()
+        assert (counts <= most).all()
+    np.testing.assert_array_equal(host(layer._safe), before)
 
 
 def test_weights_are_the_very_tensors_they_were():
@@ -396,6 +434,16 @@ def test_certain_probabilities_have_no_entropy():
     np.testing.assert_array_equal(found.result()["variance"], np.zeros((2, 2)))
 
 
+def test_entropies_are_those_of_the_values_unless_the_call_says_what_outputs_are():
+    """A regression whose outputs happen to be in [0, 1] looks like a probability."""
+    model = chain(pnd.Dropout(0.5), keras.layers.Dense(1, activation="sigmoid"))
+    assert uncertainty.predict(model, inputs(7, 6), 3).predictive_entropy.shape == (7,)
+    assert uncertainty.predict(model, inputs(7, 6), 3, probabilities=True).predictive_entropy.shape == (7,)
+    found = uncertainty.predict(model, inputs(7, 6), 3, probabilities=False)
+    assert found.predictive_entropy is found.aleatoric is found.mutual_information is found.variation_ratio is None
+    assert (found.variance > 0).any()
+
+
 @pytest.mark.parametrize("activation", ["linear", "sigmoid"])
 def test_outputs_that_are_no_probabilities_have_no_entropies(activation):
     model = chain(pnd.Dropout(0.5), keras.layers.Dense(3, activation=activation))
@@ -430,6 +478,11 @@ def two_outputs():
         ({"model": chain(keras.layers.Dense(2))}, r"`model`.*with noise layers"),
         ({"model": chain(pnd.PerNodeDense(2, regime="fixed"))}, r"`model`.*with noise layers"),
         ({"model": chain(keras.layers.LSTM(2), shape=(4, 6)), "x": inputs(2, 4, 6)}, r"`model`.*with noise layers"),
+        ({"model": chain(keras.layers.Dropout(0.0))}, r"`model`.*with noise layers"),
+        ({"model": chain(keras.layers.GaussianNoise(0.0))}, r"`model`.*with noise layers"),
+        ({"model": chain(pnd.Dropout(0.0), pnd.GaussianDropout(0.0))}, r"`model`.*with noise layers"),
+        ({"model": chain(pnd.TabuDropout(0.0))}, r"`model`.*with noise layers"),
+        ({"model": chain(pnd.FastDropout(keras.layers.Dense(2)))}, r"`model`.*with noise layers"),
         ({"model": two_outputs()}, r"`model`.*one output"),
         ({"model": chain(pnd.Dropout(0.5), keras.layers.Lambda(keras.ops.sum, output_shape=()))}, r"`model`.*\b2 samp"),
         ({"x": [[1.0, 2.0]]}, r"`x`.*samples first"),
@@ -438,6 +491,9 @@ def two_outputs():
         ({"samples": 0}, r"`samples`.*an int from 1.*samples=0"),
         ({"samples": 2.5}, r"`samples`.*an int from 1"),
         ({"batch_size": -1}, r"`batch_size`.*an int from 1"),
+        ({"probabilities": True}, r"`probabilities`.*None or False for outputs"),
+        ({"probabilities": "yes"}, r"`probabilities`.*True, False or None"),
+        ({"probabilities": False, "from_logits": True}, r"`probabilities`.*from_logits=True"),
         ({"seed": 1.5}, r"`seed`.*an int or None"),
     ],
 )

@@ -97,7 +97,8 @@ def measure():
                 clock = times[variant] if epoch else clocks.Steps()
                 model.fit(x, labels, batch_size=BATCH, shuffle=False, callbacks=[clock], verbose=0)
         found[name] = {variant: statistics.median(clock.seconds) for variant, clock in times.items()}
-    versions = {name: importlib.metadata.version(name) for name in ("keras", FRAMEWORKS[keras.backend.backend()])}
+    backend = keras.backend.backend()
+    versions = {"keras": keras.__version__, backend: importlib.metadata.version(FRAMEWORKS[backend])}
     json.dump({"seconds": found, "machine": {**results.machine(), **versions}}, sys.stdout)
 
 

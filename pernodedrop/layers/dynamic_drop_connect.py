@@ -36,7 +36,7 @@ class DynamicDropConnect(WeightNoise):
     Until an update has noted a gradient nothing is dropped. The bias is never dropped; inference is the inner layer.
 
     The layer sees its gradient in any training loop whose Keras optimizer applies the gradients of all
-    `trainable_variables`, `fit` among them. It does so by a float32 weight `gradient` of shape (2, *kernel.shape), the
+    `trainable_variables`, `fit` among them. It does so by a float32 weight `gradient`, two of the kernel's shape, the
     gradient and minus it, which the optimizer overwrites: no learning rate, clipping, weight decay or momentum applies
     to it, and it adds nothing to the norms that gradients are clipped by. But it is one of the trainable variables:
     parameter counts have 2 * kernel.size more, and a frozen layer stays with the gradient that it last noted. A

@@ -52,6 +52,8 @@ class FastDropout(WeightNoise):
     True
     """
 
+    random: typing.ClassVar[bool] = False
+
     def __init__(
         self, layer: keras.layers.Layer, rate: float | Schedule = 0.5, seed: int | None = None, **kwargs: typing.Any
     ) -> None:

@@ -74,7 +74,8 @@ class NoisyAttention(keras.layers.Wrapper):
         self.supports_masking = True
         # the wrapper refuses its arguments here rather than when the projections are there
         probe = wrapper(keras.layers.EinsumDense("abc,cd->abd", output_shape=(None, 1)), **kwargs)
-        self._arguments = lambda: kwargs  # Keras would turn containers in an attribute into its own
+        # Keras would turn containers in an attribute into its own
+        self._arguments: typing.Callable[[], dict[str, typing.Any]] = lambda: kwargs
         self._argument_config = {name: probe.get_config()[name] for name in kwargs}
 
     def build(self, query_shape: Shape, value_shape: Shape, key_shape: Shape | None = None) -> None:
