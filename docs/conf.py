@@ -137,7 +137,7 @@ class FamilyCost(SphinxDirective):
     def run(self):
         """The table."""
         self.env.note_dependency(str(self.file))
-        found = json.loads(self.file.read_text())
+        found = dict(sorted(json.loads(self.file.read_text()).items()))
         times = {backend: figures["seconds"][self.arguments[0]] for backend, figures in found.items()}
         rows = [(self.arguments[0], *times)]
         for variant in next(iter(times.values())):
