@@ -11,6 +11,7 @@ BACKEND = keras.backend.backend()
 TRAINS = BACKEND != "numpy"
 needs_training = pytest.mark.skipif(not TRAINS, reason="Keras' NumPy backend has no training")
 
+OF_EACH_KIND = ("per_node_drop", "per_node_drop_conv", "dropout", "stochastic_depth", "masksembles", "tabu_dropout")
 every_layer = pytest.mark.parametrize("case", FAMILY.values(), ids=FAMILY)
 
 
@@ -166,8 +167,13 @@ def test_config_round_trip_keeps_everything(case):
     assert again.dtype_policy.name == "mixed_bfloat16"
 
 
-@every_layer
-@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
+@pytest.mark.parametrize(
+    ("case", "policy"),
+    [
+        *(pytest.param(case, "mixed_bfloat16", id=f"{name}-bfloat16") for name, case in FAMILY.items()),
+        *(pytest.param(FAMILY[name], "mixed_float16", id=f"{name}-float16") for name in OF_EACH_KIND),
+    ],
+)
 def test_mixed_precision_computes_in_the_compute_dtype(case, policy):
     layer, plain, x = case.make(dtype=policy), case.make(), case.inputs(4)
     layer(x), plain(x)
@@ -207,8 +213,13 @@ def test_output_shape_is_known_without_a_call(case):
         assert tuple(known) == (batch, *case.make()(case.inputs(4), training=True).shape[1:])
 
 
-@every_layer
-@pytest.mark.parametrize("build", [Case.model, Subclassed], ids=["functional", "subclassed"])
+@pytest.mark.parametrize(
+    ("case", "build"),
+    [
+        *(pytest.param(case, Case.model, id=f"{name}-functional") for name, case in FAMILY.items()),
+        *(pytest.param(FAMILY[name], Subclassed, id=f"{name}-subclassed") for name in OF_EACH_KIND),
+    ],
+)
 def test_saved_model_predicts_and_draws_as_it_would_have(case, build, tmp_path):
     model, x = build(case), inputs(5, 6)
     model(x, training=True)
