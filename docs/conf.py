@@ -174,7 +174,7 @@ def own_signature(app, what, name, obj, options, signature, returns):
 
 
 def as_rst(app, what, name, obj, options, lines):
-    """Docstrings are plain text that reStructuredText mistakes in two places: lists right below a line, and `**`.
+    """Docstrings are plain text that reStructuredText mistakes in three places: lists below a line, `**` and `|x|`.
 
     Data without a docstring has not that of its type.
     """
@@ -182,7 +182,10 @@ def as_rst(app, what, name, obj, options, lines):
         lines.clear()
         return
     text = re.sub(r"(?<=, )\*\*kwargs", r"\\*\\*kwargs", "\n".join(lines))
-    lines[:] = re.sub(r"^(\w.*\n)(?=- )", r"\1\n", text, flags=re.MULTILINE).split("\n")
+    text = re.sub(r"^(\w.*\n)(?=- )", r"\1\n", text, flags=re.MULTILINE)
+    lines[:] = [
+        line if line.lstrip().startswith((">>>", "...")) else line.replace("|", r"\|") for line in text.split("\n")
+    ]
 
 
 def setup(app):
