@@ -17,7 +17,7 @@ FRAMEWORK_torch := torch
 FRAMEWORK_tensorflow := tensorflow-cpu
 
 # its tensorflow-text would bring the whole of TensorFlow beside tensorflow-cpu; models are built without it
-KERAS_HUB := keras-hub==0.32.0 kagglehub==1.0.3 kagglesdk==0.1.38 regex==2026.11.15 sentencepiece==0.2.3 tokenizers==0.23.3
+KERAS_HUB := keras-hub==0.32.0 kagglehub==1.0.3 kagglesdk==0.1.38 pyyaml==6.0.3 regex==2026.11.15 sentencepiece==0.2.3 tokenizers==0.23.3
 
 .PHONY: demo test lint bench package pre-commit clean
 

@@ -91,9 +91,9 @@ def wrap(wrapper, inner=keras.layers.Dense, *arguments, **own):
     return make
 
 
-def between(layer, **own):
-    """How a layer that stands between others is made, with its own arguments."""
-    return lambda rate=0.5, **kwargs: layer(rate, **{"seed": 1, **own, **kwargs})
+def between(layer, start=0.5, **own):
+    """How a layer that stands between others is made, at a rate unless it is given, with its own arguments."""
+    return lambda rate=start, **kwargs: layer(rate, **{"seed": 1, **own, **kwargs})
 
 
 def einsum(*arguments, **kwargs):
@@ -120,8 +120,8 @@ FAMILY = {
     "drop_connect": Case(wrap(pnd.DropConnect)),
     "dropout": Case(between(pnd.Dropout)),
     "gaussian_dropout": Case(between(pnd.GaussianDropout)),
-    "spatial_dropout_2d": Case(between(pnd.SpatialDropout2D), shape=IMAGE),
-    "drop_block_2d": Case(between(pnd.DropBlock2D, block_size=2), shape=IMAGE),
+    "spatial_dropout_2d": Case(between(pnd.SpatialDropout2D, 0.2), shape=IMAGE),
+    "drop_block_2d": Case(between(pnd.DropBlock2D, 0.2, block_size=2), shape=IMAGE),
     "drop_path": Case(between(pnd.DropPath)),
     "scheduled_drop_path": Case(between(pnd.ScheduledDropPath, steps=3), scheduled=True),
     "stochastic_depth": Case(between(pnd.StochasticDepth), takes=pair),

@@ -206,8 +206,6 @@ def test_stateless_call_returns_the_new_state_and_leaves_the_old_alone():
 @every_layer
 def test_output_shape_is_known_without_a_call(case):
     layer = case.make()
-    if isinstance(getattr(layer, "layer", None), keras.layers.EinsumDense) and keras.__version__.startswith("3.14."):
-        pytest.skip("before Keras 3.15 an EinsumDense takes its shape to be that of its build")
     for batch in (None, 4):
         known = layer.compute_output_shape(case.shape_of(batch))
         assert tuple(known) == (batch, *case.make()(case.inputs(4), training=True).shape[1:])
@@ -246,6 +244,7 @@ def test_keras_file_round_trip(case, tmp_path):
 @every_layer
 @pytest.mark.parametrize("jit_compile", [False, True] if BACKEND == "tensorflow" else [BACKEND == "jax"])
 def test_fit_trains_with_a_ragged_last_batch(case, jit_compile):
+    keras.utils.set_random_seed(1)  # of the weights
     model = case.model()
     x, y = inputs(50, 6), inputs(50, 2)
     model.compile(keras.optimizers.Adam(0.03), "mse", jit_compile=jit_compile)
