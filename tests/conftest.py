@@ -16,6 +16,9 @@ import scipy
 
 from pernodedrop import backends
 
+if BACKEND == "numpy":  # there Keras traces layers on uninitialized memory, which may hold what overflows
+    keras.src.backend.compute_output_spec = numpy.errstate(all="ignore")(keras.src.backend.compute_output_spec)
+
 collect_ignore = ["__main__.py", "package.py", "scripts"]  # for --doctest-modules: they are run, not imported
 
 hypothesis.settings.register_profile("ci", derandomize=True, deadline=None, max_examples=30, print_blob=True)
