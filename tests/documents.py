@@ -1,7 +1,7 @@
 """The Python examples of README.md and of the site, found and run. Imports nothing but the standard library.
 
-    python tests/documents.py jax                   runs those of one backend, one process a file
-    python tests/documents.py jax README.md         runs those of one file, in this process
+    python tests/documents.py jax                   runs those of one backend
+    python tests/documents.py jax README.md         runs those of one file
 
 An example is a ```python block. Its first line is a comment that names where it runs: `# numpy`, `# tensorflow`,
 `# torch` or `# jax`, or `# any backend`, which is all that can train: TensorFlow, PyTorch and JAX. An example is
@@ -86,27 +86,29 @@ def run_here(some):
     failures = 0
     home = os.getcwd()
     for file, line, code in some:
+        start = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
             script = pathlib.Path(folder, f"{pathlib.PurePath(file).stem}.py")  # a file: some tracers read the source
             script.write_text("\n" * (line - 1) + code + "\n", encoding="utf-8")  # so that its lines are the page's
             os.chdir(folder)
             try:
                 runpy.run_path(str(script), run_name="__main__")
+                print(f"ok {file}:{line}, {time.perf_counter() - start:.1f} s", flush=True)
             except (Exception, SystemExit) as error:  # an example that exits has failed too
                 failures += 1
                 frames = traceback.extract_tb(error.__traceback__)
                 at = [frame.lineno for frame in frames if frame.filename == str(script)] or [line]
                 print(traceback.format_exc(limit=-6))
-                print(f"{file}:{at[-1]}: {type(error).__name__}", flush=True)
+                print(f"FAILED {file}:{at[-1]}: {type(error).__name__}", flush=True)
             finally:
                 os.chdir(home)
     return failures
 
 
-def run_file(backend, file, **environment):
-    """Run the examples of one file in a process of their own; return its exit code and what it printed."""
+def run(backend, **environment):
+    """Run the examples of a backend in a process of their own; return its exit code and what it printed."""
     env = {"TF_CPP_MIN_LOG_LEVEL": "2", **os.environ, "KERAS_BACKEND": backend, "MPLBACKEND": "agg", **environment}
-    command = [sys.executable, "-P", __file__, backend, file]  # -P: the other modules beside this one are not meant
+    command = [sys.executable, "-P", __file__, backend]  # -P: the other modules beside this one are not meant
     done = subprocess.run(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     return done.returncode, done.stdout
 
@@ -114,20 +116,8 @@ def run_file(backend, file, **environment):
 def main(arguments):
     """Run the command line; return 1 if an example failed."""
     backend, *only = arguments
-    found = examples(backend)
-    if only:
-        return bool(run_here([example for example in found if example.file in only]))
-    failed = 0
-    for file in dict.fromkeys(example.file for example in found):
-        start = time.perf_counter()
-        code, output = run_file(backend, file)
-        count = sum(example.file == file for example in found)
-        verdict = "FAILED" if code else "ok"
-        print(f"{verdict:6} {file}: {count} on {backend}, {time.perf_counter() - start:.1f} s", flush=True)
-        if code:
-            failed += 1
-            print(output, flush=True)
-    return bool(failed)
+    os.environ.update({"TF_CPP_MIN_LOG_LEVEL": "2", "KERAS_BACKEND": backend, "MPLBACKEND": "agg"})
+    return bool(run_here([example for example in examples(backend) if not only or example.file in only]))
 
 
 if __name__ == "__main__":
