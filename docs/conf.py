@@ -188,6 +188,13 @@ def as_rst(app, what, name, obj, options, lines):
     ]
 
 
+def without_types(app, what, name, obj, options, lines):
+    """Napoleon takes what stands before a colon, of a property or a result, for a type; no docstring here has one."""
+    text = re.sub(r"\A(.*)\n\n:type: (.*)\Z", r"\2: \1", "\n".join(lines).strip(), flags=re.DOTALL)
+    text = re.sub(r"^:returns: (.*?)\n:rtype: ([^\n]*)$", r":returns: \2: \1", text, flags=re.DOTALL | re.MULTILINE)
+    lines[:] = [*text.split("\n"), ""]
+
+
 def setup(app):
     """Register what this file adds to Sphinx."""
     app.add_directive("bench", Bench)
@@ -196,4 +203,5 @@ def setup(app):
     app.add_directive("family-cost", FamilyCost)
     app.connect("autodoc-process-signature", own_signature)
     app.connect("autodoc-process-docstring", as_rst, priority=400)  # before napoleon
+    app.connect("autodoc-process-docstring", without_types, priority=600)  # after it
     app.connect("missing-reference", leave_as_code)
