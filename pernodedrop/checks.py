@@ -63,14 +63,28 @@ def check_word(value: typing.Any, argument: str) -> int:
     return int(value)
 
 
-def check_count(value: typing.Any, argument: str) -> int:
-    """Return `value` as an int from 1 and below 2**31, or raise."""
-    expected = "an int from 1"
+def check_count(value: typing.Any, argument: str, least: int = 1) -> int:
+    """Return `value` as an int from `least` and below 2**31, or raise."""
+    expected = f"an int from {least}"
     if not is_int(value):
         raise TypeError(invalid(argument, expected, value))
-    if not 1 <= value < 2**31:
+    if not least <= value < 2**31:
         raise ValueError(invalid(argument, expected, value))
     return int(value)
+
+
+def check_bool(value: typing.Any, argument: str) -> bool:
+    """Return `value` if it is True or False, or raise."""
+    if not isinstance(value, bool):
+        raise TypeError(invalid(argument, "True or False", value))
+    return value
+
+
+def check_seed(seed: typing.Any) -> int | None:
+    """Return `seed` if it is an int or None, or raise."""
+    if seed is not None and not is_int(seed):
+        raise TypeError(invalid("seed", "an int or None", seed))
+    return seed
 
 
 def check_choice(value: typing.Any, argument: str, choices: collections.abc.Collection[str]) -> str:

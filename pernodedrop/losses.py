@@ -112,7 +112,8 @@ class RDrop(keras.losses.Loss):
     Args:
         loss: the loss of one prediction: a `keras.losses.Loss`, a function of (y_true, y_pred) with a value a position,
             or the name of one. Predictions must be probabilities or logits over classes, on the last axis, and the
-            other axes those of its values. Of a Loss its `reduction` and dtype are this one's.
+            other axes those of its values. Of a Loss its `reduction` and dtype are this one's; L is that of means, and
+            `reduction="sum"` sums over the rows of both halves.
         alpha: weight of the divergence, a finite float from zero; 1.0.
         ce: "mean" or "sum" of the two cross-entropies.
         kl: "mean" or "sum" of the two divergences.

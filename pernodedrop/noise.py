@@ -185,7 +185,54 @@ class Bernoulli(Noise):
         return xp.where(xp.lattice(words[0]) < threshold, scale, xp.zeros_like(scale))
 
 
-class Gaussian(Noise):
+class Spread(Noise):
+    """Base of noises that are given by a rate or else by how far they spread.
+
+    Subclasses have an optional float as a further field, and give:
+        spread: the name of that field.
+        per_stddev: what the field is at a standard deviation of 1.
+    """
+
+    rate: float | None = None
+    spread: typing.ClassVar[str]
+    per_stddev: typing.ClassVar[float]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        spread = getattr(self, self.spread)
+        if (self.rate is None) == (spread is None):
+            raise ValueError(f"{type(self).__name__} takes one of `rate` and `{self.spread}`. Received: {self!r}")
+        if self.rate is None:
+            checks.check_positive(spread, self.spread, zero=True)
+        else:
+            object.__setattr__(self, self.spread, self.per_stddev * math.sqrt(self.rate / (1 - self.rate)))
+
+    @property
+    def variance(self) -> float:
+        return (getattr(self, self.spread) / self.per_stddev) ** 2
+
+    def params(self) -> dict[str, np.generic]:
+        return {self.spread: np.float32(getattr(self, self.spread))}
+
+    def with_params(self, params: Params) -> typing.Self:
+        if self._has(params):
+            return self
+        spread = float(params[self.spread])
+        if self.rate is None:
+            return dataclasses.replace(self, **{self.spread: spread})
+        odds = (spread / self.per_stddev) ** 2
+        return self.with_rate(odds / (1 + odds))
+
+    def with_rate(self, rate: float) -> typing.Self:
+        if self.rate is None:
+            raise TypeError(f"{self!r} was given by its {self.spread} and has no rate that could be set to {rate!r}")
+        return dataclasses.replace(self, **{"rate": rate, self.spread: None})
+
+    def get_config(self) -> Config:
+        return {self.spread: getattr(self, self.spread)} if self.rate is None else {"rate": self.rate}
+
+
+class Gaussian(Spread):
     """Multiplies by a normal number of mean 1: N(1, rate / (1 - rate)), or N(1, stddev**2).
 
     Entries are made by inversion from 23 bits, so they reach 5.3 standard deviations and no further. At rate 0.8 the
@@ -202,29 +249,10 @@ class Gaussian(Noise):
     (Gaussian(rate=0.5, stddev=1.0), 0.010000000000000002)
     """
 
-    rate: float | None = None
     stddev: float | None = None
     gaussian: typing.ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _set_spread(self, "stddev", per_stddev=1.0)
-
-    @property
-    def variance(self) -> float:
-        return typing.cast(float, self.stddev) ** 2
-
-    def params(self) -> dict[str, np.generic]:
-        return {"stddev": np.float32(self.stddev)}
-
-    def with_params(self, params: Params) -> typing.Self:
-        return _with_spread(self, "stddev", params, per_stddev=1.0)
-
-    def with_rate(self, rate: float) -> typing.Self:
-        return _with_rate(self, "stddev", rate)
-
-    def get_config(self) -> Config:
-        return _spread_config(self, "stddev")
+    spread: typing.ClassVar[str] = "stddev"
+    per_stddev: typing.ClassVar[float] = 1.0
 
     def from_uniform(self, u: Tensor, params: Params, xp: Namespace) -> Tensor:
         return 1 + params["stddev"] * normal(u, xp)
@@ -272,7 +300,7 @@ class PartialGaussian(Noise):
         return xp.where(xp.lattice(choice) < params["threshold"], xp.ones_like(noisy), noisy)
 
 
-class Uniform(Noise):
+class Uniform(Spread):
     """Multiplies by a number drawn uniformly from [1 - half_width, 1 + half_width].
 
     Args:
@@ -286,28 +314,9 @@ class Uniform(Noise):
     Uniform(rate=None, half_width=0.3)
     """
 
-    rate: float | None = None
     half_width: float | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _set_spread(self, "half_width", per_stddev=math.sqrt(3))
-
-    @property
-    def variance(self) -> float:
-        return typing.cast(float, self.half_width) ** 2 / 3
-
-    def params(self) -> dict[str, np.generic]:
-        return {"half_width": np.float32(self.half_width)}
-
-    def with_params(self, params: Params) -> typing.Self:
-        return _with_spread(self, "half_width", params, per_stddev=math.sqrt(3))
-
-    def with_rate(self, rate: float) -> typing.Self:
-        return _with_rate(self, "half_width", rate)
-
-    def get_config(self) -> Config:
-        return _spread_config(self, "half_width")
+    spread: typing.ClassVar[str] = "half_width"
+    per_stddev: typing.ClassVar[float] = math.sqrt(3)
 
     def from_uniform(self, u: Tensor, params: Params, xp: Namespace) -> Tensor:
         return 1 + params["half_width"] * (2 * u - 1)
@@ -354,34 +363,3 @@ def _threshold(rate: float) -> int:
 
 def _rate(threshold: typing.SupportsInt) -> float:
     return 1 - int(threshold) / LATTICE
-
-
-def _set_spread(noise: typing.Any, field: str, per_stddev: float) -> None:
-    """Fill the field of a noise that takes either its rate or its spread (per_stddev * standard deviation)."""
-    spread = getattr(noise, field)
-    if (noise.rate is None) == (spread is None):
-        raise ValueError(f"{type(noise).__name__} takes one of `rate` and `{field}`. Received: {noise!r}")
-    if spread is None:
-        object.__setattr__(noise, field, per_stddev * math.sqrt(noise.rate / (1 - noise.rate)))
-    else:
-        checks.check_positive(spread, field, zero=True)
-
-
-def _with_spread(noise: typing.Any, field: str, params: Params, per_stddev: float) -> typing.Any:
-    if noise._has(params):
-        return noise
-    spread = float(params[field])
-    if noise.rate is None:
-        return dataclasses.replace(noise, **{field: spread})
-    odds = (spread / per_stddev) ** 2
-    return _with_rate(noise, field, odds / (1 + odds))
-
-
-def _with_rate(noise: typing.Any, field: str, rate: float) -> typing.Any:
-    if noise.rate is None:
-        raise TypeError(f"{noise!r} was given by its {field} and has no rate that could be set to {rate!r}")
-    return dataclasses.replace(noise, **{"rate": rate, field: None})
-
-
-def _spread_config(noise: typing.Any, field: str) -> Config:
-    return {field: getattr(noise, field)} if noise.rate is None else {"rate": noise.rate}

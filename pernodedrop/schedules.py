@@ -259,11 +259,12 @@ class Custom(Schedule):
         return cls(**{**config, "function": keras.saving.deserialize_keras_object(config["function"])})
 
 
-def get(rate: typing.Any) -> tuple[float, Schedule | None]:
-    """The rate at the start and the schedule, or None, that an argument `rate` means.
+def get(rate: typing.Any, argument: str = "rate") -> tuple[float, Schedule | None]:
+    """The rate at the start and the schedule, or None, that an argument means.
 
     Args:
         rate: a float, a `Schedule`, or the config of one.
+        argument: the argument's name.
 
     Raises:
         TypeError, ValueError: something else.
@@ -272,19 +273,21 @@ def get(rate: typing.Any) -> tuple[float, Schedule | None]:
         rate = keras.saving.deserialize_keras_object(rate)
     if isinstance(rate, Schedule):
         return rate(0), rate
-    return checks.check_rate(rate), None
+    return checks.check_rate(rate, argument), None
 
 
 def law(noise: str | Noise, rate: typing.Any) -> tuple[Noise, Schedule | None]:
     """The noise at the start and the schedule, or None, that an argument pair `noise`, `rate` means.
 
     Args:
-        noise: a `Noise`, or the name of one.
+        noise: a `Noise`, or the name of one, or the config of one.
         rate: what `get` takes, or None, which is 0.5 with a name. Only a schedule goes with a `Noise`.
 
     Raises:
         TypeError, ValueError: something else.
     """
+    if isinstance(noise, dict):
+        noise = keras.saving.deserialize_keras_object(noise)
     if rate is None:
         return noises.get(noise, DEFAULT_RATE if isinstance(noise, str) else None), None
     start, schedule = get(rate)

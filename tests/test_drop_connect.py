@@ -249,6 +249,7 @@ def test_pretrained_weights_that_are_scaled_predict_what_they_did(mask_bias):
     ("act", "words"),
     [
         (lambda: pnd.DropConnect(keras.layers.Dense(3), 0.5, (), mask_bias=True), r"`sharing`.*'time' beside"),
+        (lambda: pnd.DropConnect(keras.layers.Dense(3), mask_bias="no"), r"`mask_bias`.*True or False"),
         (lambda: pnd.DropConnect(keras.layers.Dense(3), scaling="inverse"), r"`scaling`.*did you mean 'inverted'"),
         (lambda: pnd.DropConnect(keras.layers.Dense(3), inference="gausian"), r"`inference`.*did you mean 'gaussian'"),
         (lambda: pnd.DropConnect(keras.layers.Dense(3), inference_samples=0), r"`inference_samples`.*int from 1"),
@@ -259,5 +260,5 @@ def test_pretrained_weights_that_are_scaled_predict_what_they_did(mask_bias):
     ],
 )
 def test_what_cannot_be_is_refused_by_name(act, words):
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises((TypeError, ValueError), match=words):
         act()

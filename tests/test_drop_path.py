@@ -166,7 +166,7 @@ def test_masking_passes_through():
         (lambda: pnd.ScheduledDropPath(0.5, 0), r"`steps`.*an int from 1"),
         (lambda: pnd.depth_rates(1.5, 3), r"`rate`.*rate=1.5"),
         (lambda: pnd.depth_rates(0.5, 0), r"`depth`.*an int from 1"),
-        (lambda: pnd.depth_rates(0.5, 3, "timm"), r"`keep_first`.*a bool"),
+        (lambda: pnd.depth_rates(0.5, 3, "timm"), r"`keep_first`.*True or False"),
         (lambda: pnd.StochasticDepth(0.5)(inputs(2, 3)), r"`inputs`.*\[shortcut, branch\]"),
         (lambda: pnd.StochasticDepth(0.5)([inputs(2, 3)] * 3), r"`inputs`.*\[shortcut, branch\]"),
         (lambda: pnd.StochasticDepth(0.5)([inputs(2, 3), inputs(2, 4)]), r"`inputs`.*two tensors of one shape"),

@@ -324,7 +324,7 @@ def test_folded_layer_and_config_are_plain():
 @pytest.mark.parametrize(
     ("kwargs", "words"),
     [
-        ({"base_rate": 1.0}, r"`rate`.*rate=1.0"),
+        ({"base_rate": 1.0}, r"`base_rate`.*base_rate=1.0"),
         ({"base_rate": 0.5}, r"`gradient_rate`.*below 1 - 0.5.*gradient_rate=0.5"),
         ({"base_rate": pnd.schedules.Linear(0.0, 0.6, steps=5)}, r"`gradient_rate`.*below 1 - 0.6"),
         ({"gradient_rate": -0.1}, r"`gradient_rate`.*gradient_rate=-0.1"),
@@ -343,7 +343,7 @@ def test_bad_arguments_are_refused_by_name(kwargs, words):
 
 def test_rates_set_later_are_checked_together():
     layer = built()
-    with pytest.raises(ValueError, match=r"`gradient_rate`.*below 1 - 0.6"):
+    with pytest.raises(ValueError, match=r"`rate`.*below 1 - 0.5.*rate=0.6"):
         layer.rate = 0.6
     with pytest.raises(ValueError, match=r"`gradient_rate`.*gradient_rate=0.8"):
         layer.gradient_rate = 0.8

@@ -249,7 +249,7 @@ def test_a_dropout_at_the_end_leaves_its_name_to_the_output():
         (lambda: keras.Sequential([pnd.PerNodeDense(3)]), r"`model`.*a built model"),
         (
             lambda: keras.Sequential([keras.Input((4,)), pnd.PerNodeDense(3, regime="bank", bank_size=2)]),
-            r"not 'bank'",
+            r"`regime`.*to be folded.*'bank'",
         ),
     ],
 )

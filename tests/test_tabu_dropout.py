@@ -141,7 +141,8 @@ def test_rematerialization_makes_no_step_of_its_own():
         (lambda: TabuDropout(1.0), r"`rate`.*\[0, 1"),
         (lambda: TabuDropout(0.5, tenure=0), r"`tenure`.*from 1"),
         (lambda: TabuDropout(0.5, effective=True), r"`rate`.*below 1 / \(1 \+ tenure\)"),
-        (lambda: TabuDropout(0.9, tenure=3, effective=True), r"`rate`.*below 1 / \(1 \+ tenure\)"),
+        (lambda: TabuDropout(0.9, tenure=3, effective=True), r"`rate`.*below 1 / \(1 \+ tenure\), with tenure=3"),
+        (lambda: TabuDropout(0.1, effective="no"), r"`effective`.*True or False"),
         (lambda: TabuDropout(0.5).build((None, None)), r"`inputs`.*last axis of known size"),
         (lambda: TabuDropout(0.5)(np.ones((2, 3), "int32"), training=True), r"`inputs`.*floating"),
         (

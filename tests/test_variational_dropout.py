@@ -336,7 +336,7 @@ def test_variances_and_divergence_are_computed_in_float32(kind, policy):
         (lambda d: VariationalDropout(d, examples=9, per="units"), r"`per`.*did you mean 'unit'"),
         (lambda d: VariationalDropout(d, examples=9, method="auto"), "'method'"),
         (lambda d: SparseVariationalDropout(d, examples=9, method="auto"), "'method'"),
-        (lambda d: SparseVariationalDropout(d, examples=9, warm_up=-1), r"`warm_up`.*warm_up=-1"),
+        (lambda d: SparseVariationalDropout(d, examples=9, warm_up=-1), r"`warm_up`.*int from 0.*warm_up=-1"),
         (lambda d: SparseVariationalDropout(d, examples=9, warm_up=False), r"`warm_up`.*warm_up=False"),
         (lambda d: SparseVariationalDropout(d, examples=9, threshold=None), r"`threshold`"),
         (lambda d: SparseVariationalDropout(d, examples=9, log_variance=np.inf), r"`log_variance`"),

@@ -83,7 +83,7 @@ def read(path):
     """The results in a file as a dict of plain values.
 
     Raises:
-        WrongOutput: a file that is none of results.
+        WrongOutput: a file of something else than results.
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))

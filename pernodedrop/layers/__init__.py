@@ -1,4 +1,9 @@
-"""The Keras layers, one regularizer a file: weight noise wraps a layer, activation noise stands between layers."""
+"""The Keras layers, one regularizer a file: weight noise wraps a layer, activation noise stands between layers.
+
+What they stand on: `noisy`, their key, rate and draw; `weight_noise`, and for the layer inside and its product `inner`,
+`contraction` and `convolution`; `activation_noise`, `shaped_noise` and `spatial_noise`. `sources` says which layers of
+a model make noise.
+"""
 
 from pernodedrop.layers.drop_block import DropBlock1D, DropBlock2D, DropBlock3D
 from pernodedrop.layers.drop_connect import DropConnect

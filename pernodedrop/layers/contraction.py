@@ -47,25 +47,25 @@ class Contraction:
     def __call__(
         self,
         x: Tensor,
-        kernels: collections.abc.Sequence[Tensor],
-        multiply: typing.Callable[[Tensor, collections.abc.Sequence[Tensor]], Tensor],
+        kernel: Tensor,
+        multiply: typing.Callable[[Tensor, Tensor], Tensor],
     ) -> Tensor:
-        """The product of x with kernels of one shape.
+        """The product of x with a kernel.
 
         Args:
             x: the layer's input.
-            kernels: tensors of the kernel's shape.
-            multiply: multiply(x, kernels) does it for x (group, batch, [time,] in) and kernels (group, in, out); it
-                returns (group, batch, [time,] out).
+            kernel: a tensor of the kernel's shape.
+            multiply: multiply(x, w) does it for x (group, batch, [time,] in) and w (group, in, out); it returns
+                (group, batch, [time,] out).
         """
-        size = self._sizes(x, kernels[0])
+        size = self._sizes(x, kernel)
         x = _arrange(x, self.x, [*self.group, self.batch, *self.time, *self.in_])
         times = [math.prod([size[c] for c in self.time])] if self.time else []
-        kernels = [self.matrices(kernel) for kernel in kernels]
-        groups, inputs, _ = kernels[0].shape
+        w = self.matrices(kernel)
+        groups, inputs, _ = w.shape
         x = keras.ops.reshape(x, (groups, size[self.batch], *times, inputs))
         letters = [*self.group, self.batch, *self.time, *self.out]
-        y = keras.ops.reshape(multiply(x, kernels), [size[c] for c in letters])
+        y = keras.ops.reshape(multiply(x, w), [size[c] for c in letters])
         return _arrange(y, letters, self.y)
 
     def matrices(self, kernel: Tensor) -> Tensor:

@@ -31,19 +31,19 @@ class Convolution:
     def __call__(
         self,
         x: Tensor,
-        kernels: collections.abc.Sequence[Tensor],
-        multiply: typing.Callable[[Tensor, collections.abc.Sequence[Tensor]], Tensor],
+        kernel: Tensor,
+        multiply: typing.Callable[[Tensor, Tensor], Tensor],
     ) -> Tensor:
         """The product, as `Contraction.__call__` does it."""
         if self.channels_first:
             x = keras.ops.moveaxis(x, 1, -1)
         if None in x.shape[1:]:
             raise ValueError(checks.invalid("inputs", "known sizes, but for the batch's", tuple(x.shape)))
-        kernels = [self.matrices(kernel) for kernel in kernels]
+        w = self.matrices(kernel)
         patches, sizes = self._patches(x)
-        y = multiply(patches, kernels)  # (group, batch, time, out)
+        y = multiply(patches, w)  # (group, batch, time, out)
         y = keras.ops.transpose(y, (1, 2, 0, 3))
-        groups, _, outputs = kernels[0].shape
+        groups, _, outputs = w.shape
         y = keras.ops.reshape(y, (keras.ops.shape(x)[0], *sizes, groups * outputs))
         return keras.ops.moveaxis(y, -1, 1) if self.channels_first else y
 

@@ -31,9 +31,7 @@ class DropBlock(SpatialNoise):
     ) -> None:
         start, schedule = schedules.get(rate)
         self.block_size = checks.check_count(block_size, "block_size")
-        if not isinstance(per_channel, bool):
-            raise TypeError(checks.invalid("per_channel", "a bool", per_channel))
-        self.per_channel = per_channel
+        self.per_channel = checks.check_bool(per_channel, "per_channel")
         self.normalize = checks.check_choice(normalize, "normalize", ("sample", "batch"))
         super().__init__(Bernoulli(start), data_format=data_format, seed=seed, schedule=schedule, **kwargs)
 

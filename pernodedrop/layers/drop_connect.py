@@ -1,12 +1,11 @@
 """DropConnect: Bernoulli noise on the connections of a layer (Wan et al., ICML 2013)."""
 
-import collections.abc
 import typing
 
 import keras
 
 from pernodedrop import checks, schedules
-from pernodedrop._types import Config, Key, Sharing, Tensor, Words
+from pernodedrop._types import Config, Sharing, Tensor, Words
 from pernodedrop.layers.activation_noise import times
 from pernodedrop.layers.contraction import Contraction
 from pernodedrop.layers.convolution import Convolution
@@ -20,10 +19,10 @@ from pernodedrop.layers.inner import (
     with_activity_loss,
     with_kernel,
 )
-from pernodedrop.layers.noisy import floating, xp
+from pernodedrop.layers.noisy import floating, keep_share, xp
 from pernodedrop.layers.weight_noise import MaskedProduct
 from pernodedrop.mask import Field, Mask
-from pernodedrop.noise import LATTICE, Bernoulli, normal
+from pernodedrop.noise import Bernoulli, normal
 from pernodedrop.schedules import Schedule
 
 SCALINGS = ("inverted", "none")
@@ -97,7 +96,7 @@ class DropConnect(MaskedProduct):
     ) -> None:
         start, schedule = schedules.get(rate)
         mask = Mask(Bernoulli(start), sharing)
-        if mask_bias and "time" not in mask.sharing:
+        if checks.check_bool(mask_bias, "mask_bias") and "time" not in mask.sharing:
             raise ValueError(checks.invalid("sharing", "coordinates with 'time' beside mask_bias=True", sharing))
         super().__init__(layer, mask, seed=seed, method=method, schedule=schedule, **kwargs)
         self.mask_bias = mask_bias
@@ -120,17 +119,11 @@ class DropConnect(MaskedProduct):
         """
         return cls(layer, rate, sharing="time", mask_bias=True, scaling="none", inference="gaussian", **kwargs)
 
-    def call(
-        self,
-        inputs: Tensor,
-        training: bool | None = None,
-        key: Key | None = None,
-        sample_ids: Tensor | None = None,
-    ) -> Tensor:
-        if self.is_noisy(training) or not (self.is_sampled or self.scaling == "none"):
-            return super().call(inputs, training=training, key=key, sample_ids=sample_ids)
+    def quiet(self, inputs: Tensor) -> Tensor:
+        if self.scaling == "inverted" and not self.is_sampled:
+            return super().quiet(inputs)
         inputs = floating(inputs)
-        field = self._present(xp.device(inputs))
+        field = self.present(xp.device(inputs))
         if self.is_sampled:
             return self._mean_activation(inputs, field)
         kernel, bias = self._mean_weights(field)
@@ -153,7 +146,7 @@ class DropConnect(MaskedProduct):
             raise ValueError(checks.invalid("scaling", "'none': what is inverted needs no other weights", self.scaling))
         if not self.built or getattr(self.layer, "lora_enabled", False) or self.layer.quantization_mode is not None:
             raise ValueError(checks.invalid("layer", "a built layer without LoRA and not quantized", self.layer))
-        keep = xp.to_numpy(_keep(self._present(None)))
+        keep = xp.to_numpy(keep_share(self.present(None)))
         self.layer.kernel.assign(self.layer.kernel / keep)
         if self.mask_bias and self.layer.bias is not None:
             self.layer.bias.assign(self.layer.bias / keep)
@@ -169,10 +162,9 @@ class DropConnect(MaskedProduct):
             raise ValueError(checks.invalid("inference", expected, self.inference))
         if self.scaling == "inverted" or not self.built:
             return super().fold()
-        return copy_of(self.layer, *self._mean_weights(self._present(None)), dtype=self.dtype_policy)
+        return copy_of(self.layer, *self._mean_weights(self.present(None)), dtype=self.dtype_policy)
 
-    def multiply(self, x: Tensor, kernels: collections.abc.Sequence[Tensor], field: Field, samples: Words) -> Tensor:
-        (w,) = kernels
+    def multiply(self, x: Tensor, w: Tensor, field: Field, samples: Words) -> Tensor:
         return self.masked_product(x, self._scaled(w, field), field, samples)
 
     def masked_kernel(self, product: Contraction | Convolution, field: Field) -> Tensor:
@@ -205,13 +197,9 @@ class DropConnect(MaskedProduct):
             "inference_samples": self.inference_samples,
         }
 
-    def _present(self, device: typing.Any) -> Field:
-        """The field of the next update, for its numbers."""
-        return self.field(xp.asarray(self._key.value), device)
-
     def _scaled(self, weights: Tensor, field: Field) -> Tensor:
         """Weights times keep, where nothing is inverted."""
-        return weights if self.scaling == "inverted" else times(weights, _keep(field))
+        return weights if self.scaling == "inverted" else times(weights, keep_share(field))
 
     def _mean_weights(self, field: Field) -> tuple[Tensor, Tensor | None]:
         """The mean of kernel and bias in training; a bias of None is the layer's own."""
@@ -223,7 +211,7 @@ class DropConnect(MaskedProduct):
     def _mean_activation(self, inputs: Tensor, field: Field) -> Tensor:
         """The mean of activation(y) for y normal with the moments that it has in training."""
         mean, variance = moments(self.layer, inputs)
-        keep = xp.astype(_keep(field), xp.dtype(mean))
+        keep = xp.astype(keep_share(field), xp.dtype(mean))
         scale = 1 if self.scaling == "inverted" else keep
         unmasked = 0
         if self.layer.bias is not None:
@@ -250,8 +238,3 @@ class DropConnect(MaskedProduct):
             z = xp.astype(xp.reshape(z, shape), xp.dtype(mean))
             total = total + keras.ops.sum(self.layer.activation(mean[None] + spread[None] * z), axis=0)
         return total / self.inference_samples
-
-
-def _keep(field: Field) -> Tensor:
-    """1 - rate, as the threshold has it, float32."""
-    return xp.astype(field.params["threshold"], "float32") / LATTICE

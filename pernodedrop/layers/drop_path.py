@@ -5,8 +5,10 @@ import typing
 import keras
 
 from pernodedrop import checks, schedules
-from pernodedrop._types import Config, Shape
+from pernodedrop._types import Config, Key, Tensor
 from pernodedrop.layers.activation_noise import ActivationNoise
+from pernodedrop.layers.noisy import xp
+from pernodedrop.mask import Mask
 from pernodedrop.noise import Bernoulli
 from pernodedrop.schedules import Schedule
 
@@ -50,15 +52,14 @@ class DropPath(ActivationNoise):
 
     def __init__(self, rate: float | Schedule, seed: int | None = None, **kwargs: typing.Any) -> None:
         start, schedule = schedules.get(rate)
-        super().__init__(Bernoulli(start), seed=seed, schedule=schedule, **kwargs)
+        super().__init__(Mask(Bernoulli(start), "time+in+out"), seed=seed, schedule=schedule, **kwargs)
+
+    def entries(self, inputs: Tensor, key: Key | None, sample_ids: Tensor | None) -> Tensor:
+        batch, *rest = xp.shape(inputs)
+        return self.entries_of((batch, *(1 for _ in rest)), inputs, key, sample_ids)
 
     def get_config(self) -> Config:
-        config = {**super().get_config(), "rate": self.rate_config}
-        del config["noise_shape"]
-        return config
-
-    def _mask_shape(self, shape: Shape) -> Shape:
-        return (shape[0], *(1 for _ in shape[1:]))
+        return {**super().get_config(), "rate": self.rate_config}
 
 
 def depth_rates(rate: float, depth: int, keep_first: bool = False) -> list[float]:
@@ -81,7 +82,5 @@ def depth_rates(rate: float, depth: int, keep_first: bool = False) -> list[float
     ([0.125, 0.25, 0.375, 0.5], [0.0, 0.25, 0.5, 0.75])
     """
     rate, depth = checks.check_rate(rate), checks.check_count(depth, "depth")
-    if not isinstance(keep_first, bool):
-        raise TypeError(checks.invalid("keep_first", "a bool", keep_first))
-    first, last = (0, max(depth - 1, 1)) if keep_first else (1, depth)
+    first, last = (0, max(depth - 1, 1)) if checks.check_bool(keep_first, "keep_first") else (1, depth)
     return [rate * ((first + block) / last) for block in range(depth)]

@@ -6,13 +6,13 @@ import keras
 
 from pernodedrop import schedules
 from pernodedrop._types import Config, Shape
-from pernodedrop.layers.activation_noise import ActivationNoise
+from pernodedrop.layers.shaped_noise import ShapedNoise
 from pernodedrop.noise import Bernoulli
 from pernodedrop.schedules import Schedule
 
 
 @keras.saving.register_keras_serializable("pernodedrop")
-class Dropout(ActivationNoise):
+class Dropout(ShapedNoise):
     """Sets entries of its input to zero with probability `rate` in training (Srivastava et al., JMLR 15, 2014).
 
     What is kept is scaled by 1 / (1 - rate); inference is the identity. Masks are equal to the bit on every backend and

@@ -38,13 +38,10 @@ class DynamicDropConnect(WeightNoise):
     The layer sees its gradient in any training loop whose Keras optimizer applies the gradients of all
     `trainable_variables`, `fit` among them. It does so by a float32 weight `gradient`, two of the kernel's shape, the
     gradient and minus it, which the optimizer overwrites: no learning rate, clipping, weight decay or momentum applies
-    to it, and it adds nothing to the norms that gradients are clipped by. But it is one of the trainable variables:
-    parameter counts have 2 * kernel.size more, and a frozen layer stays with the gradient that it last noted. A
-    scaled loss scales it, to no effect on z. With `gradient_accumulation_steps` v is the largest |dL/dW~| of the
-    accumulated batches (Keras' rule, which keeps maxima, is why minus the gradient is noted too). Replicas of a
-    MirroredStrategy note the gradient of the whole batch. Keras itself fails, for any weight of this kind, where
-    moving averages of weights are copied into a model: with `use_ema` on TensorFlow, with `ema_overwrite_frequency`
-    on JAX. The preferences for weights need none of this.
+    to it, and it adds nothing to the norms that gradients are clipped by. A frozen layer stays with the gradient that
+    it last noted. A scaled loss scales it, to no effect on z. With `gradient_accumulation_steps` v is the largest
+    |dL/dW~| of the accumulated batches (Keras' rule, which keeps maxima, is why minus the gradient is noted too).
+    Replicas of a MirroredStrategy note the gradient of the whole batch. The preferences for weights need none of this.
 
     Args:
         layer: the inner layer, of one of the kinds that `pernodedrop.PerNodeDrop` takes.
@@ -93,17 +90,15 @@ class DynamicDropConnect(WeightNoise):
         seed: int | None = None,
         **kwargs: typing.Any,
     ) -> None:
-        start, schedule = schedules.get(base_rate)
+        start, schedule = schedules.get(base_rate, "base_rate")
         highest = start if schedule is None else max(schedule.table()[1])
         gradient_rate = _check_sum(highest, gradient_rate)
         if not 0 <= checks.check_finite(threshold, "threshold", "a float in [0, 1)") < 1:
             raise ValueError(checks.invalid("threshold", "a float in [0, 1)", threshold))
-        if not isinstance(straight_through, bool):
-            raise TypeError(checks.invalid("straight_through", "True or False", straight_through))
         super().__init__(layer, Mask(Bernoulli(start), "sample+time"), seed=seed, schedule=schedule, **kwargs)
         self.threshold = float(threshold)
         self.prefer = checks.check_choice(prefer, "prefer", PREFERENCES)
-        self.straight_through = straight_through
+        self.straight_through = checks.check_bool(straight_through, "straight_through")
         self.calibration = checks.check_choice(calibration, "calibration", CALIBRATIONS)
         self._gradient_rate = self._state("gradient_rate", np.float32(gradient_rate))
 
@@ -120,15 +115,12 @@ class DynamicDropConnect(WeightNoise):
                 aggregation="sum",  # of replicas, whose losses Keras divides by their number
             )
 
-    @property
-    def rate(self) -> float | None:
-        """The present base rate. Setting it takes effect from the next call, compiled or not."""
-        return super().rate
-
-    @rate.setter
-    def rate(self, rate: float) -> None:
-        _check_sum(checks.check_rate(rate), self.gradient_rate)
-        WeightNoise.rate.__set__(self, rate)  # type: ignore[attr-defined]  # a property of Noisy
+    def checked_rate(self, rate: typing.Any) -> float:
+        rate = super().checked_rate(rate)
+        if rate + self.gradient_rate > 1 - 2**-24:
+            expected = f"a float below 1 - {self.gradient_rate}, since rate + gradient_rate is a drop rate below 1"
+            raise ValueError(checks.invalid("rate", expected, rate))
+        return rate
 
     @property
     def gradient_rate(self) -> float:
@@ -139,6 +131,11 @@ class DynamicDropConnect(WeightNoise):
     def gradient_rate(self, gradient_rate: float) -> None:
         highest = typing.cast(float, self.rate) if self.schedule is None else max(self._rates)
         self._gradient_rate.assign(_check_sum(highest, gradient_rate))
+
+    @property
+    def makes_noise(self) -> bool:
+        """Whether either of the rates is above zero, or there is a schedule."""
+        return self.gradient_rate > 0 or super().makes_noise
 
     def noisy(self, inputs: Tensor, field: Field, samples: Words) -> Tensor:
         product = product_of(self.layer, len(inputs.shape))
@@ -190,7 +187,7 @@ class DynamicDropConnect(WeightNoise):
         return xp.where(keras.ops.any(strength > 0), mask, xp.ones_like(mask))  # all zero: none was noted yet
 
     def _preference(self, strength: Tensor) -> Tensor:
-        """q."""
+        """q, how much more than the others each connection is to be dropped."""
         centred = strength - keras.ops.mean(strength)
         spread = keras.ops.sqrt(keras.ops.sum(centred * centred) / max(1, math.prod(centred.shape) - 1))
         z = centred / (spread + TINY)

@@ -9,10 +9,10 @@ import keras
 from pernodedrop import checks, schedules
 from pernodedrop._types import Config, Tensor, Words
 from pernodedrop.layers.inner import beside, moments, root, with_activity_loss
-from pernodedrop.layers.noisy import xp
+from pernodedrop.layers.noisy import keep_share, xp
 from pernodedrop.layers.weight_noise import WeightNoise
 from pernodedrop.mask import Field, Mask
-from pernodedrop.noise import LATTICE, Bernoulli
+from pernodedrop.noise import Bernoulli
 from pernodedrop.schedules import Schedule
 
 
@@ -52,8 +52,6 @@ class FastDropout(WeightNoise):
     True
     """
 
-    random: typing.ClassVar[bool] = False
-
     def __init__(
         self, layer: keras.layers.Layer, rate: float | Schedule = 0.5, seed: int | None = None, **kwargs: typing.Any
     ) -> None:
@@ -64,11 +62,16 @@ class FastDropout(WeightNoise):
             received = getattr(layer.activation, "__name__", layer.activation)
             raise ValueError(checks.invalid("layer", f"a layer whose activation is one of {names}", received))
 
+    @property
+    def makes_noise(self) -> bool:
+        """False: nothing is drawn."""
+        return False
+
     def noisy(self, inputs: Tensor, field: Field, samples: Words) -> Tensor:
         mean, variance = moments(self.layer, inputs)
         if self.layer.bias is not None:
             mean = mean + beside(self.layer, mean, keras.ops.cast(self.layer.bias, mean.dtype)[None])
-        odds = LATTICE / xp.astype(field.params["threshold"], xp.dtype(mean)) - 1
+        odds = 1 / xp.astype(keep_share(field), xp.dtype(mean)) - 1
         y = MEANS[self.layer.activation](mean, root(odds * variance))
         return with_activity_loss(self.layer, keras.ops.cast(y, self.compute_dtype))
 

@@ -1,6 +1,5 @@
 """Flipout: one noise matrix a batch, with signs of each sample's own (Wen et al., arXiv 1803.04386)."""
 
-import collections.abc
 import typing
 
 import keras
@@ -86,9 +85,9 @@ class Flipout(WeightNoise):
         y = y + product_with(self.layer, x * beside(self.layer, x, s), noise) * beside(self.layer, y, r)
         return finish(self.layer, xp.astype(y, xp.dtype(inputs)))
 
-    def multiply(self, x: Tensor, kernels: collections.abc.Sequence[Tensor], field: Field, samples: Words) -> Tensor:
+    def multiply(self, x: Tensor, w: Tensor, field: Field, samples: Words) -> Tensor:
         dtype = xp.dtype(x)
-        x, w = wide(x), wide(kernels[0])
+        x, w = wide(x), wide(w)
         groups, inputs, outputs = w.shape
         in_, out = (xp.reshape(xp.arange(groups * n, like=x), (groups, 1, n)) for n in (inputs, outputs))
         s, r = self._signs(x, field, samples[:, None], in_, out)
@@ -98,13 +97,7 @@ class Flipout(WeightNoise):
         return xp.astype(xp.matmul(x, w) + xp.matmul(x * s, noise) * r, dtype)
 
     def get_config(self) -> Config:
-        rate = None if self.schedule is None else self.rate_config
-        return {**super().get_config(), "rate": rate, "noise": keras.saving.serialize_keras_object(self.noise)}
-
-    @classmethod
-    def from_config(cls, config: Config, custom_objects: dict[str, typing.Any] | None = None) -> typing.Self:
-        noise = keras.saving.deserialize_keras_object(config["noise"], custom_objects=custom_objects)
-        return super().from_config({**config, "noise": noise}, custom_objects=custom_objects)
+        return {**super().get_config(), **self.law_config}
 
     def _noise(self, matrices: Tensor, field: Field) -> Tensor:
         """W * (M - 1) for matrices (group, in, out)."""

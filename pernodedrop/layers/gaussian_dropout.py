@@ -6,13 +6,13 @@ import keras
 
 from pernodedrop import schedules
 from pernodedrop._types import Config, Shape
-from pernodedrop.layers.activation_noise import ActivationNoise
+from pernodedrop.layers.shaped_noise import ShapedNoise
 from pernodedrop.noise import Gaussian
 from pernodedrop.schedules import Schedule
 
 
 @keras.saving.register_keras_serializable("pernodedrop")
-class GaussianDropout(ActivationNoise):
+class GaussianDropout(ShapedNoise):
     """Multiplies its input by N(1, rate / (1 - rate)) in training (Srivastava et al., JMLR 15, 2014, section 10).
 
     Inference is the identity.

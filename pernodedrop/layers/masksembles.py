@@ -189,7 +189,7 @@ class Masksembles(Noisy):
         Raises:
             ValueError: always; the members are no one layer.
         """
-        raise ValueError(checks.invalid("layer", "a layer with one function at inference, not `members` of them", self))
+        raise ValueError(checks.invalid("members", "one function at inference, to be folded", self.members))
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         return input_shape

@@ -112,14 +112,5 @@ class NoiseInjection(WeightNoise):
         return xp.astype(y + xp.astype(e, xp.dtype(y)) * w, xp.dtype(x))
 
     def get_config(self) -> Config:
-        return {
-            **super().get_config(),
-            "rate": None if self.schedule is None else self.rate_config,
-            "noise": keras.saving.serialize_keras_object(self.noise),
-            "initializer": keras.initializers.serialize(self.initializer),
-        }
-
-    @classmethod
-    def from_config(cls, config: Config, custom_objects: dict[str, typing.Any] | None = None) -> typing.Self:
-        noise = keras.saving.deserialize_keras_object(config["noise"], custom_objects=custom_objects)
-        return super().from_config({**config, "noise": noise}, custom_objects=custom_objects)
+        initializer = keras.initializers.serialize(self.initializer)
+        return {**super().get_config(), **self.law_config, "initializer": initializer}

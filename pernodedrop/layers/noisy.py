@@ -1,5 +1,6 @@
 """What every noisy Keras layer has: a mask, its noise's numbers and its key in variables, one draw a call."""
 
+import math
 import random
 import typing
 
@@ -9,7 +10,7 @@ import numpy as np
 from pernodedrop import backends, checks, generator, ops
 from pernodedrop._types import Config, Key, Tensor, Words
 from pernodedrop.mask import Field, Mask
-from pernodedrop.noise import Noise
+from pernodedrop.noise import LATTICE, Noise
 from pernodedrop.schedules import Schedule
 
 xp = backends.get(keras.backend.backend())
@@ -17,7 +18,7 @@ xp = backends.get(keras.backend.backend())
 
 
 class Noisy(keras.layers.Layer):
-    """Base of noisy layers, a mixin before `keras.layers.Layer` or `keras.layers.Wrapper`.
+    """Base of noisy layers; it stands before `keras.layers.Wrapper` where a layer is both.
 
     Its state is saved with the model and restored on any backend:
         key: int32 (2,), the bits of (seed, call). Each draw advances the call number.
@@ -29,20 +30,15 @@ class Noisy(keras.layers.Layer):
         schedule: the rate as a function of the key's call number, instead of those scalars; None has none.
     """
 
-    random: typing.ClassVar[bool] = True
-    """Whether a training call depends on its key."""
-
     def __init__(
         self, mask: Mask, seed: int | None = None, schedule: Schedule | None = None, **kwargs: typing.Any
     ) -> None:
-        if seed is not None and not checks.is_int(seed):
-            raise TypeError(checks.invalid("seed", "an int or None", seed))
         if schedule is not None and mask.regime != "dynamic":
             raise ValueError(checks.invalid("rate", f"a float with regime={mask.regime!r}", schedule))
         super().__init__(**kwargs)
         self.mask = mask
         self.schedule = schedule
-        self.seed = seed
+        self.seed = checks.check_seed(seed)
         first = generator.seed_word(random.getrandbits(32) if seed is None else seed)
         self._key = self._state("key", np.array([first, 0], "uint32").view("int32"))
         own = mask.noise.params() if schedule is None else {}
@@ -66,6 +62,11 @@ class Noisy(keras.layers.Layer):
         return self.mask.bank_size
 
     @property
+    def makes_noise(self) -> bool:
+        """Whether training calls with other keys give other outputs: at the present rate, or at some of a schedule."""
+        return not self.mask.at_inference and (self.schedule is not None or self.noise.variance > 0)
+
+    @property
     def updates(self) -> int:
         """How many keys were drawn: the update number of a schedule."""
         return int(keras.ops.convert_to_numpy(self._key).view("uint32")[1])
@@ -82,13 +83,23 @@ class Noisy(keras.layers.Layer):
     def rate(self, rate: float) -> None:
         if self.schedule is not None:
             raise AttributeError(f"The rate of layer {self.name!r} follows {self.schedule!r} and cannot be set.")
-        for name, value in self.noise.with_rate(checks.check_rate(rate)).params().items():
+        for name, value in self.noise.with_rate(self.checked_rate(rate)).params().items():
             self._numbers[name].assign(value)
+
+    def checked_rate(self, rate: typing.Any) -> float:
+        """A rate that the layer may have, or an error."""
+        return checks.check_rate(rate)
 
     @property
     def rate_config(self) -> float | Config | None:
         """The rate, or the schedule, as `get_config` gives it and `pernodedrop.schedules.get` takes it."""
         return self.rate if self.schedule is None else keras.saving.serialize_keras_object(self.schedule)
+
+    @property
+    def law_config(self) -> Config:
+        """`noise` and `rate`, as `get_config` gives them and `pernodedrop.schedules.law` takes them."""
+        rate = None if self.schedule is None else self.rate_config
+        return {"rate": rate, "noise": keras.saving.serialize_keras_object(self.noise)}
 
     def draw(self) -> Tensor:
         """The next key: an integer tensor of length 2, (seed, call), for `layer(x, training=True, key=key)`.
@@ -127,6 +138,16 @@ class Noisy(keras.layers.Layer):
         key = ops.key_words(key, device, xp)
         return Field(self.mask.noise, self._numbers_at(key[1], device), self.mask.key(key, xp))
 
+    def present(self, device: typing.Any) -> Field:
+        """The mask that the next call has, for its numbers: no key is drawn."""
+        return self.field(xp.asarray(self._key.value), device)
+
+    def settle(self) -> None:
+        """Put what the layer remembers of its calls where many of them lead. Most layers remember nothing.
+
+        `pernodedrop.uncertainty.predict` does so before each of its passes, which are not steps of a training.
+        """
+
     def samples(self, x: Tensor, sample_ids: Tensor | None) -> Words:
         """The sample coordinates of the rows of x."""
         if sample_ids is not None:
@@ -164,9 +185,39 @@ class Noisy(keras.layers.Layer):
         )
 
 
+def check_built(layer: keras.layers.Layer) -> None:
+    """Raise unless a layer is built."""
+    if not layer.built:
+        raise ValueError(f"Layer {layer.name!r} is not built. Call it, or its model, once.")
+
+
 def refuse_sample_ids(sample_ids: Tensor) -> typing.NoReturn:
     """Raise: there is no sample coordinate that ids could be."""
     raise ValueError(checks.invalid("sample_ids", "None: this mask is the same for all samples", sample_ids))
+
+
+def keep_share(field: Field) -> Tensor:
+    """1 - rate of a Bernoulli mask, as its threshold has it, float32."""
+    return xp.astype(field.params["threshold"], "float32") / LATTICE
+
+
+def uniforms(like: Tensor, field: Field, samples: Words, lane: int, of: str) -> Tensor:
+    """Uniform numbers in (0, 1), float32, in the shape of `like`.
+
+    Args:
+        like: (batch, *time, last).
+        field: the mask at its key.
+        samples: word tensor (batch,).
+        lane: of the words.
+        of: which coordinate the last axis is, "in" or "out".
+    """
+    shape = xp.shape(like)
+    _, *middle, last = shape
+    zero, size = xp.arange(1, like=like), xp.arange(last, like=like)
+    time = xp.arange(math.prod(middle), like=like)[:, None]
+    in_, out = (size, zero) if of == "in" else (zero, size)
+    words = field.words(lane, time, samples[:, None, None], in_, out, xp)
+    return xp.reshape(xp.uniform(words), shape)
 
 
 def floating(inputs: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import keras
 from pernodedrop import checks, generator
 from pernodedrop._types import Config, Shape, Tensor
 from pernodedrop.layers.inner import copy_of, view
+from pernodedrop.layers.noisy import check_built
 from pernodedrop.layers.weight_noise import WeightNoise
 
 PROJECTIONS = ("query", "key", "value", "output")
@@ -62,15 +63,13 @@ class NoisyAttention(keras.layers.Wrapper):
         if not (isinstance(wrapper, type) and issubclass(wrapper, WeightNoise)):
             expected = "a class of weight noise, such as pernodedrop.PerNodeDrop"
             raise TypeError(checks.invalid("wrapper", expected, wrapper))
-        if isinstance(projections, str):
+        if isinstance(projections, str) or not projections:
             raise TypeError(checks.invalid("projections", f"a sequence of some of {PROJECTIONS}", projections))
-        if seed is not None and not checks.is_int(seed):
-            raise TypeError(checks.invalid("seed", "an int or None", seed))
         of_layer = {name: kwargs.pop(name) for name in OF_LAYER if name in kwargs}
         super().__init__(layer, **{"dtype": layer.dtype_policy, **of_layer})
         self.wrapper: typing.Any = wrapper
         self.projections = tuple(checks.check_choice(name, "projections", PROJECTIONS) for name in projections)
-        self.seed = seed
+        self.seed = checks.check_seed(seed)
         self.supports_masking = True
         # the wrapper refuses its arguments here rather than when the projections are there
         probe = wrapper(keras.layers.EinsumDense("abc,cd->abd", output_shape=(None, 1)), **kwargs)
@@ -87,11 +86,13 @@ class NoisyAttention(keras.layers.Wrapper):
     @property
     def rate(self) -> float | None:
         """The present drop rate of the projections. Setting it sets it in all of them, as in any regularizer."""
-        return next(iter(self._built().values())).rate
+        check_built(self)
+        return next(iter(self.wrappers.values())).rate
 
     @rate.setter
     def rate(self, rate: float) -> None:
-        for wrapper in self._built().values():
+        check_built(self)
+        for wrapper in self.wrappers.values():
             wrapper.rate = rate
 
     def call(
@@ -165,7 +166,12 @@ class NoisyAttention(keras.layers.Wrapper):
         return super().from_config(config, custom_objects=custom_objects)
 
     def fold(self) -> keras.layers.Layer:
-        """A plain attention layer, built, with weights of its own, that computes what this layer does at inference."""
+        """A plain attention layer, built, with weights of its own, that computes what this layer does at inference.
+
+        Raises:
+            ValueError: a layer that is not built.
+        """
+        check_built(self)
         plain = copy_of(self.layer)
         for name, wrapper in self.wrappers.items():
             getattr(plain, _attribute(name)).set_weights(wrapper.fold().get_weights())
@@ -175,11 +181,6 @@ class NoisyAttention(keras.layers.Wrapper):
         """The inner layer's call, with these projections in the place of its own."""
         noisy = view(self.layer, **{_attribute(name): projection for name, projection in projections.items()})
         return type(self.layer).call(noisy, *args, **kwargs)
-
-    def _built(self) -> dict[str, typing.Any]:
-        if not self.built:
-            raise ValueError(f"Layer {self.name!r} has its projections when it is built. Call it, or its model, once.")
-        return self.wrappers
 
     def _wrapped(self, name: str) -> typing.Any:
         projection = getattr(self.layer, _attribute(name))

@@ -85,17 +85,11 @@ class PerNodeDrop(MaskedProduct):
     def get_config(self) -> Config:
         return {
             **super().get_config(),
-            "rate": None if self.schedule is None else self.rate_config,
-            "noise": keras.saving.serialize_keras_object(self.noise),
+            **self.law_config,
             "regime": self.mask.regime,
             "sharing": sorted(self.mask.sharing),
             "bank_size": self.mask.bank_size,
         }
-
-    @classmethod
-    def from_config(cls, config: Config, custom_objects: dict[str, typing.Any] | None = None) -> typing.Self:
-        noise = keras.saving.deserialize_keras_object(config["noise"], custom_objects=custom_objects)
-        return super().from_config({**config, "noise": noise}, custom_objects=custom_objects)
 
 
 def PerNodeDense(  # noqa: N802 - it makes a layer, and is named like one

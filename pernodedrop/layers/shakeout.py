@@ -1,6 +1,5 @@
 """Shakeout: inputs of a layer have their contribution enhanced or reversed (Kang et al., AAAI 2016)."""
 
-import collections.abc
 import typing
 
 import keras
@@ -69,10 +68,10 @@ class Shakeout(MaskedProduct):
         self.c = checks.check_positive(c, "c", zero=True)
         self.slope = checks.check_positive(slope, "slope")
 
-    def multiply(self, x: Tensor, kernels: collections.abc.Sequence[Tensor], field: Field, samples: Words) -> Tensor:
+    def multiply(self, x: Tensor, w: Tensor, field: Field, samples: Words) -> Tensor:
         # (x * r) W + (x * (r - 1)) S = (x * r) (W + S) - x S, for S = c sign(W)
         dtype = xp.dtype(x)
-        x, w = wide(x), wide(kernels[0])
+        x, w = wide(x), wide(w)
         sign = self.c * self._sign(w)
         shaken = self.masked_product(x, w + sign, field, samples)
         every = sign if len(x.shape) == 3 else sign[:, None]  # beside the samples of x (group, batch, time, in)

@@ -2,7 +2,6 @@
 
 import keras
 
-from pernodedrop.layers.dynamic_drop_connect import DynamicDropConnect
 from pernodedrop.layers.noisy import Noisy
 
 NOISE = (
@@ -32,26 +31,15 @@ STRENGTHS = ("rate", "stddev", "dropout", "recurrent_dropout")
 
 
 def is_noise(layer: keras.layers.Layer) -> bool:
-    """Whether a layer is known to make noise in training: a call depends on random numbers, other ones in each call.
-
-    At its present rate; a schedule counts as noise whatever its present rate is.
-    """
-    if not isinstance(layer, Noisy):
-        known = isinstance(layer, NOISE + NOISE_INSIDE)
-        return known and any(getattr(layer, strength, 0) > 0 for strength in STRENGTHS)
-    if not layer.random or layer.mask.regime in ("fixed", "bank"):
-        return False
-    if isinstance(layer, DynamicDropConnect) and layer.gradient_rate > 0:
-        return True
-    return layer.schedule is not None or layer.noise.variance > 0
+    """Whether a layer is known to make noise in training, other noise in each call, at its present rate."""
+    if isinstance(layer, Noisy):
+        return layer.makes_noise
+    known = isinstance(layer, NOISE + NOISE_INSIDE)
+    return known and any(getattr(layer, strength, 0) > 0 for strength in STRENGTHS)
 
 
 def is_one_for_a_batch(layer: keras.layers.Layer) -> bool:
     """Whether the samples of a batch share the noise of a layer."""
-    one_sample = (getattr(layer, "noise_shape", None) or (None,))[0] == 1
-    return one_sample or (isinstance(layer, Noisy) and "sample" in layer.mask.sharing)
-
-
-def members(layer: keras.layers.Layer) -> int | None:
-    """The number of members of a layer that is an ensemble at inference; None: it is none."""
-    return layer.members if isinstance(layer, Noisy) else None
+    if isinstance(layer, Noisy):
+        return "sample" in layer.mask.sharing
+    return (getattr(layer, "noise_shape", None) or (None,))[0] == 1

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 from pernodedrop import checks
-from pernodedrop._types import Config, Key, Shape, Tensor, Words
+from pernodedrop._types import Config, Shape, Tensor, Words
 from pernodedrop.layers.inner import copy_of, float_kernel, wide, with_kernel
 from pernodedrop.layers.noisy import xp
 from pernodedrop.layers.variational_dropout import Variational
@@ -71,9 +71,7 @@ class SparseVariationalDropout(Variational):
         seed: int | None = None,
         **kwargs: typing.Any,
     ) -> None:
-        if not (checks.is_int(warm_up) and warm_up == 0):
-            checks.check_count(warm_up, "warm_up")
-        self.warm_up = int(warm_up)
+        self.warm_up = checks.check_count(warm_up, "warm_up", least=0)
         checks.check_finite(threshold, "threshold")
         self.start = checks.check_finite(log_variance, "log_variance")
         super().__init__(layer, examples, seed=seed, **kwargs)
@@ -92,15 +90,7 @@ class SparseVariationalDropout(Variational):
     def threshold(self, threshold: float) -> None:
         self._threshold.assign(checks.check_finite(threshold, "threshold"))
 
-    def call(
-        self,
-        inputs: Tensor,
-        training: bool | None = None,
-        key: Key | None = None,
-        sample_ids: Tensor | None = None,
-    ) -> Tensor:
-        if self.is_noisy(training):
-            return super().call(inputs, training=training, key=key, sample_ids=sample_ids)
+    def quiet(self, inputs: Tensor) -> Tensor:
         return with_kernel(self.layer, inputs, self.pruned_kernel())
 
     def noisy(self, inputs: Tensor, field: Field, samples: Words) -> Tensor:

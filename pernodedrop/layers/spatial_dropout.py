@@ -6,7 +6,6 @@ import keras
 
 from pernodedrop import schedules
 from pernodedrop._types import Config, Key, Shape, Tensor
-from pernodedrop.layers.noisy import xp
 from pernodedrop.layers.spatial_noise import SpatialNoise
 from pernodedrop.noise import Bernoulli
 from pernodedrop.schedules import Schedule
@@ -27,8 +26,7 @@ class SpatialDropout(SpatialNoise):
 
     def entries_channels_last(self, inputs: Tensor, shape: Shape, key: Key | None, sample_ids: Tensor | None) -> Tensor:
         batch, *space, channels = shape
-        one = (batch, *(1 for _ in space), channels)
-        return xp.reshape(self._entries(inputs, one, key, sample_ids), one)
+        return self.entries_of((batch, *(1 for _ in space), channels), inputs, key, sample_ids)
 
     def get_config(self) -> Config:
         return {**super().get_config(), "rate": self.rate_config}

@@ -8,6 +8,7 @@ from pernodedrop import checks
 from pernodedrop._types import Config, Key, Shape, Tensor
 from pernodedrop.layers.activation_noise import ActivationNoise
 from pernodedrop.layers.noisy import xp
+from pernodedrop.mask import Mask
 from pernodedrop.noise import Noise
 from pernodedrop.schedules import Schedule
 
@@ -18,8 +19,9 @@ class SpatialNoise(ActivationNoise):
     Subclasses give `dims`, how many axes of space there are, and `entries_channels_last`.
 
     Args:
-        noise, seed, schedule, **kwargs: as for `ActivationNoise`.
+        noise: the law of an entry, a `pernodedrop.Noise`.
         data_format: "channels_last", "channels_first", or None for Keras' `image_data_format`.
+        seed, schedule, **kwargs: as for `ActivationNoise`.
     """
 
     dims: typing.ClassVar[int]
@@ -32,7 +34,7 @@ class SpatialNoise(ActivationNoise):
         schedule: Schedule | None = None,
         **kwargs: typing.Any,
     ) -> None:
-        super().__init__(noise, seed=seed, schedule=schedule, **kwargs)
+        super().__init__(Mask(noise, "out"), seed=seed, schedule=schedule, **kwargs)
         data_format = keras.config.image_data_format() if data_format is None else data_format
         self.data_format = checks.check_choice(data_format, "data_format", ("channels_last", "channels_first"))
         self.input_spec = keras.layers.InputSpec(ndim=self.dims + 2)
@@ -50,6 +52,4 @@ class SpatialNoise(ActivationNoise):
         raise NotImplementedError(f"{type(self).__name__} must define `entries_channels_last`")
 
     def get_config(self) -> Config:
-        config = {**super().get_config(), "data_format": self.data_format}
-        del config["noise_shape"]
-        return config
+        return {**super().get_config(), "data_format": self.data_format}

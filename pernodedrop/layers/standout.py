@@ -1,17 +1,16 @@
 """Standout: dropout whose rate each unit sets by its own pre-activation (Ba and Frey, NIPS 2013)."""
 
-import math
 import typing
 
 import keras
 
 from pernodedrop import checks
-from pernodedrop._types import Config, Key, Namespace, Params, Tensor
+from pernodedrop._types import Config, Namespace, Params, Tensor, Words
 from pernodedrop.layers.activation_noise import times
 from pernodedrop.layers.inner import finish, float_kernel, product_with, wide
-from pernodedrop.layers.noisy import floating, xp
+from pernodedrop.layers.noisy import floating, uniforms
 from pernodedrop.layers.weight_noise import WeightNoise
-from pernodedrop.mask import Mask
+from pernodedrop.mask import Field, Mask
 from pernodedrop.noise import Noise
 
 SHIFTS = ("unit", "weight")
@@ -87,34 +86,25 @@ class Standout(WeightNoise):
         self.beta = checks.check_finite(beta, "beta")
         self.shift = checks.check_choice(shift, "shift", SHIFTS)
 
-    def call(
-        self,
-        inputs: Tensor,
-        training: bool | None = None,
-        key: Key | None = None,
-        sample_ids: Tensor | None = None,
-    ) -> Tensor:
+    def quiet(self, inputs: Tensor) -> Tensor:
         inputs = floating(inputs)
-        z = product_with(self.layer, inputs, float_kernel(self.layer))
-        mask = self._probability(inputs, z)
-        if self.is_noisy(training):
-            mask = self._uniform(z, key, sample_ids) < mask  # no gradient passes through a comparison
-        return times(finish(self.layer, z), mask)
+        z = self._product(inputs)
+        return times(finish(self.layer, z), self._probability(inputs, z))
+
+    def noisy(self, inputs: Tensor, field: Field, samples: Words) -> Tensor:
+        z = self._product(inputs)
+        # no gradient passes through a comparison
+        kept = uniforms(z, field, samples, lane=0, of="out") < self._probability(inputs, z)
+        return times(finish(self.layer, z), kept)
+
+    def _product(self, inputs: Tensor) -> Tensor:
+        return product_with(self.layer, inputs, float_kernel(self.layer))
 
     def _probability(self, inputs: Tensor, z: Tensor) -> Tensor:
         """The probability that a unit is kept, from the product z of the inputs with the kernel; float32 at least."""
         inputs, z = wide(inputs), wide(z)
         shift = self.beta * keras.ops.sum(inputs, axis=-1, keepdims=True) if self.shift == "weight" else self.beta
         return keras.ops.sigmoid(self.alpha * z + shift)
-
-    def _uniform(self, z: Tensor, key: Key | None, sample_ids: Tensor | None) -> Tensor:
-        """Uniform numbers in the shape of z."""
-        shape = xp.shape(z)
-        zero = xp.arange(1, like=z)
-        time = xp.arange(math.prod(shape[1:-1]), like=z)
-        sample, out = self.samples(z, sample_ids), xp.arange(shape[-1], like=z)
-        field = self.field(key, xp.device(z))
-        return xp.reshape(field.entries(time[:, None], sample[:, None, None], zero, out, xp), shape)
 
     def fold(self) -> keras.layers.Layer:
         """A model of plain Keras layers, with weights of its own, that computes what this layer does at inference.

@@ -4,12 +4,12 @@ import typing
 
 import keras
 
-from pernodedrop import checks, ops, schedules
+from pernodedrop import checks, schedules
 from pernodedrop._types import Config, Key, Shape, Tensor
 from pernodedrop.layers.activation_noise import times
-from pernodedrop.layers.noisy import Noisy, floating, xp
+from pernodedrop.layers.noisy import Noisy, check_built, floating, keep_share, xp
 from pernodedrop.mask import COORDINATES, Mask
-from pernodedrop.noise import LATTICE, Bernoulli
+from pernodedrop.noise import Bernoulli
 from pernodedrop.schedules import Schedule
 
 
@@ -58,7 +58,8 @@ class StochasticDepth(Noisy):
 
     def call(self, inputs: list[Tensor], training: bool | None = None, key: Key | None = None) -> Tensor:
         shortcut, branch = (floating(tensor) for tensor in inputs)
-        weight = self._drawn(key, branch) if self.is_noisy(training) else self._keep()
+        device = xp.device(branch)
+        weight = self._drawn(key, branch) if self.is_noisy(training) else keep_share(self.present(device))
         return shortcut + times(branch, xp.reshape(weight, (1,) * len(branch.shape)))
 
     def compute_mask(self, inputs: list[Tensor], previous_mask: list[Tensor] | None) -> Tensor | None:
@@ -70,9 +71,14 @@ class StochasticDepth(Noisy):
         return _pair(input_shape)[0]
 
     def fold(self) -> keras.Model:
-        """A model of plain Keras layers that computes what this layer does at inference: Rescaling and Add."""
+        """A model of plain Keras layers that computes what this layer does at inference: Rescaling and Add.
+
+        Raises:
+            ValueError: a layer that is not built.
+        """
+        check_built(self)
         shortcut, branch = (keras.Input(shape[1:], dtype=self.compute_dtype) for shape in self._shapes)
-        keep = float(keras.ops.convert_to_numpy(self._keep()))
+        keep = float(keras.ops.convert_to_numpy(keep_share(self.present(None))))
         scaled = keras.layers.Rescaling(keep, dtype=self.dtype_policy)(branch)
         total = keras.layers.Add(dtype=self.dtype_policy)([shortcut, scaled])
         return keras.Model([shortcut, branch], total, name=self.name)
@@ -81,16 +87,9 @@ class StochasticDepth(Noisy):
         return {**super().get_config(), "rate": self.rate_config}
 
     def _drawn(self, key: Key | None, like: Tensor) -> Tensor:
-        """b, float32 (1,)."""
+        """Whether the batch has its branch, 1 or 0, float32 (1,)."""
         zero = xp.arange(1, like=like)
         return xp.astype(self.field(key, xp.device(like)).entries(zero, zero, zero, zero, xp) > 0, "float32")
-
-    def _keep(self) -> Tensor:
-        """1 minus the rate that the next training call has, a float32 scalar."""
-        key = xp.asarray(self._key.value)
-        device = xp.device(key)
-        _, call = ops.key_words(key, device, xp)
-        return xp.astype(self._numbers_at(call, device)["threshold"], "float32") / LATTICE
 
 
 def _pair(shapes: typing.Any) -> tuple[Shape, Shape]:

@@ -7,8 +7,8 @@ import numpy as np
 
 from pernodedrop import backends, checks, generator, schedules
 from pernodedrop._types import Config, Key, Params, Shape, Tensor
-from pernodedrop.layers.activation_noise import times
-from pernodedrop.layers.noisy import Noisy, floating, refuse_sample_ids, xp
+from pernodedrop.layers.activation_noise import ActivationNoise
+from pernodedrop.layers.noisy import keep_share, refuse_sample_ids, xp
 from pernodedrop.mask import Mask
 from pernodedrop.noise import LATTICE, Bernoulli
 from pernodedrop.schedules import Schedule
@@ -33,7 +33,8 @@ class Tries(Bernoulli):
         super().__post_init__()
         free = 1 - self.tenure * self.rate
         if self.rate > (1 - 1 / LATTICE) * free:
-            raise ValueError(checks.invalid("rate", f"a float below 1 / (1 + tenure) with {self.tenure=}", self.rate))
+            expected = f"a float below 1 / (1 + tenure), with tenure={self.tenure}"
+            raise ValueError(checks.invalid("rate", expected, self.rate))
 
     @property
     def threshold(self) -> int:
@@ -45,7 +46,7 @@ class Tries(Bernoulli):
 
 
 @keras.saving.register_keras_serializable("pernodedrop")
-class TabuDropout(Noisy):
+class TabuDropout(ActivationNoise):
     """Drops units of a whole batch, and none again for some steps after it was dropped (arXiv 1808.09907).
 
     In a training step, a unit is dropped if it is tried, which it is with probability p, and was not dropped in the
@@ -99,44 +100,31 @@ class TabuDropout(Noisy):
         **kwargs: typing.Any,
     ) -> None:
         self.tenure = checks.check_count(tenure, "tenure")
-        self.effective = bool(effective)
+        self.effective = checks.check_bool(effective, "effective")
         start, schedule = schedules.get(rate)
         tries = Tries(start, self.tenure) if effective else Bernoulli(start)
-        super().__init__(Mask(tries, {"sample", "time", "out"}), seed=seed, schedule=schedule, **kwargs)
-        self.supports_masking = True
+        super().__init__(Mask(tries, "sample+time+out"), seed=seed, schedule=schedule, **kwargs)
 
     def build(self, input_shape: Shape) -> None:
         if len(input_shape) < 2 or input_shape[-1] is None:
             raise ValueError(checks.invalid("inputs", "rank from 2 and a last axis of known size", tuple(input_shape)))
         self._safe = self._state("safe", np.zeros(input_shape[-1], "int32"))
 
-    def call(
-        self,
-        inputs: Tensor,
-        training: bool | None = None,
-        key: Key | None = None,
-        sample_ids: Tensor | None = None,
-    ) -> Tensor:
-        if not self.is_noisy(training):
-            return inputs
+    def entries(self, inputs: Tensor, key: Key | None, sample_ids: Tensor | None) -> Tensor:
         if sample_ids is not None:
             refuse_sample_ids(sample_ids)
-        xp.refuse_redraw()
-        inputs = floating(inputs)
+        xp.refuse_redraw()  # with a key, too: the units would be safe for other steps
         zero = xp.arange(1, like=inputs)
         field = self.field(key, xp.device(inputs))
         tried = field.entries(zero, zero, xp.arange(self._safe.shape[0], like=inputs), zero, xp) == 0
-        p = 1 - xp.float32(field.params["threshold"]) / LATTICE
+        p = 1 - keep_share(field)
         scale = (1 + self.tenure * p) / (1 + (self.tenure - 1) * p)  # 1 / (1 - q)
         dropped = self._dropped(tried)
-        return times(inputs, xp.where(dropped, xp.zeros_like(scale), scale))
+        return xp.where(dropped, xp.zeros_like(scale), scale)
 
     def settle(self) -> None:
-        """Put the units where they are in the long run, by numbers of the present key: dropped q of the steps.
-
-        `pernodedrop.uncertainty.predict` does so before each of its passes, which are not steps of a training.
-        """
-        p = 1 - int(keras.ops.convert_to_numpy(self.field(self._key.value, None).params["threshold"])) / LATTICE
+        """Put the units where they are in the long run, by numbers of the present key: dropped q of the steps."""
+        p = 1 - float(keras.ops.convert_to_numpy(keep_share(self.present(None))))
         q = p / (1 + self.tenure * p)
         units = np.arange(self._safe.shape[0], dtype="uint32")
         zero, key = np.zeros(1, "uint32"), keras.ops.convert_to_numpy(self._key).view("uint32")
@@ -156,13 +144,6 @@ class TabuDropout(Noisy):
         self, layer_call: typing.Callable[..., Tensor], *args: typing.Any, **kwargs: typing.Any
     ) -> typing.Callable[..., Tensor]:
         return layer_call
-
-    def fold(self) -> keras.layers.Layer:
-        """A plain Keras layer that computes what this layer does at inference: the identity."""
-        return keras.layers.Identity(name=self.name, dtype=self.dtype_policy)
-
-    def compute_output_shape(self, input_shape: Shape) -> Shape:
-        return input_shape
 
     def get_config(self) -> Config:
         return {

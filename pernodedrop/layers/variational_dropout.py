@@ -19,7 +19,7 @@ from pernodedrop.layers.inner import (
     wide,
     with_kernel,
 )
-from pernodedrop.layers.noisy import xp
+from pernodedrop.layers.noisy import uniforms, xp
 from pernodedrop.layers.weight_noise import WeightNoise
 from pernodedrop.mask import Field, Mask
 from pernodedrop.noise import Noise, normal
@@ -214,22 +214,8 @@ class VariationalDropout(Variational):
 
 
 def normals(like: Tensor, field: Field, samples: Words, lane: int, of: str) -> Tensor:
-    """Standard normal numbers, float32, in the shape of `like`.
-
-    Args:
-        like: (batch, *time, last).
-        field: the mask at its key.
-        samples: word tensor (batch,).
-        lane: of the words.
-        of: which coordinate the last axis is, "in" or "out".
-    """
-    shape = xp.shape(like)
-    _, *middle, last = shape
-    zero, size = xp.arange(1, like=like), xp.arange(last, like=like)
-    time = xp.arange(math.prod(middle), like=like)[:, None]
-    in_, out = (size, zero) if of == "in" else (zero, size)
-    words = field.words(lane, time, samples[:, None, None], in_, out, xp)
-    return xp.reshape(normal(xp.uniform(words), xp), shape)
+    """Standard normal numbers, float32, in the shape of `like`; arguments are those of `noisy.uniforms`."""
+    return normal(uniforms(like, field, samples, lane, of), xp)
 
 
 def _not_above_zero(log_alpha: Tensor) -> Tensor:

@@ -1,6 +1,5 @@
 """Weight noise: what the wrappers of a kernel-bearing layer share."""
 
-import collections.abc
 import typing
 
 import keras
@@ -20,7 +19,7 @@ from pernodedrop.layers.inner import (
     product_of,
     with_kernel,
 )
-from pernodedrop.layers.noisy import Noisy, floating, xp
+from pernodedrop.layers.noisy import Noisy, check_built, floating, xp
 from pernodedrop.mask import Field, Mask
 from pernodedrop.schedules import Schedule
 
@@ -72,33 +71,33 @@ class WeightNoise(Noisy, keras.layers.Wrapper):
         sample_ids: Tensor | None = None,
     ) -> Tensor:
         if not self.is_noisy(training):
-            return self.layer(inputs)
+            return self.quiet(inputs)
         inputs = floating(inputs)
         return self.noisy(inputs, self.field(key, xp.device(inputs)), self.samples(inputs, sample_ids))
+
+    def quiet(self, inputs: Tensor) -> Tensor:
+        """What a call without noise gives: what the inner layer does."""
+        return self.layer(inputs)
 
     def noisy(self, inputs: Tensor, field: Field, samples: Words) -> Tensor:
         """What a call with noise gives: the layer with its product replaced by `multiply`."""
         product = product_of(self.layer, len(inputs.shape))
-        kernels = self.kernels()
         bias = self.bias(product, field, samples)
         if self.one_kernel and isinstance(product, Convolution):
             return with_kernel(self.layer, inputs, self.masked_kernel(product, field), bias)
-        return finish(self.layer, product(inputs, kernels, lambda x, w: self.multiply(x, w, field, samples)), bias)
+        kernel = float_kernel(self.layer)
+        return finish(self.layer, product(inputs, kernel, lambda x, w: self.multiply(x, w, field, samples)), bias)
 
     def bias(self, product: Contraction | Convolution, field: Field, samples: Words) -> Tensor | None:
         """The bias of a call with noise, as `inner.finish` takes it; None is the layer's own."""
         return None
 
-    def kernels(self) -> list[Tensor]:
-        """What `multiply` is given, tensors of the kernel's shape."""
-        return [float_kernel(self.layer)]
-
-    def multiply(self, x: Tensor, kernels: collections.abc.Sequence[Tensor], field: Field, samples: Words) -> Tensor:
+    def multiply(self, x: Tensor, w: Tensor, field: Field, samples: Words) -> Tensor:
         """The noisy product.
 
         Args:
             x: (group, batch, [time,] in).
-            kernels: those of `kernels()`, each as (group, in, out).
+            w: the kernel, (group, in, out).
             field: the mask at its key; its in coordinate is row-major over (group, in).
             samples: word tensor (batch,), the sample coordinates.
 
@@ -142,10 +141,9 @@ class WeightNoise(Noisy, keras.layers.Wrapper):
         Raises:
             ValueError: a layer that is not built, or a bank, whose members are no one layer.
         """
-        if not self.built:
-            raise ValueError(f"Layer {self.name!r} is folded when it is built. Call it, or its model, once.")
+        check_built(self)
         if self.mask.regime == "bank":
-            raise ValueError(checks.invalid("layer", "a regime with one function at inference, not 'bank'", self))
+            raise ValueError(checks.invalid("regime", "one with one function at inference, to be folded", "bank"))
         if not self.mask.at_inference:
             return copy_of(self.layer)
         product = product_of(self.layer, len(self.layer.get_build_config()["input_shape"]))
@@ -176,8 +174,7 @@ class MaskedProduct(WeightNoise):
         super().__init__(layer, mask, seed=seed, schedule=schedule, **kwargs)
         self.method = method
 
-    def multiply(self, x: Tensor, kernels: collections.abc.Sequence[Tensor], field: Field, samples: Words) -> Tensor:
-        (w,) = kernels
+    def multiply(self, x: Tensor, w: Tensor, field: Field, samples: Words) -> Tensor:
         return self.masked_product(x, w, field, samples)
 
     def masked_product(self, x: Tensor, w: Tensor, field: Field, samples: Words) -> Tensor:

@@ -130,7 +130,7 @@ def declaration(noise):
 
 @claim(of="noise")
 def bad_input(noise):
-    """It refuses numbers that are none, by an error that names the field."""
+    """It refuses invalid numbers, by an error that names the field."""
     config = noise.get_config()
     for field, value in config.items():
         if not checks.is_real(value):
