@@ -18,6 +18,7 @@ import numpy as np
 from pernodedrop import checks
 from pernodedrop._types import Config
 from pernodedrop.layers.noisy import Noisy
+from pernodedrop.layers.noisy_attention import NoisyAttention
 
 Layer: typing.TypeAlias = keras.layers.Layer
 Rule: typing.TypeAlias = collections.abc.Callable[[Layer], Layer | None]
@@ -246,7 +247,7 @@ def _change(holder: Layer, rule: Rule, changes: Changes, asked: dict[Layer, None
             raise TypeError(checks.invalid("rule", expected, rule))
         if new is not None and new is not layer:
             changes[layer] = new
-        elif not isinstance(layer, Noisy):
+        elif not isinstance(layer, Noisy | NoisyAttention):
             _change(layer, rule, changes, asked)
     _put(holder, changes)
 
@@ -391,9 +392,8 @@ def _put(holder: Layer, changes: Changes) -> None:
         _rewire(holder, here)
     else:
         for old, new in here.items():
-            shape = (old.get_build_config() or {}).get("input_shape")
-            if not new.built and shape is not None:  # no call will build it before training, as in a graph
-                new.build(shape)
+            if not new.built:  # no call will build it before training, as in a graph
+                new.build_from_config(old.get_build_config())
     tracker = holder._tracker
     for old, new in here.items():
         if tracker.is_in_store("layers", old):

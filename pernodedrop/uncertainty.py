@@ -23,7 +23,6 @@ from pernodedrop import checks
 from pernodedrop._types import Tensor
 from pernodedrop.layers import sources
 from pernodedrop.layers.noisy import Noisy
-from pernodedrop.layers.tabu_dropout import TabuDropout
 
 SAMPLES = 50
 SUM_TOLERANCE = 1e-2  # how far from 1 the sum of probabilities in half precision can be
@@ -123,7 +122,7 @@ def predict(
 
     Raises:
         TypeError, ValueError: a model without noise, or with several outputs, or an argument that is not as described,
-            such as `probabilities=True` of outputs that can be none.
+            such as `probabilities=True` of outputs that cannot be probabilities.
 
     Warns:
         UserWarning: all of several passes were equal.
@@ -140,8 +139,7 @@ def predict(
     """
     if not isinstance(model, keras.Model):
         raise TypeError(checks.invalid("model", "a keras.Model", model))
-    if seed is not None and not checks.is_int(seed):
-        raise TypeError(checks.invalid("seed", "an int or None", seed))
+    checks.check_seed(seed)
     if probabilities not in (None, True, False) or (from_logits and probabilities is False):
         expected = "None or True with from_logits=True" if from_logits else "True, False or None"
         raise ValueError(checks.invalid("probabilities", expected, probabilities))
@@ -176,7 +174,7 @@ class _Passes:
     def __init__(self, model: keras.Model, seed: int, batch_size: int) -> None:
         self.seed, self.batch_size = seed, batch_size
         layers = model._flatten_layers()
-        self.ensembles = [layer for layer in layers if sources.members(layer) is not None]
+        self.ensembles = [layer for layer in layers if isinstance(layer, Noisy) and layer.members]
         self.noisy = [layer for layer in layers if sources.is_noise(layer) and layer not in self.ensembles]
         if not self.noisy and not self.ensembles:
             raise ValueError(checks.invalid("model", "a model with noise layers: its passes would all be equal", model))
@@ -187,7 +185,7 @@ class _Passes:
 
     def default_samples(self) -> int:
         """The number of passes that treats all members alike."""
-        members = math.lcm(*(typing.cast(int, sources.members(layer)) for layer in self.ensembles))
+        members = math.lcm(*(typing.cast(int, layer.members) for layer in self.ensembles))
         return math.ceil(SAMPLES / members) * members if self.noisy else members
 
     def state(self) -> list[keras.Variable]:
@@ -200,7 +198,7 @@ class _Passes:
         for index, (key, call) in enumerate(self.keys):
             key.assign(np.array([_word(self.seed, index, sample), call], WORD))
         for layer in self.noisy:
-            if isinstance(layer, TabuDropout):
+            if isinstance(layer, Noisy):
                 layer.settle()
         for index, generator in enumerate(self.generators):
             generator.state.assign([_word(self.seed, index, sample, start), 0])
@@ -222,6 +220,8 @@ class _Passes:
             arguments["sample_ids"] = keras.ops.zeros((rows,), WORD) + data["sample"]
 
         with contextlib.ExitStack() as stack:
+            for layer in self.forward.model._flatten_layers():
+                stack.enter_context(_without_remat(layer))
             for layer in self.noisy:
                 stack.enter_context(_changed(layer, make_noise))
             for layer in self.ensembles:
@@ -402,6 +402,16 @@ def _kept(variables: list[keras.Variable]) -> collections.abc.Iterator[typing.Ca
         yield restore
     finally:
         restore()
+
+
+@contextlib.contextmanager
+def _without_remat(layer: keras.layers.Layer) -> collections.abc.Iterator[None]:
+    """Has a layer called as it is: there is no backward pass, and noise cannot be drawn in what is made again."""
+    mode, layer._remat_mode = layer._remat_mode, None
+    try:
+        yield
+    finally:
+        layer._remat_mode = mode
 
 
 @contextlib.contextmanager

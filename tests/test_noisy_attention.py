@@ -100,7 +100,7 @@ def test_schedule_reaches_every_projection():
 
 def test_rate_is_that_of_all_projections_and_can_be_set():
     layer, x = noisy(), inputs(BATCH, TIME, FEATURES)
-    with pytest.raises(ValueError, match="when it is built"):
+    with pytest.raises(ValueError, match="is not built"):
         layer.rate = 0.0
     calm = host(layer(x, x))
     layer.rate = 0.0
@@ -141,6 +141,54 @@ def test_folded_attention_computes_the_same_at_inference(regime):
     np.testing.assert_allclose(host(plain(x, x)), y, atol=1e-5)
 
 
+class Attends(keras.Model):
+    """A model whose graph is its code's."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.attention = attention()
+
+    def call(self, x, training=None):
+        return self.attention(x, x, training=training)
+
+
+def noisy_inside(**kwargs):
+    """The model with noise where `apply` puts it."""
+    model, x = Attends(), inputs(BATCH, TIME, FEATURES)
+    model(x)
+
+    def rule(layer):
+        if isinstance(layer, keras.layers.MultiHeadAttention):
+            return pnd.NoisyAttention(layer, pnd.PerNodeDrop, rate=0.5, seed=1, **kwargs)
+
+    return model, pnd.apply(model, rule), x
+
+
+def test_in_a_model_of_any_class_it_is_there_before_the_first_call():
+    model, changed, x = noisy_inside()
+    np.testing.assert_array_equal(host(changed(x)), host(model(x)))
+    assert sorted(changed.attention.wrappers) == ["key", "output", "query", "value"]
+    for _ in range(3):
+        changed(x, training=True)
+    loaded = noisy_inside()[1]
+    loaded.set_weights(changed.get_weights())
+    assert {wrapper.updates for wrapper in loaded.attention.wrappers.values()} == {3}
+    np.testing.assert_array_equal(host(loaded(x, training=True)), host(changed(x, training=True)))
+    folded = pnd.fold(changed)
+    assert type(folded.attention) is keras.layers.MultiHeadAttention
+    np.testing.assert_allclose(host(folded(x)), host(changed(x)), atol=1e-5)
+
+
+def test_a_rule_is_not_asked_about_what_is_inside():
+    with pytest.raises(ValueError, match=r"layer of: 1 NoisyAttention\. Received"):
+        pnd.apply(noisy_inside(projections=["query"])[1], lambda layer: None)
+
+
+def test_it_is_folded_when_it_is_built():
+    with pytest.raises(ValueError, match="is not built"):
+        noisy().fold()
+
+
 @pytest.mark.skipif(BACKEND == "numpy", reason="NumPy arrays cannot carry a Keras mask")
 def test_masked_positions_are_not_attended_to():
     embedding, layer = keras.layers.Embedding(10, FEATURES, mask_zero=True), noisy()
@@ -171,6 +219,7 @@ def test_it_trains_in_fit(jit_compile):
         (lambda: pnd.NoisyAttention(attention(), pnd.Dropout), r"`wrapper`.*class of weight noise"),
         (lambda: pnd.NoisyAttention(attention(), pnd.PerNodeDrop, projections=["queri"]), r"did you mean 'query'"),
         (lambda: pnd.NoisyAttention(attention(), pnd.PerNodeDrop, projections="query"), r"`projections`.*sequence"),
+        (lambda: pnd.NoisyAttention(attention(), pnd.PerNodeDrop, projections=()), r"`projections`.*sequence"),
         (lambda: pnd.NoisyAttention(attention(), pnd.PerNodeDrop, rate=1.0), r"`rate`.*rate=1.0"),
         (lambda: pnd.NoisyAttention(attention(), pnd.PerNodeDrop, seed="one"), r"`seed`.*seed='one'"),
     ],

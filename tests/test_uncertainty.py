@@ -213,6 +213,18 @@ def test_an_interrupted_prediction_leaves_the_model_as_it_was():
     assert host(drop.draw()).tolist() == [1, 1]
 
 
+@pytest.mark.skipif(BACKEND == "numpy", reason="Keras cannot rematerialize on NumPy")
+@pytest.mark.parametrize("mode", ["full", "list_of_layers"])
+def test_layers_that_are_rematerialized_in_training_make_the_noise_of_others(mode):
+    with keras.RematScope(mode, layer_names=["drop", "dense"]):
+        layers = [pnd.Dropout(0.5, seed=1, name="drop"), pnd.PerNodeDense(4, seed=1, name="dense")]
+    model, plain, x = chain(*layers), chain(pnd.Dropout(0.5, seed=1), pnd.PerNodeDense(4, seed=1)), inputs(4, 6)
+    plain.set_weights(model.get_weights())
+    found, wanted = (uncertainty.predict(each, x, 3, seed=SEED, keep=True) for each in (model, plain))
+    np.testing.assert_allclose(found.outputs, wanted.outputs, atol=1e-6)
+    assert all(layer._remat_mode.mode == mode for layer in layers)
+
+
 class Counting(pnd.Dropout):
     """Adds the number of its training calls."""
 
