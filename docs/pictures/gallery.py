@@ -106,6 +106,13 @@ def of_standout():
     return np.stack([host(panel) for panel in panels]) / host(layer.layer(rows))
 
 
+def of_rising_rate():
+    """ScheduledDropPath at the start, at a third and two thirds of the rise, and after it; rows are samples."""
+    layer = pnd.ScheduledDropPath(0.8, steps=30, seed=1)
+    ones = np.ones((IN, OUT), "float32")
+    return np.stack([host(layer(ones, training=True, key=(1, call))) for call in (0, 10, 20, 30)])
+
+
 def of_tabu():
     """TabuDropout in four steps, one after the other."""
     layer = pnd.TabuDropout(0.3, tenure=2, seed=1)
@@ -143,6 +150,8 @@ def of_members():
 PANELS = {
     "per_node_drop": wrapped(pnd.PerNodeDrop, 0.3),
     "per_node_drop_gaussian": wrapped(pnd.PerNodeDrop, 0.3, "gaussian", method="materialized"),
+    "per_node_drop_partial": wrapped(pnd.PerNodeDrop, noise=pnd.PartialGaussian(0.3, stddev=0.5)),
+    "per_node_drop_uniform": wrapped(pnd.PerNodeDrop, noise=pnd.Uniform(half_width=0.5)),
     "per_node_drop_fixed": wrapped(pnd.PerNodeDrop, 0.3, regime="fixed"),
     "per_node_drop_bank": wrapped(pnd.PerNodeDrop, 0.3, regime="bank", bank_size=2),
     "drop_connect": wrapped(pnd.DropConnect, 0.3),
@@ -159,6 +168,7 @@ PANELS = {
     "spatial_dropout": lambda: of_channels(pnd.SpatialDropout2D(0.5, seed=1)),
     "drop_block": lambda: of_channels(pnd.DropBlock2D(0.3, block_size=3, seed=1)),
     "drop_path": stood(pnd.DropPath, 0.5),
+    "scheduled_drop_path": of_rising_rate,
     "stochastic_depth": of_depth,
     "masksembles": of_members,
     "tabu_dropout": of_tabu,
