@@ -36,6 +36,11 @@ def parse_sharing(sharing: Sharing) -> frozenset[str]:
     return frozenset(checks.check_choice(name, "sharing", COORDINATES) for name in sharing)
 
 
+def coordinate(name: str, size: typing.Any, sharing: frozenset[str], like: Tensor, xp: Namespace) -> Words:
+    """The words of a coordinate, on the device of `like`: 0 to size - 1, or 0 alone where it is shared."""
+    return xp.arange(1 if name in sharing else size, like=like)
+
+
 @dataclasses.dataclass(frozen=True)
 class Mask:
     """Which mask: noise, sharing and regime.

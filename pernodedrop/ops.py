@@ -18,7 +18,7 @@ import numpy as np
 from pernodedrop import backends, checks, generator
 from pernodedrop._types import Key, Namespace, Params, Sharing, Tensor, Words
 from pernodedrop.backends import methods
-from pernodedrop.mask import Field, Mask
+from pernodedrop.mask import Field, Mask, coordinate
 from pernodedrop.noise import Noise
 
 METHODS = ("auto", "materialized", "recomputed", "kernel", "local_reparameterization")
@@ -183,39 +183,45 @@ def multiply(
         xp: the ops namespace of x.
     """
     x3, rows, restore = _rows(x, sharing, samples, xp)
-    one_row, one_position = rows.sample.shape[0] == rows.time.shape[0] == 1, x3.shape[1] == 1
-    few = sharing & {"in", "out"}
-    dtype = "float64" if "float64" in (xp.dtype(x), xp.dtype(w)) else "float32"
-    if method == "kernel" and (obstacle := xp.kernel_obstacle(x3, field.noise, dtype)):
-        raise ValueError(checks.invalid("method", f'another one than "kernel", which takes {obstacle}', method))
-    if method == "local_reparameterization":
-        _check_local_reparameterization(field.noise, few or "sample" in sharing or not one_position)
-    if method == "auto":
-        if few:
-            method = "shared_over_in_or_out"
-        elif one_row and "sample" in sharing:
-            method = "materialized"
-        elif field.noise.gaussian and one_position:
-            method = "local_reparameterization"
-        else:
-            method = "recomputed" if xp.kernel_obstacle(x3, field.noise, dtype) else "kernel"
+    dtype = _product_dtype(x, w, xp)
+    method = _chosen(method, field.noise, sharing, x3, rows, dtype, xp)
     if 0 in w.shape:
         method = "materialized"  # no entry, so nothing to save
-
-    def coordinate(size: int, name: str, offset: Words | None = None) -> Words:
-        if name not in sharing:
-            words = xp.arange(size, like=x)
-            return words if offset is None else words + offset
-        zeros = xp.arange(1, like=x)
-        return zeros if method == "shared_over_in_or_out" else xp.broadcast_to(zeros, (size,))
-
     if method == "kernel":
         rows = methods.Rows(*(xp.broadcast_to(words, xp.shape(x3)[:1]) for words in rows))
-    in_, out = coordinate(w.shape[0], "in", in_offset), coordinate(w.shape[1], "out")
+    in_, out = (coordinate(name, size, sharing, x, xp) for name, size in zip(("in", "out"), w.shape, strict=True))
+    if "in" not in sharing:
+        in_ = in_ + in_offset
+    if method != "shared_over_in_or_out":
+        in_, out = (xp.broadcast_to(words, (size,)) for words, size in zip((in_, out), w.shape, strict=True))
     operands = (xp.astype(x3, dtype), xp.astype(w, dtype), field, rows, in_, out)
     own = method in ("recomputed", "kernel")
     y = getattr(xp, method)(*operands) if own else getattr(methods, method)(*operands, xp)
     return xp.astype(restore(y), xp.dtype(x))
+
+
+def _chosen(
+    method: str, noise: Noise, sharing: frozenset[str], x: Tensor, rows: methods.Rows, dtype: str, xp: Namespace
+) -> str:
+    """The method that "auto" means for x (row, position, in); another one as it is, unless it cannot be."""
+    few, one_position = sharing & {"in", "out"}, x.shape[1] == 1
+    if method == "kernel" and (obstacle := xp.kernel_obstacle(x, noise, dtype)):
+        raise ValueError(checks.invalid("method", f'another one than "kernel", which takes {obstacle}', method))
+    if method == "local_reparameterization":
+        _check_local_reparameterization(noise, few or "sample" in sharing or not one_position)
+    if method != "auto":
+        return method
+    if few:
+        return "shared_over_in_or_out"
+    if "sample" in sharing and rows.sample.shape[0] == rows.time.shape[0] == 1:
+        return "materialized"
+    if noise.gaussian and one_position:
+        return "local_reparameterization"
+    return "recomputed" if xp.kernel_obstacle(x, noise, dtype) else "kernel"
+
+
+def _product_dtype(x: Tensor, w: Tensor, xp: Namespace) -> str:
+    return "float64" if "float64" in (xp.dtype(x), xp.dtype(w)) else "float32"
 
 
 def multiply_groups(
@@ -236,14 +242,12 @@ def multiply_groups(
     x4 = x[:, :, None, :] if without_time else x
     zero = xp.arange(1, like=x)
 
-    def words(name: str, size: int, given: Words | None = None) -> Words:
-        return zero if name in sharing else xp.arange(size, like=x) if given is None else given
-
-    in_ = xp.reshape(xp.broadcast_to(words("in", groups * inputs), (groups * inputs,)), (groups, 1, 1, inputs, 1))
-    time = zero if without_time else words("time", x.shape[2])
-    sample = words("sample", 0, samples)
-    mask = field.entries(time[:, None, None], sample[:, None, None, None], in_, words("out", outputs), xp)
-    dtype = "float64" if "float64" in (xp.dtype(x), xp.dtype(w)) else "float32"
+    in_ = coordinate("in", groups * inputs, sharing, x, xp)
+    in_ = xp.reshape(xp.broadcast_to(in_, (groups * inputs,)), (groups, 1, 1, inputs, 1))
+    time = zero if without_time else coordinate("time", x.shape[2], sharing, x, xp)
+    sample, out = zero if "sample" in sharing else samples, coordinate("out", outputs, sharing, x, xp)
+    mask = field.entries(time[:, None, None], sample[:, None, None, None], in_, out, xp)
+    dtype = _product_dtype(x, w, xp)
     masked = xp.astype(mask, dtype) * xp.astype(w, dtype)[:, None, None]  # (group, batch or 1, time or 1, in, out)
     if time.shape[0] == 1:
         y = xp.matmul(xp.astype(x4, dtype), masked[:, :, 0])
@@ -292,16 +296,13 @@ def _coordinates(
     batch, *positions, inputs, outputs = shape
     like = xp.asarray(0.0)
 
-    def coordinate(size: int, name: str) -> Words:
-        return xp.arange(1 if name in sharing else size, like=like)
-
-    sample = coordinate(batch, "sample")
+    sample = coordinate("sample", batch, sharing, like, xp)
     if "sample" not in sharing:
         sample = sample + _offset(sample_offset, "sample_offset", like, xp)
-    in_, out = coordinate(inputs, "in"), coordinate(outputs, "out")
+    in_, out = coordinate("in", inputs, sharing, like, xp), coordinate("out", outputs, sharing, like, xp)
     if not positions:
         return xp, tuple(shape), (xp.as_word(0), sample[:, None, None], in_[:, None], out)
-    time = coordinate(positions[0], "time")
+    time = coordinate("time", positions[0], sharing, like, xp)
     return xp, tuple(shape), (time[:, None, None], sample[:, None, None, None], in_[:, None], out)
 
 

@@ -627,6 +627,9 @@ def test_an_application_of_keras_takes_noise_and_trains():
     noisy.compile("sgd", "mse")
     noisy.train_on_batch(x, np.ones((4, 8, 8, 8), "float32"))
     assert {host(layer._key)[1] for layer in all_layers(noisy) if isinstance(layer, Noisy)} == {1}
+    plain = pnd.fold(noisy)
+    assert not any(isinstance(layer, Noisy) for layer in all_layers(plain))
+    np.testing.assert_allclose(host(plain(x)), host(noisy(x)), atol=1e-5)
 
 
 @only_torch
@@ -653,3 +656,7 @@ def test_a_transformer_of_keras_hub_takes_noise_in_its_projections_and_dropouts(
     again.load_weights(tmp_path / "model.weights.h5")
     for y, expected in zip(outputs(again, x, training=True), outputs(noisy, x, training=True), strict=True):
         np.testing.assert_array_equal(y, expected)
+    plain = pnd.fold(noisy)
+    assert not any(isinstance(layer, Noisy) for layer in all_layers(plain))
+    for y, expected in zip(outputs(plain, x), outputs(noisy, x), strict=True):
+        np.testing.assert_allclose(y, expected, atol=1e-6)

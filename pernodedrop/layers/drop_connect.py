@@ -21,7 +21,7 @@ from pernodedrop.layers.inner import (
 )
 from pernodedrop.layers.noisy import floating, keep_share, xp
 from pernodedrop.layers.weight_noise import MaskedProduct
-from pernodedrop.mask import Field, Mask
+from pernodedrop.mask import Field, Mask, coordinate
 from pernodedrop.noise import Bernoulli, normal
 from pernodedrop.schedules import Schedule
 
@@ -181,7 +181,7 @@ class DropConnect(MaskedProduct):
             raise ValueError(checks.invalid("layer", expected, product.equation))
         zero = xp.arange(1, like=bias)
         row = zero if "in" in shared else xp.asarray(xp.as_word(groups * inputs), device=xp.device(bias))
-        out = zero if "out" in shared else xp.arange(bias.shape[1], like=bias)
+        out = coordinate("out", bias.shape[1], shared, bias, xp)
         mask = field.entries(zero, (zero if "sample" in shared else samples)[:, None], row, out, xp)
         masked = keras.ops.reshape(times(bias, mask), (-1, *self.layer.bias.shape))
         return self._scaled(masked, field)

@@ -20,7 +20,7 @@ from pernodedrop.layers.inner import (
     with_kernel,
 )
 from pernodedrop.layers.noisy import Noisy, check_built, floating, xp
-from pernodedrop.mask import Field, Mask
+from pernodedrop.mask import Field, Mask, coordinate
 from pernodedrop.schedules import Schedule
 
 SMALL_GROUP = 1024
@@ -121,11 +121,10 @@ class WeightNoise(Noisy, keras.layers.Wrapper):
         """That mask, in the shape of `matrices`, (group, in, out)."""
         groups, inputs, outputs = matrices.shape
 
-        def words(name: str, size: int) -> Words:
-            return xp.arange(1 if name in self.mask.sharing else size, like=matrices)
-
+        in_ = coordinate("in", groups * inputs, self.mask.sharing, matrices, xp)
+        out = coordinate("out", outputs, self.mask.sharing, matrices, xp)
         zero = xp.arange(1, like=matrices)
-        mask = field.entries(zero, zero, words("in", groups * inputs)[:, None], words("out", outputs), xp)
+        mask = field.entries(zero, zero, in_[:, None], out, xp)
         return xp.reshape(xp.broadcast_to(mask, (groups * inputs, outputs)), matrices.shape)
 
     def compute_mask(self, inputs: Tensor, previous_mask: Tensor | None) -> Tensor | None:
