@@ -185,6 +185,24 @@ class Bernoulli(Noise):
         return xp.where(xp.lattice(words[0]) < threshold, scale, xp.zeros_like(scale))
 
 
+class Chance(Noise):
+    """A uniform number in (0, 1) itself, of which a layer makes something else: a decision, a choice, a normal number.
+
+    >>> Chance().mean
+    0.5
+    """
+
+    mean: typing.ClassVar[float] = 0.5
+    exact: typing.ClassVar[bool] = True
+
+    @property
+    def variance(self) -> float:
+        return 1 / 12
+
+    def from_uniform(self, u: Tensor, params: Params, xp: Namespace) -> Tensor:
+        return u
+
+
 class Spread(Noise):
     """Base of noises that are given by a rate or else by how far they spread.
 

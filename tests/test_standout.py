@@ -131,7 +131,7 @@ def test_fold_is_the_same_function_in_plain_layers(shape, shift):
 
 
 def test_fold_of_an_unbuilt_layer_is_refused():
-    with pytest.raises(ValueError, match="is built"):
+    with pytest.raises(ValueError, match="is not built"):
         Standout(keras.layers.Dense(3)).fold()
 
 

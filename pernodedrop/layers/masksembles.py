@@ -7,11 +7,11 @@ import keras
 import numpy as np
 
 from pernodedrop import backends, checks, generator
-from pernodedrop._types import Config, Key, Namespace, Params, Shape, Tensor, Words
+from pernodedrop._types import Config, Key, Shape, Tensor, Words
 from pernodedrop.layers.activation_noise import times
 from pernodedrop.layers.noisy import Noisy, floating, xp
 from pernodedrop.mask import Mask
-from pernodedrop.noise import Noise
+from pernodedrop.noise import Chance
 
 ASSIGNMENTS = ("random", "contiguous", "repeat")
 
@@ -22,32 +22,6 @@ NEGLIGIBLE = 40
 """Logarithms this far below the greatest add nothing to a sum of float64 numbers: e**40 is above 2**57."""
 
 Array: typing.TypeAlias = np.typing.NDArray[np.float64]
-
-
-class Choice(Noise):
-    """The number of a member, all equally probable to `members` / 2**23.
-
-    Args:
-        members: how many there are, an int.
-    """
-
-    members: int
-    exact: typing.ClassVar[bool] = True
-
-    @property
-    def mean(self) -> float:  # type: ignore[override]  # a ClassVar where it is 1
-        """The mean number."""
-        return (self.members - 1) / 2
-
-    @property
-    def variance(self) -> float:
-        return (self.members**2 - 1) / 12
-
-    def params(self) -> dict[str, np.generic]:
-        return {}
-
-    def from_uniform(self, u: Tensor, params: Params, xp: Namespace) -> Tensor:
-        return xp.minimum(xp.floor(self.members * u), self.members - 1)
 
 
 @keras.saving.register_keras_serializable("pernodedrop")
@@ -126,7 +100,7 @@ class Masksembles(Noisy):
             raise ValueError(checks.invalid("axis", "an int, not 0, which is that of the samples", axis))
         # keys are drawn for the random assignment alone
         regime = ("dynamic", None) if train_assignment == "random" else ("bank", members)
-        super().__init__(Mask(Choice(members), {"time", "in", "out"}, *regime), seed=seed, **kwargs)
+        super().__init__(Mask(Chance(), "time+in+out", *regime), seed=seed, **kwargs)
         self._members = members
         self.scale = float(scale)
         self.train_assignment = train_assignment
@@ -138,6 +112,11 @@ class Masksembles(Noisy):
     def members(self) -> int:
         """The number of masks."""
         return self._members
+
+    @property
+    def makes_noise(self) -> bool:
+        """Whether there are several masks to choose from, at random."""
+        return self.members > 1 and super().makes_noise
 
     def build(self, input_shape: Shape) -> None:
         rank = len(input_shape)
@@ -209,7 +188,8 @@ class Masksembles(Noisy):
         assignment = self.train_assignment if training and sample_ids is None else "repeat"
         if assignment == "random":
             zero = xp.arange(1, like=inputs)
-            return xp.astype(self.field(key, xp.device(inputs)).entries(zero, samples, zero, zero, xp), "int32")
+            chances = self.field(key, xp.device(inputs)).entries(zero, samples, zero, zero, xp)
+            return xp.astype(xp.minimum(xp.floor(self.members * chances), self.members - 1), "int32")
         if assignment == "contiguous":
             batch = xp.shape(inputs)[0]
             return keras.ops.floor_divide(xp.astype(xp.arange(batch, like=inputs), "int32") * self.members, batch)

@@ -5,29 +5,15 @@ import typing
 import keras
 
 from pernodedrop import checks
-from pernodedrop._types import Config, Namespace, Params, Tensor, Words
+from pernodedrop._types import Config, Tensor, Words
 from pernodedrop.layers.activation_noise import times
 from pernodedrop.layers.inner import finish, float_kernel, product_with, wide
 from pernodedrop.layers.noisy import floating, uniforms
 from pernodedrop.layers.weight_noise import WeightNoise
 from pernodedrop.mask import Field, Mask
-from pernodedrop.noise import Noise
+from pernodedrop.noise import Chance
 
 SHIFTS = ("unit", "weight")
-
-
-class Chance(Noise):
-    """A uniform number in (0, 1), to be compared with a probability."""
-
-    mean: typing.ClassVar[float] = 0.5
-    exact: typing.ClassVar[bool] = True
-
-    @property
-    def variance(self) -> float:
-        return 1 / 12
-
-    def from_uniform(self, u: Tensor, params: Params, xp: Namespace) -> Tensor:
-        return u
 
 
 @keras.saving.register_keras_serializable("pernodedrop")
@@ -81,7 +67,7 @@ class Standout(WeightNoise):
         seed: int | None = None,
         **kwargs: typing.Any,
     ) -> None:
-        super().__init__(layer, Mask(Chance(), {"in"}), seed=seed, **kwargs)
+        super().__init__(layer, Mask(Chance(), "in"), seed=seed, **kwargs)
         self.alpha = checks.check_finite(alpha, "alpha")
         self.beta = checks.check_finite(beta, "beta")
         self.shift = checks.check_choice(shift, "shift", SHIFTS)

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 from pernodedrop import checks
-from pernodedrop._types import Config, Namespace, Params, Shape, Tensor, Words
+from pernodedrop._types import Config, Shape, Tensor, Words
 from pernodedrop.layers.contraction import Contraction
 from pernodedrop.layers.inner import (
     CONTRACTIONS,
@@ -22,22 +22,11 @@ from pernodedrop.layers.inner import (
 from pernodedrop.layers.noisy import uniforms, xp
 from pernodedrop.layers.weight_noise import WeightNoise
 from pernodedrop.mask import Field, Mask
-from pernodedrop.noise import Noise, normal
+from pernodedrop.noise import Chance, normal
 
 KINDS_OF_NOISE = ("A", "B")
 PER = ("layer", "unit")
 POLYNOMIAL = (1.161451241083230, -1.502041176441722, 0.586299206427007)  # the paper's c1, c2, c3
-
-
-class LearnedGaussian(Noise):
-    """1 + a standard normal number: the noise of a layer that learns how much of it to have."""
-
-    @property
-    def variance(self) -> float:
-        return 1.0
-
-    def from_uniform(self, u: Tensor, params: Params, xp: Namespace) -> Tensor:
-        return 1 + normal(u, xp)
 
 
 class Variational(WeightNoise):
@@ -55,7 +44,7 @@ class Variational(WeightNoise):
 
     def __init__(self, layer: keras.layers.Layer, examples: int, seed: int | None = None, **kwargs: typing.Any) -> None:
         self.examples = checks.check_count(examples, "examples")
-        super().__init__(layer, Mask(LearnedGaussian(), ()), seed=seed, **kwargs)
+        super().__init__(layer, Mask(Chance(), ()), seed=seed, **kwargs)
 
     def divergence(self) -> Tensor:
         """KL(posterior || prior) of the whole kernel, up to a constant: a float32 scalar tensor."""
