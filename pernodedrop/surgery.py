@@ -9,6 +9,7 @@ tuple or dict. Keras has no public way to change either in a model that is built
 import collections
 import collections.abc
 import contextvars
+import inspect
 import tempfile
 import typing
 
@@ -393,7 +394,7 @@ def _put(holder: Layer, changes: Changes) -> None:
     else:
         for old, new in here.items():
             if not new.built:  # no call will build it before training, as in a graph
-                new.build_from_config(old.get_build_config())
+                _build_like(old, new)
     tracker = holder._tracker
     for old, new in here.items():
         if tracker.is_in_store("layers", old):
@@ -404,6 +405,17 @@ def _put(holder: Layer, changes: Changes) -> None:
     for name, value in _attributes(holder).items():
         if (changed := _exchanged(value, here)) is not value:
             setattr(holder, name, changed)
+
+
+def _build_like(old: Layer, new: Layer) -> None:
+    """Build a layer for the shapes of another, if its `build` takes them."""
+    config = old.get_build_config() or {}
+    if "shapes_dict" in config:
+        try:
+            inspect.signature(new.build).bind(**config["shapes_dict"])
+        except TypeError:  # its first call will
+            return
+    new.build_from_config(config)
 
 
 def _exchanged(value: typing.Any, here: Changes) -> typing.Any:

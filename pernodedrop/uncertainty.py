@@ -238,6 +238,7 @@ class _Forward(keras.Model):
         super().__init__(name="forward", dtype="float32", autocast=False)  # the model casts its inputs itself
         self.model, self.changed = model, changed
         self.built = True  # of nothing but the model, which is
+        self._remat_mode = None  # whatever scope this is made in: there is no backward pass
 
     def call(self, data: Arguments, training: bool = False) -> Tensor:
         with self.changed(data):

@@ -115,6 +115,14 @@ def test_arguments_of_the_wrapper_are_kept_as_given():
     assert again.wrappers["key"].mask == pnd.Mask(pnd.Uniform(0.5), "time")
 
 
+@pytest.mark.parametrize("wrapper", [pnd.PerNodeDrop, pnd.Flipout, pnd.DropConnect])
+@pytest.mark.parametrize("rate", [0.1, pnd.schedules.Linear(0.1, 0.3, steps=9)])
+def test_config_has_the_rate(wrapper, rate):
+    again = pnd.NoisyAttention.from_config(pnd.NoisyAttention(attention(), wrapper, rate=rate, seed=1).get_config())
+    again.build((BATCH, TIME, FEATURES), (BATCH, TIME, FEATURES))
+    np.testing.assert_allclose([projection.rate for projection in again.wrappers.values()], 0.1, atol=1e-6)
+
+
 @pytest.mark.skipif(BACKEND in ("numpy", "jax"), reason="Keras cannot rematerialize on NumPy; its own fails on JAX")
 def test_rematerialized_attention_differentiates_the_masks_of_its_call():
     """Of the plain call at the same keys, which is differentiated beside it."""
@@ -184,6 +192,22 @@ def test_a_rule_is_not_asked_about_what_is_inside():
         pnd.apply(noisy_inside(projections=["query"])[1], lambda layer: None)
 
 
+class Sums(keras.layers.Layer):
+    """A layer that takes the place of attention, built when it is called."""
+
+    def build(self, input_shape):
+        self.scale = self.add_weight(shape=(input_shape[-1],), initializer="ones")
+
+    def call(self, query, value, training=None):
+        return (query + value) * self.scale
+
+
+def test_a_layer_that_is_built_otherwise_takes_its_place():
+    model, _, x = noisy_inside()
+    changed = pnd.apply(model, lambda layer: Sums() if isinstance(layer, keras.layers.MultiHeadAttention) else None)
+    np.testing.assert_array_equal(host(changed(x)), 2 * x)
+
+
 def test_it_is_folded_when_it_is_built():
     with pytest.raises(ValueError, match="is not built"):
         noisy().fold()
@@ -219,7 +243,7 @@ def test_it_trains_in_fit(jit_compile):
         (lambda: pnd.NoisyAttention(attention(), pnd.Dropout), r"`wrapper`.*class of weight noise"),
         (lambda: pnd.NoisyAttention(attention(), pnd.PerNodeDrop, projections=["queri"]), r"did you mean 'query'"),
         (lambda: pnd.NoisyAttention(attention(), pnd.PerNodeDrop, projections="query"), r"`projections`.*sequence"),
-        (lambda: pnd.NoisyAttention(attention(), pnd.PerNodeDrop, projections=()), r"`projections`.*sequence"),
+        (lambda: pnd.NoisyAttention(attention(), pnd.PerNodeDrop, projections=()), r"`projections`.*one or more of"),
         (lambda: pnd.NoisyAttention(attention(), pnd.PerNodeDrop, rate=1.0), r"`rate`.*rate=1.0"),
         (lambda: pnd.NoisyAttention(attention(), pnd.PerNodeDrop, seed="one"), r"`seed`.*seed='one'"),
     ],

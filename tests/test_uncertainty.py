@@ -223,6 +223,9 @@ def test_layers_that_are_rematerialized_in_training_make_the_noise_of_others(mod
     found, wanted = (uncertainty.predict(each, x, 3, seed=SEED, keep=True) for each in (model, plain))
     np.testing.assert_allclose(found.outputs, wanted.outputs, atol=1e-6)
     assert all(layer._remat_mode.mode == mode for layer in layers)
+    with keras.RematScope("full"):
+        inside = uncertainty.predict(model, x, 3, seed=SEED, keep=True)
+    np.testing.assert_array_equal(inside.outputs, found.outputs)
 
 
 class Counting(pnd.Dropout):

@@ -14,8 +14,9 @@ from pernodedrop.schedules import Schedule
 class ActivationNoise(Noisy):
     """Base of layers that multiply their input by noise in training and are the identity at inference.
 
-    An entry is the one that weight noise of `sharing="out"` has at the same key: it depends on the sample, on the
-    position in the axes between first and last (row-major, the mask's time) and on the last axis (its in).
+    Coordinates of an entry are the sample, the position in the axes between first and last (row-major, the mask's time)
+    and that in the last axis (its in): at the same key it is the entry that weight noise of `sharing="out"` has there.
+    Subclasses give `entries`.
 
     Args:
         mask: which mask, a `pernodedrop.Mask`.
@@ -47,7 +48,10 @@ class ActivationNoise(Noisy):
         raise NotImplementedError(f"{type(self).__name__} must define `entries`")
 
     def entries_of(self, shape: Shape, inputs: Tensor, key: Key | None, sample_ids: Tensor | None) -> Tensor:
-        """Entries, float32, in a shape (batch, ..., in), whose axes between are the time; or (1, ..., in), (batch,)."""
+        """Entries, float32, in a shape (batch, *time, in) or (batch,); axes of size 1 are those that share them.
+
+        The batch is 1 where the mask's sharing has the sample.
+        """
         _, *middle, last = shape if len(shape) > 1 else (*shape, 1)
         samples = self.samples(inputs, sample_ids)
         zero, time = xp.arange(1, like=inputs), xp.arange(math.prod(middle), like=inputs)

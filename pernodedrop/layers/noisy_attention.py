@@ -63,19 +63,23 @@ class NoisyAttention(keras.layers.Wrapper):
         if not (isinstance(wrapper, type) and issubclass(wrapper, WeightNoise)):
             expected = "a class of weight noise, such as pernodedrop.PerNodeDrop"
             raise TypeError(checks.invalid("wrapper", expected, wrapper))
-        if isinstance(projections, str) or not projections:
+        if isinstance(projections, str) or not isinstance(projections, collections.abc.Iterable):
             raise TypeError(checks.invalid("projections", f"a sequence of some of {PROJECTIONS}", projections))
+        names = tuple(checks.check_choice(name, "projections", PROJECTIONS) for name in projections)
+        if not names:
+            raise ValueError(checks.invalid("projections", f"one or more of {PROJECTIONS}", projections))
         of_layer = {name: kwargs.pop(name) for name in OF_LAYER if name in kwargs}
         super().__init__(layer, **{"dtype": layer.dtype_policy, **of_layer})
         self.wrapper: typing.Any = wrapper
-        self.projections = tuple(checks.check_choice(name, "projections", PROJECTIONS) for name in projections)
+        self.projections = names
         self.seed = checks.check_seed(seed)
         self.supports_masking = True
         # the wrapper refuses its arguments here rather than when the projections are there
         probe = wrapper(keras.layers.EinsumDense("abc,cd->abd", output_shape=(None, 1)), **kwargs)
         # Keras would turn containers in an attribute into its own
         self._arguments: typing.Callable[[], dict[str, typing.Any]] = lambda: kwargs
-        self._argument_config = {name: probe.get_config()[name] for name in kwargs}
+        law = {"rate", "noise"} if "rate" in kwargs else set()  # a noise may have the rate in its own config
+        self._argument_config = {name: value for name, value in probe.get_config().items() if name in {*kwargs, *law}}
 
     def build(self, query_shape: Shape, value_shape: Shape, key_shape: Shape | None = None) -> None:
         if not self.layer.built:

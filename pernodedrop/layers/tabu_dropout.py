@@ -8,7 +8,7 @@ import numpy as np
 from pernodedrop import backends, checks, generator, schedules
 from pernodedrop._types import Config, Key, Params, Shape, Tensor
 from pernodedrop.layers.activation_noise import ActivationNoise
-from pernodedrop.layers.noisy import keep_share, refuse_sample_ids, xp
+from pernodedrop.layers.noisy import check_built, keep_share, refuse_sample_ids, xp
 from pernodedrop.mask import Mask
 from pernodedrop.noise import LATTICE, Bernoulli
 from pernodedrop.schedules import Schedule
@@ -123,7 +123,12 @@ class TabuDropout(ActivationNoise):
         return xp.where(dropped, xp.zeros_like(scale), scale)
 
     def settle(self) -> None:
-        """Put the units where they are in the long run, by numbers of the present key: dropped q of the steps."""
+        """Put the units where they are in the long run, by numbers of the present key: dropped q of the steps.
+
+        Raises:
+            ValueError: a layer that is not built.
+        """
+        check_built(self)
         p = 1 - float(keras.ops.convert_to_numpy(keep_share(self.present(None))))
         q = p / (1 + self.tenure * p)
         units = np.arange(self._safe.shape[0], dtype="uint32")

@@ -1,5 +1,6 @@
 """Weight noise: what the wrappers of a kernel-bearing layer share."""
 
+import contextlib
 import typing
 
 import keras
@@ -133,6 +134,13 @@ class WeightNoise(Noisy, keras.layers.Wrapper):
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         return self.layer.compute_output_shape(input_shape)
+
+    @classmethod
+    def from_config(cls, config: Config, custom_objects: dict[str, typing.Any] | None = None) -> typing.Self:
+        # for noise and schedule too; a scope of nothing would hide the one around it
+        scope = keras.saving.custom_object_scope(custom_objects) if custom_objects else contextlib.nullcontext()
+        with scope:
+            return super().from_config(config, custom_objects=custom_objects)
 
     def fold(self) -> keras.layers.Layer:
         """A plain Keras layer, built, with weights of its own, that computes what this layer does at inference.
