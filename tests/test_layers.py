@@ -250,8 +250,13 @@ def test_keras_file_round_trip(case, tmp_path):
 
 
 @needs_training
-@every_layer
-@pytest.mark.parametrize("jit_compile", [False, True] if BACKEND == "tensorflow" else [BACKEND == "jax"])
+@pytest.mark.parametrize(
+    ("case", "jit_compile"),
+    [
+        *(pytest.param(case, BACKEND == "jax", id=name) for name, case in FAMILY.items()),
+        *(pytest.param(FAMILY[name], True, id=f"{name}-xla") for name in OF_EACH_KIND if BACKEND == "tensorflow"),
+    ],
+)
 def test_fit_trains_with_a_ragged_last_batch(case, jit_compile):
     keras.utils.set_random_seed(1)  # of the weights
     model = case.model()

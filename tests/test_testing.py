@@ -29,7 +29,8 @@ RIGHT = [
 ]
 
 
-@pytest.mark.parametrize("noise", RIGHT, ids=repr)
+# where all is compiled, one that is exact, a Gaussian, and one of a user's
+@pytest.mark.parametrize("noise", RIGHT if NAME == "numpy" else [*RIGHT[:2], RIGHT[-1]], ids=repr)
 def test_a_right_noise_passes(noise):
     report = pnd.testing.check_noise(noise, backends=[NAME], examples=3)
     assert report.broken == ()
@@ -39,7 +40,7 @@ def test_a_right_noise_passes(noise):
 
 def test_random_right_noises_pass():
     """A thousand on all backends, each against the whole contract: benchmarks/noise_contract."""
-    assert pnd.testing.check_noise(right_noises(), backends=[NAME], examples=40).broken == ()
+    assert pnd.testing.check_noise(right_noises(), backends=[NAME], examples=40 if NAME == "numpy" else 10).broken == ()
 
 
 @pytest.mark.parametrize("stddev", [0.0, 1e-30, 1e-8, 1e-4])
