@@ -17,8 +17,8 @@ os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ.update(COLUMNS="78", NO_COLOR="1")  # argparse lays help out by these
 
 import pernodedrop  # after that, since Keras reads its backend at import
-from pernodedrop import cli
-from pernodedrop.bench import matrix, results, table
+from pernodedrop.commands import cli
+from pernodedrop.commands.bench import matrix, results, table
 from pernodedrop.testing.claims import CLAIMS
 
 project = "pernodedrop"

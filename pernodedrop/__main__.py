@@ -2,7 +2,7 @@
 
 import sys
 
-from pernodedrop.cli import main
+from pernodedrop.commands.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

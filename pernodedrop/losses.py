@@ -11,8 +11,8 @@ from keras.src.backend import get_keras_mask, set_keras_mask  # a loss of one's 
 
 from pernodedrop import checks
 from pernodedrop._types import Config, Shape, Tensor
-from pernodedrop.layers import sources
-from pernodedrop.layers.noisy import Noisy
+from pernodedrop.layers.base import sources
+from pernodedrop.layers.base.noisy import Noisy
 from pernodedrop.surgery import fold
 
 TOTALS = {"mean": 1.0, "sum": 2.0}

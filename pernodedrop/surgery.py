@@ -18,8 +18,8 @@ import numpy as np
 
 from pernodedrop import checks
 from pernodedrop._types import Config
-from pernodedrop.layers.noisy import Noisy
-from pernodedrop.layers.noisy_attention import NoisyAttention
+from pernodedrop.layers.base.noisy import Noisy
+from pernodedrop.layers.weight.noisy_attention import NoisyAttention
 
 Layer: typing.TypeAlias = keras.layers.Layer
 Rule: typing.TypeAlias = collections.abc.Callable[[Layer], Layer | None]

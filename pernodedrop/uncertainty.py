@@ -21,8 +21,8 @@ import numpy as np
 
 from pernodedrop import checks
 from pernodedrop._types import Tensor
-from pernodedrop.layers import sources
-from pernodedrop.layers.noisy import Noisy
+from pernodedrop.layers.base import sources
+from pernodedrop.layers.base.noisy import Noisy
 
 SAMPLES = 50
 SUM_TOLERANCE = 1e-2  # how far from 1 the sum of probabilities in half precision can be

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 import pernodedrop as pnd
-from pernodedrop.layers.noisy import Noisy
+from pernodedrop.layers.base.noisy import Noisy
 
 
 @dataclasses.dataclass(frozen=True)

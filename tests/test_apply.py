@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import pernodedrop as pnd
-from pernodedrop.layers.noisy import Noisy
+from pernodedrop.layers.base.noisy import Noisy
 from pernodedrop.surgery import apply
 
 BACKEND = keras.backend.backend()

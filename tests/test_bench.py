@@ -13,9 +13,22 @@ import keras
 import numpy as np
 import pytest
 
-from pernodedrop import backends, doctor, generator
-from pernodedrop.bench import command, limits, matrix, memory, network, page, products, results, steps, table, timing
-from pernodedrop.cli import main
+from pernodedrop import backends, generator
+from pernodedrop.commands import doctor
+from pernodedrop.commands.bench import (
+    command,
+    limits,
+    matrix,
+    memory,
+    network,
+    page,
+    products,
+    results,
+    steps,
+    table,
+    timing,
+)
+from pernodedrop.commands.cli import main
 from tests.frameworks import NAME, array
 
 RATES = {"bytes": 1e10, "flops": 1e11, "words": 1e9}
@@ -205,7 +218,7 @@ def test_an_error_of_a_row_does_not_stop_the_others(monkeypatch):
 
 
 def test_a_process_that_fails_says_why(tiny, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(command, "__file__", str(tmp_path / "a/b/c.py"))  # a place without the library
+    monkeypatch.setattr(command, "__file__", str(tmp_path / "a/b/c/d.py"))  # a place without the library
     monkeypatch.setattr(sys, "executable", "/bin/false" if sys.platform != "win32" else "where")
     assert bench(tmp_path) == 1
     assert f"FAILED: {NAME}: " in capsys.readouterr().err
@@ -474,7 +487,7 @@ def test_gpu_memory_is_known_for_every_framework_with_gradients():
 
 
 def test_a_command_without_its_packages_says_what_to_install(monkeypatch, capsys):
-    for name in [name for name in sys.modules if name.startswith("pernodedrop.bench")]:
+    for name in [name for name in sys.modules if name.startswith("pernodedrop.commands.bench")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "tqdm", None)
     with pytest.raises(SystemExit) as stop:

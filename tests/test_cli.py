@@ -8,8 +8,9 @@ import keras
 import pytest
 
 import pernodedrop
-from pernodedrop import backends, doctor
-from pernodedrop.cli import main
+from pernodedrop import backends
+from pernodedrop.commands import doctor
+from pernodedrop.commands.cli import main
 
 TINY = ["demo", "--seeds", "1", "--epochs", "1", "--variants", "none", "bernoulli"]
 
@@ -19,7 +20,7 @@ trains = pytest.mark.skipif(keras.backend.backend() == "numpy", reason="Keras on
 @pytest.fixture
 def demo(monkeypatch):
     """The demo without its comparison of backends, which has a test of its own."""
-    from pernodedrop import demo
+    from pernodedrop.commands import demo
 
     answer = {"version": "1.0", "digest": doctor.KNOWN_ANSWER}
     monkeypatch.setattr(doctor, "compare", lambda: {"numpy": answer, "jax": None})
@@ -86,10 +87,13 @@ def test_demo_on_numpy_says_that_it_cannot_train(capsys):
 
 @pytest.mark.parametrize(
     ("argv", "modules", "missing"),
-    [(["demo"], "pernodedrop.demo", "sklearn.datasets"), (["check", "m:N"], "pernodedrop.testing", "hypothesis")],
+    [
+        (["demo"], "pernodedrop.commands.demo", "sklearn.datasets"),
+        (["check", "m:N"], "pernodedrop.testing", "hypothesis"),
+    ],
 )
 def test_a_command_without_its_packages_says_what_to_install(argv, modules, missing, monkeypatch, capsys):
-    for name in [name for name in sys.modules if name.startswith(modules)]:
+    for name in [name for name in sys.modules if name.startswith((modules, "pernodedrop.commands.check"))]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, missing, None)
     assert exits(argv) == 1

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import pernodedrop as pnd
-from pernodedrop.layers.convolution import Convolution
+from pernodedrop.layers.base.convolution import Convolution
 
 BACKEND = keras.backend.backend()
 NOISE = pnd.Bernoulli(0.5)

@@ -12,7 +12,7 @@ import keras
 import pytest
 
 import pernodedrop as pnd
-from pernodedrop import cli
+from pernodedrop.commands import cli
 
 ROOT = pathlib.Path(__file__).parent.parent
 API = ROOT / "docs" / "api"

@@ -10,7 +10,7 @@ import pytest
 
 import pernodedrop as pnd
 from pernodedrop.layers import drop_block
-from pernodedrop.layers.noisy import xp
+from pernodedrop.layers.base.noisy import xp
 from pernodedrop.mask import Field
 from pernodedrop.schedules import Linear
 from tests.family import host, inputs

@@ -6,7 +6,7 @@ import pytest
 from scipy import integrate, optimize, stats
 
 import pernodedrop as pnd
-from pernodedrop.layers.dynamic_drop_connect import DynamicDropConnect
+from pernodedrop.layers.weight.dynamic_drop_connect import DynamicDropConnect
 
 BACKEND = keras.backend.backend()
 needs_training = pytest.mark.skipif(BACKEND == "numpy", reason="Keras' NumPy backend has no training")

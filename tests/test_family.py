@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import pernodedrop as pnd
-from pernodedrop.layers.noisy import Noisy
+from pernodedrop.layers.base.noisy import Noisy
 from pernodedrop.testing import claims
 from tests import family_answers
 from tests.family import FAMILY, host

@@ -8,7 +8,7 @@ import pytest
 from scipy import integrate, special, stats
 
 import pernodedrop as pnd
-from pernodedrop.layers.fast_dropout import MEANS, FastDropout
+from pernodedrop.layers.weight.fast_dropout import MEANS, FastDropout
 from tests.frameworks import needs_gradients, value_and_gradients
 
 RATE, SEED = 0.25, 3

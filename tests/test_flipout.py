@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import pernodedrop as pnd
-from pernodedrop.layers.flipout import Flipout
+from pernodedrop.layers.weight.flipout import Flipout
 from tests import reference
 from tests.frameworks import NAME, XP, needs_gradients, value_and_gradients
 

@@ -24,24 +24,30 @@ HOUSE = """
     backends.xla_kernels
     backends.*_ops
     ops
-    layers.contraction layers.convolution layers.noisy
-    layers.inner
-    layers.activation_noise layers.weight_noise
-    layers.*
+    layers.base.contraction layers.base.convolution layers.base.noisy
+    layers.base.inner layers.base.sources
+    layers.base.activation_noise layers.base.weight_noise
+    layers.base.shaped_noise
+    layers.base.spatial_noise
+    layers.base
+    layers.activation.* layers.weight.*
+    layers.activation layers.weight
     layers
     losses surgery uncertainty
     __init__
-    doctor testing testing.*
-    bench.matrix
-    bench.products
-    bench.steps
-    bench.limits bench.memory bench.timing
-    bench.network bench.results bench.table
-    bench.charts
-    bench.page
-    bench bench.command bench.worker
-    demo
-    cli
+    testing testing.*
+    commands
+    commands.doctor
+    commands.bench.matrix
+    commands.bench.products
+    commands.bench.steps
+    commands.bench.limits commands.bench.memory commands.bench.timing
+    commands.bench.network commands.bench.results commands.bench.table
+    commands.bench.charts
+    commands.bench.page
+    commands.bench commands.bench.command commands.bench.worker
+    commands.check commands.demo
+    commands.cli
     __main__
 """
 """The house, from the ground up: a file imports from its own row or from rows above it in this list, nothing else."""
@@ -55,10 +61,10 @@ KERNELS = {"backends.triton_kernels": {"torch", "triton"}, "backends.xla_kernels
 """Files of the backends that are written against a framework and imported by its backend alone, and which one."""
 
 USERS_OF_FRAMEWORKS = {
-    "bench.memory": "asks each framework for the memory that it has on a GPU",
-    "bench.products": "writes by hand what users of each framework do",
-    "bench.steps": "compiles, differentiates and waits as each framework does",
-    "demo": "switches the compilation cache of JAX on",
+    "commands.bench.memory": "asks each framework for the memory that it has on a GPU",
+    "commands.bench.products": "writes by hand what users of each framework do",
+    "commands.bench.steps": "compiles, differentiates and waits as each framework does",
+    "commands.demo": "switches the compilation cache of JAX on",
     "uncertainty": "compiles the passes with jax.jit, which leaves the model its weights",
     "testing.frameworks": "compiles and differentiates on every framework, to test a noise there",
 }

@@ -11,7 +11,7 @@ import pytest
 
 import pernodedrop as pnd
 from pernodedrop import uncertainty
-from pernodedrop.layers.masksembles import Masksembles, draw_masks, log_ways, ones_of
+from pernodedrop.layers.activation.masksembles import Masksembles, draw_masks, log_ways, ones_of
 from tests.reference import word
 
 BACKEND = keras.backend.backend()

@@ -6,7 +6,7 @@ import pytest
 from scipy import special
 
 import pernodedrop as pnd
-from pernodedrop.layers.noise_injection import NoiseInjection
+from pernodedrop.layers.weight.noise_injection import NoiseInjection
 from tests.reference import bits
 
 BACKEND = keras.backend.backend()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import pernodedrop as pnd
-from pernodedrop.layers.shakeout import Shakeout
+from pernodedrop.layers.weight.shakeout import Shakeout
 from tests.frameworks import XP, needs_gradients, value_and_gradients
 
 RATE, SEED, C = 0.25, 3, 0.3

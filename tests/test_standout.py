@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from pernodedrop.layers.standout import Standout
+from pernodedrop.layers.weight.standout import Standout
 from tests.reference import bits
 
 BACKEND = keras.backend.backend()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import pernodedrop as pnd
-from pernodedrop.layers.tabu_dropout import TabuDropout
+from pernodedrop.layers.activation.tabu_dropout import TabuDropout
 from tests.reference import bits
 
 BACKEND = keras.backend.backend()

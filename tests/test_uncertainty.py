@@ -9,7 +9,7 @@ import scipy.stats
 
 import pernodedrop as pnd
 from pernodedrop import uncertainty
-from pernodedrop.layers.noisy import Noisy
+from pernodedrop.layers.base.noisy import Noisy
 
 BACKEND = keras.backend.backend()
 SEED = 5

@@ -8,8 +8,8 @@ import pytest
 from scipy import integrate, special, stats
 
 import pernodedrop as pnd
-from pernodedrop.layers.sparse_variational_dropout import SparseVariationalDropout
-from pernodedrop.layers.variational_dropout import VariationalDropout
+from pernodedrop.layers.weight.sparse_variational_dropout import SparseVariationalDropout
+from pernodedrop.layers.weight.variational_dropout import VariationalDropout
 
 BACKEND = keras.backend.backend()
 needs_training = pytest.mark.skipif(BACKEND == "numpy", reason="Keras' NumPy backend has no training")

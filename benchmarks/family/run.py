@@ -81,8 +81,8 @@ def measure():
     import numpy as np
 
     import pernodedrop as pnd
-    from pernodedrop.bench import network as clocks
-    from pernodedrop.bench import results
+    from pernodedrop.commands.bench import network as clocks
+    from pernodedrop.commands.bench import results
 
     found = {}
     for name, makers in variants(keras, pnd).items():

@@ -22,7 +22,7 @@ import hypothesis
 from tqdm import tqdm
 
 import pernodedrop as pnd
-from pernodedrop import doctor
+from pernodedrop.commands import doctor
 from pernodedrop.testing import frameworks
 from tests.noises import right_noises
 

@@ -10,7 +10,7 @@ import sys
 import keras
 
 import pernodedrop as pnd
-from pernodedrop.bench import matrix, memory, steps
+from pernodedrop.commands.bench import matrix, memory, steps
 
 METHOD, SHAPE = sys.argv[1], (128, int(sys.argv[2]), 64)
 BACKEND = keras.backend.backend()

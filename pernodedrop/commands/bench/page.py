@@ -1,0 +1,102 @@
+"""One HTML page of the figures, which needs nothing but itself."""
+
+import html as escape
+
+from pernodedrop.commands.bench import charts, matrix, table
+
+STYLE = """
+:root { color-scheme: light dark; --ink: #1c2024; --soft: #60646c; --paper: #ffffff; --card: #f7f8fa; --line: #d9dde3 }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e6e8eb; --soft: #a0a6ae; --paper: #14171a; --card: #1c2024; --line: #363b41 }
+}
+* { box-sizing: border-box }
+body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.55 system-ui, sans-serif }
+main { max-width: 72rem; margin: auto; padding: 1.5rem 1rem 4rem }
+h1 { font-size: 1.9rem; line-height: 1.2; margin: .5rem 0 1rem }
+h2 { font-size: 1.3rem; line-height: 1.3; margin: 3rem 0 .5rem; padding-top: 1rem; border-top: 1px solid var(--line) }
+h3 { font-size: 1.05rem; margin: 0 0 .5rem }
+p { max-width: 46rem; margin: .5rem 0 } .soft { color: var(--soft) }
+.charts { display: grid; gap: 1rem; margin: 1rem 0 }
+.charts { grid-template-columns: repeat(auto-fit, minmax(min(28rem, 100%), 1fr)) }
+figure { margin: 0; padding: .8rem; background: var(--card); border: 1px solid var(--line); border-radius: .6rem }
+figcaption { font-weight: 600; margin-bottom: .4rem }
+figure svg { display: block; width: 100%; height: auto; max-width: 34rem; margin: auto; color: var(--ink) }
+figure svg text { font-family: system-ui, sans-serif !important }
+.wide { overflow-x: auto; border: 1px solid var(--line); border-radius: .6rem; margin: 1rem 0 }
+table { border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabular-nums; min-width: 100% }
+th, td { padding: .35rem .7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line) }
+tr:last-child td { border-bottom: 0 } th { background: var(--card); font-weight: 600 }
+td:first-child, th:first-child { text-align: left } summary { cursor: pointer; font-weight: 600 }
+"""
+
+
+def html(plain):
+    """The page.
+
+    Args:
+        plain: the results as plain values.
+    """
+    about = "".join(f"<p class='soft'>{escape.escape(line)}</p>" for line in table.where(plain))
+    title = "What a step costs"
+    blocks = [f"<h1>{title}</h1>", f"<p>{escape.escape(table.NOTES['step'])}</p>", about]
+    if len(short := table.ratios(plain)) > 1:
+        blocks += [f"<h2>In short</h2><p>{escape.escape(table.NOTES['ratios'])}</p>", as_html(short)]
+    for part in table.parts(plain):
+        blocks += part_blocks(plain, part)
+    if plain["networks"]:
+        blocks += [
+            "<h2>The paper's CIFAR-10 network</h2>",
+            f"<p>{escape.escape(table.NOTES['network'])}</p>",
+            gallery([("All backends", charts.networks(plain))]),
+            as_html(table.networks(plain)),
+        ]
+    every = as_html(table.every_case(plain))
+    blocks.append(f"<h2>Every case</h2><details><summary>The table of all figures</summary>{every}</details>")
+    body = "\n".join(blocks)
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>pernodedrop: {title.lower()}</title>\n<style>{STYLE}</style>\n</head>\n"
+        f"<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
+    )
+
+
+def part_blocks(plain, part):
+    """What the page says of one shape and dtype."""
+    blocks = [
+        f"<h2>{escape.escape(table.part_title(part))}</h2>",
+        f"<p>{escape.escape(table.NOTES['time'])} {escape.escape(table.NOTES['limit'])}</p>",
+    ]
+    timed = [record for record in table.of_part(plain, part).values() if "seconds" in record]
+    drawn = [name for name in matrix.MODES if charts.of_backend(plain, part, name)]
+    if timed:
+        span = charts.span(timed, plain["rates"])
+        blocks.append(gallery([(name, charts.times(plain, part, name, span)) for name in drawn]))
+    blocks.append(as_html(table.times(plain, part)))
+    compared = []
+    if any(record["beside"]["dropout"] for record in timed):
+        compared.append(("Against Dropout + Dense", charts.ratios(plain, part)))
+    peaks = table.of_part(plain, part, "memory")
+    if any(record["extra"] is not None for record in peaks.values()):
+        compared.append(("Peak memory", charts.memory(plain, part)))
+    blocks.append(gallery(compared))
+    if peaks:
+        blocks += [f"<p>{escape.escape(table.NOTES['memory'])} In MB.</p>", as_html(table.memory(plain, part))]
+    return blocks
+
+
+def gallery(drawn):
+    """Pictures with their captions, side by side where there is room."""
+    figures = (f"<figure><figcaption>{escape.escape(caption)}</figcaption>{svg}</figure>" for caption, svg in drawn)
+    return f"<div class='charts'>{''.join(figures)}</div>"
+
+
+def as_html(lines):
+    """Lists of text as a table that scrolls by itself where it is too wide."""
+
+    def row(cells, tag):
+        return "<tr>" + "".join(f"<{tag}>{escape.escape(cell.strip('`'))}</{tag}>" for cell in cells) + "</tr>"
+
+    header, *rest = lines
+    body = "".join(row(line, "td") for line in rest)
+    return f"<div class='wide'><table><thead>{row(header, 'th')}</thead><tbody>{body}</tbody></table></div>"

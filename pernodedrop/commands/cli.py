@@ -1,0 +1,145 @@
+"""The command line: `pernodedrop demo | bench | doctor | check`, also as `python -m pernodedrop`.
+
+A command is one function: it adds its parser to the others and says what to run. What it runs imports what it needs
+itself, takes the parsed arguments and returns the exit code: 0, 1 for a finding or a failure, 2 for wrong usage.
+"""
+
+import argparse
+import collections.abc
+import importlib
+import sys
+import typing
+
+from pernodedrop._version import __version__
+
+Commands: typing.TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+
+def main(argv: collections.abc.Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: the arguments as a list of strings; None takes those of the process.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        SystemExit: after --help or --version with code 0, after wrong usage with code 2.
+    """
+    args = _parser().parse_args(argv)
+    try:
+        return args.run(args)
+    except KeyboardInterrupt:
+        print("pernodedrop: interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="pernodedrop", description="Noise regularizers with the same masks on TensorFlow, PyTorch, JAX and NumPy."
+    )
+    parser.add_argument("--version", action="version", version=f"pernodedrop {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for add_command in (_add_demo, _add_bench, _add_doctor, _add_check):
+        add_command(commands)
+    return parser
+
+
+def _add_demo(commands: Commands) -> None:
+    text = "train one small network with every regularizer on handwritten digits, and compare"
+    parser = commands.add_parser("demo", help=text, description=text)
+    parser.add_argument("--seeds", type=int, default=5, metavar="N", help="runs of each variant (default: 5)")
+    parser.add_argument("--epochs", type=int, default=25, metavar="N", help="epochs of each run (default: 25)")
+    parser.add_argument("--variants", nargs="+", metavar="NAME", help="some of the variants, by name (default: all)")
+    parser.add_argument("--output", metavar="DIR", help="where results go (default: demo-results/<backend>)")
+
+    def run(args: argparse.Namespace) -> int:
+        demo = _needing("demo", "pernodedrop.commands.demo", parser)
+        try:
+            settings = demo.Settings(args.seeds, args.epochs, args.variants, args.output)
+        except (TypeError, ValueError) as error:
+            parser.error(str(error))
+        return demo.run(settings)
+
+    parser.set_defaults(run=run)
+
+
+def _add_bench(commands: Commands) -> None:
+    text = "measure what a training step costs with every regularizer and method, on every backend, against the machine"
+    parser = commands.add_parser("bench", help=text, description=text)
+    parser.add_argument(
+        "--profile", default="quick", metavar="NAME", help="quick, paper, growth, full (default: quick)"
+    )
+    parser.add_argument("--backends", nargs="+", metavar="NAME", help="backends to measure (default: all installed)")
+    parser.add_argument(
+        "--rows", nargs="+", metavar="NAME", help="some of the rows, beside Dense and Dropout (default: all)"
+    )
+    parser.add_argument("--rounds", type=int, metavar="N", help="times each case is timed (default: the profile's)")
+    parser.add_argument(
+        "--output",
+        default="bench-results",
+        metavar="DIR",
+        help="where results go; what is there is not measured again (default: bench-results)",
+    )
+
+    def run(args: argparse.Namespace) -> int:
+        bench = _needing("bench", "pernodedrop.commands.bench.command", parser)
+        try:
+            settings = bench.Settings(args.profile, args.backends, args.rows, args.rounds, args.output)
+        except (TypeError, ValueError) as error:
+            parser.error(str(error))
+        try:
+            return bench.run(settings)
+        except bench.WrongOutput as error:
+            parser.error(str(error))
+
+    parser.set_defaults(run=run)
+
+
+def _add_doctor(commands: Commands) -> None:
+    text = "say what is installed, and whether every backend makes the same masks"
+    parser = commands.add_parser("doctor", help=text, description=text)
+
+    def run(args: argparse.Namespace) -> int:
+        from pernodedrop.commands import doctor
+
+        return doctor.run()
+
+    parser.set_defaults(run=run)
+
+
+def _add_check(commands: Commands) -> None:
+    text = "prove or refute that a noise of your own is what it claims to be, on every backend, and draw it"
+    parser = commands.add_parser("check", help=text, description=text)
+    parser.add_argument(
+        "target", metavar="MODULE:NAME", help="a noise, a Noise class or a Hypothesis strategy of noises"
+    )
+    parser.add_argument("--backends", nargs="+", metavar="NAME", help="backends to try it on (default: all installed)")
+    parser.add_argument("--claims", nargs="+", metavar="NAME", help="some of the claims, by name (default: all)")
+    parser.add_argument("--examples", type=int, default=20, metavar="N", help="examples for a claim (default: 20)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the search for examples (default: 0)")
+    parser.add_argument("--picture", metavar="FILE", help="where the picture goes (default: check-results/<NAME>.png)")
+
+    def run(args: argparse.Namespace) -> int:
+        command = _needing("testing", "pernodedrop.commands.check", parser)
+        chosen = {"backends": args.backends, "claims": args.claims, "examples": args.examples, "seed": args.seed}
+        try:
+            noise, path = command.load(args.target), command.picture_path(args.target, args.picture)
+            refused = command.check(noise, **chosen)
+        except (TypeError, ValueError, ImportError) as error:
+            parser.error(str(error))
+        command.draw(noise, path, refused)
+        return int(refused)
+
+    parser.set_defaults(run=run)
+
+
+def _needing(extra: str, module: str, parser: argparse.ArgumentParser) -> typing.Any:
+    """A module that needs an extra; without it the command ends."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        parser.exit(1, f"{parser.prog}: {error}. Try: pip install 'pernodedrop[{extra}]'\n")

@@ -1,0 +1,1 @@
+"""Activation noise, one regularizer a file: each stands between layers. Read `dropout` first."""

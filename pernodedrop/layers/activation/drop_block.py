@@ -1,0 +1,228 @@
+"""DropBlock: blocks of feature maps are dropped (Ghiasi, Lin and Le, arXiv 1810.12890)."""
+
+import math
+import typing
+
+import keras
+import numpy as np
+
+from pernodedrop import checks, schedules
+from pernodedrop._types import Config, Key, Shape, Tensor
+from pernodedrop.layers.base.convolution import padded
+from pernodedrop.layers.base.noisy import xp
+from pernodedrop.layers.base.spatial_noise import SpatialNoise
+from pernodedrop.mask import Field
+from pernodedrop.noise import LATTICE, Bernoulli
+from pernodedrop.schedules import Schedule
+
+
+class DropBlock(SpatialNoise):
+    """Base of the three: a block for each seed, a seed for each first corner that a whole block has room at."""
+
+    def __init__(
+        self,
+        rate: float | Schedule,
+        block_size: int = 7,
+        per_channel: bool = True,
+        normalize: str = "sample",
+        data_format: str | None = None,
+        seed: int | None = None,
+        **kwargs: typing.Any,
+    ) -> None:
+        start, schedule = schedules.get(rate)
+        self.block_size = checks.check_count(block_size, "block_size")
+        self.per_channel = checks.check_bool(per_channel, "per_channel")
+        self.normalize = checks.check_choice(normalize, "normalize", ("sample", "batch"))
+        super().__init__(Bernoulli(start), data_format=data_format, seed=seed, schedule=schedule, **kwargs)
+
+    def entries_channels_last(self, inputs: Tensor, shape: Shape, key: Key | None, sample_ids: Tensor | None) -> Tensor:
+        _, *sizes, channels = shape
+        if None in inputs.shape[1:]:
+            raise ValueError(checks.invalid("inputs", "known sizes, but for the batch's", tuple(inputs.shape)))
+        block = [min(self.block_size, size) for size in sizes]
+        dropped = self._seeds(inputs, sizes, block, channels if self.per_channel else 1, key, sample_ids)
+        for axis, length in enumerate(block, start=1):
+            dropped = _grown(dropped, axis, length)
+        kept = 1 - dropped
+        of = None if self.normalize == "batch" else tuple(range(1, self.dims + 2))
+        share = keras.ops.mean(kept, axis=of, keepdims=True)
+        return kept / keras.ops.maximum(share, 2.0**-62)  # 0 / 0 where nothing is kept
+
+    def get_config(self) -> Config:
+        return {
+            **super().get_config(),
+            "rate": self.rate_config,
+            "block_size": self.block_size,
+            "per_channel": self.per_channel,
+            "normalize": self.normalize,
+        }
+
+    def _seeds(
+        self,
+        inputs: Tensor,
+        sizes: list[int],
+        block: list[int],
+        channels: int,
+        key: Key | None,
+        sample_ids: Tensor | None,
+    ) -> Tensor:
+        """1.0 where a block has its first corner, else 0.0: (batch, size - block + 1, ..., channels)."""
+        corners = [size - length + 1 for size, length in zip(sizes, block, strict=True)]
+        time = xp.arange(corners[0], like=inputs)
+        for size, count in zip(sizes[1:], corners[1:], strict=True):
+            time = time[..., None] * xp.word(size) + xp.arange(count, like=inputs)
+        sample = xp.reshape(self.samples(inputs, sample_ids), (-1, *(1 for _ in sizes), 1))
+        zero = xp.arange(1, like=inputs)
+        field = self.field(key, xp.device(inputs))
+        entries = _at_seed_rate(field, math.prod(sizes) / (math.prod(block) * math.prod(corners)), inputs).entries(
+            time[..., None], sample, xp.arange(channels, like=inputs), zero, xp
+        )
+        return xp.astype(entries == 0, "float32")
+
+
+def _at_seed_rate(field: Field, seeds_per_drop: float, like: Tensor) -> Field:
+    """The field with `seeds_per_drop` of its drop rate.
+
+    The threshold is one product of float32 numbers, cut to an integer, so it is the same on every backend.
+    """
+    dropped = xp.astype(LATTICE - field.params["threshold"], "float32")
+    seeds = dropped * xp.asarray(np.float32(seeds_per_drop), device=xp.device(like))
+    return field._replace(params={"threshold": LATTICE - xp.astype(seeds, "int32")})
+
+
+def _grown(seeds: Tensor, axis: int, length: int) -> Tensor:
+    """Each 1.0 and the length - 1 entries after it along an axis, which gets as much longer.
+
+    By doubling: pooling of stride 1 takes far longer on JAX and torch.
+    """
+    padding = [(0, 0)] * len(seeds.shape)
+    padding[axis] = (length - 1, length - 1)
+    grown, before, reach = padded(seeds, padding), (slice(None),) * axis, 1
+    while reach < length:
+        step = min(reach, length - reach)
+        grown = keras.ops.maximum(grown[(*before, slice(None, -step))], grown[(*before, slice(step, None))])
+        reach += step
+    return grown
+
+
+@keras.saving.register_keras_serializable("pernodedrop")
+class DropBlock2D(DropBlock):
+    """Sets blocks of feature maps to zero in training (Ghiasi, Lin and Le, arXiv 1810.12890).
+
+    Wherever a whole block of block_size x block_size fits into a map of rows x columns, one starts with probability
+
+        gamma = rate / block_size**2 * rows * columns / ((rows - block_size + 1) * (columns - block_size + 1)).
+
+    What lies in a block is zero; what is kept is scaled by (number of entries) / (number of entries kept). Inference is
+    the identity. A block is placed by its first corner, so even sizes are as good as odd ones. Along an axis that is
+    shorter than `block_size` a block is as long as the axis; where that holds for all axes, maps are dropped whole, at
+    `rate`. At block size 1 the same entries are dropped as by `pernodedrop.Dropout` at the same key.
+
+    Blocks overlap, so a little less than `rate` is dropped, and near the border a lot less: a position is dropped with
+    probability 1 - (1 - gamma)**(number of blocks that cover it). In a map of 14 x 14, with blocks of 7 and rate 0.1,
+    that is 0.265 in the middle, 0.006 in a corner and 0.093 on average.
+
+    The paper lets the rate rise linearly from 0: `rate=pernodedrop.schedules.Linear(0.0, 0.1, steps=...)`. gamma
+    follows the rate in the compiled step, to 2**-23 and equally on every backend; so do the masks, which are equal to
+    the bit in what they drop.
+
+    Args:
+        rate: the share that would be dropped if blocks did not overlap, in [0, 1), or a schedule of
+            `pernodedrop.schedules`.
+        block_size: side of a block, an int from 1; 7, the paper's.
+        per_channel: True: each channel has blocks of its own, which "tends to work better" in the paper. False: all
+            channels of a sample have the same blocks.
+        normalize: over what the share that is kept is counted. "sample": over each sample, so that samples do not
+            depend on each other. "batch": over the whole batch, as in the authors' code (on TensorFlow replicas, over
+            the replica's part). A sample, or a batch, that is dropped whole is zero.
+        data_format: "channels_last", "channels_first", or None for Keras' `image_data_format`. Masks do not depend on
+            it.
+        seed: int, any; None takes one from Python's `random`.
+        **kwargs: those of `keras.layers.Layer`.
+
+    Call arguments:
+        inputs: floating tensor (batch, rows, columns, channels), or (batch, channels, rows, columns); sizes other than
+            the batch's must be known in training.
+        training: whether to train; Keras sets it in `fit`.
+        key: the key to use instead of drawing one, from `draw()`.
+        sample_ids: integer tensor (batch,): the sample coordinate of each row, instead of its place in the batch.
+
+    Output shape and dtype: the input's.
+
+    Raises:
+        TypeError, ValueError: a rate outside [0, 1), an input of another rank or of unknown size, or another argument
+            that is not as described.
+
+    Example:
+
+    >>> import numpy as np, pernodedrop as pnd
+    >>> layer = pnd.DropBlock2D(0.3, block_size=2, data_format="channels_last", seed=1)
+    >>> y = np.asarray(layer(np.ones((1, 4, 4, 1), "float32"), training=True))
+    >>> (y[0, :, :, 0] > 0).astype(int)
+    array([[1, 1, 0, 0],
+           [1, 1, 0, 0],
+           [1, 1, 0, 0],
+           [1, 1, 1, 1]])
+    """
+
+    dims = 2
+
+
+@keras.saving.register_keras_serializable("pernodedrop")
+class DropBlock1D(DropBlock):
+    """Sets stretches of sequences to zero in training (after Ghiasi, Lin and Le, arXiv 1810.12890).
+
+    `pernodedrop.DropBlock2D` with one axis of space, on which the paper says nothing: gamma is
+    rate / block_size * steps / (steps - block_size + 1).
+
+    Args:
+        rate, block_size, per_channel, normalize, data_format, seed, **kwargs: as for `pernodedrop.DropBlock2D`.
+
+    Call arguments:
+        inputs: floating tensor (batch, steps, channels), or (batch, channels, steps).
+        training, key, sample_ids: as for `pernodedrop.DropBlock2D`.
+
+    Output shape and dtype: the input's.
+
+    Raises:
+        TypeError, ValueError: as for `pernodedrop.DropBlock2D`.
+
+    Example:
+
+    >>> import numpy as np, pernodedrop as pnd
+    >>> layer = pnd.DropBlock1D(0.3, block_size=3, data_format="channels_last", seed=1)
+    >>> layer(np.ones((2, 8, 4), "float32"), training=True).shape == (2, 8, 4)
+    True
+    """
+
+    dims = 1
+
+
+@keras.saving.register_keras_serializable("pernodedrop")
+class DropBlock3D(DropBlock):
+    """Sets blocks of volumes to zero in training (after Ghiasi, Lin and Le, arXiv 1810.12890).
+
+    `pernodedrop.DropBlock2D` with three axes of space, on which the paper says nothing: gamma has a factor
+    size / (block_size * (size - block_size + 1)) for each.
+
+    Args:
+        rate, block_size, per_channel, normalize, data_format, seed, **kwargs: as for `pernodedrop.DropBlock2D`.
+
+    Call arguments:
+        inputs: floating tensor (batch, depth, rows, columns, channels), or (batch, channels, depth, rows, columns).
+        training, key, sample_ids: as for `pernodedrop.DropBlock2D`.
+
+    Output shape and dtype: the input's.
+
+    Raises:
+        TypeError, ValueError: as for `pernodedrop.DropBlock2D`.
+
+    Example:
+
+    >>> import numpy as np, pernodedrop as pnd
+    >>> layer = pnd.DropBlock3D(0.3, block_size=2, data_format="channels_last", seed=1)
+    >>> layer(np.ones((2, 4, 4, 4, 3), "float32"), training=True).shape == (2, 4, 4, 4, 3)
+    True
+    """
+
+    dims = 3

@@ -1,0 +1,75 @@
+"""Activation noise: what layers that stand between others share."""
+
+import math
+import typing
+
+import keras
+
+from pernodedrop._types import Key, Shape, Tensor
+from pernodedrop.layers.base.noisy import Noisy, floating, xp
+from pernodedrop.mask import Mask
+from pernodedrop.schedules import Schedule
+
+
+class ActivationNoise(Noisy):
+    """Base of layers that multiply their input by noise in training and are the identity at inference.
+
+    Coordinates of an entry are the sample, the position in the axes between first and last (row-major, the mask's time)
+    and that in the last axis (its in): at the same key it is the entry that weight noise of `sharing="out"` has there.
+    Subclasses give `entries`.
+
+    Args:
+        mask: which mask, a `pernodedrop.Mask`.
+        seed: int, any; None takes one from Python's `random`.
+        schedule: the rate over time; None leaves it where the mask has it.
+        **kwargs: those of `keras.layers.Layer`.
+    """
+
+    def __init__(
+        self, mask: Mask, seed: int | None = None, schedule: Schedule | None = None, **kwargs: typing.Any
+    ) -> None:
+        super().__init__(mask=mask, seed=seed, schedule=schedule, **kwargs)
+        self.supports_masking = True
+
+    def call(
+        self,
+        inputs: Tensor,
+        training: bool | None = None,
+        key: Key | None = None,
+        sample_ids: Tensor | None = None,
+    ) -> Tensor:
+        if not self.is_noisy(training):
+            return inputs
+        inputs = floating(inputs)
+        return times(inputs, self.entries(inputs, key, sample_ids))
+
+    def entries(self, inputs: Tensor, key: Key | None, sample_ids: Tensor | None) -> Tensor:
+        """The mask of a call, float32, in a shape that broadcasts against the input's."""
+        raise NotImplementedError(f"{type(self).__name__} must define `entries`")
+
+    def entries_of(self, shape: Shape, inputs: Tensor, key: Key | None, sample_ids: Tensor | None) -> Tensor:
+        """Entries, float32, in a shape (batch, *time, in) or (batch,); axes of size 1 are those that share them.
+
+        The batch is 1 where the mask's sharing has the sample.
+        """
+        _, *middle, last = shape if len(shape) > 1 else (*shape, 1)
+        samples = self.samples(inputs, sample_ids)
+        zero, time = xp.arange(1, like=inputs), xp.arange(math.prod(middle), like=inputs)
+        sample = zero if "sample" in self.mask.sharing else samples
+        field = self.field(key, xp.device(inputs))
+        entries = field.entries(time[:, None], sample[:, None, None], xp.arange(last, like=inputs), zero, xp)
+        return xp.reshape(entries, shape)
+
+    def fold(self) -> keras.layers.Layer:
+        """A plain Keras layer that computes what this layer does at inference: the identity."""
+        return keras.layers.Identity(name=self.name, dtype=self.dtype_policy)
+
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        return input_shape
+
+
+def times(inputs: Tensor, mask: Tensor) -> Tensor:
+    """The product of an input with a mask, in the dtype of the input, computed in float32 at least."""
+    dtype = xp.dtype(inputs)
+    wide = "float64" if dtype == "float64" else "float32"
+    return xp.astype(xp.astype(inputs, wide) * xp.astype(mask, wide), dtype)

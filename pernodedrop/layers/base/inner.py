@@ -1,0 +1,177 @@
+"""The inner layer of a wrapper: which kinds take noise, their kernel, and what surrounds their product."""
+
+import typing
+
+import keras
+
+from pernodedrop import checks
+from pernodedrop._types import Tensor
+from pernodedrop.layers.base.contraction import Contraction
+from pernodedrop.layers.base.convolution import Convolution
+
+CONTRACTIONS = (keras.layers.Dense, keras.layers.EinsumDense)
+CONVOLUTIONS = (
+    keras.layers.Conv1D,
+    keras.layers.Conv2D,
+    keras.layers.Conv3D,
+    keras.layers.DepthwiseConv1D,
+    keras.layers.DepthwiseConv2D,
+)
+KINDS = CONTRACTIONS + CONVOLUTIONS
+TINY = 1e-30
+"""Variances from here down count as 0: quotients by them would leave float32."""
+
+ADVICE = "the projections of attention take it through pernodedrop.NoisyAttention"
+
+
+def check_layer(layer: keras.layers.Layer, kinds: tuple[type[keras.layers.Layer], ...] = KINDS) -> keras.layers.Layer:
+    """Return `layer` if noise can be put on its kernel, or raise."""
+    kind = next((kind for kind in kinds if isinstance(layer, kind)), None)
+    if kind is None or type(layer).call is not kind.call:
+        *names, last = [kind.__name__ for kind in kinds]
+        expected = f"a keras.layers.{', '.join(names)} or {last}, whose kernel takes noise ({ADVICE})"
+        raise TypeError(checks.invalid("layer", expected, layer))
+    return layer
+
+
+def product_of(layer: keras.layers.Layer, rank: int) -> Contraction | Convolution:
+    """The product of a layer with its kernel, for an input of `rank`."""
+    return Contraction(layer, rank) if isinstance(layer, CONTRACTIONS) else Convolution(layer)
+
+
+def float_kernel(layer: keras.layers.Layer) -> Tensor:
+    """The kernel that the layer multiplies by, in floating point: LoRA added, int8 undone.
+
+    Raises:
+        NotImplementedError: a layer quantized to another mode.
+    """
+    mode = getattr(layer, "quantization_mode", None)
+    if mode is None:
+        return tensor_of(layer.kernel)
+    if mode != "int8" or not isinstance(layer, CONTRACTIONS):
+        raise NotImplementedError(
+            f"Layer {layer.name!r} is quantized to {mode!r}; noise on a kernel goes with no quantization, or with "
+            "'int8' of a Dense or EinsumDense. Take the inner layer `.layer` for inference."
+        )
+    # `layer.kernel` would be the raw int8 numbers here
+    scale = keras.ops.cast(layer.kernel_scale, layer.compute_dtype)
+    if isinstance(layer, keras.layers.EinsumDense):
+        scale = layer._adjust_scale_for_dequant(scale)  # puts the axes of the scale where the kernel has them
+    kernel = keras.ops.cast(layer._kernel, layer.compute_dtype) / scale
+    if layer.lora_enabled:
+        low_rank = keras.ops.matmul(layer.lora_kernel_a, layer.lora_kernel_b)
+        kernel = kernel + keras.ops.cast(layer.lora_alpha / layer.lora_rank * low_rank, layer.compute_dtype)
+    return kernel
+
+
+def tensor_of(variable: Tensor) -> Tensor:
+    """A variable as a tensor, in the dtype it has here; on TensorFlow, `convert_to_tensor` would give it back."""
+    return keras.ops.cast(variable, variable.dtype)
+
+
+def finish(layer: keras.layers.Layer, y: Tensor, bias: Tensor | None = None) -> Tensor:
+    """What the layer does after its product: bias, activation, and the loss of its activity regularizer.
+
+    Args:
+        layer: the inner layer.
+        y: its product, channels where the layer has them.
+        bias: instead of the layer's, one for each sample: (batch or 1, *the shape of the layer's).
+    """
+    if bias is None and layer.bias is not None:
+        bias = tensor_of(layer.bias)[None]
+    if bias is not None:
+        y = keras.ops.add(y, beside(layer, y, bias))
+    if layer.activation is not None:
+        y = layer.activation(y)
+    return with_activity_loss(layer, y)
+
+
+def with_kernel(layer: keras.layers.Layer, inputs: Tensor, kernel: Tensor, bias: Tensor | None = None) -> Tensor:
+    """What the layer would give with another kernel than its own, and with another bias unless that is None."""
+    return finish(layer, product_with(layer, inputs, kernel), bias)
+
+
+def product_with(layer: keras.layers.Layer, inputs: Tensor, kernel: Tensor) -> Tensor:
+    """The product of inputs with a kernel, as the layer itself computes it: no bias, no activation."""
+    without = {"lora_enabled": False, "quantization_mode": None, "bias": None, "use_bias": False, "activation": None}
+    return type(layer).call(view(layer, kernel=kernel, _kernel=kernel, **without), inputs)
+
+
+def moments(layer: keras.layers.Layer, inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """x W and x**2 W**2, in float32 at least.
+
+    They are the mean of a product whose kernel has noise of mean 1 and, times the noise's variance, its variance.
+    """
+    x, w = wide(inputs), wide(float_kernel(layer))
+    return product_with(layer, x, w), product_with(layer, x * x, w * w)
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """A tensor in float32, or in float64 as it is."""
+    is_double = keras.backend.standardize_dtype(tensor.dtype) == "float64"
+    return keras.ops.cast(tensor, "float64" if is_double else "float32")
+
+
+def root(x: Tensor) -> Tensor:
+    """The square root of numbers from 0, with slope 0 instead of infinity where they are 0."""
+    positive = x > TINY
+    return keras.ops.where(positive, keras.ops.sqrt(keras.ops.where(positive, x, 1)), 0)
+
+
+def view(layer: keras.layers.Layer, **instead: typing.Any) -> keras.layers.Layer:
+    """The layer with other attributes; it shares the rest with the layer, which is left as it is."""
+    own = object.__new__(type(layer))
+    own.__dict__.update(layer.__dict__)  # past Keras' and torch's __setattr__, which would track what is set
+    own.__dict__.update(instead)
+    return own
+
+
+def with_activity_loss(layer: keras.layers.Layer, y: Tensor) -> Tensor:
+    """y, whose activity regularizer's loss the layer takes note of."""
+    if layer.activity_regularizer is not None:
+        loss = layer.activity_regularizer(y)
+        layer.add_loss(loss / keras.ops.cast(keras.ops.shape(y)[0], loss.dtype))  # a mean, as Keras has it
+    return y
+
+
+def copy_of(
+    layer: keras.layers.Layer,
+    kernel: Tensor | None = None,
+    bias: Tensor | None = None,
+    dtype: typing.Any = None,
+) -> keras.layers.Layer:
+    """A built layer of the same kind with equal weights, or with others.
+
+    Args:
+        layer: a built layer.
+        kernel: instead of its own; None leaves everything as it is.
+        bias: instead of its own, beside a kernel.
+        dtype: policy instead of its own, beside a kernel: that of the wrapper, which computes with such a kernel.
+
+    Raises:
+        NotImplementedError: another kernel for a quantized layer.
+    """
+    config = layer.get_config()
+    if kernel is None:
+        again = type(layer).from_config(config)
+        again.build_from_config(layer.get_build_config())
+        again.set_weights(layer.get_weights())
+        return again
+    if getattr(layer, "quantization_mode", None) is not None:
+        raise NotImplementedError(f"Layer {layer.name!r} is quantized; fold its model before it is quantized.")
+    config.pop("lora_rank", None)  # LoRA is in the kernel that was handed in
+    config["dtype"] = config["dtype"] if dtype is None else dtype
+    again = type(layer).from_config(config)
+    again.build_from_config(layer.get_build_config())
+    again.kernel.assign(kernel)
+    if layer.bias is not None:
+        again.bias.assign(layer.bias if bias is None else bias)
+    return again
+
+
+def beside(layer: keras.layers.Layer, y: Tensor, bias: Tensor) -> Tensor:
+    """A bias for each sample in a shape that is added to y."""
+    batch, *own = keras.ops.shape(bias)
+    between = (1,) * (len(y.shape) - len(bias.shape))
+    first = getattr(layer, "data_format", None) == "channels_first"
+    return keras.ops.reshape(bias, (batch, *own, *between) if first else (batch, *between, *own))

@@ -1,0 +1,45 @@
+"""Which layers of a model make noise in training: those of this library, and Keras' own."""
+
+import keras
+
+from pernodedrop.layers.base.noisy import Noisy
+
+NOISE = (
+    keras.layers.Dropout,  # SpatialDropout1D, 2D and 3D too
+    keras.layers.GaussianDropout,
+    keras.layers.GaussianNoise,
+    keras.layers.AlphaDropout,
+)
+"""Layers of Keras that are noise."""
+
+NOISE_INSIDE = (
+    keras.layers.Attention,
+    keras.layers.SimpleRNN,
+    keras.layers.SimpleRNNCell,
+    keras.layers.GRU,
+    keras.layers.GRUCell,
+    keras.layers.LSTM,
+    keras.layers.LSTMCell,
+    keras.layers.ConvLSTM1D,
+    keras.layers.ConvLSTM2D,
+    keras.layers.ConvLSTM3D,
+)
+"""Layers of Keras with dropout of their own, which is all that `training` means to them."""
+
+STRENGTHS = ("rate", "stddev", "dropout", "recurrent_dropout")
+"""The numbers of Keras' layers that say how much noise they make."""
+
+
+def is_noise(layer: keras.layers.Layer) -> bool:
+    """Whether a layer is known to make noise in training, other noise in each call, at its present rate."""
+    if isinstance(layer, Noisy):
+        return layer.makes_noise
+    known = isinstance(layer, NOISE + NOISE_INSIDE)
+    return known and any(getattr(layer, strength, 0) > 0 for strength in STRENGTHS)
+
+
+def is_one_for_a_batch(layer: keras.layers.Layer) -> bool:
+    """Whether the samples of a batch share the noise of a layer."""
+    if isinstance(layer, Noisy):
+        return "sample" in layer.mask.sharing
+    return (getattr(layer, "noise_shape", None) or (None,))[0] == 1

@@ -1,0 +1,203 @@
+"""Weight noise: what the wrappers of a kernel-bearing layer share."""
+
+import contextlib
+import typing
+
+import keras
+
+from pernodedrop import checks, ops
+from pernodedrop._types import Config, Key, Shape, Tensor, Words
+from pernodedrop.layers.base.activation_noise import times
+from pernodedrop.layers.base.contraction import Contraction
+from pernodedrop.layers.base.convolution import Convolution
+from pernodedrop.layers.base.inner import (
+    CONTRACTIONS,
+    KINDS,
+    check_layer,
+    copy_of,
+    finish,
+    float_kernel,
+    product_of,
+    with_kernel,
+)
+from pernodedrop.layers.base.noisy import Noisy, check_built, floating, xp
+from pernodedrop.mask import Field, Mask, coordinate
+from pernodedrop.schedules import Schedule
+
+SMALL_GROUP = 1024
+"""Entries of a group's kernel up to which all groups are multiplied in one go, with their masks in memory."""
+
+
+class WeightNoise(Noisy, keras.layers.Wrapper):
+    """Base of wrappers that put noise on the kernel of a layer.
+
+    The inner layer keeps its weights, its checkpoint path, LoRA and `quantize`; where a call has no noise it is the
+    inner layer that is called. Bias and activation are the inner layer's and have no noise.
+
+    Args:
+        layer: the inner layer, of one of `kinds`.
+        mask: which mask, a `pernodedrop.Mask`.
+        seed: int, any; None takes one from Python's `random`.
+        schedule: the rate over time; None leaves it where the mask has it.
+        **kwargs: those of `keras.layers.Layer`. The dtype policy is the inner layer's unless given.
+    """
+
+    kinds: typing.ClassVar[tuple[type, ...]] = KINDS
+
+    def __init__(
+        self,
+        layer: keras.layers.Layer,
+        mask: Mask,
+        seed: int | None = None,
+        schedule: Schedule | None = None,
+        **kwargs: typing.Any,
+    ) -> None:
+        check_layer(layer, self.kinds)
+        if kwargs.get("dtype") is None:
+            # the policy of a quantized layer is called "int8_from_float32": the wrapper itself is not quantized
+            kwargs["dtype"] = layer.dtype_policy.name.rpartition("_from_")[2]
+        super().__init__(mask=mask, seed=seed, schedule=schedule, layer=layer, **kwargs)
+        self.supports_masking = layer.supports_masking
+
+    def build(self, input_shape: Shape) -> None:
+        if isinstance(self.layer, CONTRACTIONS):
+            Contraction(self.layer, len(input_shape))  # refuses an equation without a form for one sample
+        super().build(input_shape)
+
+    def call(
+        self,
+        inputs: Tensor,
+        training: bool | None = None,
+        key: Key | None = None,
+        sample_ids: Tensor | None = None,
+    ) -> Tensor:
+        if not self.is_noisy(training):
+            return self.quiet(inputs)
+        inputs = floating(inputs)
+        return self.noisy(inputs, self.field(key, xp.device(inputs)), self.samples(inputs, sample_ids))
+
+    def quiet(self, inputs: Tensor) -> Tensor:
+        """What a call without noise gives: what the inner layer does."""
+        return self.layer(inputs)
+
+    def noisy(self, inputs: Tensor, field: Field, samples: Words) -> Tensor:
+        """What a call with noise gives: the layer with its product replaced by `multiply`."""
+        product = product_of(self.layer, len(inputs.shape))
+        bias = self.bias(product, field, samples)
+        if self.one_kernel and isinstance(product, Convolution):
+            return with_kernel(self.layer, inputs, self.masked_kernel(product, field), bias)
+        kernel = float_kernel(self.layer)
+        return finish(self.layer, product(inputs, kernel, lambda x, w: self.multiply(x, w, field, samples)), bias)
+
+    def bias(self, product: Contraction | Convolution, field: Field, samples: Words) -> Tensor | None:
+        """The bias of a call with noise, as `inner.finish` takes it; None is the layer's own."""
+        return None
+
+    def multiply(self, x: Tensor, w: Tensor, field: Field, samples: Words) -> Tensor:
+        """The noisy product.
+
+        Args:
+            x: (group, batch, [time,] in).
+            w: the kernel, (group, in, out).
+            field: the mask at its key; its in coordinate is row-major over (group, in).
+            samples: word tensor (batch,), the sample coordinates.
+
+        Returns:
+            A tensor (group, batch, [time,] out).
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define `multiply` or `noisy`")
+
+    @property
+    def one_kernel(self) -> bool:
+        """Whether all samples and positions of a call have the same mask."""
+        return {"sample", "time"} <= self.mask.sharing
+
+    def masked_kernel(self, product: Contraction | Convolution, field: Field) -> Tensor:
+        """The kernel with its noise, where that is one for all samples and positions."""
+        kernel = float_kernel(self.layer)
+        matrices = product.matrices(kernel)
+        return product.kernel(times(matrices, self.one_mask(matrices, field)), kernel.shape)
+
+    def one_mask(self, matrices: Tensor, field: Field) -> Tensor:
+        """That mask, in the shape of `matrices`, (group, in, out)."""
+        groups, inputs, outputs = matrices.shape
+
+        in_ = coordinate("in", groups * inputs, self.mask.sharing, matrices, xp)
+        out = coordinate("out", outputs, self.mask.sharing, matrices, xp)
+        zero = xp.arange(1, like=matrices)
+        mask = field.entries(zero, zero, in_[:, None], out, xp)
+        return xp.reshape(xp.broadcast_to(mask, (groups * inputs, outputs)), matrices.shape)
+
+    def compute_mask(self, inputs: Tensor, previous_mask: Tensor | None) -> Tensor | None:
+        """The mask that the inner layer passes on."""
+        return self.layer.compute_mask(inputs, previous_mask)
+
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        return self.layer.compute_output_shape(input_shape)
+
+    @classmethod
+    def from_config(cls, config: Config, custom_objects: dict[str, typing.Any] | None = None) -> typing.Self:
+        # for noise and schedule too; a scope of nothing would hide the one around it
+        scope = keras.saving.custom_object_scope(custom_objects) if custom_objects else contextlib.nullcontext()
+        with scope:
+            return super().from_config(config, custom_objects=custom_objects)
+
+    def fold(self) -> keras.layers.Layer:
+        """A plain Keras layer, built, with weights of its own, that computes what this layer does at inference.
+
+        Raises:
+            ValueError: a layer that is not built, or a bank, whose members are no one layer.
+        """
+        check_built(self)
+        if self.mask.regime == "bank":
+            raise ValueError(checks.invalid("regime", "one with one function at inference, to be folded", "bank"))
+        if not self.mask.at_inference:
+            return copy_of(self.layer)
+        product = product_of(self.layer, len(self.layer.get_build_config()["input_shape"]))
+        return copy_of(self.layer, self.masked_kernel(product, self.field(None, None)), dtype=self.dtype_policy)
+
+
+class MaskedProduct(WeightNoise):
+    """Base of wrappers whose kernel is multiplied by a mask, entry by entry, by a method of choice.
+
+    Args:
+        layer, mask, seed, schedule, **kwargs: those of `WeightNoise`.
+        method: as for `pernodedrop.ops.masked_dense`.
+    """
+
+    def __init__(
+        self,
+        layer: keras.layers.Layer,
+        mask: Mask,
+        seed: int | None = None,
+        method: str = "auto",
+        schedule: Schedule | None = None,
+        **kwargs: typing.Any,
+    ) -> None:
+        checks.check_choice(method, "method", ops.METHODS)
+        if method == "local_reparameterization" and mask.regime != "dynamic":
+            expected = f"another one with regime={mask.regime!r}, whose masks stay: it draws outputs and has no mask"
+            raise ValueError(checks.invalid("method", expected, method))
+        super().__init__(layer, mask, seed=seed, schedule=schedule, **kwargs)
+        self.method = method
+
+    def multiply(self, x: Tensor, w: Tensor, field: Field, samples: Words) -> Tensor:
+        return self.masked_product(x, w, field, samples)
+
+    def masked_product(self, x: Tensor, w: Tensor, field: Field, samples: Words) -> Tensor:
+        """sum_i x[g, b, t, i] * w[g, i, o] * m[b, t, (g, i), o], in the shapes of `multiply`."""
+        groups, inputs, outputs = w.shape
+        common = {"sharing": self.mask.sharing, "samples": samples, "xp": xp}
+        if groups > 1 and inputs * outputs <= SMALL_GROUP and self.method in ("auto", "materialized"):
+            return ops.multiply_groups(x, w, field, **common)
+
+        drawn = self.mask.noise.gaussian and self.mask.regime != "dynamic"  # by "auto", without a mask that could stay
+        method = "recomputed" if drawn and self.method == "auto" else self.method
+
+        def of_group(n: int) -> Tensor:
+            return ops.multiply(x[n], w[n], field, in_offset=n * inputs, method=method, **common)
+
+        return of_group(0)[None] if groups == 1 else keras.ops.stack([of_group(n) for n in range(groups)])
+
+    def get_config(self) -> Config:
+        return {**super().get_config(), "method": self.method}

@@ -1,0 +1,240 @@
+"""DropConnect: Bernoulli noise on the connections of a layer (Wan et al., ICML 2013)."""
+
+import typing
+
+import keras
+
+from pernodedrop import checks, schedules
+from pernodedrop._types import Config, Sharing, Tensor, Words
+from pernodedrop.layers.base.activation_noise import times
+from pernodedrop.layers.base.contraction import Contraction
+from pernodedrop.layers.base.convolution import Convolution
+from pernodedrop.layers.base.inner import (
+    beside,
+    copy_of,
+    float_kernel,
+    moments,
+    root,
+    tensor_of,
+    with_activity_loss,
+    with_kernel,
+)
+from pernodedrop.layers.base.noisy import floating, keep_share, xp
+from pernodedrop.layers.base.weight_noise import MaskedProduct
+from pernodedrop.mask import Field, Mask, coordinate
+from pernodedrop.noise import Bernoulli, normal
+from pernodedrop.schedules import Schedule
+
+SCALINGS = ("inverted", "none")
+INFERENCES = ("mean", "gaussian")
+BLOCK = 32
+"""Normal numbers of a unit that are in memory at a time."""
+
+
+@keras.saving.register_keras_serializable("pernodedrop")
+class DropConnect(MaskedProduct):
+    """Drops connections of a layer, by default the same ones for a whole batch (Wan et al., ICML 2013).
+
+    The defaults are DropConnect as libraries have it: one mask a batch, what is kept is scaled by 1 / (1 - rate) in
+    training, the bias is never dropped, and inference is the inner layer itself. `DropConnect.as_published(layer)` is
+    that of the paper and its code: with keep = 1 - rate, v the input and M, m of a sample's own,
+
+        training:   y = a((M * W) v + m * b), M and m in {0, 1}
+        inference:  the mean of a(N(keep (W v + b), rate keep (W**2 v**2 + b**2))) over `inference_samples` draws
+
+    Args:
+        layer: the inner layer, of one of the kinds that `pernodedrop.PerNodeDrop` takes.
+        rate: drop rate in [0, 1), or a schedule of `pernodedrop.schedules`; 0.5. The keep of inference is that of the
+            next update.
+        sharing: "sample+time": one mask a batch. "time": one mask a sample, which is binary PerNodeDrop.
+        mask_bias: whether entries of the bias are dropped too, as a further input that is 1: their in coordinate is the
+            one after the kernel's last and their out coordinate is row-major over the bias. `sharing` has "time" then.
+        scaling: "inverted" divides by keep in training. "none" does not, and multiplies by keep at inference the
+            kernel and, with `mask_bias`, the bias.
+        inference: "mean" is the layer with its mean kernel and bias, a(E y). "gaussian" estimates E a(y) for y normal
+            with the mean and variance that it has in training: the paper's, with either scaling. Where the layer has
+            no activation the two are one, and it is computed as "mean".
+        inference_samples: the draws of the Gaussian inference, 100, which is a choice of ours. Its error has the
+            standard deviation of a(y) over the square root of them.
+        seed, method, **kwargs: as for `pernodedrop.PerNodeDrop`.
+
+    The draws of the Gaussian inference are functions of the layer's seed, the number of the draw and the place along
+    the axis of channels alone, the same for all samples, positions and calls: a prediction does not depend on the
+    batch that it was made in, and is repeatable. The variance is that of one position by itself.
+
+    Weights that were pretrained without dropping are too small for `scaling="none"` by the factor keep;
+    `scale_pretrained()` makes up for it, as the paper on Dropout does (JMLR 15, 2014). Inverted scaling needs nothing.
+
+    Sources differ: keras-uncertainty has it at inference too; EfficientNet's "drop_connect" is stochastic depth.
+
+    Call arguments, shapes and dtypes: as for `pernodedrop.PerNodeDrop`. Gaussian inference is computed in float32.
+
+    Raises:
+        TypeError, ValueError: an argument that is not as described, named in the message.
+
+    Example:
+
+    >>> import keras, numpy as np, pernodedrop as pnd
+    >>> layer = pnd.DropConnect(keras.layers.Dense(4), rate=0.5, seed=1)
+    >>> y = keras.ops.convert_to_numpy(layer(np.ones((2, 3), "float32"), training=True))
+    >>> bool((y[0] == y[1]).all())
+    True
+    """
+
+    def __init__(
+        self,
+        layer: keras.layers.Layer,
+        rate: float | Schedule = 0.5,
+        sharing: Sharing = "sample+time",
+        mask_bias: bool = False,
+        scaling: str = "inverted",
+        inference: str = "mean",
+        inference_samples: int = 100,
+        seed: int | None = None,
+        method: str = "auto",
+        **kwargs: typing.Any,
+    ) -> None:
+        start, schedule = schedules.get(rate)
+        mask = Mask(Bernoulli(start), sharing)
+        if checks.check_bool(mask_bias, "mask_bias") and "time" not in mask.sharing:
+            raise ValueError(checks.invalid("sharing", "coordinates with 'time' beside mask_bias=True", sharing))
+        super().__init__(layer, mask, seed=seed, method=method, schedule=schedule, **kwargs)
+        self.mask_bias = mask_bias
+        self.scaling = checks.check_choice(scaling, "scaling", SCALINGS)
+        self.inference = checks.check_choice(inference, "inference", INFERENCES)
+        self.inference_samples = checks.check_count(inference_samples, "inference_samples")
+
+    @classmethod
+    def as_published(cls, layer: keras.layers.Layer, rate: float | Schedule = 0.5, **kwargs: typing.Any) -> typing.Self:
+        """DropConnect as the paper has it: masks of each sample, on the bias too, not inverted, Gaussian inference.
+
+        Args:
+            layer, rate: those of `DropConnect`.
+            **kwargs: `inference_samples`, `seed`, `method` and those of `keras.layers.Layer`.
+
+        >>> import keras, pernodedrop as pnd
+        >>> layer = pnd.DropConnect.as_published(keras.layers.Dense(4, activation="relu"), seed=1)
+        >>> layer.mask_bias, layer.scaling, layer.inference
+        (True, 'none', 'gaussian')
+        """
+        return cls(layer, rate, sharing="time", mask_bias=True, scaling="none", inference="gaussian", **kwargs)
+
+    def quiet(self, inputs: Tensor) -> Tensor:
+        if self.scaling == "inverted" and not self.is_sampled:
+            return super().quiet(inputs)
+        inputs = floating(inputs)
+        field = self.present(xp.device(inputs))
+        if self.is_sampled:
+            return self._mean_activation(inputs, field)
+        kernel, bias = self._mean_weights(field)
+        return with_kernel(self.layer, inputs, kernel, None if bias is None else bias[None])
+
+    @property
+    def is_sampled(self) -> bool:
+        """Whether inference draws: a Gaussian's mean through an activation."""
+        return self.inference == "gaussian" and self.layer.activation not in (None, keras.activations.linear)
+
+    def scale_pretrained(self) -> None:
+        """Divide the kernel and, with `mask_bias`, the bias by keep, so that inference is what the layer was without.
+
+        For weights from a training without dropping, once, before training with `scaling="none"`.
+
+        Raises:
+            ValueError: inverted scaling, which needs none; or a layer with LoRA, quantized, or not built.
+        """
+        if self.scaling == "inverted":
+            raise ValueError(checks.invalid("scaling", "'none': what is inverted needs no other weights", self.scaling))
+        if not self.built or getattr(self.layer, "lora_enabled", False) or self.layer.quantization_mode is not None:
+            raise ValueError(checks.invalid("layer", "a built layer without LoRA and not quantized", self.layer))
+        keep = xp.to_numpy(keep_share(self.present(None)))
+        self.layer.kernel.assign(self.layer.kernel / keep)
+        if self.mask_bias and self.layer.bias is not None:
+            self.layer.bias.assign(self.layer.bias / keep)
+
+    def fold(self) -> keras.layers.Layer:
+        """A plain Keras layer, built, with weights of its own, that computes what this layer does at inference.
+
+        Raises:
+            ValueError: a layer that is not built, or Gaussian inference, which is a mean over draws.
+        """
+        if self.is_sampled:
+            expected = "'mean' to be folded: a mean of activations over draws is no one plain layer"
+            raise ValueError(checks.invalid("inference", expected, self.inference))
+        if self.scaling == "inverted" or not self.built:
+            return super().fold()
+        return copy_of(self.layer, *self._mean_weights(self.present(None)), dtype=self.dtype_policy)
+
+    def multiply(self, x: Tensor, w: Tensor, field: Field, samples: Words) -> Tensor:
+        return self.masked_product(x, self._scaled(w, field), field, samples)
+
+    def masked_kernel(self, product: Contraction | Convolution, field: Field) -> Tensor:
+        return self._scaled(super().masked_kernel(product, field), field)
+
+    def bias(self, product: Contraction | Convolution, field: Field, samples: Words) -> Tensor | None:
+        if not self.mask_bias or self.layer.bias is None:
+            return None
+        bias = keras.ops.reshape(self.layer.bias, (1, -1))
+        groups, inputs, _ = product.matrices(float_kernel(self.layer)).shape
+        shared = self.mask.sharing
+        if isinstance(product, Contraction) and "sample" not in shared and product.y[0] != product.batch:
+            expected = "an equation whose output has the batch letter first, beside mask_bias=True"
+            raise ValueError(checks.invalid("layer", expected, product.equation))
+        zero = xp.arange(1, like=bias)
+        row = zero if "in" in shared else xp.asarray(xp.as_word(groups * inputs), device=xp.device(bias))
+        out = coordinate("out", bias.shape[1], shared, bias, xp)
+        mask = field.entries(zero, (zero if "sample" in shared else samples)[:, None], row, out, xp)
+        masked = keras.ops.reshape(times(bias, mask), (-1, *self.layer.bias.shape))
+        return self._scaled(masked, field)
+
+    def get_config(self) -> Config:
+        return {
+            **super().get_config(),
+            "rate": self.rate_config,
+            "sharing": sorted(self.mask.sharing),
+            "mask_bias": self.mask_bias,
+            "scaling": self.scaling,
+            "inference": self.inference,
+            "inference_samples": self.inference_samples,
+        }
+
+    def _scaled(self, weights: Tensor, field: Field) -> Tensor:
+        """Weights times keep, where nothing is inverted."""
+        return weights if self.scaling == "inverted" else times(weights, keep_share(field))
+
+    def _mean_weights(self, field: Field) -> tuple[Tensor, Tensor | None]:
+        """The mean of kernel and bias in training; a bias of None is the layer's own."""
+        kernel = self._scaled(float_kernel(self.layer), field)
+        if not self.mask_bias or self.layer.bias is None:
+            return kernel, None
+        return kernel, self._scaled(tensor_of(self.layer.bias), field)
+
+    def _mean_activation(self, inputs: Tensor, field: Field) -> Tensor:
+        """The mean of activation(y) for y normal with the moments that it has in training."""
+        mean, variance = moments(self.layer, inputs)
+        keep = xp.astype(keep_share(field), xp.dtype(mean))
+        scale = 1 if self.scaling == "inverted" else keep
+        unmasked = 0
+        if self.layer.bias is not None:
+            bias = beside(self.layer, mean, keras.ops.cast(self.layer.bias, mean.dtype)[None])
+            if self.mask_bias:
+                mean, variance = mean + bias, variance + bias * bias
+            else:
+                unmasked = bias
+        y = self._mean_over_draws(scale * mean + unmasked, scale * xp.sqrt(1 / keep - 1) * root(variance), field)
+        return with_activity_loss(self.layer, keras.ops.cast(y, self.compute_dtype))
+
+    def _mean_over_draws(self, mean: Tensor, spread: Tensor, field: Field) -> Tensor:
+        """The mean of activation(mean + spread * z) over the draws of z, some of them at a time."""
+        seed, call = field.key
+        field = Field(field.noise, field.params, (seed, xp.zeros_like(call)))  # the same z at all times
+        axis = 1 if getattr(self.layer, "data_format", None) == "channels_first" else len(mean.shape) - 1
+        shape = [-1, *(1 for _ in mean.shape)]
+        shape[axis + 1] = channels = mean.shape[axis]
+        zero, out = xp.arange(1, like=mean), xp.arange(channels, like=mean)
+        total = keras.ops.zeros_like(mean)
+        for start in range(0, self.inference_samples, BLOCK):
+            draw = xp.arange(self.inference_samples, like=mean)[start : start + BLOCK]
+            z = normal(xp.uniform(field.words(field.noise.lanes, zero, draw[:, None], zero, out, xp)), xp)
+            z = xp.astype(xp.reshape(z, shape), xp.dtype(mean))
+            total = total + keras.ops.sum(self.layer.activation(mean[None] + spread[None] * z), axis=0)
+        return total / self.inference_samples

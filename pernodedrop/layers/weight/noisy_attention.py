@@ -1,0 +1,199 @@
+"""NoisyAttention: weight noise on the projections of attention."""
+
+import collections.abc
+import functools
+import typing
+
+import keras
+
+from pernodedrop import checks, generator
+from pernodedrop._types import Config, Shape, Tensor
+from pernodedrop.layers.base.inner import copy_of, view
+from pernodedrop.layers.base.noisy import check_built
+from pernodedrop.layers.base.weight_noise import WeightNoise
+
+PROJECTIONS = ("query", "key", "value", "output")
+OF_LAYER = ("name", "dtype", "trainable")
+
+
+@keras.saving.register_keras_serializable("pernodedrop")
+class NoisyAttention(keras.layers.Wrapper):
+    """Puts weight noise on the projections of a `keras.layers.MultiHeadAttention`.
+
+    Each projection multiplies its input by a kernel, and is wrapped by a weight noise of its own, whose mask is that of
+    a layer with positions: PerNodeDrop's is shared by a sample's positions. What comes between the projections is the
+    inner layer's. At inference the layer is the inner layer (with the masks of a fixed or bank regime).
+
+    Args:
+        layer: the inner layer, a `keras.layers.MultiHeadAttention` or `GroupQueryAttention`, or a subclass.
+        wrapper: the weight noise, a class such as `pernodedrop.PerNodeDrop` or `pernodedrop.DropConnect`.
+        projections: which are wrapped, some of "query", "key", "value", "output"; all.
+        seed: int, any, from which each projection has a seed of its own; None takes them from Python's `random`.
+        **kwargs: arguments of the wrapper, such as `rate=0.1`, the same for all projections; and `name`, `dtype` and
+            `trainable` of this layer. The dtype policy is the inner layer's unless given.
+
+    Call arguments: those of the inner layer, (query, value, key=None, ...); `key` is attention's, not the noise's.
+
+    Input and output shapes, dtypes: the inner layer's.
+
+    Raises:
+        TypeError, ValueError: an argument that is not as described, named in the message.
+
+    Example:
+
+    >>> import keras, numpy as np, pernodedrop as pnd
+    >>> attention = keras.layers.MultiHeadAttention(num_heads=2, key_dim=3)
+    >>> layer = pnd.NoisyAttention(attention, pnd.PerNodeDrop, rate=0.1, seed=1)
+    >>> x = np.ones((2, 5, 4), "float32")
+    >>> layer(x, x, training=True).shape == (2, 5, 4)
+    True
+    """
+
+    def __init__(
+        self,
+        layer: keras.layers.Layer,
+        wrapper: type[WeightNoise],
+        projections: collections.abc.Sequence[str] = PROJECTIONS,
+        seed: int | None = None,
+        **kwargs: typing.Any,
+    ) -> None:
+        if not isinstance(layer, keras.layers.MultiHeadAttention | keras.layers.GroupQueryAttention):
+            expected = "a keras.layers.MultiHeadAttention or GroupQueryAttention"
+            raise TypeError(checks.invalid("layer", expected, layer))
+        if not (isinstance(wrapper, type) and issubclass(wrapper, WeightNoise)):
+            expected = "a class of weight noise, such as pernodedrop.PerNodeDrop"
+            raise TypeError(checks.invalid("wrapper", expected, wrapper))
+        if isinstance(projections, str) or not isinstance(projections, collections.abc.Iterable):
+            raise TypeError(checks.invalid("projections", f"a sequence of some of {PROJECTIONS}", projections))
+        names = tuple(checks.check_choice(name, "projections", PROJECTIONS) for name in projections)
+        if not names:
+            raise ValueError(checks.invalid("projections", f"one or more of {PROJECTIONS}", projections))
+        of_layer = {name: kwargs.pop(name) for name in OF_LAYER if name in kwargs}
+        super().__init__(layer, **{"dtype": layer.dtype_policy, **of_layer})
+        self.wrapper: typing.Any = wrapper
+        self.projections = names
+        self.seed = checks.check_seed(seed)
+        self.supports_masking = True
+        # the wrapper refuses its arguments here rather than when the projections are there
+        probe = wrapper(keras.layers.EinsumDense("abc,cd->abd", output_shape=(None, 1)), **kwargs)
+        # Keras would turn containers in an attribute into its own
+        self._arguments: typing.Callable[[], dict[str, typing.Any]] = lambda: kwargs
+        law = {"rate", "noise"} if "rate" in kwargs else set()  # a noise may have the rate in its own config
+        self._argument_config = {name: value for name, value in probe.get_config().items() if name in {*kwargs, *law}}
+
+    def build(self, query_shape: Shape, value_shape: Shape, key_shape: Shape | None = None) -> None:
+        if not self.layer.built:
+            self.layer.build(query_shape, value_shape, key_shape)
+            self.layer.built = True
+        self.wrappers: dict[str, typing.Any] = {name: self._wrapped(name) for name in self.projections}
+
+    @property
+    def rate(self) -> float | None:
+        """The present drop rate of the projections. Setting it sets it in all of them, as in any regularizer."""
+        check_built(self)
+        return next(iter(self.wrappers.values())).rate
+
+    @rate.setter
+    def rate(self, rate: float) -> None:
+        check_built(self)
+        for wrapper in self.wrappers.values():
+            wrapper.rate = rate
+
+    def call(
+        self,
+        query: Tensor,
+        value: Tensor,
+        key: Tensor | None = None,
+        query_mask: Tensor | None = None,
+        value_mask: Tensor | None = None,
+        key_mask: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        return_attention_scores: bool = False,
+        training: bool | None = None,
+        use_causal_mask: bool = False,
+    ) -> typing.Any:
+        return self._attend(
+            self.wrappers,
+            query,
+            value,
+            key=key,
+            query_mask=query_mask,
+            value_mask=value_mask,
+            key_mask=key_mask,
+            attention_mask=attention_mask,
+            return_attention_scores=return_attention_scores,
+            training=training,
+            use_causal_mask=use_causal_mask,
+        )
+
+    def rematerialized_call(
+        self, layer_call: typing.Callable[..., typing.Any], *args: typing.Any, **kwargs: typing.Any
+    ) -> typing.Callable[..., typing.Any]:
+        # as in Noisy: keys are drawn outside what the backward pass makes again, where nobody says `training` either
+        training = kwargs.get("training")
+        projections: dict[str, typing.Any] = {
+            name: functools.partial(
+                wrapper, training=training, key=wrapper.draw() if wrapper.is_noisy(training) else None
+            )
+            for name, wrapper in self.wrappers.items()
+        }
+        again = super().rematerialized_call(lambda *args: self._attend(projections, *args, **kwargs), *args)
+        return lambda *args, **_: again(*args)
+
+    def compute_output_shape(self, query_shape: Shape, value_shape: Shape, key_shape: Shape | None = None) -> Shape:
+        return self.layer.compute_output_shape(query_shape, value_shape, key_shape)
+
+    def compute_output_spec(self, query: Tensor, value: Tensor, *args: typing.Any, **kwargs: typing.Any) -> typing.Any:
+        return self.layer.compute_output_spec(query, value, *args, **kwargs)
+
+    def get_config(self) -> Config:
+        return {
+            **super().get_config(),
+            "wrapper": keras.saving.get_registered_name(self.wrapper),
+            "projections": list(self.projections),
+            "seed": self.seed,
+            **self._argument_config,
+        }
+
+    @classmethod
+    def from_config(cls, config: Config, custom_objects: dict[str, typing.Any] | None = None) -> typing.Self:
+        own = {"layer", "wrapper", "projections", "seed", *OF_LAYER}
+        config = {
+            **config,
+            "wrapper": keras.saving.get_registered_object(config["wrapper"], custom_objects),
+            **{
+                name: keras.saving.deserialize_keras_object(value, custom_objects=custom_objects)
+                for name, value in config.items()
+                if name not in own
+            },
+        }
+        return super().from_config(config, custom_objects=custom_objects)
+
+    def fold(self) -> keras.layers.Layer:
+        """A plain attention layer, built, with weights of its own, that computes what this layer does at inference.
+
+        Raises:
+            ValueError: a layer that is not built.
+        """
+        check_built(self)
+        plain = copy_of(self.layer)
+        for name, wrapper in self.wrappers.items():
+            getattr(plain, _attribute(name)).set_weights(wrapper.fold().get_weights())
+        return plain
+
+    def _attend(self, projections: dict[str, typing.Any], *args: typing.Any, **kwargs: typing.Any) -> typing.Any:
+        """The inner layer's call, with these projections in the place of its own."""
+        noisy = view(self.layer, **{_attribute(name): projection for name, projection in projections.items()})
+        return type(self.layer).call(noisy, *args, **kwargs)
+
+    def _wrapped(self, name: str) -> typing.Any:
+        projection = getattr(self.layer, _attribute(name))
+        seed = None if self.seed is None else generator.sibling_seed(self.seed, PROJECTIONS.index(name))
+        wrapper = self.wrapper(projection, seed=seed, name=name, **self._arguments())
+        wrapper.build(projection.get_build_config()["input_shape"])
+        return wrapper
+
+
+def _attribute(projection: str) -> str:
+    """Where Keras' attention layers have a projection."""
+    return f"_{projection}_dense"

@@ -1,0 +1,120 @@
+"""PerNodeDrop: every sample and every connection of a layer gets its own multiplicative noise (arXiv 2512.12663)."""
+
+import typing
+
+import keras
+
+from pernodedrop import schedules
+from pernodedrop._types import Config, Sharing
+from pernodedrop.layers.base.weight_noise import MaskedProduct
+from pernodedrop.mask import Mask
+from pernodedrop.noise import Noise
+from pernodedrop.schedules import Schedule
+
+
+@keras.saving.register_keras_serializable("pernodedrop")
+class PerNodeDrop(MaskedProduct):
+    """Gives every connection of a layer its own multiplicative noise for every sample (arXiv 2512.12663).
+
+    In training, y[n, j] = activation(sum_i x[n, i] * W[i, j] * M[n, i, j] + b[j]) with E[M] = 1. At inference the
+    dynamic and example regimes are the inner layer itself; the fixed and bank regimes keep their masks.
+
+    The paper's texts differ on scale: its code scales what is kept in training, as here, and one of its sections scales
+    at inference instead. That is `pernodedrop.DropConnect(layer, sharing="time", scaling="none")`.
+
+    Args:
+        layer: the inner layer, a `keras.layers.Dense`, `EinsumDense`, `Conv1D`, `Conv2D`, `Conv3D`, `DepthwiseConv1D`
+            or `DepthwiseConv2D`. An EinsumDense equation needs a batch letter that comes first in x, stands in the
+            output and not in the kernel. A sample's convolution has one mask at all positions of its output, and takes
+            the memory of its patches: the input times the size of the kernel.
+        rate: drop rate in [0, 1) that goes with a noise given by name; None is 0.5. Or a schedule of
+            `pernodedrop.schedules`, which also goes with a `pernodedrop.Noise` that has a rate.
+        noise: "bernoulli" (the paper's binary), "gaussian", "uniform", or a `pernodedrop.Noise`, which brings its own
+            numbers, so that a rate beside it is an error.
+        regime: "dynamic": a new mask every training call. "fixed": one mask for the model, the same for all samples,
+            at inference too. "bank": `bank_size` fixed masks, at inference too; sample n of a batch has mask n modulo
+            bank_size unless `sample_ids` says otherwise. "example": a fixed mask for each example id, in training.
+        sharing: coordinates that the mask does not depend on, as in `pernodedrop.ops.masked_dense`; None shares a
+            sample's mask over the positions of inputs of rank 3 and more.
+        bank_size: number of masks in the bank regime.
+        seed: int, any; None takes one from Python's `random` (`keras.utils.set_random_seed` makes that repeatable).
+            Seeds s and s + 1 give independent masks. It is saved with the config, the present key with the weights.
+        method: how the product is computed, as in `pernodedrop.ops.masked_dense`.
+        **kwargs: those of `keras.layers.Layer`; the dtype policy is the inner layer's unless given.
+
+    Call arguments:
+        inputs: floating tensor of any shape the inner layer takes, samples first.
+        training: whether to train; Keras sets it in `fit`.
+        key: the key to use instead of drawing one, from `draw()`.
+        sample_ids: integer tensor (batch,), modulo 2**32: the sample coordinate of each row. Example ids in the example
+            regime, where they are required in training; mask numbers, modulo `bank_size`, in the bank regime. In the
+            dynamic regime ids of a batch differ, or a Gaussian noise has `method="recomputed"`.
+
+    Input shape, output shape, dtypes: the inner layer's. Sums are in float32 under mixed precision.
+
+    Raises:
+        TypeError, ValueError: an argument that is not as described, named in the message.
+
+    Example:
+
+    >>> import keras, numpy as np, pernodedrop as pnd
+    >>> layer = pnd.PerNodeDrop(keras.layers.Dense(4, activation="relu"), rate=0.5, seed=1)
+    >>> x = np.ones((2, 3), "float32")
+    >>> layer(x, training=True).shape == (2, 4)
+    True
+    >>> bool((keras.ops.convert_to_numpy(layer(x)) == keras.ops.convert_to_numpy(layer.layer(x))).all())
+    True
+    """
+
+    def __init__(
+        self,
+        layer: keras.layers.Layer,
+        rate: float | Schedule | None = None,
+        noise: str | Noise = "bernoulli",
+        regime: str = "dynamic",
+        sharing: Sharing = None,
+        bank_size: int | None = None,
+        seed: int | None = None,
+        method: str = "auto",
+        **kwargs: typing.Any,
+    ) -> None:
+        law, schedule = schedules.law(noise, rate)
+        mask = Mask(law, sharing, regime, bank_size)
+        super().__init__(layer, mask, seed=seed, method=method, schedule=schedule, **kwargs)
+
+    def get_config(self) -> Config:
+        return {
+            **super().get_config(),
+            **self.law_config,
+            "regime": self.mask.regime,
+            "sharing": sorted(self.mask.sharing),
+            "bank_size": self.mask.bank_size,
+        }
+
+
+def PerNodeDense(  # noqa: N802 - it makes a layer, and is named like one
+    units: int,
+    rate: float | Schedule | None = None,
+    noise: str | Noise = "bernoulli",
+    regime: str = "dynamic",
+    activation: typing.Any = None,
+    seed: int | None = None,
+    **kwargs: typing.Any,
+) -> PerNodeDrop:
+    """The paper's layer in one call: a `PerNodeDrop` around a `keras.layers.Dense`.
+
+    Args:
+        units, activation: those of the Dense layer.
+        rate, noise, regime, seed: those of `PerNodeDrop`.
+        **kwargs: `sharing`, `bank_size`, `method` and `name` of `PerNodeDrop`; everything else goes to Dense.
+
+    Returns:
+        A `PerNodeDrop`; its `layer` is the Dense layer.
+
+    >>> import pernodedrop as pnd
+    >>> pnd.PerNodeDense(8, rate=0.3, use_bias=False, seed=1).layer.units
+    8
+    """
+    of_wrapper = {name: kwargs.pop(name) for name in ("sharing", "bank_size", "method", "name") if name in kwargs}
+    dense = keras.layers.Dense(units, activation=activation, **kwargs)
+    return PerNodeDrop(dense, rate=rate, noise=noise, regime=regime, seed=seed, **of_wrapper)

@@ -1,0 +1,152 @@
+"""SparseVariationalDropout: a noise level a weight, and the noisiest weights pruned (arXiv 1701.05369)."""
+
+import typing
+
+import keras
+import numpy as np
+
+from pernodedrop import checks
+from pernodedrop._types import Config, Shape, Tensor, Words
+from pernodedrop.layers.base.inner import copy_of, float_kernel, wide, with_kernel
+from pernodedrop.layers.base.noisy import xp
+from pernodedrop.layers.weight.variational_dropout import Variational
+from pernodedrop.mask import Field
+
+FIT = (0.63576, 1.87320, 1.48695)  # the paper's k1, k2, k3
+LIMIT = 8.0  # ln alpha is clipped to +- this
+TINY = 1e-8  # beside theta**2
+
+
+@keras.saving.register_keras_serializable("pernodedrop")
+class SparseVariationalDropout(Variational):
+    """Learns a noise level for every weight and prunes what is noise (Molchanov, Ashukha and Vetrov, arXiv 1701.05369).
+
+    A weight's posterior is N(theta, sigma**2), its prior log-uniform; ln(sigma**2) is learned beside theta. Training
+    draws y ~ N(x theta, x**2 sigma**2). The layer adds the loss beta * KL / examples, with
+
+        ln(alpha) = clip(ln(sigma**2) - ln(theta**2 + 1e-8), -8, 8)
+        KL = sum(k1 + 0.5 ln(1 + 1 / alpha) - k1 sigmoid(k2 + k3 ln(alpha))),
+        k1 = 0.63576, k2 = 1.87320, k3 = 1.48695,
+
+    which is 0 for a weight of infinite alpha. It is made to go with a data loss that is a mean over examples, Keras'
+    default. It counts in `fit` and in `evaluate`, as regularizers of weights do, and is left out where the layer is
+    frozen.
+
+    Inference has the mean weights, those with ln(alpha) > threshold set to zero. `fold()` gives the inner layer with
+    that kernel; its zeros are plain zeros, so no time is saved unless they are made use of.
+
+    Args:
+        layer: the inner layer, of one of the kinds that `pernodedrop.PerNodeDrop` takes.
+        examples: number of training examples N, an int from 1.
+        warm_up: number of training calls over which beta = min(1, calls / warm_up) rises to 1; 0 has beta = 1. Calls
+            are counted by the layer's key, `updates`, those with a `key` of your own not.
+        threshold: ln(alpha) above which a weight is pruned, a finite float; 3, the paper's, an alpha of 20. None is
+            pruned from 8 on. It can be set at any time.
+        log_variance: where ln(sigma**2) starts, a finite float; -10.
+        seed, **kwargs: as for `pernodedrop.PerNodeDrop`. Noise is drawn apart for all samples and, as in the paper's
+            convolutions, for all positions of sequences and images, where the noise of a kernel would be one for all.
+
+    Call arguments, shapes and dtypes: as for `pernodedrop.PerNodeDrop`.
+
+    Raises:
+        TypeError, ValueError: an argument that is not as described, named in the message.
+
+    Example:
+
+    >>> import keras, numpy as np, pernodedrop as pnd
+    >>> layer = pnd.SparseVariationalDropout(keras.layers.Dense(4), examples=1000, log_variance=5.0, seed=1)
+    >>> layer(np.ones((2, 3), "float32"), training=True).shape == (2, 4)
+    True
+    >>> layer.sparsity, bool((keras.ops.convert_to_numpy(layer.fold().kernel) == 0).all())
+    (1.0, True)
+    """
+
+    def __init__(
+        self,
+        layer: keras.layers.Layer,
+        examples: int,
+        warm_up: int = 0,
+        threshold: float = 3.0,
+        log_variance: float = -10.0,
+        seed: int | None = None,
+        **kwargs: typing.Any,
+    ) -> None:
+        self.warm_up = checks.check_count(warm_up, "warm_up", least=0)
+        checks.check_finite(threshold, "threshold")
+        self.start = checks.check_finite(log_variance, "log_variance")
+        super().__init__(layer, examples, seed=seed, **kwargs)
+        self._threshold = self._state("threshold", np.float32(threshold))
+
+    def build(self, input_shape: Shape) -> None:
+        super().build(input_shape)
+        self.log_variance = self.learned("log_variance", self.layer.kernel.shape, self.start)
+
+    @property
+    def threshold(self) -> float:
+        """The present threshold. Setting it takes effect from the next call, compiled or not."""
+        return float(str(keras.ops.convert_to_numpy(self._threshold)))  # the shortest number it is the float32 of
+
+    @threshold.setter
+    def threshold(self, threshold: float) -> None:
+        self._threshold.assign(checks.check_finite(threshold, "threshold"))
+
+    def quiet(self, inputs: Tensor) -> Tensor:
+        return with_kernel(self.layer, inputs, self.pruned_kernel())
+
+    def noisy(self, inputs: Tensor, field: Field, samples: Words) -> Tensor:
+        x = wide(inputs)
+        variances = keras.ops.exp(xp.astype(keras.ops.convert_to_tensor(self.log_variance), xp.dtype(x)))
+        return self.reparameterized(inputs, x, variances, field, samples)
+
+    def log_alpha(self) -> Tensor:
+        """ln(alpha) of every weight, clipped: a float32 tensor of the kernel's shape."""
+        theta = xp.astype(float_kernel(self.layer), "float32")
+        log_variance = keras.ops.convert_to_tensor(self.log_variance)
+        return keras.ops.clip(log_variance - keras.ops.log(theta * theta + TINY), -LIMIT, LIMIT)
+
+    def divergence(self) -> Tensor:
+        log_alpha = self.log_alpha()
+        k1, k2, k3 = FIT
+        each = k1 + 0.5 * keras.ops.softplus(-log_alpha) - k1 * keras.ops.sigmoid(k2 + k3 * log_alpha)
+        return keras.ops.sum(each)
+
+    def divergence_weight(self) -> Tensor | float:
+        """beta / examples."""
+        if not self.warm_up:
+            return super().divergence_weight()
+        calls = keras.ops.convert_to_tensor(self._key)[1]
+        calls = xp.where(calls < 0, self.warm_up, calls)  # a word from 2**31 is negative as an int
+        return keras.ops.minimum(keras.ops.cast(calls, "float32") / self.warm_up, 1.0) / self.examples
+
+    def pruned_kernel(self) -> Tensor:
+        """The kernel of inference."""
+        kernel = float_kernel(self.layer)
+        return xp.where(self._pruned(), xp.zeros_like(kernel), kernel)
+
+    @property
+    def sparsity(self) -> float:
+        """The share of weights that are pruned."""
+        return float(np.mean(keras.ops.convert_to_numpy(self._pruned())))
+
+    def fold(self) -> keras.layers.Layer:
+        """The inner layer with the pruned kernel: a plain Keras layer, built, with weights of its own.
+
+        Raises:
+            ValueError: a layer that is not built.
+            NotImplementedError: a quantized inner layer.
+        """
+        if not self.built:
+            return super().fold()  # says so
+        return copy_of(self.layer, kernel=self.pruned_kernel(), dtype=self.dtype_policy)
+
+    def get_config(self) -> Config:
+        return {
+            **super().get_config(),
+            "warm_up": self.warm_up,
+            "threshold": self.threshold,
+            "log_variance": self.start,
+        }
+
+    def _pruned(self) -> Tensor:
+        """Which weights are pruned, a boolean tensor of the kernel's shape."""
+        return self.log_alpha() > xp.asarray(self._threshold.value)
