@@ -34,7 +34,7 @@ WORD_OPS = ("word", "as_word", "arange", "shift_right", "lattice", "uniform", "f
 """Ops on word tensors, and the numbers made of them."""
 
 TENSOR_OPS = (
-    "dtype", "device", "shape", "astype", "reshape", "permute_dims", "broadcast_to", "matmul", "sum",
+    "dtype", "device", "shape", "astype", "reshape", "permute_dims", "broadcast_to", "take", "matmul", "sum",
     "stop_gradient",
 )  # fmt: skip
 """Ops on tensors of any dtype."""
@@ -67,6 +67,12 @@ def get(name: str) -> Namespace:
         if error.name is not None and error.name.partition(".")[0] in _ROOTS:
             raise ImportError(f"backend={name!r} needs {error.name}, which is not installed") from error
         raise
+
+
+def default() -> str:
+    """The name of the backend that is meant where none is named: that of Keras if it is imported, else NumPy."""
+    keras = sys.modules.get("keras")
+    return "numpy" if keras is None else keras.backend.backend()
 
 
 def name_of(tensor: object) -> str | None:

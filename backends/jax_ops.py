@@ -29,6 +29,7 @@ from jax.numpy import (
     sin,
     sqrt,
     sum,
+    take,
     tanh,
     uint32,
     where,

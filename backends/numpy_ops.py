@@ -23,6 +23,7 @@ from numpy import (
     sin,
     sqrt,
     sum,
+    take,
     tanh,
     where,
     zeros_like,

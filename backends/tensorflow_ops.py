@@ -108,6 +108,10 @@ def is_integer(x):
     return x.dtype.is_integer
 
 
+def take(x, indices, axis):
+    return tf.gather(x, indices, axis=axis)
+
+
 def matmul(a, b):
     if b.shape.rank > 2 or a.shape.rank == 2:
         return tf.matmul(a, b)

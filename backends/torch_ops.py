@@ -123,6 +123,10 @@ def asarray(x, device=None):
     return torch.as_tensor(x, device=device)
 
 
+def take(x, indices, axis):
+    return torch.index_select(x, axis, indices)
+
+
 def matmul(a, b):
     with _in_full_precision(a):
         return torch.matmul(a, b)

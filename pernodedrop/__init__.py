@@ -5,42 +5,46 @@ NumPy, TensorFlow, PyTorch and JAX to the same bits, and never stored unless som
 """
 
 import importlib
-import types
+import sys
+import typing
 
-from pernodedrop import backends, layers, losses, ops, schedules, uncertainty
+from pernodedrop import backends, ops, schedules
 from pernodedrop._version import __version__
-from pernodedrop.layers import (
-    DropBlock1D,
-    DropBlock2D,
-    DropBlock3D,
-    DropConnect,
-    Dropout,
-    DropPath,
-    DynamicDropConnect,
-    FastDropout,
-    Flipout,
-    GaussianDropout,
-    Masksembles,
-    NoiseInjection,
-    NoisyAttention,
-    PerNodeDense,
-    PerNodeDrop,
-    ScheduledDropPath,
-    Shakeout,
-    SparseVariationalDropout,
-    SpatialDropout1D,
-    SpatialDropout2D,
-    SpatialDropout3D,
-    Standout,
-    StochasticDepth,
-    TabuDropout,
-    VariationalDropout,
-    depth_rates,
-)
-from pernodedrop.losses import RDropModel
 from pernodedrop.mask import Mask
 from pernodedrop.noise import Bernoulli, Gaussian, Noise, PartialGaussian, Uniform
-from pernodedrop.surgery import apply, fold
+
+if typing.TYPE_CHECKING:
+    from pernodedrop import layers, losses, surgery, testing, uncertainty
+    from pernodedrop.layers import (
+        DropBlock1D,
+        DropBlock2D,
+        DropBlock3D,
+        DropConnect,
+        Dropout,
+        DropPath,
+        DynamicDropConnect,
+        FastDropout,
+        Flipout,
+        GaussianDropout,
+        Masksembles,
+        NoiseInjection,
+        NoisyAttention,
+        PerNodeDense,
+        PerNodeDrop,
+        ScheduledDropPath,
+        Shakeout,
+        SparseVariationalDropout,
+        SpatialDropout1D,
+        SpatialDropout2D,
+        SpatialDropout3D,
+        Standout,
+        StochasticDepth,
+        TabuDropout,
+        VariationalDropout,
+        depth_rates,
+    )
+    from pernodedrop.losses import RDropModel
+    from pernodedrop.surgery import apply, fold
 
 __all__ = [
     "Bernoulli",
@@ -84,11 +88,30 @@ __all__ = [
     "losses",
     "ops",
     "schedules",
+    "surgery",
+    "testing",
     "uncertainty",
 ]
 
+_WINGS = ("layers", "losses", "surgery", "uncertainty", "testing")
+"""What is imported when it is first used: the first four stand on Keras, the last on Hypothesis, which is an extra."""
 
-def __getattr__(name: str) -> types.ModuleType:
-    if name == "testing":  # imported when it is first used, since it needs Hypothesis, which is an extra
-        return importlib.import_module("pernodedrop.testing")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+if not typing.TYPE_CHECKING:  # to a type checker it would mean that every name is there
+
+    def __getattr__(name):
+        if name in _WINGS:
+            return importlib.import_module(f"{__name__}.{name}")
+        for wing in _WINGS if name in __all__ else ():
+            module = importlib.import_module(f"{__name__}.{wing}")
+            if name in module.__all__:
+                return globals().setdefault(name, getattr(module, name))
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+if sys.modules.get("keras") is not None:  # a saved model then finds its layers and losses by this import alone
+    importlib.import_module("pernodedrop.losses")

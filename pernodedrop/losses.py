@@ -15,6 +15,8 @@ from pernodedrop.layers.base import sources
 from pernodedrop.layers.base.noisy import Noisy
 from pernodedrop.surgery import fold
 
+__all__ = ["RDrop", "RDropModel", "symmetric_kl"]
+
 TOTALS = {"mean": 1.0, "sum": 2.0}
 """What a mean of two terms is multiplied by."""
 
@@ -387,6 +389,6 @@ def _is_closed(layer: keras.layers.Layer) -> bool:
 
 def _differs_between_samples(layer: keras.layers.Layer) -> bool:
     if isinstance(layer, (Noisy, *sources.NOISE, *sources.NOISE_INSIDE)):
-        by_id = isinstance(layer, Noisy) and layer.mask.regime == "example"
+        by_id = isinstance(layer, Noisy) and layer.regime == "example"
         return sources.is_noise(layer) and not by_id and not sources.is_one_for_a_batch(layer)
     return bool(layer._seed_generators)  # of Keras' augmentation, for one

@@ -24,10 +24,9 @@ import dataclasses
 import math
 import typing
 
-import keras
 import numpy as np
 
-from pernodedrop import checks
+from pernodedrop import checks, registry
 from pernodedrop._types import Config, Namespace, Params, Tensor, Words
 
 FLOAT = (float, "float")  # annotations of fields, as they are and as `from __future__ import annotations` leaves them
@@ -41,9 +40,9 @@ LATTICE = 2**24  # Bernoulli decisions are made on the upper 24 bits of a word
 class Noise:
     """Base class of noises: the law of one mask entry.
 
-    A subclass is made a frozen dataclass and registered with Keras under its module and name, so it compares, hashes,
-    saves and loads by the values of its fields. The module that defines it must be imported before a model that uses it
-    is loaded.
+    A subclass is made a frozen dataclass and registered for saved models under its module and name, so it compares,
+    hashes, saves and loads by the values of its fields. The module that defines it must be imported before a model that
+    uses it is loaded.
 
     Subclasses give:
         variance: the variance of an entry, a float.
@@ -77,7 +76,7 @@ class Noise:
     def __init_subclass__(cls, **kwargs: typing.Any) -> None:
         super().__init_subclass__(**kwargs)
         dataclasses.dataclass(frozen=True)(cls)
-        keras.saving.register_keras_serializable(package=cls.__module__)(cls)
+        registry.add(cls)
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

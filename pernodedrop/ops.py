@@ -12,7 +12,6 @@ True
 import collections.abc
 import typing
 
-import keras
 import numpy as np
 
 from pernodedrop import backends, checks, generator
@@ -111,7 +110,7 @@ def sample_mask(
         key: (seed, call), as for `masked_dense`.
         shape: (batch, in, out), or (batch, time, in, out).
         sharing, sample_offset: as for `masked_dense`.
-        backend: "numpy", "tensorflow", "torch" or "jax"; None is Keras' current one.
+        backend: "numpy", "tensorflow", "torch" or "jax"; None is that of Keras if it is imported, else NumPy.
 
     Returns:
         A float32 tensor of `shape`. The mask of `Bernoulli` is equal to the bit on every backend.
@@ -288,7 +287,7 @@ def _rows(
 def _coordinates(
     shape: collections.abc.Sequence[int], sharing: frozenset[str], sample_offset: int | Tensor, backend: str | None
 ) -> tuple[Namespace, tuple[int, ...], tuple[Words, Words, Words, Words]]:
-    xp = backends.get(keras.backend.backend() if backend is None else backend)
+    xp = backends.get(backends.default() if backend is None else backend)
     if not isinstance(shape, tuple | list) or len(shape) not in (3, 4) or not all(map(checks.is_int, shape)):
         raise ValueError(checks.invalid("shape", "(batch, in, out) or (batch, time, in, out), all ints", shape))
     if min(shape) < 0:

@@ -19,9 +19,7 @@ import dataclasses
 import math
 import typing
 
-import keras
-
-from pernodedrop import checks
+from pernodedrop import checks, registry
 from pernodedrop import noise as noises
 from pernodedrop._types import Config
 from pernodedrop.noise import Noise
@@ -35,8 +33,8 @@ LAST_STEP = 2**31  # where the counts of updates end
 class Schedule:
     """Base class of schedules: drop rate as a function of the update number.
 
-    A subclass is made a frozen dataclass and registered with Keras under its module and name, as a noise is. It has an
-    int field, or a property, `steps`: from there on the rate stays what it is. It gives `rate_at`.
+    A subclass is made a frozen dataclass and registered for saved models under its module and name, as a noise is. It
+    has an int field, or a property, `steps`: from there on the rate stays what it is. It gives `rate_at`.
 
     >>> import math, pernodedrop as pnd
     >>> class Cosine(pnd.schedules.Schedule):
@@ -53,7 +51,7 @@ class Schedule:
     def __init_subclass__(cls, **kwargs: typing.Any) -> None:
         super().__init_subclass__(**kwargs)
         dataclasses.dataclass(frozen=True)(cls)
-        keras.saving.register_keras_serializable(package=cls.__module__)(cls)
+        registry.add(cls)
 
     def __post_init__(self) -> None:
         steps = checks.check_count(self.steps, "steps")
@@ -252,10 +250,14 @@ class Custom(Schedule):
         return self.function(step)
 
     def get_config(self) -> Config:
+        import keras
+
         return {**super().get_config(), "function": keras.saving.serialize_keras_object(self.function)}
 
     @classmethod
     def from_config(cls, config: Config) -> typing.Self:
+        import keras
+
         return cls(**{**config, "function": keras.saving.deserialize_keras_object(config["function"])})
 
 
@@ -263,14 +265,12 @@ def get(rate: typing.Any, argument: str = "rate") -> tuple[float, Schedule | Non
     """The rate at the start and the schedule, or None, that an argument means.
 
     Args:
-        rate: a float, a `Schedule`, or the config of one.
+        rate: a float or a `Schedule`.
         argument: the argument's name.
 
     Raises:
         TypeError, ValueError: something else.
     """
-    if isinstance(rate, dict):
-        rate = keras.saving.deserialize_keras_object(rate)
     if isinstance(rate, Schedule):
         return rate(0), rate
     return checks.check_rate(rate, argument), None
@@ -280,14 +280,12 @@ def law(noise: str | Noise, rate: typing.Any) -> tuple[Noise, Schedule | None]:
     """The noise at the start and the schedule, or None, that an argument pair `noise`, `rate` means.
 
     Args:
-        noise: a `Noise`, or the name of one, or the config of one.
+        noise: a `Noise`, or the name of one.
         rate: what `get` takes, or None, which is 0.5 with a name. Only a schedule goes with a `Noise`.
 
     Raises:
         TypeError, ValueError: something else.
     """
-    if isinstance(noise, dict):
-        noise = keras.saving.deserialize_keras_object(noise)
     if rate is None:
         return noises.get(noise, DEFAULT_RATE if isinstance(noise, str) else None), None
     start, schedule = get(rate)

@@ -21,6 +21,8 @@ from pernodedrop._types import Config
 from pernodedrop.layers.base.noisy import Noisy
 from pernodedrop.layers.weight.noisy_attention import NoisyAttention
 
+__all__ = ["apply", "fold"]
+
 Layer: typing.TypeAlias = keras.layers.Layer
 Rule: typing.TypeAlias = collections.abc.Callable[[Layer], Layer | None]
 Changes: typing.TypeAlias = dict[Layer, Layer]

@@ -24,6 +24,8 @@ from pernodedrop._types import Tensor
 from pernodedrop.layers.base import sources
 from pernodedrop.layers.base.noisy import Noisy
 
+__all__ = ["Prediction", "predict"]
+
 SAMPLES = 50
 SUM_TOLERANCE = 1e-2  # how far from 1 the sum of probabilities in half precision can be
 WORD = "int32"

@@ -14,7 +14,7 @@ import pernodedrop
 FOLDER = pathlib.Path(pernodedrop.__file__).parent
 
 HOUSE = """
-    _version _types
+    _version _types registry
     checks generator
     noise schedules
     mask
@@ -23,7 +23,7 @@ HOUSE = """
     backends.cpu_kernels backends.triton_kernels
     backends.xla_kernels
     backends.*_ops
-    ops
+    ops state
     layers.base.contraction layers.base.convolution layers.base.noisy
     layers.base.inner layers.base.sources
     layers.base.activation_noise layers.base.weight_noise
@@ -33,9 +33,10 @@ HOUSE = """
     layers.activation.* layers.weight.*
     layers.activation layers.weight
     layers
-    losses surgery uncertainty
-    __init__
+    surgery
+    losses uncertainty
     testing testing.*
+    __init__
     commands
     commands.doctor
     commands.bench.matrix
@@ -122,12 +123,57 @@ def test_import_is_that_of_the_installed_package_where_one_is_named():
     assert pathlib.Path(pernodedrop.__file__).is_relative_to(place)
 
 
-def test_importing_loads_no_module_that_keras_does_not():
-    """Which is also why it is quick: all that is added are the library's own files."""
+def test_importing_loads_neither_keras_nor_a_framework():
+    code = "import {}, sys; print(*sorted(sys.modules))"
+    ours, of_numpy = (set(python("-c", code.format(name))[0].split()) for name in ("pernodedrop", "numpy.typing"))
+    added = {name for name in ours - of_numpy if name.partition(".")[0] not in sys.stdlib_module_names}
+    assert all(name.partition(".")[0] == "pernodedrop" for name in added), added
+    assert not any(name.startswith("pernodedrop.layers") for name in added), added
+
+
+def test_importing_beside_keras_loads_the_layers_and_no_module_of_others():
     code = "import {}, sys; print(*sorted(sys.modules))"
     ours, of_keras = (set(python("-c", code.format(name))[0].split()) for name in ("keras, pernodedrop", "keras"))
     added = {name for name in ours - of_keras if name.partition(".")[0] not in sys.stdlib_module_names}
     assert all(name.partition(".")[0] == "pernodedrop" for name in added), added
+
+
+def test_a_saved_model_is_loaded_where_both_are_imported(tmp_path):
+    path = str(tmp_path / "model.keras")
+    make = (
+        "import keras, pernodedrop as pnd; layer = pnd.PerNodeDense(2, pnd.schedules.Linear(0.0, 0.5, 9), 'gaussian');"
+        f"keras.Sequential([keras.Input((3,)), layer]).save({path!r})"
+    )
+    load = f"import keras, pernodedrop; print(keras.saving.load_model({path!r}).layers[0].schedule)"
+    python("-c", make)
+    assert python("-c", load)[0].strip() == "Linear(start=0.0, end=0.5, steps=9, begin=0)"
+
+
+CORE = """
+import sys
+sys.modules["keras"] = None  # how Python says that there is no such module
+import numpy as np, pernodedrop as pnd
+from pernodedrop import checks, generator, mask, noise, registry, state
+class Sign(pnd.Noise):
+    variance = 1.0
+    def from_uniform(self, u, params, xp):
+        return 1 + xp.sign(u - 0.5)
+x, w, key, drop = np.ones((2, 3), "float32"), np.ones((3, 4), "float32"), (1, 0), pnd.Bernoulli(0.5)
+found = [
+    pnd.ops.masked_dense(x, w, Sign(), key).shape == (2, 4),
+    pnd.ops.sample_mask(drop, key, (2, 3, 4)).sum() == pnd.ops.masked_dense(x, w, drop, key).sum(),
+    "saving" not in pnd.testing.check_noise(Sign(), backends=["numpy"], examples=2).held,
+    "PerNodeDrop" in dir(pnd),
+]
+try:
+    pnd.PerNodeDrop
+except ImportError:
+    print(all(found))
+"""
+
+
+def test_the_core_works_without_keras():
+    assert python("-W", "ignore", "-c", CORE)[0].split() == ["True"]
 
 
 def test_backends_under_another_name_are_refused():

@@ -46,7 +46,7 @@ def wrong() -> None:
     pnd.ops.masked_dense(x, w, pnd.Bernoulli(0.5), (1, 0), "out")  # type: ignore[call-arg] # sharing is named
     pnd.ops.sample_mask(pnd.Bernoulli(0.5), (1, 0), 3)  # type: ignore[arg-type] # a shape, not a size
     pnd.Bernoulli("half")  # type: ignore[arg-type] # a number
-    pnd.Bernouli(0.5)  # type: ignore[operator] # misspelt
+    pnd.Bernouli(0.5)  # type: ignore[attr-defined] # misspelt
     pnd.Bernoulli()  # type: ignore[call-arg] # no rate
     pnd.Bernoulli(0.5).rate = 0.3  # type: ignore[misc] # noises are frozen
     TwoPoint(0.5, 0.5)  # type: ignore[call-arg] # it has one field

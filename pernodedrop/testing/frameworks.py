@@ -18,6 +18,16 @@ def installed():
     return tuple(name for name in backends.NAMES if importlib.util.find_spec(name))
 
 
+@functools.cache
+def has_keras():
+    """Whether Keras can be imported: it is installed, and so is the framework that it runs on."""
+    try:
+        importlib.import_module("keras")
+    except ImportError:
+        return False
+    return True
+
+
 def tensor(backend, values, dtype=None):
     """Host values as a tensor, of the dtype called `dtype` (bfloat16 too)."""
     xp = backends.get(backend)

@@ -5,8 +5,8 @@ import math
 import matplotlib.pyplot as plt
 import numpy as np
 
-import pernodedrop as pnd
 from pernodedrop import checks
+from pernodedrop import ops as own_ops
 from pernodedrop.testing import evaluate, lattice
 from pernodedrop.testing.claims import at_rates, has_rate
 
@@ -61,7 +61,7 @@ def _density(axis, noise):
 
 def _slice(axis, noise):
     low, high = _shown(noise)
-    mask = pnd.ops.sample_mask(noise, (0, 0), SLICE, backend="numpy")
+    mask = own_ops.sample_mask(noise, (0, 0), SLICE, backend="numpy")
     samples, inputs, outputs = SLICE
     gap = np.full((inputs, 1), np.nan)
     row = np.concatenate([part for m in mask for part in (m, gap)][:-1], axis=1)

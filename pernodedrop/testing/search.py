@@ -10,8 +10,9 @@ import hypothesis
 from hypothesis import strategies as st
 from tqdm import tqdm
 
-import pernodedrop as pnd
+from pernodedrop import backends as known
 from pernodedrop import checks
+from pernodedrop import ops as own_ops
 from pernodedrop.noise import Noise
 from pernodedrop.testing import chance, frameworks
 from pernodedrop.testing.claims import CLAIMS, RATES, at_rates
@@ -19,7 +20,7 @@ from pernodedrop.testing.report import Finding, Outcome, Refused, Report
 from pernodedrop.testing.verdict import Broken
 
 EXAMPLES = 20
-SHARE = chance.ALARM / (sum(claim.statistical for claim in CLAIMS.values()) * len(pnd.backends.NAMES))
+SHARE = chance.ALARM / (sum(claim.statistical for claim in CLAIMS.values()) * len(known.NAMES))
 """What one search of a statistical claim may spend of a run's probability of a false alarm."""
 
 
@@ -30,7 +31,7 @@ def check_noise(
     claims: collections.abc.Iterable[str] | None = None,
     examples: int = EXAMPLES,
     seed: int = 0,
-    ops: typing.Any = pnd.ops,
+    ops: typing.Any = own_ops,
     progress: bool = False,
 ) -> Report:
     """Prove or refute that a noise is what it claims to be, on every backend, in one process.
@@ -92,9 +93,9 @@ def check_noise(
 
 def chosen_backends(backends: collections.abc.Iterable[str] | None) -> tuple[str, ...]:
     """The backends that an argument `backends` means, all of which can be loaded."""
-    names = _names(backends, "backends", frameworks.installed(), pnd.backends.NAMES)
+    names = _names(backends, "backends", frameworks.installed(), known.NAMES)
     for name in names:
-        pnd.backends.get(name)
+        known.get(name)
     return names
 
 
@@ -139,7 +140,7 @@ def described(noise):
     return noise.__name__ if isinstance(noise, type) else repr(noise)
 
 
-def search(name, backend, noises, *, examples=EXAMPLES, seed=0, ops=pnd.ops):
+def search(name, backend, noises, *, examples=EXAMPLES, seed=0, ops=own_ops):
     """The `Outcome` of one claim on one backend.
 
     Args:
@@ -204,7 +205,7 @@ def _call(name, noise, place, arguments, ops):
     fields = ", ".join(f"{field}={value!r}" for field, value in noise.get_config().items())
     module = "pnd." if type(noise).__module__.startswith("pernodedrop.") else ""
     keywords = [f"{argument}={value!r}" for argument, value in arguments.items()]
-    if ops is not pnd.ops:
+    if ops is not own_ops:
         keywords.append("ops=...")
     positional = [f"{module}{type(noise).__name__}({fields})", *map(repr, place)]
     return f"pnd.testing.claims.{name}({', '.join([*positional, *keywords])})"

@@ -124,7 +124,7 @@ class Masksembles(Noisy):
             raise ValueError(checks.invalid("axis", f"an axis of known size, from 1, of {input_shape}", self.axis))
         channels = input_shape[self.axis]
         ones = ones_of(self.members, channels, self.scale)
-        self.masks = self._state("masks", draw_masks(self.members, channels, ones, self._first))
+        self.masks = self._variable("masks", draw_masks(self.members, channels, ones, self._first))
 
     def call(
         self,

@@ -108,7 +108,7 @@ class TabuDropout(ActivationNoise):
     def build(self, input_shape: Shape) -> None:
         if len(input_shape) < 2 or input_shape[-1] is None:
             raise ValueError(checks.invalid("inputs", "rank from 2 and a last axis of known size", tuple(input_shape)))
-        self._safe = self._state("safe", np.zeros(input_shape[-1], "int32"))
+        self._safe = self._variable("safe", np.zeros(input_shape[-1], "int32"))
 
     def entries(self, inputs: Tensor, key: Key | None, sample_ids: Tensor | None) -> Tensor:
         if sample_ids is not None:

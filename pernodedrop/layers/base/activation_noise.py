@@ -55,7 +55,7 @@ class ActivationNoise(Noisy):
         _, *middle, last = shape if len(shape) > 1 else (*shape, 1)
         samples = self.samples(inputs, sample_ids)
         zero, time = xp.arange(1, like=inputs), xp.arange(math.prod(middle), like=inputs)
-        sample = zero if "sample" in self.mask.sharing else samples
+        sample = zero if "sample" in self.sharing else samples
         field = self.field(key, xp.device(inputs))
         entries = field.entries(time[:, None], sample[:, None, None], xp.arange(last, like=inputs), zero, xp)
         return xp.reshape(entries, shape)

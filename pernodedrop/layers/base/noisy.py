@@ -1,20 +1,28 @@
 """What every noisy Keras layer has: a mask, its noise's numbers and its key in variables, one draw a call."""
 
+import contextlib
+import dataclasses
 import math
-import random
 import typing
 
 import keras
 import numpy as np
 
-from pernodedrop import backends, checks, generator, ops
+from pernodedrop import backends, checks, ops, registry
 from pernodedrop._types import Config, Key, Tensor, Words
 from pernodedrop.mask import Field, Mask
 from pernodedrop.noise import LATTICE, Noise
 from pernodedrop.schedules import Schedule
+from pernodedrop.state import State
 
 xp = backends.get(keras.backend.backend())
 """The ops namespace of the one framework that Keras layers run on in this process."""
+
+registry.connect(lambda cls, package: keras.saving.register_keras_serializable(package)(cls))
+
+
+NOISE = ("rate", "base_rate", "noise")
+"""What a config may have a schedule or a noise under."""
 
 
 class Noisy(keras.layers.Layer):
@@ -33,38 +41,52 @@ class Noisy(keras.layers.Layer):
     def __init__(
         self, mask: Mask, seed: int | None = None, schedule: Schedule | None = None, **kwargs: typing.Any
     ) -> None:
-        if schedule is not None and mask.regime != "dynamic":
-            raise ValueError(checks.invalid("rate", f"a float with regime={mask.regime!r}", schedule))
+        state = State(mask, seed, schedule)
         super().__init__(**kwargs)
-        self.mask = mask
-        self.schedule = schedule
-        self.seed = checks.check_seed(seed)
-        first = generator.seed_word(random.getrandbits(32) if seed is None else seed)
-        self._key = self._state("key", np.array([first, 0], "uint32").view("int32"))
-        own = mask.noise.params() if schedule is None else {}
-        self._numbers = {name: self._state(name, value) for name, value in own.items()}
-        if schedule is not None:
-            self._shift, self._rates = schedule.table()
-            rows = [mask.noise.with_rate(rate).params() for rate in self._rates]
-            self._table = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        self.state = state
+        self._key = self._variable("key", state.first_key)
+        self._numbers = {name: self._variable(name, value) for name, value in state.first_numbers.items()}
+
+    @property
+    def seed(self) -> int | None:
+        """The seed that was given."""
+        return self.state.seed
+
+    @property
+    def schedule(self) -> Schedule | None:
+        """The rate over time, or None."""
+        return self.state.schedule
+
+    @property
+    def sharing(self) -> frozenset[str]:
+        """The coordinates that entries do not depend on."""
+        return self.state.mask.sharing
+
+    @property
+    def regime(self) -> str:
+        """When masks change, see `pernodedrop.Mask`."""
+        return self.state.mask.regime
 
     @property
     def noise(self) -> Noise:
         """The noise with its present numbers."""
-        if self.schedule is not None:
-            return self.mask.noise.with_rate(self._rates[min(self.updates >> self._shift, len(self._rates) - 1)])
         numbers = {name: keras.ops.convert_to_numpy(variable)[()] for name, variable in self._numbers.items()}
-        return self.mask.noise.with_params(numbers)
+        return self.state.noise(self.updates, numbers)
+
+    @property
+    def mask(self) -> Mask:
+        """Which mask, with the noise's present numbers."""
+        return dataclasses.replace(self.state.mask, noise=self.noise)
 
     @property
     def members(self) -> int | None:
         """How many fixed functions the layer is at inference, of which `sample_ids` choose; None: it is one."""
-        return self.mask.bank_size
+        return self.state.mask.bank_size
 
     @property
     def makes_noise(self) -> bool:
         """Whether training calls with other keys give other outputs: at the present rate, or at some of a schedule."""
-        return not self.mask.at_inference and (self.schedule is not None or self.noise.variance > 0)
+        return not self.state.mask.at_inference and (self.schedule is not None or self.noise.variance > 0)
 
     @property
     def updates(self) -> int:
@@ -110,7 +132,7 @@ class Noisy(keras.layers.Layer):
         Raises:
             RuntimeError: inside a rematerialized function, on TensorFlow and torch (JAX itself refuses).
         """
-        if self.mask.regime != "dynamic":
+        if self.regime != "dynamic":
             return xp.asarray(self._key.value)
         xp.refuse_redraw()
         return xp.draw(self._key)
@@ -128,15 +150,24 @@ class Noisy(keras.layers.Layer):
     def get_config(self) -> Config:
         return {**super().get_config(), "seed": self.seed}
 
+    @classmethod
+    def from_config(cls, config: Config, custom_objects: dict[str, typing.Any] | None = None) -> typing.Self:
+        # a scope of nothing would hide the one around it
+        scope = keras.saving.custom_object_scope(custom_objects) if custom_objects else contextlib.nullcontext()
+        with scope:
+            saved = {name: config[name] for name in NOISE if isinstance(config.get(name), dict)}
+            noise = {name: keras.saving.deserialize_keras_object(one) for name, one in saved.items()}
+            return super().from_config({**config, **noise})
+
     def is_noisy(self, training: bool | None) -> bool:
         """Whether a call has noise."""
-        return bool(training) or self.mask.at_inference
+        return bool(training) or self.state.mask.at_inference
 
     def field(self, key: Key | None, device: typing.Any) -> Field:
         """The mask at a key, by default the next one."""
         key = self.draw() if key is None else key
-        key = ops.key_words(key, device, xp)
-        return Field(self.mask.noise, self._numbers_at(key[1], device), self.mask.key(key, xp))
+        numbers = {name: xp.asarray(variable.value) for name, variable in self._numbers.items()}
+        return self.state.field(ops.key_words(key, device, xp), numbers, device, xp)
 
     def present(self, device: typing.Any) -> Field:
         """The mask that the next call has, for its numbers: no key is drawn."""
@@ -150,29 +181,20 @@ class Noisy(keras.layers.Layer):
 
     def samples(self, x: Tensor, sample_ids: Tensor | None) -> Words:
         """The sample coordinates of the rows of x."""
+        mask = self.state.mask
         if sample_ids is not None:
-            if "sample" in self.mask.sharing:
+            if "sample" in mask.sharing:
                 refuse_sample_ids(sample_ids)
-            return self.mask.samples(ops.check_sample_ids(sample_ids, x, xp), xp)
-        if self.mask.regime == "example":
+            return mask.samples(ops.check_sample_ids(sample_ids, x, xp), xp)
+        if mask.regime == "example":
             raise ValueError(checks.invalid("sample_ids", "the examples' ids with regime='example'", None))
         batch = xp.shape(x)[0]
         words = xp.arange(batch, like=x)
-        if self.mask.regime != "fixed":
+        if mask.regime != "fixed":
             words = words + xp.as_word(xp.replica_offset(batch))
-        return self.mask.samples(words, xp)
+        return mask.samples(words, xp)
 
-    def _numbers_at(self, call: Words, device: typing.Any) -> dict[str, Tensor]:
-        """The numbers of the noise at a call number, a word tensor (1,)."""
-        if self.schedule is None:
-            return {name: xp.asarray(variable.value) for name, variable in self._numbers.items()}
-        rows = len(self._rates)
-        row = xp.astype(xp.shift_right(call, self._shift), "int32")
-        # a word from 2**31 may be negative as an int
-        row = keras.ops.where((row < 0) | (row >= rows), rows - 1, row)[0]
-        return {name: keras.ops.take(xp.asarray(table, device=device), row) for name, table in self._table.items()}
-
-    def _state(self, name: str, value: np.generic | np.typing.NDArray[typing.Any]) -> keras.Variable:
+    def _variable(self, name: str, value: np.generic | np.typing.NDArray[typing.Any]) -> keras.Variable:
         value = np.asarray(value)
         return self.add_weight(
             name=name,

@@ -41,5 +41,5 @@ def is_noise(layer: keras.layers.Layer) -> bool:
 def is_one_for_a_batch(layer: keras.layers.Layer) -> bool:
     """Whether the samples of a batch share the noise of a layer."""
     if isinstance(layer, Noisy):
-        return "sample" in layer.mask.sharing
+        return "sample" in layer.sharing
     return (getattr(layer, "noise_shape", None) or (None,))[0] == 1

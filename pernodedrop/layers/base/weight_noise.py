@@ -1,6 +1,5 @@
 """Weight noise: what the wrappers of a kernel-bearing layer share."""
 
-import contextlib
 import typing
 
 import keras
@@ -110,7 +109,7 @@ class WeightNoise(Noisy, keras.layers.Wrapper):
     @property
     def one_kernel(self) -> bool:
         """Whether all samples and positions of a call have the same mask."""
-        return {"sample", "time"} <= self.mask.sharing
+        return {"sample", "time"} <= self.sharing
 
     def masked_kernel(self, product: Contraction | Convolution, field: Field) -> Tensor:
         """The kernel with its noise, where that is one for all samples and positions."""
@@ -122,8 +121,8 @@ class WeightNoise(Noisy, keras.layers.Wrapper):
         """That mask, in the shape of `matrices`, (group, in, out)."""
         groups, inputs, outputs = matrices.shape
 
-        in_ = coordinate("in", groups * inputs, self.mask.sharing, matrices, xp)
-        out = coordinate("out", outputs, self.mask.sharing, matrices, xp)
+        in_ = coordinate("in", groups * inputs, self.sharing, matrices, xp)
+        out = coordinate("out", outputs, self.sharing, matrices, xp)
         zero = xp.arange(1, like=matrices)
         mask = field.entries(zero, zero, in_[:, None], out, xp)
         return xp.reshape(xp.broadcast_to(mask, (groups * inputs, outputs)), matrices.shape)
@@ -135,13 +134,6 @@ class WeightNoise(Noisy, keras.layers.Wrapper):
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         return self.layer.compute_output_shape(input_shape)
 
-    @classmethod
-    def from_config(cls, config: Config, custom_objects: dict[str, typing.Any] | None = None) -> typing.Self:
-        # for noise and schedule too; a scope of nothing would hide the one around it
-        scope = keras.saving.custom_object_scope(custom_objects) if custom_objects else contextlib.nullcontext()
-        with scope:
-            return super().from_config(config, custom_objects=custom_objects)
-
     def fold(self) -> keras.layers.Layer:
         """A plain Keras layer, built, with weights of its own, that computes what this layer does at inference.
 
@@ -149,9 +141,9 @@ class WeightNoise(Noisy, keras.layers.Wrapper):
             ValueError: a layer that is not built, or a bank, whose members are no one layer.
         """
         check_built(self)
-        if self.mask.regime == "bank":
+        if self.regime == "bank":
             raise ValueError(checks.invalid("regime", "one with one function at inference, to be folded", "bank"))
-        if not self.mask.at_inference:
+        if not self.state.mask.at_inference:
             return copy_of(self.layer)
         product = product_of(self.layer, len(self.layer.get_build_config()["input_shape"]))
         return copy_of(self.layer, self.masked_kernel(product, self.field(None, None)), dtype=self.dtype_policy)
@@ -187,11 +179,11 @@ class MaskedProduct(WeightNoise):
     def masked_product(self, x: Tensor, w: Tensor, field: Field, samples: Words) -> Tensor:
         """sum_i x[g, b, t, i] * w[g, i, o] * m[b, t, (g, i), o], in the shapes of `multiply`."""
         groups, inputs, outputs = w.shape
-        common = {"sharing": self.mask.sharing, "samples": samples, "xp": xp}
+        common = {"sharing": self.sharing, "samples": samples, "xp": xp}
         if groups > 1 and inputs * outputs <= SMALL_GROUP and self.method in ("auto", "materialized"):
             return ops.multiply_groups(x, w, field, **common)
 
-        drawn = self.mask.noise.gaussian and self.mask.regime != "dynamic"  # by "auto", without a mask that could stay
+        drawn = self.state.mask.noise.gaussian and self.regime != "dynamic"  # by "auto", without a mask that could stay
         method = "recomputed" if drawn and self.method == "auto" else self.method
 
         def of_group(n: int) -> Tensor:

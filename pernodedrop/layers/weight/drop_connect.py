@@ -175,7 +175,7 @@ class DropConnect(MaskedProduct):
             return None
         bias = keras.ops.reshape(self.layer.bias, (1, -1))
         groups, inputs, _ = product.matrices(float_kernel(self.layer)).shape
-        shared = self.mask.sharing
+        shared = self.sharing
         if isinstance(product, Contraction) and "sample" not in shared and product.y[0] != product.batch:
             expected = "an equation whose output has the batch letter first, beside mask_bias=True"
             raise ValueError(checks.invalid("layer", expected, product.equation))
@@ -190,7 +190,7 @@ class DropConnect(MaskedProduct):
         return {
             **super().get_config(),
             "rate": self.rate_config,
-            "sharing": sorted(self.mask.sharing),
+            "sharing": sorted(self.sharing),
             "mask_bias": self.mask_bias,
             "scaling": self.scaling,
             "inference": self.inference,

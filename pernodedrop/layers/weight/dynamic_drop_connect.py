@@ -100,7 +100,7 @@ class DynamicDropConnect(WeightNoise):
         self.prefer = checks.check_choice(prefer, "prefer", PREFERENCES)
         self.straight_through = checks.check_bool(straight_through, "straight_through")
         self.calibration = checks.check_choice(calibration, "calibration", CALIBRATIONS)
-        self._gradient_rate = self._state("gradient_rate", np.float32(gradient_rate))
+        self._gradient_rate = self._variable("gradient_rate", np.float32(gradient_rate))
 
     def build(self, input_shape: Shape) -> None:
         super().build(input_shape)

@@ -105,7 +105,7 @@ class NoiseInjection(WeightNoise):
         zero = xp.arange(1, like=x)
         batch, *positions = xp.shape(x)[: len(x.shape) - len(self._targets)]
         time = xp.arange(math.prod(positions), like=x) if positions else zero
-        e = field.entries(time, samples[:, None], zero, zero, xp) - self.mask.mean
+        e = field.entries(time, samples[:, None], zero, zero, xp) - self.state.mask.mean
         e = xp.reshape(e, (batch, *positions, *([1] * len(self._targets))))
         y = wide(x)
         w = xp.reshape(keras.ops.cast(self.noise_kernel, y.dtype), self._targets)

@@ -86,9 +86,9 @@ class PerNodeDrop(MaskedProduct):
         return {
             **super().get_config(),
             **self.law_config,
-            "regime": self.mask.regime,
-            "sharing": sorted(self.mask.sharing),
-            "bank_size": self.mask.bank_size,
+            "regime": self.regime,
+            "sharing": sorted(self.sharing),
+            "bank_size": self.members,
         }
 
 

@@ -75,7 +75,7 @@ class SparseVariationalDropout(Variational):
         checks.check_finite(threshold, "threshold")
         self.start = checks.check_finite(log_variance, "log_variance")
         super().__init__(layer, examples, seed=seed, **kwargs)
-        self._threshold = self._state("threshold", np.float32(threshold))
+        self._threshold = self._variable("threshold", np.float32(threshold))
 
     def build(self, input_shape: Shape) -> None:
         super().build(input_shape)
