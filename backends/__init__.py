@@ -30,7 +30,7 @@ NOISE_OPS = (
 )  # fmt: skip
 """Elementwise ops that a noise of your own may use, beside the arithmetic and comparison operators."""
 
-WORD_OPS = ("word", "as_word", "arange", "shift_right", "lattice", "uniform", "float32", "modulo")
+WORD_OPS = ("word", "as_word", "arange", "shift_right", "bits24", "uniform", "float32", "modulo")
 """Ops on word tensors, and the numbers made of them."""
 
 TENSOR_OPS = (

@@ -1,8 +1,8 @@
 """The Bernoulli product on a CPU, compiled by numba: words, decisions and sums stay in registers.
 
-Operands are NumPy arrays: x (r, t, i), w (i, o), dy (r, t, o) of one floating dtype, threshold (), and words, which are
-uint32: seed (1,), call (1,), and the coordinates time (r,), sample (r,), in_ (i,), out (o,). Every result is summed by
-one thread in one order, so it does not depend on how many threads there are.
+Operands are NumPy arrays: x (r, t, i), w (i, o), dy (r, t, o) of one floating dtype, and the mask's `Decisions`, whose
+words are uint32. Every result is summed by one thread in one order, so it does not depend on how many threads there
+are.
 """
 
 import concurrent.futures
@@ -14,7 +14,8 @@ import numba
 import numpy as np
 
 from pernodedrop import generator
-from pernodedrop.noise import LATTICE
+from pernodedrop.backends.methods import Decisions
+from pernodedrop.noise import LEVELS
 
 _GOLDEN = np.uint32(generator.GOLDEN)
 _FIRST, _SECOND, _THIRD = (np.uint32(m) for m in generator.MULTIPLIERS)
@@ -42,19 +43,19 @@ def _compiled(function):
     return kept_on_disk(functools.partial(numba.njit, **options), function)
 
 
-def product(x, w, threshold, seed, call, time, sample, in_, out):
+def product(x, w, mask):
     """y (r, t, o) = sum_i x[r, t, i] * w[i, o] * m[r, i, o]."""
-    outputs, w, out = w.shape[1], padded(w), padded(out)
+    outputs, w, mask = w.shape[1], padded(w), mask._replace(out=padded(mask.out))
     y = _zeros((*x.shape[:2], w.shape[1]), w.dtype)
-    _in_spans(forward, len(x), (y,), (x, w), threshold, seed, call, time, sample, in_, out)
+    _in_spans(forward, len(x), (y,), (x, w), mask)
     return np.ascontiguousarray(y[:, :, :outputs])
 
 
-def gradients(dy, x, w, threshold, seed, call, time, sample, in_, out):
+def gradients(dy, x, w, mask):
     """dx, of the shape of x, and dw, of the shape of w, of the very mask of `product`."""
-    outputs, dy, w, out = w.shape[1], padded(dy), padded(w), padded(out)
+    outputs, dy, w, mask = w.shape[1], padded(dy), padded(w), mask._replace(out=padded(mask.out))
     dx, dw = _zeros(x.shape, x.dtype), _zeros(w.shape, w.dtype)
-    _in_spans(backward, len(w), (dx, dw), (dy, x, w), threshold, seed, call, time, sample, in_, out)
+    _in_spans(backward, len(w), (dx, dw), (dy, x, w), mask)
     return dx, np.ascontiguousarray(dw[:, :outputs])
 
 
@@ -78,13 +79,14 @@ def spans(size, parts):
     return list(itertools.pairwise(edges))
 
 
-def _in_spans(kernel, size, results, operands, threshold, seed, call, *words):
+def _in_spans(kernel, size, results, operands, mask):
     """Run a kernel on spans that cover 0 ... size, in threads."""
     if not all(operand.size for operand in operands):
         return
     whole = [np.ascontiguousarray(operand) for operand in operands]
-    own = [np.array(coordinates) for coordinates in words]  # numba would compile once more for what is read-only
-    arguments = (*results, *whole, np.int32(threshold), seed[0], call[0], *own)
+    threshold, seed, call, *coordinates = mask
+    own = map(np.array, coordinates)  # numba would compile once more for what is read-only
+    arguments = (*results, *whole, Decisions(np.int32(threshold), seed[0], call[0], *own))
     parts = spans(size, numba.config.NUMBA_NUM_THREADS * _SPANS_A_THREAD)
 
     def run(part):
@@ -156,15 +158,15 @@ def _kept(out, row_key, last):
 @_inlined
 def _last(threshold):
     """The last word that is kept: word >> 8 < T just when word <= 256 * T - 1, the very last word from T = 2**24."""
-    return u32((min(max(threshold, 1), LATTICE) << 8) - 1)
+    return u32((min(max(threshold, 1), LEVELS) << 8) - 1)
 
 
 @_compiled
-def forward(start, stop, y, x, w, threshold, seed, call, time, sample, in_, out):
+def forward(start, stop, y, x, w, mask):
     """Fill the rows `start` ... `stop` of y, which are zero before."""
     inputs, outputs = w.shape
-    halves, last, mask = _halves(seed, call), _last(threshold), np.empty(outputs, w.dtype)
-    out = _shifted_array(out)
+    halves, last, masked = _halves(mask.seed, mask.call), _last(mask.threshold), np.empty(outputs, w.dtype)
+    time, sample, in_, out = mask.time, mask.sample, mask.in_, _shifted_array(mask.out)
     tile = min(inputs, _TILE // outputs + 1)
     first, second = np.empty(tile, u32), np.empty(tile, u32)
     for begin in range(0, inputs, tile):
@@ -174,12 +176,12 @@ def forward(start, stop, y, x, w, threshold, seed, call, time, sample, in_, out)
                 first[i - begin], second[i - begin] = _row_key(halves, time[r], sample[r], in_[i])
             for i in range(begin, end):
                 row_key = first[i - begin], second[i - begin]
-                _forward_row(r, i, y, x, w, mask, out, row_key, last)
-    y[start:stop] *= _scale(threshold, y.dtype)
+                _forward_row(r, i, y, x, w, masked, out, row_key, last)
+    y[start:stop] *= _scale(mask.threshold, y.dtype)
 
 
 @_inlined
-def _forward_row(r, i, y, x, w, mask, out, row_key, last):
+def _forward_row(r, i, y, x, w, masked, out, row_key, last):
     zero = w.dtype.type(0)
     if x.shape[1] == 1:  # else the mask would go through memory for a single use
         x_value = x[r, 0, i]
@@ -187,19 +189,20 @@ def _forward_row(r, i, y, x, w, mask, out, row_key, last):
             y[r, 0, o] += x_value * w[i, o] if _kept(out[o], row_key, last) else zero
         return
     for o in range(w.shape[1]):
-        mask[o] = w[i, o] if _kept(out[o], row_key, last) else zero
+        masked[o] = w[i, o] if _kept(out[o], row_key, last) else zero
     for t in range(x.shape[1]):
         x_value = x[r, t, i]
         for o in range(w.shape[1]):
-            y[r, t, o] += x_value * mask[o]
+            y[r, t, o] += x_value * masked[o]
 
 
 @_compiled
-def backward(start, stop, dx, dw, dy, x, w, threshold, seed, call, time, sample, in_, out):
+def backward(start, stop, dx, dw, dy, x, w, mask):
     """Fill the inputs `start` ... `stop` of dx and dw, the latter zero before."""
     rows, positions, outputs = dy.shape
-    halves, last, mask = _halves(seed, call), _last(threshold), np.empty(outputs, w.dtype)
-    scale, out = _scale(threshold, w.dtype), _shifted_array(out)
+    halves, last, kept = _halves(mask.seed, mask.call), _last(mask.threshold), np.empty(outputs, w.dtype)
+    time, sample, in_, out = mask.time, mask.sample, mask.in_, _shifted_array(mask.out)
+    scale = _scale(mask.threshold, w.dtype)
     tile = min(rows, _TILE // max(1, positions * outputs) + 1)
     first, second = np.empty(tile, u32), np.empty(tile, u32)
     # a step from row to row passes a whole row of x, so some columns are copied out, and those of dx back
@@ -217,7 +220,7 @@ def backward(start, stop, dx, dw, dy, x, w, threshold, seed, call, time, sample,
                     first[r - begin], second[r - begin] = _row_key(halves, time[r], sample[r], in_[i])
                 for r in range(begin, end):
                     row_key, at = (first[r - begin], second[r - begin]), (r - begin, i - left)
-                    _backward_row(r, i, at, dx_columns, dw, dy, x_columns, w, mask, out, row_key, last)
+                    _backward_row(r, i, at, dx_columns, dw, dy, x_columns, w, kept, out, row_key, last)
             for r in range(begin, end):
                 for t in range(positions):
                     for i in range(left, right):
@@ -226,7 +229,7 @@ def backward(start, stop, dx, dw, dy, x, w, threshold, seed, call, time, sample,
 
 
 @_inlined
-def _backward_row(r, i, at, dx, dw, dy, x, w, mask, out, row_key, last):
+def _backward_row(r, i, at, dx, dw, dy, x, w, kept, out, row_key, last):
     row, column = at
     zero, one = w.dtype.type(0), w.dtype.type(1)
     if x.shape[1] == 1:
@@ -238,11 +241,11 @@ def _backward_row(r, i, at, dx, dw, dy, x, w, mask, out, row_key, last):
         dx[row, 0, column] = dx_value
         return
     for o in range(w.shape[1]):
-        mask[o] = one if _kept(out[o], row_key, last) else zero
+        kept[o] = one if _kept(out[o], row_key, last) else zero
     for t in range(x.shape[1]):
         x_value, dx_value = x[row, t, column], zero
         for o in range(w.shape[1]):
-            masked = mask[o] * dy[r, t, o]
+            masked = kept[o] * dy[r, t, o]
             dx_value += masked * w[i, o]
             dw[i, o] += masked * x_value
         dx[row, t, column] = dx_value
@@ -251,4 +254,4 @@ def _backward_row(r, i, at, dx, dw, dy, x, w, mask, out, row_key, last):
 @_inlined
 def _scale(threshold, dtype):
     """What a kept entry is; 0 where T says that none is kept, which no noise says by itself."""
-    return dtype.type(np.float32(LATTICE) / np.float32(threshold)) if threshold > 0 else dtype.type(0)
+    return dtype.type(np.float32(LEVELS) / np.float32(threshold)) if threshold > 0 else dtype.type(0)

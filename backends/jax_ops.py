@@ -42,7 +42,6 @@ from jax.numpy import asarray as _asarray
 from jax.numpy import transpose as permute_dims
 
 from pernodedrop.backends import methods
-from pernodedrop.mask import Field
 
 xp = sys.modules[__name__]
 
@@ -69,7 +68,7 @@ def modulo(x, n):
     return x % np.uint32(n)
 
 
-def lattice(x):
+def bits24(x):
     return (x >> np.uint32(8)).astype(np.int32)
 
 
@@ -105,46 +104,50 @@ def is_integer(x):
     return issubdtype(x.dtype, integer)
 
 
-def recomputed(x, w, field, rows, in_, out):
-    return _jitted(field.noise, x, w, field.params, field.key, rows, in_, out)
+def recomputed(x, w, grid):
+    return _jitted(*_static(grid), x, w)
+
+
+def _static(grid):
+    """The noise of a grid, which is no array, and the rest, which is made of them."""
+    return grid.field.noise, grid._replace(field=grid.field._replace(noise=None))
+
+
+def _with_noise(noise, grid):
+    return grid._replace(field=grid.field._replace(noise=noise))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _recomputed(noise, x, w, params, key, rows, in_, out):
-    field = Field(noise, params, key)
+def _recomputed(noise, grid, x, w):
+    grid = _with_noise(noise, grid)
 
     def add_block(start, length, y):
-        x_block, w_block, i_block = _cut(start, length, x, w, in_)
-        mask = methods.entries(field, rows, i_block, out, xp)
+        x_block, w_block, mask = _cut(start, length, x, w, grid)
         return y + methods.forward_block(x_block, w_block, mask, xp)
 
     return _over_blocks(x, w, add_block, jax.numpy.zeros((*x.shape[:2], w.shape[1]), w.dtype))
 
 
-def _forward(noise, x, w, params, key, rows, in_, out):
-    return _recomputed(noise, x, w, params, key, rows, in_, out), (x, w, params, key, rows, in_, out)
+def _forward(noise, grid, x, w):
+    return _recomputed(noise, grid, x, w), (grid, x, w)
 
 
 def _backward(noise, saved, dy):
-    x, w, params, key, rows, in_, out = saved
-    field = Field(noise, params, key)
+    grid, x, w = saved
+    grid = _with_noise(noise, grid)
 
     def write_dx(start, length, dx):
-        _, w_block, i_block = _cut(start, length, x, w, in_)
-        mask = methods.entries(field, rows, i_block, out, xp)
+        _, w_block, mask = _cut(start, length, x, w, grid)
         block = methods.input_gradient_block(w_block, mask, dy, xp)
         return jax.lax.dynamic_update_slice_in_dim(dx, block, start, axis=2)
 
     def write_dw(start, length, dw):
-        x_block, _, i_block = _cut(start, length, x, w, in_)
-        mask = methods.entries(field, rows, i_block, out, xp)
+        x_block, _, mask = _cut(start, length, x, w, grid)
         block = methods.kernel_gradient_block(x_block, mask, dy, xp)
         return jax.lax.dynamic_update_slice_in_dim(dw, block, start, axis=0)
 
     # two loops: in one, XLA would make the mask once and store it for the second sum, which takes longer
-    dx = _over_blocks(x, w, write_dx, zeros_like(x))
-    dw = _over_blocks(x, w, write_dw, zeros_like(w))
-    return dx, dw, None, None, None, None, None
+    return None, _over_blocks(x, w, write_dx, zeros_like(x)), _over_blocks(x, w, write_dw, zeros_like(w))
 
 
 _recomputed.defvjp(_forward, _backward)
@@ -157,28 +160,26 @@ def kernel_obstacle(x, noise, dtype):
     return methods.cpu_kernel_obstacle(noise) if dtype == "float32" else "float32"
 
 
-def kernel(x, w, field, rows, in_, out):
-    if 0 in x.shape:
-        return recomputed(x, w, field, rows, in_, out)
-    return _jitted_kernel(field.noise, x, w, field.params, field.key, rows, in_, out)
+def kernel(x, w, grid):
+    return recomputed(x, w, grid) if 0 in x.shape else _jitted_kernel(*_static(grid), x, w)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _kernel(noise, *operands):
-    return _recomputed(noise, *operands)  # what is not differentiated may be exported, and the kernels cannot
+def _kernel(noise, grid, x, w):
+    return _recomputed(noise, grid, x, w)  # what is not differentiated may be exported, and the kernels cannot
 
 
-def _kernel_forward(noise, x, w, params, key, rows, in_, out):
+def _kernel_forward(noise, grid, x, w):
     from pernodedrop.backends import xla_kernels
 
-    operands = (x, w, params["threshold"], *key, *rows, in_, out)
-    return xla_kernels.product(*operands), operands
+    decisions = methods.Decisions.of(grid)
+    return xla_kernels.product(x, w, decisions), (x, w, decisions)
 
 
-def _kernel_backward(noise, operands, dy):
+def _kernel_backward(noise, saved, dy):
     from pernodedrop.backends import xla_kernels
 
-    return *xla_kernels.gradients(dy, *operands), None, None, None, None, None
+    return None, *xla_kernels.gradients(dy, *saved)
 
 
 _kernel.defvjp(_kernel_forward, _kernel_backward)
@@ -195,9 +196,10 @@ def _over_blocks(x, w, step, carry):
     return step(full * length, rest, carry) if rest else carry
 
 
-def _cut(start, length, x, w, in_):
+def _cut(start, length, x, w, grid):
+    """The blocks of x and w, and the mask of the block."""
     cut = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=length)
-    return cut(x, axis=2), cut(w, axis=0), cut(in_, axis=0)
+    return cut(x, axis=2), cut(w, axis=0), grid._replace(in_=cut(grid.in_, axis=0)).entries(xp)
 
 
 def draw(variable):

@@ -4,12 +4,13 @@ Shapes: r runs over the rows that have a mask of their own, t over the positions
 and o over outputs. An input of rank 2 has one position a row. x and w are of one floating dtype, float32 or float64.
 """
 
+import collections.abc
 import functools
 import importlib
 import typing
 
 from pernodedrop._types import Namespace, Tensor, Words
-from pernodedrop.mask import Field
+from pernodedrop.mask import Grid
 from pernodedrop.noise import Bernoulli, Noise, normal
 
 BLOCK_ENTRIES = 2**18
@@ -19,34 +20,44 @@ TYPICAL_BATCH = 128
 """Sizes the blocks of a graph that is traced with an unknown batch."""
 
 
-class Rows(typing.NamedTuple):
-    """Coordinates of the rows, as word tensors of shape (r,)."""
+class Decisions(typing.NamedTuple):
+    """A grid of Bernoulli decisions, flat, as the kernels take it.
 
+    Attributes:
+        threshold: that of the noise, an int32 scalar.
+        seed, call: word tensors (1,).
+        time, sample, in_, out: the coordinates of a `pernodedrop.mask.Grid`.
+    """
+
+    threshold: Tensor
+    seed: Words
+    call: Words
     time: Words
     sample: Words
+    in_: Words
+    out: Words
+
+    @classmethod
+    def of(cls, grid: Grid) -> "Decisions":
+        """The decisions of a grid whose noise is a Bernoulli one."""
+        return cls(grid.field.params["threshold"], *grid.field.key, *grid[1:])
 
 
-def entries(field: Field, rows: Rows, in_: Words, out: Words, xp: Namespace) -> Tensor:
-    """The mask at rows x in_ x out, the last two given as word tensors of shape (i,) and (o,): (r, i, o), float32."""
-    return field.entries(rows.time[:, None, None], rows.sample[:, None, None], in_[:, None], out, xp)
-
-
-def materialized(x: Tensor, w: Tensor, field: Field, rows: Rows, in_: Words, out: Words, xp: Namespace) -> Tensor:
+def materialized(x: Tensor, w: Tensor, grid: Grid, xp: Namespace) -> Tensor:
     """The product with the whole mask in memory: the oracle of the other ways."""
-    mask = xp.astype(entries(field, rows, in_, out, xp), xp.dtype(w))
+    mask = xp.astype(grid.entries(xp), xp.dtype(w))
     return xp.matmul(x, w * mask)
 
 
-def local_reparameterization(
-    x: Tensor, w: Tensor, field: Field, rows: Rows, in_: Words, out: Words, xp: Namespace
-) -> Tensor:
+def local_reparameterization(x: Tensor, w: Tensor, grid: Grid, xp: Namespace) -> Tensor:
     """The same law without a mask, for a Gaussian noise and one position a row (arXiv 1506.02557).
 
     Outputs of a row use disjoint entries, so they are independent normal numbers given x and w, with mean x @ w and
-    variance stddev**2 * (x**2 @ w**2). Their normals come from the lane after the noise's own, at the first of in_, so
+    variance stddev**2 * (x**2 @ w**2). Their normals come from the lane after the noise's own, at the first input, so
     that the parts of a kernel that is split have normals of their own.
     """
-    word = field.words(field.noise.lanes, rows.time[:, None], rows.sample[:, None], in_[:1], out, xp)
+    field = grid.field
+    word = field.words(field.noise.lanes, grid.time[:, None], grid.sample[:, None], grid.in_[:1], grid.out, xp)
     z = xp.astype(normal(xp.uniform(word), xp), xp.dtype(w))[:, None, :]
     variance = xp.matmul(x * x, w * w)
     positive = variance > 0
@@ -55,12 +66,10 @@ def local_reparameterization(
     return xp.matmul(x, w) + xp.astype(field.params["stddev"], xp.dtype(w)) * spread * z
 
 
-def shared_over_in_or_out(
-    x: Tensor, w: Tensor, field: Field, rows: Rows, in_: Words, out: Words, xp: Namespace
-) -> Tensor:
-    """The product when entries depend on one of in and out at most, whose other word tensor has shape (1,)."""
-    mask = xp.astype(entries(field, rows, in_, out, xp), xp.dtype(w))
-    if out.shape[0] == 1:
+def shared_over_in_or_out(x: Tensor, w: Tensor, grid: Grid, xp: Namespace) -> Tensor:
+    """The product when entries depend on one of in and out at most."""
+    mask = xp.astype(grid.entries(xp), xp.dtype(w))
+    if grid.out.shape[0] == 1:
         return xp.matmul(x * mask[:, :, 0][:, None, :], w)
     return xp.matmul(x, w) * mask[:, 0, :][:, None, :]
 
@@ -71,9 +80,12 @@ def block_length(rows: int | Tensor, outputs: int) -> int:
     return max(1, BLOCK_ENTRIES // max(1, rows * outputs))
 
 
-def blocks(inputs: int, length: int) -> list[slice]:
-    """The blocks of the input axis as slices."""
-    return [slice(start, min(start + length, inputs)) for start in range(0, inputs, length)]
+def blocks(x: Tensor, w: Tensor, grid: Grid, xp: Namespace) -> collections.abc.Iterator[tuple[slice, Tensor]]:
+    """The blocks of the input axis as slices, each with its mask."""
+    length = block_length(x.shape[0], w.shape[1])
+    for start in range(0, x.shape[2], length):
+        block = slice(start, min(start + length, x.shape[2]))
+        yield block, grid._replace(in_=grid.in_[block]).entries(xp)
 
 
 def forward_block(x: Tensor, w: Tensor, mask: Tensor, xp: Namespace) -> Tensor:

@@ -76,7 +76,7 @@ def modulo(x, n):
     return x % np.uint32(n)
 
 
-def lattice(x):
+def bits24(x):
     """The upper 24 bits of words, as int32."""
     return (x >> np.uint32(8)).astype(np.int32)
 
@@ -130,11 +130,10 @@ def stop_gradient(x):
     return x
 
 
-def recomputed(x, w, field, rows, in_, out):
+def recomputed(x, w, grid):
     """The masked product in blocks of inputs, so that no more than a block of the mask ever exists."""
     y = np.zeros((*x.shape[:2], w.shape[1]), w.dtype)
-    for block in methods.blocks(x.shape[2], methods.block_length(x.shape[0], w.shape[1])):
-        mask = methods.entries(field, rows, in_[block], out, xp)
+    for block, mask in methods.blocks(x, w, grid, xp):
         y += methods.forward_block(x[:, :, block], w[block], mask, xp)
     return y
 
@@ -144,12 +143,11 @@ def kernel_obstacle(x, noise, dtype):
     return methods.cpu_kernel_obstacle(noise)
 
 
-def kernel(x, w, field, rows, in_, out):
+def kernel(x, w, grid):
     """The masked product by a kernel written by hand, which has the mask in registers only."""
     from pernodedrop.backends import cpu_kernels
 
-    seed, call = field.key
-    return cpu_kernels.product(x, w, field.params["threshold"], seed, call, rows.time, rows.sample, in_, out)
+    return cpu_kernels.product(x, w, methods.Decisions.of(grid))
 
 
 def draw(variable):

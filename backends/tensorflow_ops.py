@@ -35,7 +35,7 @@ from tensorflow.python.framework import ops
 from tensorflow.python.ops import control_flow_util
 
 from pernodedrop.backends import methods
-from pernodedrop.mask import Field
+from pernodedrop.mask import Grid
 
 xp = sys.modules[__name__]
 
@@ -65,7 +65,7 @@ def modulo(x, n):
     return tf.cast(tf.cast(x, tf.int64) % n, tf.uint32)
 
 
-def lattice(x):
+def bits24(x):
     return tf.cast(shift_right(x, 8), tf.int32)
 
 
@@ -120,9 +120,9 @@ def matmul(a, b):
     return tf.reshape(rows, (*shape(a)[:-1], b.shape[-1]))
 
 
-def recomputed(x, w, field, rows, in_, out):
-    forward, backward = _compiled(field.noise, tuple(field.params))
-    return _once_differentiable(forward, backward, x, w, *field.params.values(), *field.key, *rows, in_, out)
+def recomputed(x, w, grid):
+    forward, backward = _compiled(grid.field.noise, tuple(grid.field.params))
+    return _once_differentiable(forward, backward, x, w, *grid.tensors())
 
 
 def kernel_obstacle(x, noise, dtype):
@@ -131,24 +131,30 @@ def kernel_obstacle(x, noise, dtype):
     return methods.cpu_kernel_obstacle(noise)
 
 
-def kernel(x, w, field, rows, in_, out):
+def kernel(x, w, grid):
     if not record.could_possibly_record():
         # what is not differentiated may be saved, and a call of Python cannot
-        return recomputed(x, w, field, rows, in_, out)
+        return recomputed(x, w, grid)
     from pernodedrop.backends import cpu_kernels
 
-    def forward(x, w, *mask):
-        (y,) = _in_python(lambda *arrays: (cpu_kernels.product(*arrays),), (x, w, *mask), [w.dtype])
+    def forward(x, w, *decisions):
+        def product(x, w, *decisions):
+            return (cpu_kernels.product(x, w, methods.Decisions(*decisions)),)
+
+        (y,) = _in_python(product, (x, w, *decisions), [w.dtype])
         y.set_shape((*x.shape[:2], w.shape[1]))
         return y
 
-    def backward(dy, x, w, *mask):
-        dx, dw = _in_python(cpu_kernels.gradients, (dy, x, w, *mask), [x.dtype, w.dtype])
+    def backward(dy, x, w, *decisions):
+        def gradients(dy, x, w, *decisions):
+            return cpu_kernels.gradients(dy, x, w, methods.Decisions(*decisions))
+
+        dx, dw = _in_python(gradients, (dy, x, w, *decisions), [x.dtype, w.dtype])
         dx.set_shape(x.shape)
         dw.set_shape(w.shape)
         return dx, dw
 
-    return _once_differentiable(forward, backward, x, w, field.params["threshold"], *field.key, *rows, in_, out)
+    return _once_differentiable(forward, backward, x, w, *methods.Decisions.of(grid))
 
 
 def _in_python(function, tensors, dtypes):
@@ -192,35 +198,27 @@ def _compiled(noise, names):
     # writes into the loop's own buffer, where public ops would stack the blocks and copy them once more
     from tensorflow.compiler.tf2xla.python.xla import dynamic_update_slice as update
 
-    def mask_of(params_key_rows, in_, out):
-        params = dict(zip(names, params_key_rows, strict=False))
-        seed, call, time, sample = params_key_rows[len(names) :]
-        return methods.entries(Field(noise, params, (seed, call)), methods.Rows(time, sample), in_, out, xp)
+    @tf.function(jit_compile=True, autograph=False)
+    def forward(x, w, *mask):
+        grid = Grid.from_tensors(noise, names, mask)
+
+        def add_block(start, length, y):
+            x_block, w_block, entries = _cut(start, length, x, w, grid)
+            return y + methods.forward_block(x_block, w_block, entries, xp)
+
+        return _over_blocks(x, w, add_block, tf.zeros((*shape(x)[:2], w.shape[1]), w.dtype))
 
     @tf.function(jit_compile=True, autograph=False)
-    def forward(x, w, *operands):
-        *rest, in_, out = operands
-
-        def block(start, length):
-            x_block, w_block, in_block = _cut(start, length, x, w, in_)
-            return methods.forward_block(x_block, w_block, mask_of(rest, in_block, out), xp)
-
-        y = tf.zeros((*shape(x)[:2], w.shape[1]), w.dtype)
-        return _over_blocks(x, w, lambda start, length, y: y + block(start, length), y)
-
-    @tf.function(jit_compile=True, autograph=False)
-    def backward(dy, x, w, *operands):
-        *rest, in_, out = operands
+    def backward(dy, x, w, *mask):
+        grid = Grid.from_tensors(noise, names, mask)
 
         def write_dx(start, length, dx):
-            _, w_block, in_block = _cut(start, length, x, w, in_)
-            block = methods.input_gradient_block(w_block, mask_of(rest, in_block, out), dy, xp)
-            return update(dx, block, (0, 0, start))
+            _, w_block, entries = _cut(start, length, x, w, grid)
+            return update(dx, methods.input_gradient_block(w_block, entries, dy, xp), (0, 0, start))
 
         def write_dw(start, length, dw):
-            x_block, _, in_block = _cut(start, length, x, w, in_)
-            block = methods.kernel_gradient_block(x_block, mask_of(rest, in_block, out), dy, xp)
-            return update(dw, block, (start, 0))
+            x_block, _, entries = _cut(start, length, x, w, grid)
+            return update(dw, methods.kernel_gradient_block(x_block, entries, dy, xp), (start, 0))
 
         # two loops: in one, XLA would make the mask once and store it for the second sum, which takes longer
         return _over_blocks(x, w, write_dx, zeros_like(x)), _over_blocks(x, w, write_dw, zeros_like(w))
@@ -242,9 +240,11 @@ def _over_blocks(x, w, step, carry):
     return step(full * length, rest, carry) if rest else carry
 
 
-def _cut(start, length, x, w, in_):
+def _cut(start, length, x, w, grid):
+    """The blocks of x and w, and the mask of the block."""
     x_block = tf.slice(x, (0, 0, start), (*shape(x)[:2], length))
-    return x_block, tf.slice(w, (start, 0), (length, w.shape[1])), tf.slice(in_, (start,), (length,))
+    entries = grid._replace(in_=tf.slice(grid.in_, (start,), (length,))).entries(xp)
+    return x_block, tf.slice(w, (start, 0), (length, w.shape[1])), entries
 
 
 def draw(variable):

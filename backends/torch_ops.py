@@ -35,7 +35,7 @@ from torch import (
 )
 
 from pernodedrop.backends import methods
-from pernodedrop.mask import Field
+from pernodedrop.mask import Grid
 
 xp = sys.modules[__name__]
 permute_dims = permute
@@ -91,7 +91,7 @@ def modulo(x, n):
     return ((x.long() & 0xFFFFFFFF) % n).to(torch.int32)
 
 
-def lattice(x):
+def bits24(x):
     return shift_right(x, 8)
 
 
@@ -149,81 +149,71 @@ def is_integer(x):
     return not (x.is_floating_point() or x.is_complex() or x.dtype == torch.bool)
 
 
-def recomputed(x, w, field, rows, in_, out):
-    law, names, params = _law(field)
-    return _recomputed(x, w, law, names, params, list(field.key), list(rows), in_, out)
+def recomputed(x, w, grid):
+    return _recomputed(x, w, *_flat(grid))
 
 
 @torch.library.custom_op("pernodedrop::recomputed", mutates_args=())
-def _recomputed(
-    x: torch.Tensor,
-    w: torch.Tensor,
-    law: str,
-    names: str,
-    params: list[torch.Tensor],
-    key: list[torch.Tensor],
-    rows: list[torch.Tensor],
-    in_: torch.Tensor,
-    out: torch.Tensor,
-) -> torch.Tensor:
+def _recomputed(x: torch.Tensor, w: torch.Tensor, noise: str, names: str, mask: list[torch.Tensor]) -> torch.Tensor:
     y = x.new_zeros((*x.shape[:2], w.shape[1]))
-    for block, mask in _masks(x, w, law, names, params, key, rows, in_, out):
-        y += methods.forward_block(x[:, :, block], w[block], mask, xp)
+    for block, entries in methods.blocks(x, w, _grid(noise, names, mask), xp):
+        y += methods.forward_block(x[:, :, block], w[block], entries, xp)
     return y
 
 
 @_recomputed.register_fake
-def _(x, w, law, names, params, key, rows, in_, out):
+def _(x, w, noise, names, mask):
     return x.new_empty((*x.shape[:2], w.shape[1]))
 
 
 @torch.library.custom_op("pernodedrop::recomputed_backward", mutates_args=())
 def _recomputed_backward(
-    dy: torch.Tensor,
-    x: torch.Tensor,
-    w: torch.Tensor,
-    law: str,
-    names: str,
-    params: list[torch.Tensor],
-    key: list[torch.Tensor],
-    rows: list[torch.Tensor],
-    in_: torch.Tensor,
-    out: torch.Tensor,
+    dy: torch.Tensor, x: torch.Tensor, w: torch.Tensor, noise: str, names: str, mask: list[torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     dx, dw = torch.empty_like(x), torch.empty_like(w)
-    for block, mask in _masks(x, w, law, names, params, key, rows, in_, out):
-        dx[:, :, block] = methods.input_gradient_block(w[block], mask, dy, xp)
-        dw[block] = methods.kernel_gradient_block(x[:, :, block], mask, dy, xp)
+    for block, entries in methods.blocks(x, w, _grid(noise, names, mask), xp):
+        dx[:, :, block] = methods.input_gradient_block(w[block], entries, dy, xp)
+        dw[block] = methods.kernel_gradient_block(x[:, :, block], entries, dy, xp)
     return dx, dw
 
 
 @_recomputed_backward.register_fake
-def _(dy, x, w, law, names, params, key, rows, in_, out):
+def _(dy, x, w, noise, names, mask):
     return torch.empty_like(x), torch.empty_like(w)
 
 
 def _setup_context(ctx, inputs, output):
-    x, w, ctx.law, ctx.names, params, key, rows, in_, out = inputs
-    ctx.sizes = (len(params), len(key))
-    ctx.save_for_backward(x, w, *params, *key, *rows, in_, out)
+    x, w, ctx.noise, ctx.names, mask = inputs
+    ctx.save_for_backward(x, w, *mask)
 
 
 def _backward(ctx, dy):
-    x, w, *rest, in_, out = ctx.saved_tensors
-    n, k = ctx.sizes
-    params, key, rows = rest[:n], rest[n : n + k], rest[n + k :]
-    dx, dw = _recomputed_backward(dy.contiguous(), x, w, ctx.law, ctx.names, params, key, rows, in_, out)
-    return dx, dw, None, None, [None] * n, [None] * k, [None] * len(rows), None, None
+    x, w, *mask = ctx.saved_tensors
+    dx, dw = _recomputed_backward(dy.contiguous(), x, w, ctx.noise, ctx.names, mask)
+    return dx, dw, None, None, [None] * len(mask)
 
 
 _recomputed.register_autograd(_backward, setup_context=_setup_context)
 
+# An operator takes tensors and strings only, so a noise crosses its border by the name it is filed under here.
+_NAMES: dict = {}
+_NOISES: dict = {}
 
-def _masks(x, w, law, names, params, key, rows, in_, out):
-    field = Field(_LAWS[law], dict(zip(names.split(), params, strict=True)), tuple(key))
-    rows = methods.Rows(*rows)
-    for block in methods.blocks(x.shape[2], methods.block_length(x.shape[0], w.shape[1])):
-        yield block, methods.entries(field, rows, in_[block], out, xp)
+
+@torch.compiler.assume_constant_result
+def _filed(noise):
+    name = _NAMES.setdefault(noise, f"{type(noise).__name__}-{len(_NAMES)}")
+    _NOISES[name] = noise
+    return name
+
+
+def _flat(grid):
+    """A grid as an operator takes it: the name of its noise, those of its numbers, its tensors."""
+    return _filed(grid.field.noise), " ".join(grid.field.params), grid.tensors()
+
+
+def _grid(noise, names, tensors):
+    return Grid.from_tensors(_NOISES[noise], names.split(), tensors)
 
 
 def _load_triton_kernels():
@@ -257,102 +247,68 @@ def kernel_obstacle(x, noise, dtype):
     return methods.kernel_noise_obstacle(noise)
 
 
-def kernel(x, w, field, rows, in_, out):
-    return _kernel(x, w, field.params["threshold"], list(field.key), list(rows), in_, out)
+def kernel(x, w, grid):
+    return _kernel(x, w, list(methods.Decisions.of(grid)))
 
 
 @torch.library.custom_op("pernodedrop::kernel", mutates_args=(), device_types="cpu")
-def _kernel(
-    x: torch.Tensor,
-    w: torch.Tensor,
-    threshold: torch.Tensor,
-    key: list[torch.Tensor],
-    rows: list[torch.Tensor],
-    in_: torch.Tensor,
-    out: torch.Tensor,
-) -> torch.Tensor:
+def _kernel(x: torch.Tensor, w: torch.Tensor, decisions: list[torch.Tensor]) -> torch.Tensor:
     from pernodedrop.backends import cpu_kernels
 
-    return torch.from_numpy(cpu_kernels.product(x.numpy(), w.numpy(), *_host(threshold, *key, *rows, in_, out)))
+    return torch.from_numpy(cpu_kernels.product(x.numpy(), w.numpy(), _host(decisions)))
 
 
 @_kernel.register_fake
-def _(x, w, threshold, key, rows, in_, out):
+def _(x, w, decisions):
     return x.new_empty((*x.shape[:2], w.shape[1]))
 
 
 @_kernel.register_kernel("cuda")
-def _(x, w, threshold, key, rows, in_, out):
+def _(x, w, decisions):
     if 0 in x.shape:
         return x.new_zeros((*x.shape[:2], w.shape[1]))
-    words = threshold, tuple(key), methods.Rows(*rows), in_, out
-    return _TRITON_KERNELS.forward(x[:, 0], w, *words)[:, None]
+    return _TRITON_KERNELS.forward(x[:, 0], w, methods.Decisions(*decisions))[:, None]
 
 
 @torch.library.custom_op("pernodedrop::kernel_backward", mutates_args=(), device_types="cpu")
 def _kernel_backward(
-    dy: torch.Tensor,
-    x: torch.Tensor,
-    w: torch.Tensor,
-    threshold: torch.Tensor,
-    key: list[torch.Tensor],
-    rows: list[torch.Tensor],
-    in_: torch.Tensor,
-    out: torch.Tensor,
+    dy: torch.Tensor, x: torch.Tensor, w: torch.Tensor, decisions: list[torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     from pernodedrop.backends import cpu_kernels
 
-    words = _host(threshold, *key, *rows, in_, out)
-    dx, dw = cpu_kernels.gradients(dy.numpy(), x.numpy(), w.numpy(), *words)
+    dx, dw = cpu_kernels.gradients(dy.numpy(), x.numpy(), w.numpy(), _host(decisions))
     return torch.from_numpy(dx), torch.from_numpy(dw)
 
 
 @_kernel_backward.register_kernel("cuda")
-def _(dy, x, w, threshold, key, rows, in_, out):
+def _(dy, x, w, decisions):
     if 0 in x.shape:
         return torch.zeros_like(x), torch.zeros_like(w)
-    words = threshold, tuple(key), methods.Rows(*rows), in_, out
-    dx, dw = _TRITON_KERNELS.backward(dy[:, 0], x[:, 0], w, *words)
+    dx, dw = _TRITON_KERNELS.backward(dy[:, 0], x[:, 0], w, methods.Decisions(*decisions))
     return dx[:, None], dw
 
 
 @_kernel_backward.register_fake
-def _(dy, x, w, threshold, key, rows, in_, out):
+def _(dy, x, w, decisions):
     return x.new_empty(x.shape), w.new_empty(w.shape)
 
 
-def _host(threshold, *words):
-    return threshold.numpy(), *(word.numpy().view("uint32") for word in words)
+def _host(decisions):
+    threshold, *words = (tensor.numpy() for tensor in decisions)
+    return methods.Decisions(threshold, *(word.view("uint32") for word in words))
 
 
 def _setup_kernel_context(ctx, inputs, output):
-    x, w, threshold, key, rows, in_, out = inputs
-    ctx.save_for_backward(x, w, threshold, *key, *rows, in_, out)
+    x, w, decisions = inputs
+    ctx.save_for_backward(x, w, *decisions)
 
 
 def _backward_of_kernel(ctx, dy):
-    x, w, threshold, seed, call, time, sample, in_, out = ctx.saved_tensors
-    dx, dw = _kernel_backward(dy, x, w, threshold, [seed, call], [time, sample], in_, out)
-    return dx, dw, None, [None] * 2, [None] * 2, None, None
+    x, w, *decisions = ctx.saved_tensors
+    return *_kernel_backward(dy, x, w, decisions), [None] * len(decisions)
 
 
 _kernel.register_autograd(_backward_of_kernel, setup_context=_setup_kernel_context)
-
-
-# An operator takes tensors and strings only, so a noise crosses its border by the name it is filed under here.
-_NAMES: dict = {}
-_LAWS: dict = {}
-
-
-@torch.compiler.assume_constant_result
-def _file_law(noise):
-    name = _NAMES.setdefault(noise, f"{type(noise).__name__}-{len(_NAMES)}")
-    _LAWS[name] = noise
-    return name
-
-
-def _law(field):
-    return _file_law(field.noise), " ".join(field.params), list(field.params.values())
 
 
 def draw(variable):

@@ -36,11 +36,11 @@ import triton
 import triton.language as tl
 
 from pernodedrop import generator
-from pernodedrop.backends.methods import Rows
+from pernodedrop.backends.methods import Decisions
 
 FIRST, SECOND, THIRD = (tl.constexpr(m) for m in generator.MULTIPLIERS)
 GOLDEN = tl.constexpr(generator.GOLDEN)
-LATTICE = tl.constexpr(2.0**24)
+LEVELS = tl.constexpr(2.0**24)
 
 Pair: typing.TypeAlias = tuple[torch.Tensor, torch.Tensor]
 
@@ -120,7 +120,7 @@ def _limit(threshold):
 
 @triton.jit
 def _scale(threshold):
-    return tl.div_rn(LATTICE, tl.load(threshold).to(tl.float32))
+    return tl.div_rn(LEVELS, tl.load(threshold).to(tl.float32))
 
 
 @triton.jit
@@ -227,59 +227,27 @@ def _dw_kernel(
     tl.store(dw, total * _scale(threshold), has_o[:, None] & has_i[None, :])
 
 
-def forward(
-    x: torch.Tensor,
-    w: torch.Tensor,
-    threshold: torch.Tensor,
-    key: Pair,
-    rows: Rows,
-    in_: torch.Tensor,
-    out: torch.Tensor,
-) -> torch.Tensor:
+def forward(x: torch.Tensor, w: torch.Tensor, mask: Decisions) -> torch.Tensor:
     """The product.
 
     Args:
         x, w: float32 tensors (r, i) and (i, o) with any strides; no size is 0.
-        threshold: that of the noise, an int32 scalar tensor in [1, 2**24].
-        key: pair of word tensors (seed, call) of shape (1,).
-        rows: coordinates of the rows, word tensors of shape (r,) or (1,).
-        in_, out: word tensors of shape (i,) and (o,), with any strides.
+        mask: the decisions. The threshold is in [1, 2**24], time and sample may have shape (1,), strides are any.
 
     Returns:
         y (r, o), float32.
     """
-    sizes = Sizes(x.shape[0], *w.shape)
-    return _sum(_y_kernel, ("outputs", "rows", "inputs"), (x, w), sizes, threshold, key, rows, in_, out)
+    return _sum(_y_kernel, ("outputs", "rows", "inputs"), (x, w), Sizes(x.shape[0], *w.shape), mask)
 
 
-def backward(
-    dy: torch.Tensor,
-    x: torch.Tensor,
-    w: torch.Tensor,
-    threshold: torch.Tensor,
-    key: Pair,
-    rows: Rows,
-    in_: torch.Tensor,
-    out: torch.Tensor,
-) -> Pair:
+def backward(dy: torch.Tensor, x: torch.Tensor, w: torch.Tensor, mask: Decisions) -> Pair:
     """The gradients dx (r, i) and dw (i, o) to an upstream gradient dy (r, o), a float32 tensor with any strides."""
     sizes = Sizes(x.shape[0], *w.shape)
-    dx = _sum(_dx_kernel, ("inputs", "rows", "outputs"), (dy, w), sizes, threshold, key, rows, in_, out)
-    dw = _sum(_dw_kernel, ("outputs", "inputs", "rows"), (dy, x), sizes, threshold, key, rows, in_, out)
-    return dx, dw
+    dx = _sum(_dx_kernel, ("inputs", "rows", "outputs"), (dy, w), sizes, mask)
+    return dx, _sum(_dw_kernel, ("outputs", "inputs", "rows"), (dy, x), sizes, mask)
 
 
-def _sum(
-    kernel: typing.Any,
-    axes: tuple[str, str, str],
-    operands: Pair,
-    sizes: Sizes,
-    threshold: torch.Tensor,
-    key: Pair,
-    rows: Rows,
-    in_: torch.Tensor,
-    out: torch.Tensor,
-) -> torch.Tensor:
+def _sum(kernel: typing.Any, axes: tuple[str, str, str], operands: Pair, sizes: Sizes, mask: Decisions) -> torch.Tensor:
     """What a kernel computes: axes are the two of its tile, registers first, and the one that it sums over."""
     device = operands[0].device
     first, second, third = (getattr(sizes, axis) for axis in axes)
@@ -288,12 +256,10 @@ def _sum(
     length = _part_length(third, tiles, device)
     parts = triton.cdiv(third, length)
     result = torch.empty((parts, second, first), dtype=torch.float32, device=device)
-    coordinates = (rows.time.expand(sizes.rows), rows.sample.expand(sizes.rows), in_, out)
+    coordinates = (mask.time.expand(sizes.rows), mask.sample.expand(sizes.rows), mask.in_, mask.out)
     strides = [stride for tensor in (*operands, *coordinates) for stride in tensor.stride()]
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
-        kernel[(tiles * parts,)](
-            result, *operands, threshold, *key, *coordinates, *sizes, length, *strides, *tile, **OPTIONS
-        )
+        kernel[(tiles * parts,)](result, *operands, *mask[:3], *coordinates, *sizes, length, *strides, *tile, **OPTIONS)
     return result[0] if parts == 1 else result.sum(0)
 
 

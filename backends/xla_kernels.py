@@ -20,16 +20,17 @@ from numba import types
 from numba.extending import intrinsic
 
 from pernodedrop import generator, noise
-from pernodedrop.backends import cpu_kernels
+from pernodedrop.backends import cpu_kernels, methods
+from pernodedrop.backends.methods import Decisions
 
 _METADATA = 1  # the extension of a call that only asks
 _CALLS = 4 * max(4, os.cpu_count() or 1)  # below a dozen steps XLA takes them one after the other
 
 
-def product(x, w, threshold, seed, call, time, sample, in_, out):
+def product(x, w, mask):
     """As `cpu_kernels.product`, on traced arrays."""
-    outputs, w, out = w.shape[1], cpu_kernels.padded(w, jnp), cpu_kernels.padded(out, jnp)
-    operands = (x, w, threshold, seed, call, time, sample, in_, out)
+    outputs, w, mask = w.shape[1], cpu_kernels.padded(w, jnp), mask._replace(out=cpu_kernels.padded(mask.out, jnp))
+    operands = (x, w, *mask)
     parts = [
         _call("forward", span, operands, (span[1] - span[0], x.shape[1], w.shape[1]))[0]
         for span in cpu_kernels.spans(len(x), _CALLS)
@@ -37,10 +38,10 @@ def product(x, w, threshold, seed, call, time, sample, in_, out):
     return jnp.concatenate(parts)[:, :, :outputs]
 
 
-def gradients(dy, x, w, threshold, seed, call, time, sample, in_, out):
+def gradients(dy, x, w, mask):
     """As `cpu_kernels.gradients`, on traced arrays."""
-    outputs, dy, w, out = w.shape[1], *(cpu_kernels.padded(a, jnp) for a in (dy, w, out))
-    operands = (dy, x, w, threshold, seed, call, time, sample, in_, out)
+    outputs, dy, w, out = w.shape[1], *(cpu_kernels.padded(a, jnp) for a in (dy, w, mask.out))
+    operands = (dy, x, w, *mask._replace(out=out))
     parts = [
         _call("backward", span, operands, (*x.shape[:2], span[1] - span[0]), (span[1] - span[0], w.shape[1]))
         for span in cpu_kernels.spans(len(w), _CALLS)
@@ -100,12 +101,12 @@ def _operands(frame):
 
 
 @numba.njit
-def _coordinates(addresses, rows, inputs, outputs):
-    """threshold, seed, call, time, sample, in_, out."""
-    law = _array(addresses[0], 1, types.int32)[0], _array(addresses[1], 1, types.uint32)[0]
+def _decisions(addresses, rows, inputs, outputs):
+    threshold = _array(addresses[0], 1, types.int32)[0]
+    seed, call = _array(addresses[1], 1, types.uint32)[0], _array(addresses[2], 1, types.uint32)[0]
     time, sample = _array(addresses[3], rows, types.uint32), _array(addresses[4], rows, types.uint32)
     in_, out = _array(addresses[5], inputs, types.uint32), _array(addresses[6], outputs, types.uint32)
-    return (*law, _array(addresses[2], 1, types.uint32)[0], time, sample, in_, out)
+    return Decisions(threshold, seed, call, time, sample, in_, out)
 
 
 def _handlers(sources):
@@ -120,13 +121,11 @@ def _handlers(sources):
         (rows, positions, inputs), outputs = (shapes[1][0], shapes[1][1], shapes[1][2]), shapes[2][1]
         x = _array(addresses[1], (rows, positions, inputs), types.float32)
         w = _array(addresses[2], (inputs, outputs), types.float32)
-        threshold, seed, call, time, sample, in_, out = _coordinates(addresses[3:], rows, inputs, outputs)
+        m = _decisions(addresses[3:], rows, inputs, outputs)
+        part = Decisions(m.threshold, m.seed, m.call, m.time[start:stop], m.sample[start:stop], m.in_, m.out)
         y = _array(results[0], (stop - start, positions, outputs), types.float32)
         y[:] = 0
-        cpu_kernels.forward(
-            0, stop - start, y, x[start:stop], w,
-            threshold, seed, call, time[start:stop], sample[start:stop], in_, out,
-        )  # fmt: skip
+        cpu_kernels.forward(0, stop - start, y, x[start:stop], w, part)
         return 0
 
     def backward(address):
@@ -139,14 +138,12 @@ def _handlers(sources):
         dy = _array(addresses[1], (rows, positions, outputs), types.float32)
         x = _array(addresses[2], (rows, positions, inputs), types.float32)
         w = _array(addresses[3], (inputs, outputs), types.float32)
-        threshold, seed, call, time, sample, in_, out = _coordinates(addresses[4:], rows, inputs, outputs)
+        m = _decisions(addresses[4:], rows, inputs, outputs)
+        part = Decisions(m.threshold, m.seed, m.call, m.time, m.sample, m.in_[start:stop], m.out)
         dx = _array(results[0], (rows, positions, stop - start), types.float32)
         dw = _array(results[1], (stop - start, outputs), types.float32)
         dw[:] = 0
-        cpu_kernels.backward(
-            0, stop - start, dx, dw, dy, x[:, :, start:stop], w[start:stop],
-            threshold, seed, call, time, sample, in_[start:stop], out,
-        )  # fmt: skip
+        cpu_kernels.backward(0, stop - start, dx, dw, dy, x[:, :, start:stop], w[start:stop], part)
         return 0
 
     return forward, backward
@@ -155,7 +152,7 @@ def _handlers(sources):
 def _register():
     capsule = ctypes.pythonapi.PyCapsule_New
     capsule.restype, capsule.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
-    files = (inspect.getfile(module) for module in (cpu_kernels, generator, noise))
+    files = (inspect.getfile(module) for module in (cpu_kernels, generator, methods, noise))
     sources = b"".join(pathlib.Path(file).read_bytes() for file in files)
     decorator = functools.partial(numba.cfunc, types.intp(types.intp))
     for function in _handlers(1 + zlib.crc32(sources)):

@@ -9,6 +9,7 @@ import typing
 import numpy as np
 
 WORD_LIMIT = 2**32
+HIGHEST_RATE = 1 - 2**-24
 
 
 def invalid(argument: str, expected: str, received: object) -> str:
@@ -31,7 +32,7 @@ def check_rate(rate: typing.Any, argument: str = "rate") -> float:
     expected = "a float in [0, 1 - 2**-24], the probability that an entry is perturbed"
     if not is_real(rate):
         raise TypeError(invalid(argument, expected, rate))
-    if not 0 <= rate <= 1 - 2**-24:  # also refuses NaN
+    if not 0 <= rate <= HIGHEST_RATE:  # also refuses NaN
         raise ValueError(invalid(argument, expected, rate))
     return float(rate)
 

@@ -11,7 +11,7 @@ from keras.src.backend import get_keras_mask, set_keras_mask  # a loss of one's 
 
 from pernodedrop import checks
 from pernodedrop._types import Config, Shape, Tensor
-from pernodedrop.layers.base import sources
+from pernodedrop.layers.base import stochastic
 from pernodedrop.layers.base.noisy import Noisy
 from pernodedrop.surgery import fold
 
@@ -388,7 +388,7 @@ def _is_closed(layer: keras.layers.Layer) -> bool:
 
 
 def _differs_between_samples(layer: keras.layers.Layer) -> bool:
-    if isinstance(layer, (Noisy, *sources.NOISE, *sources.NOISE_INSIDE)):
+    if isinstance(layer, (Noisy, *stochastic.NOISE, *stochastic.NOISE_INSIDE)):
         by_id = isinstance(layer, Noisy) and layer.regime == "example"
-        return sources.is_noise(layer) and not by_id and not sources.is_one_for_a_batch(layer)
+        return stochastic.is_stochastic(layer) and not by_id and not stochastic.shares_noise(layer)
     return bool(layer._seed_generators)  # of Keras' augmentation, for one

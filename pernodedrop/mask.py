@@ -1,9 +1,10 @@
 """Masks: a noise, what its entries depend on, and when they change.
 
 A mask is a function of (key, sample, time, in, out). `Mask` says which function; `Field` is that function at one key,
-ready to be evaluated at any coordinates. Neither stores an entry.
+ready to be evaluated at any coordinates; `Grid` is a field with the coordinates of one product. None stores an entry.
 """
 
+import collections.abc
 import dataclasses
 import typing
 
@@ -128,3 +129,37 @@ class Field(typing.NamedTuple):
         """Entries at broadcast coordinates, float32."""
         lanes = [self.words(lane, time, sample, in_, out, xp) for lane in range(self.noise.lanes)]
         return self.noise.from_words(lanes, self.params, xp)
+
+
+class Grid(typing.NamedTuple):
+    """A field at the coordinates of one product: the mask of rows x inputs x outputs.
+
+    Attributes:
+        field: the mask at its key.
+        time, sample: coordinates of the rows, word tensors (r,); one of shape (1,) is that of all rows.
+        in_, out: those of the inputs and the outputs, word tensors (i,) and (o,), likewise.
+    """
+
+    field: Field
+    time: Words
+    sample: Words
+    in_: Words
+    out: Words
+
+    def entries(self, xp: Namespace) -> Tensor:
+        """The mask (r, i, o), float32; axes that share their coordinate have size 1."""
+        sample, time = self.sample[:, None, None], self.time[:, None, None]
+        return self.field.entries(time, sample, self.in_[:, None], self.out, xp)
+
+    def tensors(self) -> list[Tensor]:
+        """All its tensors, for what takes nothing else; `from_tensors` is the way back."""
+        return [*self.field.params.values(), *self.field.key, self.time, self.sample, self.in_, self.out]
+
+    @classmethod
+    def from_tensors(
+        cls, noise: Noise, names: collections.abc.Sequence[str], tensors: collections.abc.Sequence[Tensor]
+    ) -> typing.Self:
+        """The grid of a noise whose numbers have these names."""
+        params = dict(zip(names, tensors, strict=False))
+        seed, call, *coordinates = tensors[len(names) :]
+        return cls(Field(noise, params, (seed, call)), *coordinates)

@@ -32,7 +32,8 @@ from pernodedrop._types import Config, Namespace, Params, Tensor, Words
 FLOAT = (float, "float")  # annotations of fields, as they are and as `from __future__ import annotations` leaves them
 OPTIONAL_FLOAT = (float | None, "float | None")
 INT = (int, "int")
-LATTICE = 2**24  # Bernoulli decisions are made on the upper 24 bits of a word
+LEVELS = 2**24
+"""How many probabilities Bernoulli decisions tell apart: they are made on the upper 24 bits of a word."""
 
 
 @typing.dataclass_transform(frozen_default=True)
@@ -166,28 +167,50 @@ class Bernoulli(Noise):
     @property
     def threshold(self) -> int:
         """T, the integer below which an entry is kept."""
-        return _threshold(self.rate)
+        return threshold_of(self.rate)
 
     @property
     def variance(self) -> float:
-        return LATTICE / self.threshold - 1
+        return LEVELS / self.threshold - 1
 
     def params(self) -> dict[str, np.generic]:
         return {"threshold": np.int32(self.threshold)}
 
     def with_params(self, params: Params) -> typing.Self:
-        return self if self._has(params) else dataclasses.replace(self, rate=_rate(params["threshold"]))
+        return self if self._has(params) else dataclasses.replace(self, rate=rate_of(params["threshold"]))
 
     def from_words(self, words: list[Words], params: Params, xp: Namespace) -> Tensor:
         threshold = params["threshold"]
-        scale = LATTICE / xp.float32(threshold)
-        return xp.where(xp.lattice(words[0]) < threshold, scale, xp.zeros_like(scale))
+        scale = LEVELS / xp.float32(threshold)
+        return xp.where(xp.bits24(words[0]) < threshold, scale, xp.zeros_like(scale))
+
+    # for layers that decide in a way of their own
+
+    def keep_probability(self, params: Params, xp: Namespace) -> Tensor:
+        """T / 2**24, a float32 scalar: how probable it is that an entry is kept."""
+        return xp.float32(params["threshold"]) / LEVELS
+
+    def rounded(self, probability: Tensor, xp: Namespace) -> Tensor:
+        """The multiples of 2**-24 that are nearest to probabilities, float32."""
+        return xp.floor(probability * LEVELS + 0.5) / LEVELS
+
+    def chances(self, words: Words, xp: Namespace) -> Tensor:
+        """The numbers in [0, 1), float32, that are below a probability where an entry is kept."""
+        return xp.float32(xp.bits24(words)) / LEVELS
+
+    def thinned(self, params: Params, share: Tensor, xp: Namespace) -> Params:
+        """The numbers of a mask that drops `share` times as often, `share` being a float32 scalar.
+
+        The threshold is one product of float32 numbers, cut to an integer, so it is the same on every backend.
+        """
+        dropped = xp.float32(LEVELS - params["threshold"]) * share
+        return {"threshold": LEVELS - xp.astype(dropped, "int32")}
 
 
-class Chance(Noise):
+class UniformNumber(Noise):
     """A uniform number in (0, 1) itself, of which a layer makes something else: a decision, a choice, a normal number.
 
-    >>> Chance().mean
+    >>> UniformNumber().mean
     0.5
     """
 
@@ -202,54 +225,55 @@ class Chance(Noise):
         return u
 
 
-class Spread(Noise):
-    """Base of noises that are given by a rate or else by how far they spread.
+class ScaledNoise(Noise):
+    """Base of noises that are given by a rate or else by a scale.
 
     Subclasses have an optional float as a further field, and give:
-        spread: the name of that field.
-        per_stddev: what the field is at a standard deviation of 1.
+        scale_name: the name of that field.
+        scale_per_stddev: what the field is at a standard deviation of 1.
     """
 
     rate: float | None = None
-    spread: typing.ClassVar[str]
-    per_stddev: typing.ClassVar[float]
+    scale_name: typing.ClassVar[str]
+    scale_per_stddev: typing.ClassVar[float]
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        spread = getattr(self, self.spread)
-        if (self.rate is None) == (spread is None):
-            raise ValueError(f"{type(self).__name__} takes one of `rate` and `{self.spread}`. Received: {self!r}")
+        scale = getattr(self, self.scale_name)
+        if (self.rate is None) == (scale is None):
+            raise ValueError(f"{type(self).__name__} takes one of `rate` and `{self.scale_name}`. Received: {self!r}")
         if self.rate is None:
-            checks.check_positive(spread, self.spread, zero=True)
+            checks.check_positive(scale, self.scale_name, zero=True)
         else:
-            object.__setattr__(self, self.spread, self.per_stddev * math.sqrt(self.rate / (1 - self.rate)))
+            object.__setattr__(self, self.scale_name, self.scale_per_stddev * math.sqrt(self.rate / (1 - self.rate)))
 
     @property
     def variance(self) -> float:
-        return (getattr(self, self.spread) / self.per_stddev) ** 2
+        return (getattr(self, self.scale_name) / self.scale_per_stddev) ** 2
 
     def params(self) -> dict[str, np.generic]:
-        return {self.spread: np.float32(getattr(self, self.spread))}
+        return {self.scale_name: np.float32(getattr(self, self.scale_name))}
 
     def with_params(self, params: Params) -> typing.Self:
         if self._has(params):
             return self
-        spread = float(params[self.spread])
+        scale = float(params[self.scale_name])
         if self.rate is None:
-            return dataclasses.replace(self, **{self.spread: spread})
-        odds = (spread / self.per_stddev) ** 2
+            return dataclasses.replace(self, **{self.scale_name: scale})
+        odds = (scale / self.scale_per_stddev) ** 2
         return self.with_rate(odds / (1 + odds))
 
     def with_rate(self, rate: float) -> typing.Self:
         if self.rate is None:
-            raise TypeError(f"{self!r} was given by its {self.spread} and has no rate that could be set to {rate!r}")
-        return dataclasses.replace(self, **{"rate": rate, self.spread: None})
+            given = f"was given by its {self.scale_name}"
+            raise TypeError(f"{self!r} {given} and has no rate that could be set to {rate!r}")
+        return dataclasses.replace(self, **{"rate": rate, self.scale_name: None})
 
     def get_config(self) -> Config:
-        return {self.spread: getattr(self, self.spread)} if self.rate is None else {"rate": self.rate}
+        return {self.scale_name: getattr(self, self.scale_name)} if self.rate is None else {"rate": self.rate}
 
 
-class Gaussian(Spread):
+class Gaussian(ScaledNoise):
     """Multiplies by a normal number of mean 1: N(1, rate / (1 - rate)), or N(1, stddev**2).
 
     Entries are made by inversion from 23 bits, so they reach 5.3 standard deviations and no further. At rate 0.8 the
@@ -268,8 +292,8 @@ class Gaussian(Spread):
 
     stddev: float | None = None
     gaussian: typing.ClassVar[bool] = True
-    spread: typing.ClassVar[str] = "stddev"
-    per_stddev: typing.ClassVar[float] = 1.0
+    scale_name: typing.ClassVar[str] = "stddev"
+    scale_per_stddev: typing.ClassVar[float] = 1.0
 
     def from_uniform(self, u: Tensor, params: Params, xp: Namespace) -> Tensor:
         return 1 + params["stddev"] * normal(u, xp)
@@ -302,22 +326,22 @@ class PartialGaussian(Noise):
 
     @property
     def variance(self) -> float:
-        return _rate(_threshold(self.rate)) * self.stddev**2
+        return rate_of(threshold_of(self.rate)) * self.stddev**2
 
     def params(self) -> dict[str, np.generic]:
-        return {"threshold": np.int32(_threshold(self.rate)), "stddev": np.float32(self.stddev)}
+        return {"threshold": np.int32(threshold_of(self.rate)), "stddev": np.float32(self.stddev)}
 
     def with_params(self, params: Params) -> typing.Self:
-        numbers = {"rate": _rate(params["threshold"]), "stddev": float(params["stddev"])}
+        numbers = {"rate": rate_of(params["threshold"]), "stddev": float(params["stddev"])}
         return self if self._has(params) else dataclasses.replace(self, **numbers)
 
     def from_words(self, words: list[Words], params: Params, xp: Namespace) -> Tensor:
         choice, value = words
         noisy = 1 + params["stddev"] * normal(xp.uniform(value), xp)
-        return xp.where(xp.lattice(choice) < params["threshold"], xp.ones_like(noisy), noisy)
+        return xp.where(xp.bits24(choice) < params["threshold"], xp.ones_like(noisy), noisy)
 
 
-class Uniform(Spread):
+class Uniform(ScaledNoise):
     """Multiplies by a number drawn uniformly from [1 - half_width, 1 + half_width].
 
     Args:
@@ -332,8 +356,8 @@ class Uniform(Spread):
     """
 
     half_width: float | None = None
-    spread: typing.ClassVar[str] = "half_width"
-    per_stddev: typing.ClassVar[float] = math.sqrt(3)
+    scale_name: typing.ClassVar[str] = "half_width"
+    scale_per_stddev: typing.ClassVar[float] = math.sqrt(3)
 
     def from_uniform(self, u: Tensor, params: Params, xp: Namespace) -> Tensor:
         return 1 + params["half_width"] * (2 * u - 1)
@@ -363,10 +387,10 @@ def get(noise: str | Noise, rate: float | None = None) -> Noise:
         return noise
     if not isinstance(noise, str):
         raise TypeError(checks.invalid("noise", "a pernodedrop.Noise or the name of one", noise))
-    law = BY_NAME[checks.check_choice(noise, "noise", tuple(BY_NAME))]
-    if law is PartialGaussian:
+    kind = BY_NAME[checks.check_choice(noise, "noise", tuple(BY_NAME))]
+    if kind is PartialGaussian:
         raise ValueError(checks.invalid("noise", "PartialGaussian(rate, stddev): its stddev has no default", noise))
-    return law(rate=checks.check_rate(rate))
+    return kind(rate=checks.check_rate(rate))
 
 
 def normal(u: Tensor, xp: Namespace) -> Tensor:
@@ -374,9 +398,11 @@ def normal(u: Tensor, xp: Namespace) -> Tensor:
     return math.sqrt(2) * xp.erfinv(2 * u - 1)
 
 
-def _threshold(rate: float) -> int:
-    return round((1 - rate) * LATTICE)
+def threshold_of(rate: float) -> int:
+    """T of a drop rate, see `Bernoulli`."""
+    return round((1 - rate) * LEVELS)
 
 
-def _rate(threshold: typing.SupportsInt) -> float:
-    return 1 - int(threshold) / LATTICE
+def rate_of(threshold: typing.SupportsInt) -> float:
+    """The drop rate of a threshold."""
+    return 1 - int(threshold) / LEVELS

@@ -17,7 +17,7 @@ import numpy as np
 from pernodedrop import backends, checks, generator
 from pernodedrop._types import Key, Namespace, Params, Sharing, Tensor, Words
 from pernodedrop.backends import methods
-from pernodedrop.mask import Field, Mask, coordinate
+from pernodedrop.mask import Field, Grid, Mask, coordinate
 from pernodedrop.noise import Noise
 
 METHODS = ("auto", "materialized", "recomputed", "kernel", "local_reparameterization")
@@ -181,28 +181,28 @@ def multiply(
         method: as for `masked_dense`.
         xp: the ops namespace of x.
     """
-    x3, rows, restore = _rows(x, sharing, samples, xp)
-    dtype = _product_dtype(x, w, xp)
-    method = _chosen(method, field.noise, sharing, x3, rows, dtype, xp)
-    if 0 in w.shape:
-        method = "materialized"  # no entry, so nothing to save
-    if method == "kernel":
-        rows = methods.Rows(*(xp.broadcast_to(words, xp.shape(x3)[:1]) for words in rows))
+    x3, time, sample, restore = _rows(x, sharing, samples, xp)
     in_, out = (coordinate(name, size, sharing, x, xp) for name, size in zip(("in", "out"), w.shape, strict=True))
     if "in" not in sharing:
         in_ = in_ + in_offset
+    grid = Grid(field, time, sample, in_, out)
+    dtype = accumulation_dtype(x, w, xp=xp)
+    method = "materialized" if 0 in w.shape else _chosen(method, grid, sharing, x3, dtype, xp)  # 0: nothing to save
     if method != "shared_over_in_or_out":
         in_, out = (xp.broadcast_to(words, (size,)) for words, size in zip((in_, out), w.shape, strict=True))
-    operands = (xp.astype(x3, dtype), xp.astype(w, dtype), field, rows, in_, out)
+        grid = grid._replace(in_=in_, out=out)
+    if method == "kernel":
+        time, sample = (xp.broadcast_to(words, xp.shape(x3)[:1]) for words in (time, sample))
+        grid = grid._replace(time=time, sample=sample)
+    operands = (xp.astype(x3, dtype), xp.astype(w, dtype), grid)
     own = method in ("recomputed", "kernel")
     y = getattr(xp, method)(*operands) if own else getattr(methods, method)(*operands, xp)
     return xp.astype(restore(y), xp.dtype(x))
 
 
-def _chosen(
-    method: str, noise: Noise, sharing: frozenset[str], x: Tensor, rows: methods.Rows, dtype: str, xp: Namespace
-) -> str:
+def _chosen(method: str, grid: Grid, sharing: frozenset[str], x: Tensor, dtype: str, xp: Namespace) -> str:
     """The method that "auto" means for x (row, position, in); another one as it is, unless it cannot be."""
+    noise = grid.field.noise
     few, one_position = sharing & {"in", "out"}, x.shape[1] == 1
     if method == "kernel" and (obstacle := xp.kernel_obstacle(x, noise, dtype)):
         raise ValueError(checks.invalid("method", f'another one than "kernel", which takes {obstacle}', method))
@@ -212,15 +212,16 @@ def _chosen(
         return method
     if few:
         return "shared_over_in_or_out"
-    if "sample" in sharing and rows.sample.shape[0] == rows.time.shape[0] == 1:
+    if "sample" in sharing and grid.sample.shape[0] == grid.time.shape[0] == 1:
         return "materialized"
     if noise.gaussian and one_position:
         return "local_reparameterization"
     return "recomputed" if xp.kernel_obstacle(x, noise, dtype) else "kernel"
 
 
-def _product_dtype(x: Tensor, w: Tensor, xp: Namespace) -> str:
-    return "float64" if "float64" in (xp.dtype(x), xp.dtype(w)) else "float32"
+def accumulation_dtype(*tensors: Tensor, xp: Namespace) -> str:
+    """The dtype that sums over products of these tensors are computed in: float64 if one has it, else float32."""
+    return "float64" if "float64" in map(xp.dtype, tensors) else "float32"
 
 
 def multiply_groups(
@@ -246,7 +247,7 @@ def multiply_groups(
     time = zero if without_time else coordinate("time", x.shape[2], sharing, x, xp)
     sample, out = zero if "sample" in sharing else samples, coordinate("out", outputs, sharing, x, xp)
     mask = field.entries(time[:, None, None], sample[:, None, None, None], in_, out, xp)
-    dtype = _product_dtype(x, w, xp)
+    dtype = accumulation_dtype(x, w, xp=xp)
     masked = xp.astype(mask, dtype) * xp.astype(w, dtype)[:, None, None]  # (group, batch or 1, time or 1, in, out)
     if time.shape[0] == 1:
         y = xp.matmul(xp.astype(x4, dtype), masked[:, :, 0])
@@ -257,14 +258,14 @@ def multiply_groups(
 
 def _rows(
     x: Tensor, sharing: frozenset[str], samples: Words, xp: Namespace
-) -> tuple[Tensor, methods.Rows, typing.Callable[[Tensor], Tensor]]:
-    """x as (row, position, in), the coordinates of the rows, and the way back for the product."""
+) -> tuple[Tensor, Words, Words, typing.Callable[[Tensor], Tensor]]:
+    """x as (row, position, in), the time and sample coordinates of the rows, and the way back for the product."""
     batch, *positions, inputs = xp.shape(x)
     zero = xp.arange(1, like=x)
     if not positions:
         if "sample" in sharing:
-            return x[None, ...], methods.Rows(zero, zero), lambda y: y[0, ...]
-        return x[:, None, :], methods.Rows(zero, samples), lambda y: y[:, 0, :]
+            return x[None, ...], zero, zero, lambda y: y[0, ...]
+        return x[:, None, :], zero, samples, lambda y: y[:, 0, :]
     (time,) = positions
 
     def restore(y: Tensor) -> Tensor:
@@ -272,16 +273,16 @@ def _rows(
 
     if "time" in sharing:
         if "sample" in sharing:
-            return xp.reshape(x, (1, batch * time, inputs)), methods.Rows(zero, zero), restore
-        return x, methods.Rows(zero, samples), lambda y: y
+            return xp.reshape(x, (1, batch * time, inputs)), zero, zero, restore
+        return x, zero, samples, lambda y: y
     times = xp.arange(time, like=x)
     if "sample" in sharing:
-        return xp.permute_dims(x, (1, 0, 2)), methods.Rows(times, zero), lambda y: xp.permute_dims(y, (1, 0, 2))
+        return xp.permute_dims(x, (1, 0, 2)), times, zero, lambda y: xp.permute_dims(y, (1, 0, 2))
 
     def flat(words: Words) -> Words:
         return xp.reshape(xp.broadcast_to(words, (batch, time)), (batch * time,))
 
-    return xp.reshape(x, (batch * time, 1, inputs)), methods.Rows(flat(times[None, :]), flat(samples[:, None])), restore
+    return xp.reshape(x, (batch * time, 1, inputs)), flat(times[None, :]), flat(samples[:, None]), restore
 
 
 def _coordinates(

@@ -276,7 +276,7 @@ def get(rate: typing.Any, argument: str = "rate") -> tuple[float, Schedule | Non
     return checks.check_rate(rate, argument), None
 
 
-def law(noise: str | Noise, rate: typing.Any) -> tuple[Noise, Schedule | None]:
+def get_noise(noise: str | Noise, rate: typing.Any) -> tuple[Noise, Schedule | None]:
     """The noise at the start and the schedule, or None, that an argument pair `noise`, `rate` means.
 
     Args:

@@ -21,7 +21,7 @@ import numpy as np
 
 from pernodedrop import checks
 from pernodedrop._types import Tensor
-from pernodedrop.layers.base import sources
+from pernodedrop.layers.base import stochastic
 from pernodedrop.layers.base.noisy import Noisy
 
 __all__ = ["Prediction", "predict"]
@@ -177,7 +177,7 @@ class _Passes:
         self.seed, self.batch_size = seed, batch_size
         layers = model._flatten_layers()
         self.ensembles = [layer for layer in layers if isinstance(layer, Noisy) and layer.members]
-        self.noisy = [layer for layer in layers if sources.is_noise(layer) and layer not in self.ensembles]
+        self.noisy = [layer for layer in layers if stochastic.is_stochastic(layer) and layer not in self.ensembles]
         if not self.noisy and not self.ensembles:
             raise ValueError(checks.invalid("model", "a model with noise layers: its passes would all be equal", model))
         # a call number stays what it is, since a schedule's rate depends on it
@@ -201,7 +201,7 @@ class _Passes:
             key.assign(np.array([_word(self.seed, index, sample), call], WORD))
         for layer in self.noisy:
             if isinstance(layer, Noisy):
-                layer.settle()
+                layer.to_steady_state()
         for index, generator in enumerate(self.generators):
             generator.state.assign([_word(self.seed, index, sample, start), 0])
         return self.forward.run({"x": x, "start": np.asarray(start, WORD), "sample": np.asarray(sample, WORD)})
@@ -212,7 +212,7 @@ class _Passes:
 
         def make_noise(layer: keras.layers.Layer, arguments: Arguments, rows: typing.Any) -> None:
             arguments["training"] = True
-            takes_ids = isinstance(layer, Noisy) and not sources.is_one_for_a_batch(layer)
+            takes_ids = isinstance(layer, Noisy) and not stochastic.shares_noise(layer)
             if takes_ids and arguments.get("sample_ids") is None:
                 # the layer's rows are the batch's, or each sample of the batch has been made several of them
                 first = data["start"] * (rows // self.batch_size)

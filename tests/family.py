@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 import pernodedrop as pnd
-from pernodedrop.layers.base.noisy import Noisy
+from pernodedrop.layers.base.regularizer import Regularizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +78,7 @@ def host(tensor):
 
 def noisy_layer(model):
     """The one noisy layer of a model."""
-    (layer,) = (layer for layer in model.layers if isinstance(layer, Noisy))
+    (layer,) = (layer for layer in model.layers if isinstance(layer, Regularizer))
     return layer
 
 
@@ -104,6 +104,35 @@ def einsum(*arguments, **kwargs):
 def pair(x):
     """A shortcut and a branch."""
     return [x, 0.5 * x]
+
+
+@keras.saving.register_keras_serializable("tests")
+class SelfAttention(pnd.NoisyAttention):
+    """NoisyAttention of one input, which is all that a case has."""
+
+    def build(self, shape):
+        super().build(shape, shape)
+
+    def call(self, x, training=None, key=None):
+        return super().call(x, x, training=training, keys=key)
+
+    def compute_output_shape(self, shape):
+        return super().compute_output_shape(shape, shape)
+
+    def compute_output_spec(self, x, **kwargs):
+        return super().compute_output_spec(x, x)
+
+    def fold(self):
+        x = keras.Input(self.get_build_config()["input_shape"][1:], dtype=self.compute_dtype)
+        plain = super().fold()
+        return keras.Model(x, plain(x, x))
+
+
+def attention(**kwargs):
+    """How it is made around an attention of two heads."""
+    of_inner = {"dtype": kwargs.pop("dtype")} if "dtype" in kwargs else {}
+    inner = keras.layers.MultiHeadAttention(2, 3, **of_inner)
+    return SelfAttention(inner, pnd.PerNodeDrop, **{"seed": 1, "rate": 0.5, **kwargs})
 
 
 relu = functools.partial(keras.layers.Dense, activation="relu")
@@ -135,6 +164,7 @@ FAMILY = {
     "standout": Case(wrap(pnd.Standout), rated=False),
     "noise_injection": Case(wrap(pnd.NoiseInjection)),
     "noise_injection_conv": Case(wrap(pnd.NoiseInjection, keras.layers.Conv2D, 3, 2), shape=IMAGE),
+    "noisy_attention": Case(attention, shape=SERIES),
     "masksembles": Case(lambda **kw: pnd.Masksembles(**{"seed": 1, **kw}), rated=False, folds=False),
     "tabu_dropout": Case(between(pnd.TabuDropout, tenure=2), stateful=True),
 }

@@ -55,9 +55,8 @@ def test_a_block_reads_no_number_back():
     with FakeTensorMode():
         x, w, dy = torch.ones(4, 1, 9), torch.ones(9, 5), torch.ones(4, 1, 5)
         words = [torch.ones(n, dtype=torch.int32) for n in (1, 1, 1, 4, 9, 5)]
-        seed, call, time, sample, in_, out = words
-        field = pnd.mask.Field(BERNOULLI, {"threshold": torch.ones((), dtype=torch.int32)}, (seed, call))
-        mask = methods.entries(field, methods.Rows(time, sample), in_, out, XP)
+        threshold = torch.ones((), dtype=torch.int32)
+        mask = pnd.mask.Grid.from_tensors(BERNOULLI, ["threshold"], [threshold, *words]).entries(XP)
         assert methods.forward_block(x, w, mask, XP).shape == (4, 1, 5)
         assert methods.input_gradient_block(w, mask, dy, XP).shape == (4, 1, 9)
         assert methods.kernel_gradient_block(x, mask, dy, XP).shape == (9, 5)

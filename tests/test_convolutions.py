@@ -175,4 +175,4 @@ def test_lora_of_a_convolution_has_noise_too():
 def test_a_size_that_only_the_run_knows_is_refused():
     inner = keras.layers.Conv1D(4, 3)
     with pytest.raises(ValueError, match=r"`inputs`.*known sizes"):
-        Convolution(inner)(keras.KerasTensor((2, None, 3)), [], None)
+        Convolution(inner).operands(keras.KerasTensor((2, None, 3)), [])

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 import pernodedrop as pnd
-from pernodedrop.layers import drop_block
 from pernodedrop.layers.base.noisy import xp
 from pernodedrop.mask import Field
 from pernodedrop.schedules import Linear
@@ -135,7 +134,8 @@ def test_thresholds_are_gamma_and_the_same_on_every_backend(sizes, block_size):
     for rate in np.random.default_rng(0).uniform(0, 1, 100):
         noise = pnd.Bernoulli(rate)
         numbers = {"threshold": xp.asarray(np.int32(noise.threshold))}
-        field = drop_block._at_seed_rate(Field(noise, numbers, (None, None)), float(ratio), like)
+        share = xp.asarray(np.float32(ratio), device=xp.device(like))
+        field = Field(noise, noise.thinned(numbers, share, xp), (None, None))
         threshold = int(host(field.params["threshold"]))
         assert threshold == 2**24 - int(np.float32(2**24 - noise.threshold) * np.float32(float(ratio)))
         assert abs((1 - fractions.Fraction(threshold, 2**24)) - fractions.Fraction(rate) * ratio) < fractions.Fraction(

@@ -24,8 +24,9 @@ HOUSE = """
     backends.xla_kernels
     backends.*_ops
     ops state
-    layers.base.contraction layers.base.convolution layers.base.noisy
-    layers.base.inner layers.base.sources
+    layers.base.contraction layers.base.regularizer
+    layers.base.convolution layers.base.noisy
+    layers.base.composite layers.base.inner layers.base.stochastic
     layers.base.activation_noise layers.base.weight_noise
     layers.base.shaped_noise
     layers.base.spatial_noise

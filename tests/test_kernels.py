@@ -101,15 +101,16 @@ def test_another_noise_is_refused():
 
 @pytest.mark.skipif(NAME != "numpy", reason="the same threads on every backend but JAX, where XLA has its own")
 def test_sums_do_not_depend_on_how_they_are_shared_out(monkeypatch):
-    from pernodedrop.backends import cpu_kernels
+    from pernodedrop.backends import cpu_kernels, methods
 
     x, w, upstream = operands((9, 2, 37), 11, "float32")
     words = [np.array([n], "uint32") for n in KEY] + [np.arange(n, dtype="uint32") for n in (9, 9, 37, 11)]
+    mask = methods.Decisions(np.int32(2**23), *words)
     found = set()
     for spans in (1, 3, 100):
         monkeypatch.setattr(cpu_kernels, "_SPANS_A_THREAD", spans)
-        y = cpu_kernels.product(x, w, np.int32(2**23), *words)
-        dx, dw = cpu_kernels.gradients(upstream, x, w, np.int32(2**23), *words)
+        y = cpu_kernels.product(x, w, mask)
+        dx, dw = cpu_kernels.gradients(upstream, x, w, mask)
         found.add((y.tobytes(), dx.tobytes(), dw.tobytes()))
     assert len(found) == 1
 
@@ -119,9 +120,9 @@ def test_the_torch_operator_passes_the_checks_of_torch():
     import torch
 
     x, w, _ = (tensor(a) for a in operands((2, 1, 7), 3))
-    rows, key = [XP.arange(2, x), XP.arange(2, x)], [XP.as_word(0), XP.as_word(1)]
+    words = [XP.as_word(0), XP.as_word(1), *(XP.arange(n, x) for n in (2, 2, 7, 3))]
     threshold = torch.tensor(BERNOULLI.threshold, dtype=torch.int32)
-    arguments = (x.requires_grad_(), w.requires_grad_(), threshold, key, rows, XP.arange(7, x), XP.arange(3, x))
+    arguments = (x.requires_grad_(), w.requires_grad_(), [threshold, *words])
     torch.library.opcheck(torch.ops.pernodedrop.kernel.default, arguments)
     x, w = (a.detach() for a in arguments[:2])
     x, w, dy = x.mT.contiguous().mT, w.T.contiguous().T, torch.ones(2, 1, 3)  # strides of a transposed weight

@@ -49,7 +49,7 @@ def entries(noise, *words):
     return result.astype("float64")
 
 
-def lattice(chunk):
+def numbers(chunk):
     """An eighth of the words that give all 2**23 uniform numbers."""
     return np.arange(chunk << 20, (chunk + 1) << 20, dtype="uint32") << np.uint32(9)
 
@@ -70,7 +70,7 @@ def test_moments_are_the_declared_ones_and_entries_the_inverse_of_the_law(noise)
     """The sums run over every uniform number there is; what is left is rounding and the cell in each tail."""
     mean = variance = 0.0
     for chunk in range(8):
-        words = lattice(chunk)
+        words = numbers(chunk)
         m = entries(noise, words)
         mean += m.sum() / 2**23
         variance += ((m - 1) ** 2).sum() / 2**23

@@ -87,7 +87,7 @@ def test_its_config_and_file_bring_it_back(tmp_path):
     assert first.pop("layer")["config"] == second.pop("layer")["config"]
     assert first.pop("noise")["config"] == second.pop("noise")["config"] == {"rate": 0.3}
     assert first == second
-    assert layer.wrappers["query"].noise == pnd.Gaussian(0.3)
+    assert layer.parts["query"].noise == pnd.Gaussian(0.3)
     for training in (False, True, True):
         np.testing.assert_array_equal(host(again(data, training=training)), host(model(data, training=training)))
 
@@ -95,7 +95,7 @@ def test_its_config_and_file_bring_it_back(tmp_path):
 def test_schedule_reaches_every_projection():
     layer, x = noisy(rate=pnd.schedules.Step([0.0, 0.5], [1])), inputs(BATCH, TIME, FEATURES)
     np.testing.assert_allclose(host(layer(x, x, training=True)), host(layer(x, x)), atol=1e-5)
-    assert {wrapper.rate for wrapper in layer.wrappers.values()} == {0.5}
+    assert {wrapper.rate for wrapper in layer.parts.values()} == {0.5}
 
 
 def test_rate_is_that_of_all_projections_and_can_be_set():
@@ -104,7 +104,7 @@ def test_rate_is_that_of_all_projections_and_can_be_set():
         layer.rate = 0.0
     calm = host(layer(x, x))
     layer.rate = 0.0
-    assert {wrapper.rate for wrapper in layer.wrappers.values()} == {layer.rate} == {0.0}
+    assert {wrapper.rate for wrapper in layer.parts.values()} == {layer.rate} == {0.0}
     np.testing.assert_allclose(host(layer(x, x, training=True)), calm, atol=1e-5)
 
 
@@ -112,7 +112,7 @@ def test_arguments_of_the_wrapper_are_kept_as_given():
     layer = noisy(sharing={"time"}, noise="uniform")
     again = pnd.NoisyAttention.from_config(layer.get_config())
     again.build((BATCH, TIME, FEATURES), (BATCH, TIME, FEATURES))
-    assert again.wrappers["key"].mask == pnd.Mask(pnd.Uniform(0.5), "time")
+    assert again.parts["key"].mask == pnd.Mask(pnd.Uniform(0.5), "time")
 
 
 @pytest.mark.parametrize("wrapper", [pnd.PerNodeDrop, pnd.Flipout, pnd.DropConnect])
@@ -120,7 +120,7 @@ def test_arguments_of_the_wrapper_are_kept_as_given():
 def test_config_has_the_rate(wrapper, rate):
     again = pnd.NoisyAttention.from_config(pnd.NoisyAttention(attention(), wrapper, rate=rate, seed=1).get_config())
     again.build((BATCH, TIME, FEATURES), (BATCH, TIME, FEATURES))
-    np.testing.assert_allclose([projection.rate for projection in again.wrappers.values()], 0.1, atol=1e-6)
+    np.testing.assert_allclose([projection.rate for projection in again.parts.values()], 0.1, atol=1e-6)
 
 
 @pytest.mark.skipif(BACKEND in ("numpy", "jax"), reason="Keras cannot rematerialize on NumPy; its own fails on JAX")
@@ -175,12 +175,12 @@ def noisy_inside(**kwargs):
 def test_in_a_model_of_any_class_it_is_there_before_the_first_call():
     model, changed, x = noisy_inside()
     np.testing.assert_array_equal(host(changed(x)), host(model(x)))
-    assert sorted(changed.attention.wrappers) == ["key", "output", "query", "value"]
+    assert sorted(changed.attention.parts) == ["key", "output", "query", "value"]
     for _ in range(3):
         changed(x, training=True)
     loaded = noisy_inside()[1]
     loaded.set_weights(changed.get_weights())
-    assert {wrapper.updates for wrapper in loaded.attention.wrappers.values()} == {3}
+    assert {wrapper.updates for wrapper in loaded.attention.parts.values()} == {3}
     np.testing.assert_array_equal(host(loaded(x, training=True)), host(changed(x, training=True)))
     folded = pnd.fold(changed)
     assert type(folded.attention) is keras.layers.MultiHeadAttention
@@ -233,7 +233,7 @@ def test_it_trains_in_fit(jit_compile):
     data = inputs(20, TIME, FEATURES)
     history = model.fit(data, 0 * data, batch_size=8, epochs=4, verbose=0)
     assert history.history["loss"][-1] < history.history["loss"][0]
-    assert {wrapper.updates for wrapper in model.layers[-1].wrappers.values()} == {12}
+    assert {wrapper.updates for wrapper in model.layers[-1].parts.values()} == {12}
 
 
 @pytest.mark.parametrize(

@@ -209,13 +209,11 @@ def test_the_torch_operator_passes_the_checks_of_torch():
     import torch
 
     x, w, _ = (tensor(a) for a in operands((2, 1, 7), 3))
-    word = [XP.as_word(n) for n in (0, 1, 2)]
-    rows = [XP.arange(1, x), XP.arange(2, x)]
-    law, names, params = XP._law(pnd.mask.Field(BERNOULLI, {"threshold": torch.tensor(BERNOULLI.threshold)}, None))
-    arguments = (law, names, params, word[:2], rows, XP.arange(7, x), XP.arange(3, x))
-    torch.library.opcheck(
-        torch.ops.pernodedrop.recomputed.default, (x.requires_grad_(), w.requires_grad_(), *arguments)
-    )
+    key = [XP.as_word(n) for n in (0, 1)]
+    field = pnd.mask.Field(BERNOULLI, {"threshold": torch.tensor(BERNOULLI.threshold)}, key)
+    grid = pnd.mask.Grid(field, *(XP.arange(n, x) for n in (1, 2, 7, 3)))
+    arguments = (x.requires_grad_(), w.requires_grad_(), *XP._flat(grid))
+    torch.library.opcheck(torch.ops.pernodedrop.recomputed.default, arguments)
 
 
 # splitting and routing

@@ -107,7 +107,7 @@ WORDS = np.array([0, 1, 255, 2**23 - 1, 2**23, 2**31 - 1, 2**31, 0x9E3779B9, 2**
 WORD_TRUTHS = {
     "shift_right": (lambda x: XP.shift_right(x, 9), lambda w: w >> 9),
     "modulo": (lambda x: XP.modulo(x, 7), lambda w: w % 7),
-    "lattice": (XP.lattice, lambda w: w >> 8),
+    "bits24": (XP.bits24, lambda w: w >> 8),
     "uniform": (XP.uniform, lambda w: ((w >> 9) + 0.5) / 2**23),
     "times": (lambda x: x * XP.word(0xED5AD4BB), lambda w: w * 0xED5AD4BB % 2**32),
     "plus": (lambda x: x + x, lambda w: 2 * w % 2**32),

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import pernodedrop as pnd
 from pernodedrop import backends
 from pernodedrop.backends import methods
-from pernodedrop.testing import chance, claims, evaluate, frameworks, lattice
+from pernodedrop.testing import chance, claims, evaluate, frameworks, integration
 from tests import wrong_noises as wrong
 from tests.frameworks import NAME
 from tests.noises import Near, Quantized, Triangular, UpToHalf, right_noises
@@ -141,7 +141,7 @@ def test_a_wrong_product_is_refused_by_name(masked_dense):
 
 def wrong_uniform(xp):
     """One bit more than the contract's, as float32 numbers of which the last rounds to 1."""
-    return lambda x: (xp.float32(xp.lattice(x)) + 0.5) * 2**-24
+    return lambda x: (xp.float32(xp.bits24(x)) + 0.5) * 2**-24
 
 
 def wrong_shift(xp):
@@ -153,9 +153,9 @@ def wrong_shift(xp):
 def wrong_recomputed(xp):
     """The right product, whose gradient forgets the mask."""
 
-    def recomputed(x, w, field, rows, in_, out):
+    def recomputed(x, w, grid):
         plain = xp.matmul(x, w)
-        return plain + xp.stop_gradient(methods.materialized(x, w, field, rows, in_, out, xp) - plain)
+        return plain + xp.stop_gradient(methods.materialized(x, w, grid, xp) - plain)
 
     return recomputed
 
@@ -163,10 +163,12 @@ def wrong_recomputed(xp):
 def first_block_again(xp):
     """Every block has the mask of the first."""
 
-    def recomputed(x, w, field, rows, in_, out):
-        parts = methods.blocks(x.shape[2], methods.block_length(x.shape[0], w.shape[1]))
-        masks = (methods.entries(field, rows, in_[: part.stop - part.start], out, xp) for part in parts)
-        return sum(methods.forward_block(x[:, :, part], w[part], m, xp) for part, m in zip(parts, masks, strict=True))
+    def recomputed(x, w, grid):
+        def product(part, mask):
+            return methods.forward_block(x[:, :, part], w[part], mask[:, : part.stop - part.start], xp)
+
+        parts = list(methods.blocks(x, w, grid, xp))
+        return sum(product(part, parts[0][1]) for part, _ in parts)
 
     return recomputed
 
@@ -347,14 +349,14 @@ def test_the_contract_class_fails_where_the_noise_does(tmp_path):
     assert "test_contract[expectation-numpy]" in done.stdout
 
 
-def test_the_lattice_is_every_uniform_number_once():
-    seen = np.concatenate([words[0] for words in lattice.chunks(Triangular())]) >> 9
+def test_integration_takes_every_uniform_number_once():
+    seen = np.concatenate([words[0] for words in integration.chunks(Triangular())]) >> 9
     assert len(seen) == 2**23
     assert (np.bincount(seen, minlength=2**23) == 1).all()
 
 
 def test_of_several_lanes_the_first_runs_through_all_numbers_and_the_others_are_independent():
-    first, *others = np.concatenate(list(lattice.chunks(Near(1.0))), axis=1)
+    first, *others = np.concatenate(list(integration.chunks(Near(1.0))), axis=1)
     assert (np.bincount(first >> 10, minlength=2**22) == 1).all()
     difference = (others[0] - others[1]) >> 26  # modulo 2**32, in 64 equally likely parts
     wanted = 2**22 / 64

@@ -148,7 +148,7 @@ def test_the_mask_of_the_other_tests_is_numpys():
 
 @pytest.mark.parametrize("rate", RATES)
 def test_the_edge_of_the_threshold_is_a_single_word(results, rate):
-    """A word of the last lattice point is kept and the next is not; at rate 0 the next is word 0, kept as all are."""
+    """A word of the last level is kept and the next is not; at rate 0 the next is word 0, kept as all are."""
     kept = results[f"edge {rate}"]["y"] != 0
     assert kept.tolist() == [[True, rate == 0]]
 

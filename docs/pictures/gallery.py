@@ -93,7 +93,7 @@ def of_query():
     layer = pnd.NoisyAttention(attention, pnd.PerNodeDrop, rate=0.3, seed=1)
     layer.build((SAMPLES, IN, IN), (SAMPLES, IN, IN))
     rows = np.tile(np.eye(IN, dtype="float32"), (SAMPLES, 1, 1))
-    return host(layer.wrappers["query"](rows, training=True)).reshape(SAMPLES, IN, OUT)
+    return host(layer.parts["query"](rows, training=True)).reshape(SAMPLES, IN, OUT)
 
 
 def of_standout():

@@ -1,13 +1,14 @@
 """Statistical tests whose false alarms have a stated probability: bounds that hold for every sample size.
 
-Each takes `alarm`, the probability with which a right noise may fail it. The bounds are proven ones (Bernstein;
-Dvoretzky, Kiefer and Wolfowitz with Massart's constant), so that no approximation by a normal law enters, and the
-variance and the range that they need come from exact integration (see `lattice.py`), for noises of one lane.
+Each takes `alarm`, the probability with which a right noise may fail it. The bounds are proven (Bernstein's) or exact
+(Kolmogorov's), so that no approximation by a normal distribution enters, and the variance and the range that they need
+come from exact integration (see `integration.py`), for noises of one lane.
 """
 
 import math
 
 import numpy as np
+from scipy import stats
 
 ALARM = 1e-6
 """The probability that a right noise is refused by one run of all claims on all backends."""
@@ -35,11 +36,9 @@ def bernstein(variance, bound, alarm):
 
 def kolmogorov(uniforms):
     """The largest distance of the empirical distribution of `uniforms` from the uniform one on [0, 1]."""
-    uniforms = np.sort(np.ravel(uniforms))
-    steps = np.arange(len(uniforms) + 1) / len(uniforms)
-    return max((steps[1:] - uniforms).max(), (uniforms - steps[:-1]).max())
+    return stats.ks_1samp(np.ravel(uniforms), lambda u: u, method="asymp").statistic
 
 
 def kolmogorov_bound(count, alarm):
-    """What `kolmogorov` of `count` independent uniform numbers exceeds with probability `alarm` at most."""
-    return math.sqrt(math.log(2 / alarm) / (2 * count))
+    """What `kolmogorov` of `count` independent uniform numbers exceeds with probability `alarm`."""
+    return stats.kstwo.isf(alarm, count)

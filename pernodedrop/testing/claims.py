@@ -24,7 +24,7 @@ from scipy import special
 
 from pernodedrop import checks
 from pernodedrop import ops as own_ops
-from pernodedrop.testing import chance, evaluate, frameworks, lattice
+from pernodedrop.testing import chance, evaluate, frameworks, integration
 from pernodedrop.testing.verdict import Broken, expect, expect_equal, expect_near, expect_same_entries
 
 
@@ -221,7 +221,7 @@ def moments(noise, backend):
         found = evaluate.moments(one, backend)
         mean_error = variance_error = 0.0
         if one.lanes > 1:
-            count, reach = 2 ** lattice.bits(one), found.reach
+            count, reach = 2 ** integration.bits(one), found.reach
             mean_error = chance.bernstein(count * one.variance, reach, 1e-10) / count
             variance_error = chance.bernstein(count * one.variance * reach**2, reach**2, 1e-10) / count
         at = f" of {one!r} is not the declared one"
@@ -236,7 +236,7 @@ def normality(noise, backend):
     """A noise that says it is Gaussian is: its entries are 1 + stddev times a standard normal number."""
     stddev = float(noise.params()["stddev"])
     expect_near(stddev**2, noise.variance, 1e-5 * noise.variance, "`params()['stddev']` squared is not the variance")
-    m = np.concatenate([evaluate.entries(noise, backend, words) for words in lattice.chunks(noise)])
+    m = np.concatenate([evaluate.entries(noise, backend, words) for words in integration.chunks(noise)])
     distance = chance.kolmogorov(special.ndtr((m.astype("float64") - 1) / stddev))
     limit = 1e-4 + (chance.kolmogorov_bound(m.size, 1e-9) if noise.lanes > 1 else 0)
     expect_near(distance, 0, limit, "the distribution of entries has a distance from the normal one")
@@ -258,7 +258,7 @@ def agreement(noise, backend, words, key=(1, 0), sample_offset=0, ops=own_ops):
 @claim(of="other backend", most=1)
 def everywhere(noise, backend):
     """Its entries are NumPy's at every uniform number."""
-    for words in lattice.chunks(noise):
+    for words in integration.chunks(noise):
         m, truth = (evaluate.entries(noise, name, words) for name in (backend, "numpy"))
         expect_same_entries(noise, m, truth, f"entries are not those of NumPy, of words from {words[0, 0]} on")
 

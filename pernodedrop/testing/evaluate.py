@@ -12,7 +12,7 @@ import numpy as np
 from pernodedrop import backends
 from pernodedrop.mask import Field, parse_sharing
 from pernodedrop.noise import Noise
-from pernodedrop.testing import frameworks, lattice
+from pernodedrop.testing import frameworks, integration
 
 WORDS = 1024
 """How many words entries are evaluated at; always as many, since JAX compiles anew for every shape."""
@@ -54,8 +54,8 @@ def uniforms(backend, words):
 
 @functools.lru_cache(maxsize=64)
 def moments(noise, backend):
-    """The exact moments of a noise on a backend, a `lattice.Moments`."""
-    return lattice.integrate(noise, lambda words: entries(noise, backend, words))
+    """The exact moments of a noise on a backend, a `integration.Moments`."""
+    return integration.integrate(noise, lambda words: entries(noise, backend, words))
 
 
 def mask(noise, backend, key, shape, ops, **arguments):

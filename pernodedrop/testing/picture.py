@@ -7,7 +7,7 @@ import numpy as np
 
 from pernodedrop import checks
 from pernodedrop import ops as own_ops
-from pernodedrop.testing import evaluate, lattice
+from pernodedrop.testing import evaluate, integration
 from pernodedrop.testing.claims import at_rates, has_rate
 
 RATES = [n / 10 for n in range(10)]
@@ -49,7 +49,7 @@ def _density(axis, noise):
     low, high = _shown(noise)
     edges = np.linspace(low - 1e-6, high + 1e-6, 101)
     counts, total = np.zeros(100), 0
-    for words in lattice.chunks(noise):
+    for words in integration.chunks(noise):
         m = evaluate.entries(noise, "numpy", words)
         counts += np.histogram(m, edges)[0]
         total += m.size

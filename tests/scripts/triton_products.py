@@ -25,10 +25,10 @@ def words(array):
 def run(case):
     triton_kernels.TILES = triton_kernels.Sizes(*map(int, case["tiles"])) if "tiles" in case else DEFAULT
     x, w, dy = (torch.from_numpy(case[name]) for name in ("x", "w", "dy"))
-    seed, call, time, sample, in_, out = (words(case[name]) for name in ("seed", "call", "time", "sample", "in", "out"))
-    coordinates = methods.Rows(time, sample), in_.expand(w.shape[0]), out.expand(w.shape[1])
-    mask = torch.from_numpy(case["threshold"]), (seed, call), *coordinates
-    return triton_kernels.forward(x, w, *mask), *triton_kernels.backward(dy, x, w, *mask)
+    threshold, names = torch.from_numpy(case["threshold"]), ("seed", "call", "time", "sample", "in", "out")
+    *rows, in_, out = (words(case[name]) for name in names)
+    mask = methods.Decisions(threshold, *rows, in_.expand(w.shape[0]), out.expand(w.shape[1]))
+    return triton_kernels.forward(x, w, mask), *triton_kernels.backward(dy, x, w, mask)
 
 
 def main():

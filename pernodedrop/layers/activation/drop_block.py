@@ -11,8 +11,7 @@ from pernodedrop._types import Config, Key, Shape, Tensor
 from pernodedrop.layers.base.convolution import padded
 from pernodedrop.layers.base.noisy import xp
 from pernodedrop.layers.base.spatial_noise import SpatialNoise
-from pernodedrop.mask import Field
-from pernodedrop.noise import LATTICE, Bernoulli
+from pernodedrop.noise import Bernoulli
 from pernodedrop.schedules import Schedule
 
 
@@ -74,20 +73,11 @@ class DropBlock(SpatialNoise):
         sample = xp.reshape(self.samples(inputs, sample_ids), (-1, *(1 for _ in sizes), 1))
         zero = xp.arange(1, like=inputs)
         field = self.field(key, xp.device(inputs))
-        entries = _at_seed_rate(field, math.prod(sizes) / (math.prod(block) * math.prod(corners)), inputs).entries(
-            time[..., None], sample, xp.arange(channels, like=inputs), zero, xp
-        )
+        seeds_per_drop = np.float32(math.prod(sizes) / (math.prod(block) * math.prod(corners)))
+        share = xp.asarray(seeds_per_drop, device=xp.device(inputs))
+        field = field._replace(params=typing.cast(Bernoulli, field.noise).thinned(field.params, share, xp))
+        entries = field.entries(time[..., None], sample, xp.arange(channels, like=inputs), zero, xp)
         return xp.astype(entries == 0, "float32")
-
-
-def _at_seed_rate(field: Field, seeds_per_drop: float, like: Tensor) -> Field:
-    """The field with `seeds_per_drop` of its drop rate.
-
-    The threshold is one product of float32 numbers, cut to an integer, so it is the same on every backend.
-    """
-    dropped = xp.astype(LATTICE - field.params["threshold"], "float32")
-    seeds = dropped * xp.asarray(np.float32(seeds_per_drop), device=xp.device(like))
-    return field._replace(params={"threshold": LATTICE - xp.astype(seeds, "int32")})
 
 
 def _grown(seeds: Tensor, axis: int, length: int) -> Tensor:

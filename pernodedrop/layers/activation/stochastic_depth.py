@@ -6,8 +6,8 @@ import keras
 
 from pernodedrop import checks, schedules
 from pernodedrop._types import Config, Key, Shape, Tensor
-from pernodedrop.layers.base.activation_noise import times
-from pernodedrop.layers.base.noisy import Noisy, check_built, floating, keep_share, xp
+from pernodedrop.layers.base.activation_noise import apply_mask
+from pernodedrop.layers.base.noisy import Noisy, check_built, floating, xp
 from pernodedrop.mask import COORDINATES, Mask
 from pernodedrop.noise import Bernoulli
 from pernodedrop.schedules import Schedule
@@ -59,13 +59,12 @@ class StochasticDepth(Noisy):
     def call(self, inputs: list[Tensor], training: bool | None = None, key: Key | None = None) -> Tensor:
         shortcut, branch = (floating(tensor) for tensor in inputs)
         device = xp.device(branch)
-        weight = self._drawn(key, branch) if self.is_noisy(training) else keep_share(self.present(device))
-        return shortcut + times(branch, xp.reshape(weight, (1,) * len(branch.shape)))
+        weight = self._drawn(key, branch) if self.has_noise(training) else self.keep_probability(self.peek(device))
+        return shortcut + apply_mask(branch, xp.reshape(weight, (1,) * len(branch.shape)))
 
     def compute_mask(self, inputs: list[Tensor], previous_mask: list[Tensor] | None) -> Tensor | None:
-        """The mask of the sum, as `keras.layers.Add` has it."""
-        shortcut, branch = previous_mask or (None, None)
-        return None if shortcut is None or branch is None else keras.ops.logical_or(shortcut, branch)
+        """The mask of the sum, that of `keras.layers.Add`."""
+        return keras.layers.Add().compute_mask(inputs, previous_mask)
 
     def compute_output_shape(self, input_shape: tuple[Shape, Shape]) -> Shape:
         return _pair(input_shape)[0]
@@ -78,7 +77,7 @@ class StochasticDepth(Noisy):
         """
         check_built(self)
         shortcut, branch = (keras.Input(shape[1:], dtype=self.compute_dtype) for shape in self._shapes)
-        keep = float(keras.ops.convert_to_numpy(keep_share(self.present(None))))
+        keep = float(keras.ops.convert_to_numpy(self.keep_probability(self.peek(None))))
         scaled = keras.layers.Rescaling(keep, dtype=self.dtype_policy)(branch)
         total = keras.layers.Add(dtype=self.dtype_policy)([shortcut, scaled])
         return keras.Model([shortcut, branch], total, name=self.name)

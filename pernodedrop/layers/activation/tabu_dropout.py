@@ -8,9 +8,9 @@ import numpy as np
 from pernodedrop import backends, checks, generator, schedules
 from pernodedrop._types import Config, Key, Params, Shape, Tensor
 from pernodedrop.layers.base.activation_noise import ActivationNoise
-from pernodedrop.layers.base.noisy import check_built, keep_share, refuse_sample_ids, xp
+from pernodedrop.layers.base.noisy import check_built, refuse_sample_ids, xp
 from pernodedrop.mask import Mask
-from pernodedrop.noise import LATTICE, Bernoulli
+from pernodedrop.noise import Bernoulli, rate_of
 from pernodedrop.schedules import Schedule
 
 
@@ -32,7 +32,7 @@ class Tries(Bernoulli):
     def __post_init__(self) -> None:
         super().__post_init__()
         free = 1 - self.tenure * self.rate
-        if self.rate > (1 - 1 / LATTICE) * free:
+        if self.rate > checks.HIGHEST_RATE * free:
             expected = f"a float below 1 / (1 + tenure), with tenure={self.tenure}"
             raise ValueError(checks.invalid("rate", expected, self.rate))
 
@@ -41,7 +41,7 @@ class Tries(Bernoulli):
         return Bernoulli(self.rate / (1 - self.tenure * self.rate)).threshold
 
     def with_params(self, params: Params) -> typing.Self:
-        tried = 1 - int(params["threshold"]) / LATTICE
+        tried = rate_of(params["threshold"])
         return self if self._has(params) else self.with_rate(tried / (1 + self.tenure * tried))
 
 
@@ -117,19 +117,19 @@ class TabuDropout(ActivationNoise):
         zero = xp.arange(1, like=inputs)
         field = self.field(key, xp.device(inputs))
         tried = field.entries(zero, zero, xp.arange(self._safe.shape[0], like=inputs), zero, xp) == 0
-        p = 1 - keep_share(field)
+        p = 1 - self.keep_probability(field)
         scale = (1 + self.tenure * p) / (1 + (self.tenure - 1) * p)  # 1 / (1 - q)
         dropped = self._dropped(tried)
         return xp.where(dropped, xp.zeros_like(scale), scale)
 
-    def settle(self) -> None:
+    def to_steady_state(self) -> None:
         """Put the units where they are in the long run, by numbers of the present key: dropped q of the steps.
 
         Raises:
             ValueError: a layer that is not built.
         """
         check_built(self)
-        p = 1 - float(keras.ops.convert_to_numpy(keep_share(self.present(None))))
+        p = 1 - float(keras.ops.convert_to_numpy(self.keep_probability(self.peek(None))))
         q = p / (1 + self.tenure * p)
         units = np.arange(self._safe.shape[0], dtype="uint32")
         zero, key = np.zeros(1, "uint32"), keras.ops.convert_to_numpy(self._key).view("uint32")

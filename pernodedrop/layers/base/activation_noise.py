@@ -5,8 +5,9 @@ import typing
 
 import keras
 
+from pernodedrop import ops
 from pernodedrop._types import Key, Shape, Tensor
-from pernodedrop.layers.base.noisy import Noisy, floating, xp
+from pernodedrop.layers.base.noisy import Noisy, at_least_float32, floating, xp
 from pernodedrop.mask import Mask
 from pernodedrop.schedules import Schedule
 
@@ -38,10 +39,10 @@ class ActivationNoise(Noisy):
         key: Key | None = None,
         sample_ids: Tensor | None = None,
     ) -> Tensor:
-        if not self.is_noisy(training):
+        if not self.has_noise(training):
             return inputs
         inputs = floating(inputs)
-        return times(inputs, self.entries(inputs, key, sample_ids))
+        return apply_mask(inputs, self.entries(inputs, key, sample_ids))
 
     def entries(self, inputs: Tensor, key: Key | None, sample_ids: Tensor | None) -> Tensor:
         """The mask of a call, float32, in a shape that broadcasts against the input's."""
@@ -68,8 +69,7 @@ class ActivationNoise(Noisy):
         return input_shape
 
 
-def times(inputs: Tensor, mask: Tensor) -> Tensor:
+def apply_mask(inputs: Tensor, mask: Tensor) -> Tensor:
     """The product of an input with a mask, in the dtype of the input, computed in float32 at least."""
-    dtype = xp.dtype(inputs)
-    wide = "float64" if dtype == "float64" else "float32"
-    return xp.astype(xp.astype(inputs, wide) * xp.astype(mask, wide), dtype)
+    product = at_least_float32(inputs) * xp.astype(mask, ops.accumulation_dtype(inputs, xp=xp))
+    return xp.astype(product, xp.dtype(inputs))

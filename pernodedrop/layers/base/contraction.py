@@ -20,8 +20,22 @@ from pernodedrop import checks
 from pernodedrop._types import Shape, Tensor
 
 
+class Operands(typing.NamedTuple):
+    """A layer's product in the form of the mask.
+
+    Attributes:
+        x: (group, batch, [time,] in).
+        w: the kernel, (group, in, out).
+        restore: makes the layer's output, before bias and activation, of a product (group, batch, [time,] out).
+    """
+
+    x: Tensor
+    w: Tensor
+    restore: typing.Callable[[Tensor], Tensor]
+
+
 class Contraction:
-    """The equation of a layer, and the masked product by it.
+    """The equation of a layer, and its product in the form of the mask.
 
     Args:
         layer: a Dense or EinsumDense layer.
@@ -44,29 +58,19 @@ class Contraction:
         self.in_ = [c for c in kernel if c in x and c not in y]
         self.out = [c for c in kernel if c not in x]
 
-    def __call__(
-        self,
-        x: Tensor,
-        kernel: Tensor,
-        multiply: typing.Callable[[Tensor, Tensor], Tensor],
-    ) -> Tensor:
-        """The product of x with a kernel.
-
-        Args:
-            x: the layer's input.
-            kernel: a tensor of the kernel's shape.
-            multiply: multiply(x, w) does it for x (group, batch, [time,] in) and w (group, in, out); it returns
-                (group, batch, [time,] out).
-        """
+    def operands(self, x: Tensor, kernel: Tensor) -> Operands:
+        """The layer's input and a tensor of its kernel's shape as operands, and the way back for their product."""
         size = self._sizes(x, kernel)
         x = _arrange(x, self.x, [*self.group, self.batch, *self.time, *self.in_])
         times = [math.prod([size[c] for c in self.time])] if self.time else []
         w = self.matrices(kernel)
         groups, inputs, _ = w.shape
-        x = keras.ops.reshape(x, (groups, size[self.batch], *times, inputs))
         letters = [*self.group, self.batch, *self.time, *self.out]
-        y = keras.ops.reshape(multiply(x, w), [size[c] for c in letters])
-        return _arrange(y, letters, self.y)
+
+        def restore(y: Tensor) -> Tensor:
+            return _arrange(keras.ops.reshape(y, [size[c] for c in letters]), letters, self.y)
+
+        return Operands(keras.ops.reshape(x, (groups, size[self.batch], *times, inputs)), w, restore)
 
     def matrices(self, kernel: Tensor) -> Tensor:
         """A tensor of the kernel's shape as (group, in, out)."""

@@ -7,13 +7,14 @@ A depthwise convolution has a group for each channel of its input.
 """
 
 import collections.abc
+import itertools
 import math
-import typing
 
 import keras
 
 from pernodedrop import checks
 from pernodedrop._types import Shape, Tensor
+from pernodedrop.layers.base.contraction import Operands
 
 
 class Convolution:
@@ -28,24 +29,22 @@ class Convolution:
         self.depthwise = hasattr(layer, "depth_multiplier")
         self.channels_first = layer.data_format == "channels_first"
 
-    def __call__(
-        self,
-        x: Tensor,
-        kernel: Tensor,
-        multiply: typing.Callable[[Tensor, Tensor], Tensor],
-    ) -> Tensor:
-        """The product, as `Contraction.__call__` does it."""
+    def operands(self, x: Tensor, kernel: Tensor) -> Operands:
+        """As `Contraction.operands`."""
         if self.channels_first:
             x = keras.ops.moveaxis(x, 1, -1)
         if None in x.shape[1:]:
             raise ValueError(checks.invalid("inputs", "known sizes, but for the batch's", tuple(x.shape)))
         w = self.matrices(kernel)
         patches, sizes = self._patches(x)
-        y = multiply(patches, w)  # (group, batch, time, out)
-        y = keras.ops.transpose(y, (1, 2, 0, 3))
-        groups, _, outputs = w.shape
-        y = keras.ops.reshape(y, (keras.ops.shape(x)[0], *sizes, groups * outputs))
-        return keras.ops.moveaxis(y, -1, 1) if self.channels_first else y
+        batch, (groups, _, outputs) = keras.ops.shape(x)[0], w.shape
+
+        def restore(y: Tensor) -> Tensor:
+            y = keras.ops.transpose(y, (1, 2, 0, 3))
+            y = keras.ops.reshape(y, (batch, *sizes, groups * outputs))
+            return keras.ops.moveaxis(y, -1, 1) if self.channels_first else y
+
+        return Operands(patches, w, restore)
 
     def matrices(self, kernel: Tensor) -> Tensor:
         """A tensor of the kernel's shape as (group, in, out)."""
@@ -80,7 +79,7 @@ class Convolution:
             ]
             return x[(slice(None), *slices)]
 
-        patches = keras.ops.stack([at(place) for place in _places(size)], axis=-2)
+        patches = keras.ops.stack([at(place) for place in itertools.product(*map(range, size))], axis=-2)
         groups = channels if self.depthwise else layer.groups
         shape = (keras.ops.shape(x)[0], math.prod(sizes), math.prod(size), groups, channels // groups)
         patches = keras.ops.transpose(keras.ops.reshape(patches, shape), (3, 0, 1, 2, 4))
@@ -95,14 +94,6 @@ def padded(x: Tensor, widths: collections.abc.Iterable[tuple[int, int]]) -> Tens
             before, after = [keras.ops.zeros([*shape[:axis], n, *shape[axis + 1 :]], x.dtype) for n in width]
             x = keras.ops.concatenate([before, x, after], axis)
     return x
-
-
-def _places(size: collections.abc.Sequence[int]) -> list[tuple[int, ...]]:
-    """The positions of a kernel, row-major."""
-    places: list[tuple[int, ...]] = [()]
-    for n in size:
-        places = [(*place, i) for place in places for i in range(n)]
-    return places
 
 
 def _padding(padding: str, size: int, reach: int, stride: int) -> tuple[int, int]:

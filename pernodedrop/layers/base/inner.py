@@ -8,6 +8,7 @@ from pernodedrop import checks
 from pernodedrop._types import Tensor
 from pernodedrop.layers.base.contraction import Contraction
 from pernodedrop.layers.base.convolution import Convolution
+from pernodedrop.layers.base.noisy import at_least_float32
 
 CONTRACTIONS = (keras.layers.Dense, keras.layers.EinsumDense)
 CONVOLUTIONS = (
@@ -69,7 +70,7 @@ def tensor_of(variable: Tensor) -> Tensor:
     return keras.ops.cast(variable, variable.dtype)
 
 
-def finish(layer: keras.layers.Layer, y: Tensor, bias: Tensor | None = None) -> Tensor:
+def bias_and_activation(layer: keras.layers.Layer, y: Tensor, bias: Tensor | None = None) -> Tensor:
     """What the layer does after its product: bias, activation, and the loss of its activity regularizer.
 
     Args:
@@ -80,7 +81,7 @@ def finish(layer: keras.layers.Layer, y: Tensor, bias: Tensor | None = None) -> 
     if bias is None and layer.bias is not None:
         bias = tensor_of(layer.bias)[None]
     if bias is not None:
-        y = keras.ops.add(y, beside(layer, y, bias))
+        y = keras.ops.add(y, as_channels(layer, y, bias))
     if layer.activation is not None:
         y = layer.activation(y)
     return with_activity_loss(layer, y)
@@ -88,7 +89,7 @@ def finish(layer: keras.layers.Layer, y: Tensor, bias: Tensor | None = None) -> 
 
 def with_kernel(layer: keras.layers.Layer, inputs: Tensor, kernel: Tensor, bias: Tensor | None = None) -> Tensor:
     """What the layer would give with another kernel than its own, and with another bias unless that is None."""
-    return finish(layer, product_with(layer, inputs, kernel), bias)
+    return bias_and_activation(layer, product_with(layer, inputs, kernel), bias)
 
 
 def product_with(layer: keras.layers.Layer, inputs: Tensor, kernel: Tensor) -> Tensor:
@@ -102,17 +103,11 @@ def moments(layer: keras.layers.Layer, inputs: Tensor) -> tuple[Tensor, Tensor]:
 
     They are the mean of a product whose kernel has noise of mean 1 and, times the noise's variance, its variance.
     """
-    x, w = wide(inputs), wide(float_kernel(layer))
+    x, w = at_least_float32(inputs), at_least_float32(float_kernel(layer))
     return product_with(layer, x, w), product_with(layer, x * x, w * w)
 
 
-def wide(tensor: Tensor) -> Tensor:
-    """A tensor in float32, or in float64 as it is."""
-    is_double = keras.backend.standardize_dtype(tensor.dtype) == "float64"
-    return keras.ops.cast(tensor, "float64" if is_double else "float32")
-
-
-def root(x: Tensor) -> Tensor:
+def safe_sqrt(x: Tensor) -> Tensor:
     """The square root of numbers from 0, with slope 0 instead of infinity where they are 0."""
     positive = x > TINY
     return keras.ops.where(positive, keras.ops.sqrt(keras.ops.where(positive, x, 1)), 0)
@@ -169,9 +164,14 @@ def copy_of(
     return again
 
 
-def beside(layer: keras.layers.Layer, y: Tensor, bias: Tensor) -> Tensor:
+def as_channels(layer: keras.layers.Layer, y: Tensor, bias: Tensor) -> Tensor:
     """A bias for each sample in a shape that is added to y."""
     batch, *own = keras.ops.shape(bias)
     between = (1,) * (len(y.shape) - len(bias.shape))
-    first = getattr(layer, "data_format", None) == "channels_first"
+    first = channel_axis(layer, len(y.shape)) == 1
     return keras.ops.reshape(bias, (batch, *own, *between) if first else (batch, *between, *own))
+
+
+def channel_axis(layer: keras.layers.Layer, rank: int) -> int:
+    """The axis of the channels of the layer's input of `rank`, and of a convolution's output."""
+    return 1 if getattr(layer, "data_format", None) == "channels_first" else rank - 1

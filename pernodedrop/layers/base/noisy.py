@@ -10,8 +10,9 @@ import numpy as np
 
 from pernodedrop import backends, checks, ops, registry
 from pernodedrop._types import Config, Key, Tensor, Words
+from pernodedrop.layers.base.regularizer import Regularizer
 from pernodedrop.mask import Field, Mask
-from pernodedrop.noise import LATTICE, Noise
+from pernodedrop.noise import Bernoulli, Noise
 from pernodedrop.schedules import Schedule
 from pernodedrop.state import State
 
@@ -25,7 +26,7 @@ NOISE = ("rate", "base_rate", "noise")
 """What a config may have a schedule or a noise under."""
 
 
-class Noisy(keras.layers.Layer):
+class Noisy(Regularizer):
     """Base of noisy layers; it stands before `keras.layers.Wrapper` where a layer is both.
 
     Its state is saved with the model and restored on any backend:
@@ -84,7 +85,7 @@ class Noisy(keras.layers.Layer):
         return self.state.mask.bank_size
 
     @property
-    def makes_noise(self) -> bool:
+    def is_stochastic(self) -> bool:
         """Whether training calls with other keys give other outputs: at the present rate, or at some of a schedule."""
         return not self.state.mask.at_inference and (self.schedule is not None or self.noise.variance > 0)
 
@@ -118,8 +119,8 @@ class Noisy(keras.layers.Layer):
         return self.rate if self.schedule is None else keras.saving.serialize_keras_object(self.schedule)
 
     @property
-    def law_config(self) -> Config:
-        """`noise` and `rate`, as `get_config` gives them and `pernodedrop.schedules.law` takes them."""
+    def noise_config(self) -> Config:
+        """`noise` and `rate`, as `get_config` gives them and `pernodedrop.schedules.get_noise` takes them."""
         rate = None if self.schedule is None else self.rate_config
         return {"rate": rate, "noise": keras.saving.serialize_keras_object(self.noise)}
 
@@ -142,7 +143,7 @@ class Noisy(keras.layers.Layer):
     ) -> typing.Callable[..., Tensor]:
         # The key is drawn here, outside what the backward pass makes again. All keywords are closed over, because
         # TensorFlow's recomputation accepts none and JAX's would trace `training`.
-        if kwargs.get("key") is None and self.is_noisy(kwargs.get("training")):
+        if kwargs.get("key") is None and self.has_noise(kwargs.get("training")):
             kwargs["key"] = self.draw()
         again = super().rematerialized_call(lambda *args: layer_call(*args, **kwargs), *args)
         return lambda *args, **_: again(*args)
@@ -159,7 +160,7 @@ class Noisy(keras.layers.Layer):
             noise = {name: keras.saving.deserialize_keras_object(one) for name, one in saved.items()}
             return super().from_config({**config, **noise})
 
-    def is_noisy(self, training: bool | None) -> bool:
+    def has_noise(self, training: bool | None) -> bool:
         """Whether a call has noise."""
         return bool(training) or self.state.mask.at_inference
 
@@ -169,11 +170,15 @@ class Noisy(keras.layers.Layer):
         numbers = {name: xp.asarray(variable.value) for name, variable in self._numbers.items()}
         return self.state.field(ops.key_words(key, device, xp), numbers, device, xp)
 
-    def present(self, device: typing.Any) -> Field:
+    def peek(self, device: typing.Any) -> Field:
         """The mask that the next call has, for its numbers: no key is drawn."""
         return self.field(xp.asarray(self._key.value), device)
 
-    def settle(self) -> None:
+    def keep_probability(self, field: Field) -> Tensor:
+        """1 - rate at a key, a float32 scalar, of a layer whose noise is a `Bernoulli`."""
+        return typing.cast(Bernoulli, field.noise).keep_probability(field.params, xp)
+
+    def to_steady_state(self) -> None:
         """Put what the layer remembers of its calls where many of them lead. Most layers remember nothing.
 
         `pernodedrop.uncertainty.predict` does so before each of its passes, which are not steps of a training.
@@ -218,11 +223,6 @@ def refuse_sample_ids(sample_ids: Tensor) -> typing.NoReturn:
     raise ValueError(checks.invalid("sample_ids", "None: this mask is the same for all samples", sample_ids))
 
 
-def keep_share(field: Field) -> Tensor:
-    """1 - rate of a Bernoulli mask, as its threshold has it, float32."""
-    return xp.astype(field.params["threshold"], "float32") / LATTICE
-
-
 def uniforms(like: Tensor, field: Field, samples: Words, lane: int, of: str) -> Tensor:
     """Uniform numbers in (0, 1), float32, in the shape of `like`.
 
@@ -240,6 +240,11 @@ def uniforms(like: Tensor, field: Field, samples: Words, lane: int, of: str) -> 
     in_, out = (size, zero) if of == "in" else (zero, size)
     words = field.words(lane, time, samples[:, None, None], in_, out, xp)
     return xp.reshape(xp.uniform(words), shape)
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """A tensor in the dtype that sums of it are computed in: float32, or float64 as it is."""
+    return xp.astype(tensor, ops.accumulation_dtype(tensor, xp=xp))
 
 
 def floating(inputs: Tensor) -> Tensor:

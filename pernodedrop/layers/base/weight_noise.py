@@ -6,15 +6,15 @@ import keras
 
 from pernodedrop import checks, ops
 from pernodedrop._types import Config, Key, Shape, Tensor, Words
-from pernodedrop.layers.base.activation_noise import times
+from pernodedrop.layers.base.activation_noise import apply_mask
 from pernodedrop.layers.base.contraction import Contraction
 from pernodedrop.layers.base.convolution import Convolution
 from pernodedrop.layers.base.inner import (
     CONTRACTIONS,
     KINDS,
+    bias_and_activation,
     check_layer,
     copy_of,
-    finish,
     float_kernel,
     product_of,
     with_kernel,
@@ -70,41 +70,40 @@ class WeightNoise(Noisy, keras.layers.Wrapper):
         key: Key | None = None,
         sample_ids: Tensor | None = None,
     ) -> Tensor:
-        if not self.is_noisy(training):
-            return self.quiet(inputs)
+        if not self.has_noise(training):
+            return self.call_without_noise(inputs)
         inputs = floating(inputs)
-        return self.noisy(inputs, self.field(key, xp.device(inputs)), self.samples(inputs, sample_ids))
+        return self.call_with_noise(inputs, self.field(key, xp.device(inputs)), self.samples(inputs, sample_ids))
 
-    def quiet(self, inputs: Tensor) -> Tensor:
+    def call_without_noise(self, inputs: Tensor) -> Tensor:
         """What a call without noise gives: what the inner layer does."""
         return self.layer(inputs)
 
-    def noisy(self, inputs: Tensor, field: Field, samples: Words) -> Tensor:
+    def call_with_noise(self, inputs: Tensor, field: Field, samples: Words) -> Tensor:
         """What a call with noise gives: the layer with its product replaced by `multiply`."""
         product = product_of(self.layer, len(inputs.shape))
         bias = self.bias(product, field, samples)
         if self.one_kernel and isinstance(product, Convolution):
             return with_kernel(self.layer, inputs, self.masked_kernel(product, field), bias)
-        kernel = float_kernel(self.layer)
-        return finish(self.layer, product(inputs, kernel, lambda x, w: self.multiply(x, w, field, samples)), bias)
+        x, w, restore = product.operands(inputs, float_kernel(self.layer))
+        return bias_and_activation(self.layer, restore(self.multiply(x, w, field, samples)), bias)
 
     def bias(self, product: Contraction | Convolution, field: Field, samples: Words) -> Tensor | None:
-        """The bias of a call with noise, as `inner.finish` takes it; None is the layer's own."""
+        """The bias of a call with noise, as `inner.bias_and_activation` takes it; None is the layer's own."""
         return None
 
     def multiply(self, x: Tensor, w: Tensor, field: Field, samples: Words) -> Tensor:
         """The noisy product.
 
         Args:
-            x: (group, batch, [time,] in).
-            w: the kernel, (group, in, out).
+            x, w: as in `pernodedrop.layers.base.contraction.Operands`.
             field: the mask at its key; its in coordinate is row-major over (group, in).
             samples: word tensor (batch,), the sample coordinates.
 
         Returns:
             A tensor (group, batch, [time,] out).
         """
-        raise NotImplementedError(f"{type(self).__name__} must define `multiply` or `noisy`")
+        raise NotImplementedError(f"{type(self).__name__} must define `multiply` or `call_with_noise`")
 
     @property
     def one_kernel(self) -> bool:
@@ -115,7 +114,7 @@ class WeightNoise(Noisy, keras.layers.Wrapper):
         """The kernel with its noise, where that is one for all samples and positions."""
         kernel = float_kernel(self.layer)
         matrices = product.matrices(kernel)
-        return product.kernel(times(matrices, self.one_mask(matrices, field)), kernel.shape)
+        return product.kernel(apply_mask(matrices, self.one_mask(matrices, field)), kernel.shape)
 
     def one_mask(self, matrices: Tensor, field: Field) -> Tensor:
         """That mask, in the shape of `matrices`, (group, in, out)."""

@@ -6,20 +6,21 @@ import keras
 
 from pernodedrop import checks, schedules
 from pernodedrop._types import Config, Sharing, Tensor, Words
-from pernodedrop.layers.base.activation_noise import times
+from pernodedrop.layers.base.activation_noise import apply_mask
 from pernodedrop.layers.base.contraction import Contraction
 from pernodedrop.layers.base.convolution import Convolution
 from pernodedrop.layers.base.inner import (
-    beside,
+    as_channels,
+    channel_axis,
     copy_of,
     float_kernel,
     moments,
-    root,
+    safe_sqrt,
     tensor_of,
     with_activity_loss,
     with_kernel,
 )
-from pernodedrop.layers.base.noisy import floating, keep_share, xp
+from pernodedrop.layers.base.noisy import floating, xp
 from pernodedrop.layers.base.weight_noise import MaskedProduct
 from pernodedrop.mask import Field, Mask, coordinate
 from pernodedrop.noise import Bernoulli, normal
@@ -119,11 +120,11 @@ class DropConnect(MaskedProduct):
         """
         return cls(layer, rate, sharing="time", mask_bias=True, scaling="none", inference="gaussian", **kwargs)
 
-    def quiet(self, inputs: Tensor) -> Tensor:
+    def call_without_noise(self, inputs: Tensor) -> Tensor:
         if self.scaling == "inverted" and not self.is_sampled:
-            return super().quiet(inputs)
+            return super().call_without_noise(inputs)
         inputs = floating(inputs)
-        field = self.present(xp.device(inputs))
+        field = self.peek(xp.device(inputs))
         if self.is_sampled:
             return self._mean_activation(inputs, field)
         kernel, bias = self._mean_weights(field)
@@ -146,7 +147,7 @@ class DropConnect(MaskedProduct):
             raise ValueError(checks.invalid("scaling", "'none': what is inverted needs no other weights", self.scaling))
         if not self.built or getattr(self.layer, "lora_enabled", False) or self.layer.quantization_mode is not None:
             raise ValueError(checks.invalid("layer", "a built layer without LoRA and not quantized", self.layer))
-        keep = xp.to_numpy(keep_share(self.present(None)))
+        keep = xp.to_numpy(self.keep_probability(self.peek(None)))
         self.layer.kernel.assign(self.layer.kernel / keep)
         if self.mask_bias and self.layer.bias is not None:
             self.layer.bias.assign(self.layer.bias / keep)
@@ -162,7 +163,7 @@ class DropConnect(MaskedProduct):
             raise ValueError(checks.invalid("inference", expected, self.inference))
         if self.scaling == "inverted" or not self.built:
             return super().fold()
-        return copy_of(self.layer, *self._mean_weights(self.present(None)), dtype=self.dtype_policy)
+        return copy_of(self.layer, *self._mean_weights(self.peek(None)), dtype=self.dtype_policy)
 
     def multiply(self, x: Tensor, w: Tensor, field: Field, samples: Words) -> Tensor:
         return self.masked_product(x, self._scaled(w, field), field, samples)
@@ -183,7 +184,7 @@ class DropConnect(MaskedProduct):
         row = zero if "in" in shared else xp.asarray(xp.as_word(groups * inputs), device=xp.device(bias))
         out = coordinate("out", bias.shape[1], shared, bias, xp)
         mask = field.entries(zero, (zero if "sample" in shared else samples)[:, None], row, out, xp)
-        masked = keras.ops.reshape(times(bias, mask), (-1, *self.layer.bias.shape))
+        masked = keras.ops.reshape(apply_mask(bias, mask), (-1, *self.layer.bias.shape))
         return self._scaled(masked, field)
 
     def get_config(self) -> Config:
@@ -199,7 +200,7 @@ class DropConnect(MaskedProduct):
 
     def _scaled(self, weights: Tensor, field: Field) -> Tensor:
         """Weights times keep, where nothing is inverted."""
-        return weights if self.scaling == "inverted" else times(weights, keep_share(field))
+        return weights if self.scaling == "inverted" else apply_mask(weights, self.keep_probability(field))
 
     def _mean_weights(self, field: Field) -> tuple[Tensor, Tensor | None]:
         """The mean of kernel and bias in training; a bias of None is the layer's own."""
@@ -211,23 +212,23 @@ class DropConnect(MaskedProduct):
     def _mean_activation(self, inputs: Tensor, field: Field) -> Tensor:
         """The mean of activation(y) for y normal with the moments that it has in training."""
         mean, variance = moments(self.layer, inputs)
-        keep = xp.astype(keep_share(field), xp.dtype(mean))
+        keep = xp.astype(self.keep_probability(field), xp.dtype(mean))
         scale = 1 if self.scaling == "inverted" else keep
         unmasked = 0
         if self.layer.bias is not None:
-            bias = beside(self.layer, mean, keras.ops.cast(self.layer.bias, mean.dtype)[None])
+            bias = as_channels(self.layer, mean, keras.ops.cast(self.layer.bias, mean.dtype)[None])
             if self.mask_bias:
                 mean, variance = mean + bias, variance + bias * bias
             else:
                 unmasked = bias
-        y = self._mean_over_draws(scale * mean + unmasked, scale * xp.sqrt(1 / keep - 1) * root(variance), field)
+        y = self._mean_over_draws(scale * mean + unmasked, scale * xp.sqrt(1 / keep - 1) * safe_sqrt(variance), field)
         return with_activity_loss(self.layer, keras.ops.cast(y, self.compute_dtype))
 
     def _mean_over_draws(self, mean: Tensor, spread: Tensor, field: Field) -> Tensor:
         """The mean of activation(mean + spread * z) over the draws of z, some of them at a time."""
         seed, call = field.key
         field = Field(field.noise, field.params, (seed, xp.zeros_like(call)))  # the same z at all times
-        axis = 1 if getattr(self.layer, "data_format", None) == "channels_first" else len(mean.shape) - 1
+        axis = channel_axis(self.layer, len(mean.shape))
         shape = [-1, *(1 for _ in mean.shape)]
         shape[axis + 1] = channels = mean.shape[axis]
         zero, out = xp.arange(1, like=mean), xp.arange(channels, like=mean)

@@ -10,11 +10,11 @@ from pernodedrop import checks, schedules
 from pernodedrop._types import Config, Shape, Tensor, Words
 from pernodedrop.layers.base.contraction import Contraction
 from pernodedrop.layers.base.convolution import Convolution
-from pernodedrop.layers.base.inner import float_kernel, product_of, wide, with_kernel
-from pernodedrop.layers.base.noisy import xp
+from pernodedrop.layers.base.inner import float_kernel, product_of, with_kernel
+from pernodedrop.layers.base.noisy import at_least_float32, xp
 from pernodedrop.layers.base.weight_noise import WeightNoise
 from pernodedrop.mask import Field, Mask
-from pernodedrop.noise import LATTICE, Bernoulli
+from pernodedrop.noise import Bernoulli
 from pernodedrop.schedules import Schedule
 
 PREFERENCES = ("small_gradient", "big_gradient", "small_weight", "big_weight")
@@ -117,7 +117,7 @@ class DynamicDropConnect(WeightNoise):
 
     def checked_rate(self, rate: typing.Any) -> float:
         rate = super().checked_rate(rate)
-        if rate + self.gradient_rate > 1 - 2**-24:
+        if rate + self.gradient_rate > checks.HIGHEST_RATE:
             expected = f"a float below 1 - {self.gradient_rate}, since rate + gradient_rate is a drop rate below 1"
             raise ValueError(checks.invalid("rate", expected, rate))
         return rate
@@ -133,17 +133,17 @@ class DynamicDropConnect(WeightNoise):
         self._gradient_rate.assign(_check_sum(highest, gradient_rate))
 
     @property
-    def makes_noise(self) -> bool:
+    def is_stochastic(self) -> bool:
         """Whether either of the rates is above zero, or there is a schedule."""
-        return self.gradient_rate > 0 or super().makes_noise
+        return self.gradient_rate > 0 or super().is_stochastic
 
-    def noisy(self, inputs: Tensor, field: Field, samples: Words) -> Tensor:
+    def call_with_noise(self, inputs: Tensor, field: Field, samples: Words) -> Tensor:
         product = product_of(self.layer, len(inputs.shape))
         return with_kernel(self.layer, inputs, self.masked_kernel(product, field))
 
     def masked_kernel(self, product: Contraction | Convolution, field: Field) -> Tensor:
         kernel = float_kernel(self.layer)
-        dtype, kernel = keras.backend.standardize_dtype(kernel.dtype), wide(kernel)
+        dtype, kernel = keras.backend.standardize_dtype(kernel.dtype), at_least_float32(kernel)
         mask = keras.ops.stop_gradient(xp.astype(self._mask(product, kernel, field), xp.dtype(kernel)))
         noted = xp.zeros_like(kernel)
         if self._follows_gradient:
@@ -175,13 +175,14 @@ class DynamicDropConnect(WeightNoise):
         """The mask, float32, in the kernel's shape."""
         strength = keras.ops.maximum(self.gradient[0], self.gradient[1]) if self._follows_gradient else xp.abs(kernel)
         rise = xp.asarray(self._gradient_rate.value) * self._preference(xp.astype(strength, "float32"))
-        kept = keras.ops.floor(xp.astype(field.params["threshold"], "float32") - LATTICE * rise + 0.5)  # of LATTICE
-        keep = self._draws(product, kernel, field) < kept
+        noise = typing.cast(Bernoulli, field.noise)
+        probability = noise.rounded(self.keep_probability(field) - rise, xp)
+        keep = self._chances(product, kernel, field) < probability
         if self.calibration == "layer":
             ones = xp.astype(keep, "float32")
             mask = ones / (keras.ops.mean(ones) + TINY)
         else:
-            mask = xp.where(keep, LATTICE / xp.maximum(kept, xp.ones_like(kept)), xp.zeros_like(kept))
+            mask = xp.where(keep, 1 / xp.where(keep, probability, 1.0), xp.zeros_like(probability))
         if not self._follows_gradient:
             return mask
         return xp.where(keras.ops.any(strength > 0), mask, xp.ones_like(mask))  # all zero: none was noted yet
@@ -194,18 +195,18 @@ class DynamicDropConnect(WeightNoise):
         q = keras.ops.sigmoid(-z if self.prefer.startswith("small") else z)
         return xp.where(q > self.threshold, q, xp.zeros_like(q))
 
-    def _draws(self, product: Contraction | Convolution, kernel: Tensor, field: Field) -> Tensor:
-        """The upper bits of the words of one sample's connections, float32, in the kernel's shape."""
+    def _chances(self, product: Contraction | Convolution, kernel: Tensor, field: Field) -> Tensor:
+        """The chances of the connections of one sample, float32, in the kernel's shape."""
         groups, inputs, outputs = product.matrices(kernel).shape
         zero, in_, out = (xp.arange(size, like=kernel) for size in (1, groups * inputs, outputs))
         words = field.words(0, zero, zero, in_[:, None], out, xp)
-        draws = xp.reshape(xp.astype(xp.lattice(words), "float32"), (groups, inputs, outputs))
-        return product.kernel(draws, kernel.shape)
+        chances = xp.reshape(typing.cast(Bernoulli, field.noise).chances(words, xp), (groups, inputs, outputs))
+        return product.kernel(chances, kernel.shape)
 
 
 def _check_sum(base_rate: float, gradient_rate: float) -> float:
     expected = f"a float from zero and below 1 - {base_rate}, since base_rate + gradient_rate is a drop rate below 1"
     value = checks.check_finite(gradient_rate, "gradient_rate", expected)
-    if value < 0 or base_rate + value > 1 - 2**-24:
+    if value < 0 or base_rate + value > checks.HIGHEST_RATE:
         raise ValueError(checks.invalid("gradient_rate", expected, gradient_rate))
     return value

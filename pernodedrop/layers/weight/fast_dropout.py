@@ -8,8 +8,8 @@ import keras
 
 from pernodedrop import checks, schedules
 from pernodedrop._types import Config, Tensor, Words
-from pernodedrop.layers.base.inner import beside, moments, root, with_activity_loss
-from pernodedrop.layers.base.noisy import keep_share, xp
+from pernodedrop.layers.base.inner import as_channels, moments, safe_sqrt, with_activity_loss
+from pernodedrop.layers.base.noisy import xp
 from pernodedrop.layers.base.weight_noise import WeightNoise
 from pernodedrop.mask import Field, Mask
 from pernodedrop.noise import Bernoulli
@@ -63,16 +63,16 @@ class FastDropout(WeightNoise):
             raise ValueError(checks.invalid("layer", f"a layer whose activation is one of {names}", received))
 
     @property
-    def makes_noise(self) -> bool:
+    def is_stochastic(self) -> bool:
         """False: nothing is drawn."""
         return False
 
-    def noisy(self, inputs: Tensor, field: Field, samples: Words) -> Tensor:
+    def call_with_noise(self, inputs: Tensor, field: Field, samples: Words) -> Tensor:
         mean, variance = moments(self.layer, inputs)
         if self.layer.bias is not None:
-            mean = mean + beside(self.layer, mean, keras.ops.cast(self.layer.bias, mean.dtype)[None])
-        odds = 1 / xp.astype(keep_share(field), xp.dtype(mean)) - 1
-        y = MEANS[self.layer.activation](mean, root(odds * variance))
+            mean = mean + as_channels(self.layer, mean, keras.ops.cast(self.layer.bias, mean.dtype)[None])
+        odds = 1 / xp.astype(self.keep_probability(field), xp.dtype(mean)) - 1
+        y = MEANS[self.layer.activation](mean, safe_sqrt(odds * variance))
         return with_activity_loss(self.layer, keras.ops.cast(y, self.compute_dtype))
 
     def get_config(self) -> Config:

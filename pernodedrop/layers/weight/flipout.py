@@ -7,8 +7,8 @@ import keras
 from pernodedrop import schedules
 from pernodedrop._types import Config, Tensor, Words
 from pernodedrop.layers.base.convolution import Convolution
-from pernodedrop.layers.base.inner import beside, finish, float_kernel, product_of, product_with, wide
-from pernodedrop.layers.base.noisy import xp
+from pernodedrop.layers.base.inner import as_channels, bias_and_activation, float_kernel, product_of, product_with
+from pernodedrop.layers.base.noisy import at_least_float32, xp
 from pernodedrop.layers.base.weight_noise import WeightNoise
 from pernodedrop.mask import Field, Mask
 from pernodedrop.noise import Noise
@@ -68,26 +68,26 @@ class Flipout(WeightNoise):
         seed: int | None = None,
         **kwargs: typing.Any,
     ) -> None:
-        law, schedule = schedules.law(noise, rate)
-        mask = Mask(law, "time")  # samples differ: in their signs
+        noise, schedule = schedules.get_noise(noise, rate)
+        mask = Mask(noise, "time")  # samples differ: in their signs
         super().__init__(layer, mask, seed=seed, schedule=schedule, **kwargs)
 
-    def noisy(self, inputs: Tensor, field: Field, samples: Words) -> Tensor:
+    def call_with_noise(self, inputs: Tensor, field: Field, samples: Words) -> Tensor:
         product = product_of(self.layer, len(inputs.shape))
         if not isinstance(product, Convolution):
-            return super().noisy(inputs, field, samples)
-        x, kernel = wide(inputs), wide(float_kernel(self.layer))
+            return super().call_with_noise(inputs, field, samples)
+        x, kernel = at_least_float32(inputs), at_least_float32(float_kernel(self.layer))
         noise = product.kernel(self._noise(product.matrices(kernel), field), kernel.shape)
         y = product_with(self.layer, x, kernel)
         axis = 1 if product.channels_first else -1
         channels, outputs = (xp.arange(tensor.shape[axis], like=x) for tensor in (x, y))
         s, r = self._signs(x, field, samples[:, None], channels, outputs)
-        y = y + product_with(self.layer, x * beside(self.layer, x, s), noise) * beside(self.layer, y, r)
-        return finish(self.layer, xp.astype(y, xp.dtype(inputs)))
+        y = y + product_with(self.layer, x * as_channels(self.layer, x, s), noise) * as_channels(self.layer, y, r)
+        return bias_and_activation(self.layer, xp.astype(y, xp.dtype(inputs)))
 
     def multiply(self, x: Tensor, w: Tensor, field: Field, samples: Words) -> Tensor:
         dtype = xp.dtype(x)
-        x, w = wide(x), wide(w)
+        x, w = at_least_float32(x), at_least_float32(w)
         groups, inputs, outputs = w.shape
         in_, out = (xp.reshape(xp.arange(groups * n, like=x), (groups, 1, n)) for n in (inputs, outputs))
         s, r = self._signs(x, field, samples[:, None], in_, out)
@@ -97,7 +97,7 @@ class Flipout(WeightNoise):
         return xp.astype(xp.matmul(x, w) + xp.matmul(x * s, noise) * r, dtype)
 
     def get_config(self) -> Config:
-        return {**super().get_config(), **self.law_config}
+        return {**super().get_config(), **self.noise_config}
 
     def _noise(self, matrices: Tensor, field: Field) -> Tensor:
         """W * (M - 1) for matrices (group, in, out)."""

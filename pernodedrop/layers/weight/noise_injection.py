@@ -7,8 +7,8 @@ import keras
 
 from pernodedrop import checks, schedules
 from pernodedrop._types import Config, Shape, Tensor, Words
-from pernodedrop.layers.base.inner import finish, float_kernel, product_with, wide, with_kernel
-from pernodedrop.layers.base.noisy import xp
+from pernodedrop.layers.base.inner import bias_and_activation, float_kernel, product_with, with_kernel
+from pernodedrop.layers.base.noisy import at_least_float32, xp
 from pernodedrop.layers.base.weight_noise import WeightNoise
 from pernodedrop.mask import Field, Mask
 from pernodedrop.noise import Gaussian, Noise
@@ -78,9 +78,9 @@ class NoiseInjection(WeightNoise):
                 expected = f"None beside rate={rate!r} and noise={noise!r}, which bring their own numbers"
                 raise ValueError(checks.invalid("stddev", expected, stddev))
             noise = Gaussian(stddev=stddev)
-        law, schedule = schedules.law(noise, rate)
+        noise, schedule = schedules.get_noise(noise, rate)
         sharing = {"time", "in", "out"} if isinstance(layer, CONVOLUTIONS) else {"in", "out"}
-        super().__init__(layer, Mask(law, sharing), seed=seed, schedule=schedule, **kwargs)
+        super().__init__(layer, Mask(noise, sharing), seed=seed, schedule=schedule, **kwargs)
         self.initializer = keras.initializers.get(initializer)
 
     def build(self, input_shape: Shape) -> None:
@@ -93,12 +93,12 @@ class NoiseInjection(WeightNoise):
             name="noise_kernel", shape=shape, initializer=self.initializer, autocast=False
         )
 
-    def noisy(self, inputs: Tensor, field: Field, samples: Words) -> Tensor:
+    def call_with_noise(self, inputs: Tensor, field: Field, samples: Words) -> Tensor:
         kernel = float_kernel(self.layer)
         if isinstance(self.layer, CONVOLUTIONS):
             return with_kernel(self.layer, self._injected(inputs, field, samples), kernel)
         z = product_with(self.layer, inputs, kernel)
-        return finish(self.layer, self._injected(z, field, samples))
+        return bias_and_activation(self.layer, self._injected(z, field, samples))
 
     def _injected(self, x: Tensor, field: Field, samples: Words) -> Tensor:
         """A tensor with the node's noise added, in the dtype it has, computed in float32 at least."""
@@ -107,10 +107,10 @@ class NoiseInjection(WeightNoise):
         time = xp.arange(math.prod(positions), like=x) if positions else zero
         e = field.entries(time, samples[:, None], zero, zero, xp) - self.state.mask.mean
         e = xp.reshape(e, (batch, *positions, *([1] * len(self._targets))))
-        y = wide(x)
+        y = at_least_float32(x)
         w = xp.reshape(keras.ops.cast(self.noise_kernel, y.dtype), self._targets)
         return xp.astype(y + xp.astype(e, xp.dtype(y)) * w, xp.dtype(x))
 
     def get_config(self) -> Config:
         initializer = keras.initializers.serialize(self.initializer)
-        return {**super().get_config(), **self.law_config, "initializer": initializer}
+        return {**super().get_config(), **self.noise_config, "initializer": initializer}

@@ -8,6 +8,7 @@ import keras
 
 from pernodedrop import checks, generator
 from pernodedrop._types import Config, Shape, Tensor
+from pernodedrop.layers.base.composite import Composite, key_of
 from pernodedrop.layers.base.inner import copy_of, view
 from pernodedrop.layers.base.noisy import check_built
 from pernodedrop.layers.base.weight_noise import WeightNoise
@@ -17,7 +18,7 @@ OF_LAYER = ("name", "dtype", "trainable")
 
 
 @keras.saving.register_keras_serializable("pernodedrop")
-class NoisyAttention(keras.layers.Wrapper):
+class NoisyAttention(Composite, keras.layers.Wrapper):
     """Puts weight noise on the projections of a `keras.layers.MultiHeadAttention`.
 
     Each projection multiplies its input by a kernel, and is wrapped by a weight noise of its own, whose mask is that of
@@ -32,7 +33,8 @@ class NoisyAttention(keras.layers.Wrapper):
         **kwargs: arguments of the wrapper, such as `rate=0.1`, the same for all projections; and `name`, `dtype` and
             `trainable` of this layer. The dtype policy is the inner layer's unless given.
 
-    Call arguments: those of the inner layer, (query, value, key=None, ...); `key` is attention's, not the noise's.
+    Call arguments: those of the inner layer, (query, value, key=None, ...), where `key` is attention's, and
+        keys: the keys to use instead of drawing them, one for each projection, from `draw()`.
 
     Input and output shapes, dtypes: the inner layer's.
 
@@ -69,35 +71,21 @@ class NoisyAttention(keras.layers.Wrapper):
         if not names:
             raise ValueError(checks.invalid("projections", f"one or more of {PROJECTIONS}", projections))
         of_layer = {name: kwargs.pop(name) for name in OF_LAYER if name in kwargs}
-        super().__init__(layer, **{"dtype": layer.dtype_policy, **of_layer})
+        # refuses its arguments here rather than when the projections are there
+        like = wrapper(keras.layers.EinsumDense("abc,cd->abd", output_shape=(None, 1)), **kwargs)
+        super().__init__(like, layer=layer, **{"dtype": layer.dtype_policy, **of_layer})
         self.wrapper: typing.Any = wrapper
         self.projections = names
         self.seed = checks.check_seed(seed)
         self.supports_masking = True
-        # the wrapper refuses its arguments here rather than when the projections are there
-        probe = wrapper(keras.layers.EinsumDense("abc,cd->abd", output_shape=(None, 1)), **kwargs)
         # Keras would turn containers in an attribute into its own
         self._arguments: typing.Callable[[], dict[str, typing.Any]] = lambda: kwargs
-        law = {"rate", "noise"} if "rate" in kwargs else set()  # a noise may have the rate in its own config
-        self._argument_config = {name: value for name, value in probe.get_config().items() if name in {*kwargs, *law}}
 
     def build(self, query_shape: Shape, value_shape: Shape, key_shape: Shape | None = None) -> None:
         if not self.layer.built:
             self.layer.build(query_shape, value_shape, key_shape)
             self.layer.built = True
-        self.wrappers: dict[str, typing.Any] = {name: self._wrapped(name) for name in self.projections}
-
-    @property
-    def rate(self) -> float | None:
-        """The present drop rate of the projections. Setting it sets it in all of them, as in any regularizer."""
-        check_built(self)
-        return next(iter(self.wrappers.values())).rate
-
-    @rate.setter
-    def rate(self, rate: float) -> None:
-        check_built(self)
-        for wrapper in self.wrappers.values():
-            wrapper.rate = rate
+        self.parts = {name: self._wrapped(name) for name in self.projections}
 
     def call(
         self,
@@ -111,9 +99,15 @@ class NoisyAttention(keras.layers.Wrapper):
         return_attention_scores: bool = False,
         training: bool | None = None,
         use_causal_mask: bool = False,
+        keys: dict[str, Tensor] | None = None,
     ) -> typing.Any:
-        return self._attend(
-            self.wrappers,
+        def projection(name: str, part: typing.Any) -> typing.Callable[..., Tensor]:
+            # where the call is made again nobody else says `training`
+            return functools.partial(part, training=training, key=key_of(name, keys))
+
+        projections = {_attribute(name): projection(name, part) for name, part in self.parts.items()}
+        return type(self.layer).call(
+            view(self.layer, **projections),
             query,
             value,
             key=key,
@@ -126,33 +120,22 @@ class NoisyAttention(keras.layers.Wrapper):
             use_causal_mask=use_causal_mask,
         )
 
-    def rematerialized_call(
-        self, layer_call: typing.Callable[..., typing.Any], *args: typing.Any, **kwargs: typing.Any
-    ) -> typing.Callable[..., typing.Any]:
-        # as in Noisy: keys are drawn outside what the backward pass makes again, where nobody says `training` either
-        training = kwargs.get("training")
-        projections: dict[str, typing.Any] = {
-            name: functools.partial(
-                wrapper, training=training, key=wrapper.draw() if wrapper.is_noisy(training) else None
-            )
-            for name, wrapper in self.wrappers.items()
-        }
-        again = super().rematerialized_call(lambda *args: self._attend(projections, *args, **kwargs), *args)
-        return lambda *args, **_: again(*args)
-
     def compute_output_shape(self, query_shape: Shape, value_shape: Shape, key_shape: Shape | None = None) -> Shape:
         return self.layer.compute_output_shape(query_shape, value_shape, key_shape)
 
     def compute_output_spec(self, query: Tensor, value: Tensor, *args: typing.Any, **kwargs: typing.Any) -> typing.Any:
+        kwargs.pop("keys", None)
         return self.layer.compute_output_spec(query, value, *args, **kwargs)
 
     def get_config(self) -> Config:
+        given = {*self._arguments(), *({"rate", "noise"} if "rate" in self._arguments() else ())}
+        own = {name: value for name, value in self._one.get_config().items() if name in given}
         return {
             **super().get_config(),
             "wrapper": keras.saving.get_registered_name(self.wrapper),
             "projections": list(self.projections),
             "seed": self.seed,
-            **self._argument_config,
+            **own,
         }
 
     @classmethod
@@ -177,14 +160,9 @@ class NoisyAttention(keras.layers.Wrapper):
         """
         check_built(self)
         plain = copy_of(self.layer)
-        for name, wrapper in self.wrappers.items():
+        for name, wrapper in self.parts.items():
             getattr(plain, _attribute(name)).set_weights(wrapper.fold().get_weights())
         return plain
-
-    def _attend(self, projections: dict[str, typing.Any], *args: typing.Any, **kwargs: typing.Any) -> typing.Any:
-        """The inner layer's call, with these projections in the place of its own."""
-        noisy = view(self.layer, **{_attribute(name): projection for name, projection in projections.items()})
-        return type(self.layer).call(noisy, *args, **kwargs)
 
     def _wrapped(self, name: str) -> typing.Any:
         projection = getattr(self.layer, _attribute(name))

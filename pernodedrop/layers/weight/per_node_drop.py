@@ -78,14 +78,14 @@ class PerNodeDrop(MaskedProduct):
         method: str = "auto",
         **kwargs: typing.Any,
     ) -> None:
-        law, schedule = schedules.law(noise, rate)
-        mask = Mask(law, sharing, regime, bank_size)
+        noise, schedule = schedules.get_noise(noise, rate)
+        mask = Mask(noise, sharing, regime, bank_size)
         super().__init__(layer, mask, seed=seed, method=method, schedule=schedule, **kwargs)
 
     def get_config(self) -> Config:
         return {
             **super().get_config(),
-            **self.law_config,
+            **self.noise_config,
             "regime": self.regime,
             "sharing": sorted(self.sharing),
             "bank_size": self.members,

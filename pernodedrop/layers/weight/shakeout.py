@@ -6,8 +6,8 @@ import keras
 
 from pernodedrop import checks, schedules
 from pernodedrop._types import Config, Tensor, Words
-from pernodedrop.layers.base.inner import CONTRACTIONS, wide
-from pernodedrop.layers.base.noisy import xp
+from pernodedrop.layers.base.inner import CONTRACTIONS
+from pernodedrop.layers.base.noisy import at_least_float32, xp
 from pernodedrop.layers.base.weight_noise import MaskedProduct
 from pernodedrop.mask import Field, Mask
 from pernodedrop.noise import Bernoulli
@@ -71,7 +71,7 @@ class Shakeout(MaskedProduct):
     def multiply(self, x: Tensor, w: Tensor, field: Field, samples: Words) -> Tensor:
         # (x * r) W + (x * (r - 1)) S = (x * r) (W + S) - x S, for S = c sign(W)
         dtype = xp.dtype(x)
-        x, w = wide(x), wide(w)
+        x, w = at_least_float32(x), at_least_float32(w)
         sign = self.c * self._sign(w)
         shaken = self.masked_product(x, w + sign, field, samples)
         every = sign if len(x.shape) == 3 else sign[:, None]  # beside the samples of x (group, batch, time, in)

@@ -7,8 +7,8 @@ import numpy as np
 
 from pernodedrop import checks
 from pernodedrop._types import Config, Shape, Tensor, Words
-from pernodedrop.layers.base.inner import copy_of, float_kernel, wide, with_kernel
-from pernodedrop.layers.base.noisy import xp
+from pernodedrop.layers.base.inner import copy_of, float_kernel, with_kernel
+from pernodedrop.layers.base.noisy import at_least_float32, xp
 from pernodedrop.layers.weight.variational_dropout import Variational
 from pernodedrop.mask import Field
 
@@ -90,11 +90,11 @@ class SparseVariationalDropout(Variational):
     def threshold(self, threshold: float) -> None:
         self._threshold.assign(checks.check_finite(threshold, "threshold"))
 
-    def quiet(self, inputs: Tensor) -> Tensor:
+    def call_without_noise(self, inputs: Tensor) -> Tensor:
         return with_kernel(self.layer, inputs, self.pruned_kernel())
 
-    def noisy(self, inputs: Tensor, field: Field, samples: Words) -> Tensor:
-        x = wide(inputs)
+    def call_with_noise(self, inputs: Tensor, field: Field, samples: Words) -> Tensor:
+        x = at_least_float32(inputs)
         variances = keras.ops.exp(xp.astype(keras.ops.convert_to_tensor(self.log_variance), xp.dtype(x)))
         return self.reparameterized(inputs, x, variances, field, samples)
 

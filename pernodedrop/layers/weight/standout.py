@@ -6,12 +6,12 @@ import keras
 
 from pernodedrop import checks
 from pernodedrop._types import Config, Tensor, Words
-from pernodedrop.layers.base.activation_noise import times
-from pernodedrop.layers.base.inner import finish, float_kernel, product_with, wide
-from pernodedrop.layers.base.noisy import floating, uniforms
+from pernodedrop.layers.base.activation_noise import apply_mask
+from pernodedrop.layers.base.inner import bias_and_activation, float_kernel, product_with
+from pernodedrop.layers.base.noisy import at_least_float32, floating, uniforms
 from pernodedrop.layers.base.weight_noise import WeightNoise
 from pernodedrop.mask import Field, Mask
-from pernodedrop.noise import Chance
+from pernodedrop.noise import UniformNumber
 
 SHIFTS = ("unit", "weight")
 
@@ -67,28 +67,28 @@ class Standout(WeightNoise):
         seed: int | None = None,
         **kwargs: typing.Any,
     ) -> None:
-        super().__init__(layer, Mask(Chance(), "in"), seed=seed, **kwargs)
+        super().__init__(layer, Mask(UniformNumber(), "in"), seed=seed, **kwargs)
         self.alpha = checks.check_finite(alpha, "alpha")
         self.beta = checks.check_finite(beta, "beta")
         self.shift = checks.check_choice(shift, "shift", SHIFTS)
 
-    def quiet(self, inputs: Tensor) -> Tensor:
+    def call_without_noise(self, inputs: Tensor) -> Tensor:
         inputs = floating(inputs)
         z = self._product(inputs)
-        return times(finish(self.layer, z), self._probability(inputs, z))
+        return apply_mask(bias_and_activation(self.layer, z), self._probability(inputs, z))
 
-    def noisy(self, inputs: Tensor, field: Field, samples: Words) -> Tensor:
+    def call_with_noise(self, inputs: Tensor, field: Field, samples: Words) -> Tensor:
         z = self._product(inputs)
         # no gradient passes through a comparison
         kept = uniforms(z, field, samples, lane=0, of="out") < self._probability(inputs, z)
-        return times(finish(self.layer, z), kept)
+        return apply_mask(bias_and_activation(self.layer, z), kept)
 
     def _product(self, inputs: Tensor) -> Tensor:
         return product_with(self.layer, inputs, float_kernel(self.layer))
 
     def _probability(self, inputs: Tensor, z: Tensor) -> Tensor:
         """The probability that a unit is kept, from the product z of the inputs with the kernel; float32 at least."""
-        inputs, z = wide(inputs), wide(z)
+        inputs, z = at_least_float32(inputs), at_least_float32(z)
         shift = self.beta * keras.ops.sum(inputs, axis=-1, keepdims=True) if self.shift == "weight" else self.beta
         return keras.ops.sigmoid(self.alpha * z + shift)
 

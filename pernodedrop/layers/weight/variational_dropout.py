@@ -11,18 +11,18 @@ from pernodedrop._types import Config, Shape, Tensor, Words
 from pernodedrop.layers.base.contraction import Contraction
 from pernodedrop.layers.base.inner import (
     CONTRACTIONS,
-    finish,
+    bias_and_activation,
+    channel_axis,
     float_kernel,
     product_of,
     product_with,
-    root,
-    wide,
+    safe_sqrt,
     with_kernel,
 )
-from pernodedrop.layers.base.noisy import uniforms, xp
+from pernodedrop.layers.base.noisy import at_least_float32, uniforms, xp
 from pernodedrop.layers.base.weight_noise import WeightNoise
 from pernodedrop.mask import Field, Mask
-from pernodedrop.noise import Chance, normal
+from pernodedrop.noise import UniformNumber, normal
 
 KINDS_OF_NOISE = ("A", "B")
 PER = ("layer", "unit")
@@ -44,7 +44,7 @@ class Variational(WeightNoise):
 
     def __init__(self, layer: keras.layers.Layer, examples: int, seed: int | None = None, **kwargs: typing.Any) -> None:
         self.examples = checks.check_count(examples, "examples")
-        super().__init__(layer, Mask(Chance(), ()), seed=seed, **kwargs)
+        super().__init__(layer, Mask(UniformNumber(), ()), seed=seed, **kwargs)
 
     def divergence(self) -> Tensor:
         """KL(posterior || prior) of the whole kernel, up to a constant: a float32 scalar tensor."""
@@ -65,15 +65,15 @@ class Variational(WeightNoise):
             samples: word tensor (batch,), the sample coordinates.
         """
         dtype = xp.dtype(x)
-        mean = product_with(self.layer, wide(x), wide(float_kernel(self.layer)))
-        deviation = root(product_with(self.layer, spread * spread, variances))
-        axis, place = self.channels(len(mean.shape)), -1
+        mean = product_with(self.layer, at_least_float32(x), at_least_float32(float_kernel(self.layer)))
+        deviation = safe_sqrt(product_with(self.layer, spread * spread, variances))
+        axis, place = channel_axis(self.layer, len(mean.shape)), -1
         if isinstance(self.layer, CONTRACTIONS):
             contraction = Contraction(self.layer, len(x.shape))
             axis, place = contraction.y.index(contraction.batch), 0
         z = normals(keras.ops.moveaxis(mean, axis, place), field, samples, lane=1, of="out")
         y = mean + deviation * xp.astype(keras.ops.moveaxis(z, place, axis), xp.dtype(mean))
-        return finish(self.layer, xp.astype(y, dtype))
+        return bias_and_activation(self.layer, xp.astype(y, dtype))
 
     def learned(self, name: str, shape: Shape, start: float, **kwargs: typing.Any) -> keras.Variable:
         """A new trainable float32 weight of the posterior, which brings the layer's loss with it."""
@@ -89,10 +89,6 @@ class Variational(WeightNoise):
 
     def get_config(self) -> Config:
         return {**super().get_config(), "examples": self.examples}
-
-    def channels(self, rank: int) -> int:
-        """The axis of the channels of the layer's input, and of a convolution's output, of `rank`."""
-        return 1 if getattr(self.layer, "data_format", None) == "channels_first" else rank - 1
 
 
 @keras.saving.register_keras_serializable("pernodedrop")
@@ -161,7 +157,7 @@ class VariationalDropout(Variational):
         super().build(input_shape)
         product = product_of(self.layer, len(input_shape))
         groups, inputs, outputs = product.matrices(keras.ops.convert_to_tensor(self.layer.kernel)).shape
-        axis = self.channels(len(input_shape))
+        axis = channel_axis(self.layer, len(input_shape))
         shape: Shape = ()
         if self.per == "unit":
             if isinstance(product, Contraction) and product.x[-1] not in product.kernel_letters:
@@ -184,16 +180,16 @@ class VariationalDropout(Variational):
         each = -(0.5 * log_alpha + alpha * (c1 + alpha * (c2 + alpha * c3)))
         return self._numbers_of_noise * keras.ops.mean(each)
 
-    def noisy(self, inputs: Tensor, field: Field, samples: Words) -> Tensor:
-        x = wide(inputs)
+    def call_with_noise(self, inputs: Tensor, field: Field, samples: Words) -> Tensor:
+        x = at_least_float32(inputs)
         stddev = xp.astype(keras.ops.exp(0.5 * keras.ops.convert_to_tensor(self._log_alpha)), xp.dtype(x))
         if self.per == "unit":
-            axis = self.channels(len(x.shape))
+            axis = channel_axis(self.layer, len(x.shape))
             stddev = keras.ops.reshape(stddev, [-1 if n == axis else 1 for n in range(len(x.shape))])
         if self.kind == "B":
-            kernel = wide(float_kernel(self.layer))
+            kernel = at_least_float32(float_kernel(self.layer))
             return self.reparameterized(inputs, x * stddev, kernel * kernel, field, samples)
-        axis = self.channels(len(x.shape))
+        axis = channel_axis(self.layer, len(x.shape))
         z = normals(keras.ops.moveaxis(x, axis, -1), field, samples, lane=0, of="in")
         z = xp.astype(keras.ops.moveaxis(z, -1, axis), xp.dtype(x))
         return with_kernel(self.layer, xp.astype(x * (1 + stddev * z), xp.dtype(inputs)), float_kernel(self.layer))

@@ -30,15 +30,15 @@ STRENGTHS = ("rate", "stddev", "dropout", "recurrent_dropout")
 """The numbers of Keras' layers that say how much noise they make."""
 
 
-def is_noise(layer: keras.layers.Layer) -> bool:
+def is_stochastic(layer: keras.layers.Layer) -> bool:
     """Whether a layer is known to make noise in training, other noise in each call, at its present rate."""
     if isinstance(layer, Noisy):
-        return layer.makes_noise
+        return layer.is_stochastic
     known = isinstance(layer, NOISE + NOISE_INSIDE)
     return known and any(getattr(layer, strength, 0) > 0 for strength in STRENGTHS)
 
 
-def is_one_for_a_batch(layer: keras.layers.Layer) -> bool:
+def shares_noise(layer: keras.layers.Layer) -> bool:
     """Whether the samples of a batch share the noise of a layer."""
     if isinstance(layer, Noisy):
         return "sample" in layer.sharing

@@ -1,4 +1,4 @@
-"""The law of an entry by evaluating it at every uniform number there is: integration, not estimation.
+"""The distribution of an entry by evaluating it at every uniform number there is: integration, not estimation.
 
 An entry is a function of a uniform number, of which there are 2**23 (2**24 for a noise that is written on words, and
 may use one bit more). So the mean over all of them is the mean of the noise. A noise of several lanes has too many
@@ -15,7 +15,7 @@ CHUNK = 2**18
 
 
 class Moments(typing.NamedTuple):
-    """The law of an entry in numbers.
+    """The distribution of an entry in numbers.
 
     Attributes:
         mean, variance, fourth: of an entry; the fourth is the mean fourth power of its distance from `noise.mean`.
@@ -36,7 +36,7 @@ def bits(noise):
 
 
 def chunks(noise):
-    """The words of the whole lattice, a chunk at a time: uint32 (lanes, CHUNK)."""
+    """The words of all these numbers, a chunk at a time: uint32 (lanes, CHUNK)."""
     n = bits(noise)
     others = [np.random.Generator(np.random.Philox(lane)) for lane in range(1, noise.lanes)]
     for start in range(0, 2**n, CHUNK):
@@ -49,7 +49,7 @@ def integrate(noise, entries):
     """The moments of a noise.
 
     Args:
-        noise: whose lattice.
+        noise: the noise.
         entries: function from words (lanes, n) to the entries there, a host array.
     """
     total = square = fourth = reach = 0.0

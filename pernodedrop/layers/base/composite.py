@@ -1,0 +1,108 @@
+"""Composite: several noisy layers that are one regularizer to whoever uses them."""
+
+import typing
+
+from pernodedrop._types import Tensor
+from pernodedrop.layers.base.noisy import Noisy, check_built
+from pernodedrop.layers.base.regularizer import Regularizer
+from pernodedrop.mask import Mask
+from pernodedrop.noise import Noise
+from pernodedrop.schedules import Schedule
+
+
+class Composite(Regularizer):
+    """Base of layers that hold several noisy ones, all of one kind, with a key and numbers each.
+
+    Subclasses give:
+        parts: the noisy layers by name, a dict that `build` fills.
+        call(..., keys): what it does with its parts, which take their key of `keys`, or draw where that is None.
+        fold: as for `Regularizer`.
+
+    Args:
+        like: a noisy layer like its parts, which is asked for their mask and schedule before they are built.
+        **kwargs: those of `keras.layers.Layer`, or of the Keras class that stands after this one.
+    """
+
+    parts: dict[str, typing.Any]
+
+    def __init__(self, like: Noisy, **kwargs: typing.Any) -> None:
+        super().__init__(**kwargs)
+        self._like: typing.Callable[[], Noisy] = lambda: like  # Keras would track an attribute that is a layer
+
+    @property
+    def mask(self) -> Mask:
+        """Which mask its parts have, with the noise's present numbers."""
+        return self._one.mask
+
+    @property
+    def noise(self) -> Noise:
+        """The noise of its parts with its present numbers."""
+        return self._one.noise
+
+    @property
+    def regime(self) -> str:
+        """When masks change, see `pernodedrop.Mask`."""
+        return self._one.regime
+
+    @property
+    def schedule(self) -> Schedule | None:
+        """The rate over time, or None."""
+        return self._one.schedule
+
+    @property
+    def members(self) -> int | None:
+        """How many fixed functions each part is at inference; None: it is one."""
+        return self._one.members
+
+    @property
+    def is_stochastic(self) -> bool:
+        """Whether training calls with other keys give other outputs."""
+        return self._one.is_stochastic
+
+    @property
+    def updates(self) -> int:
+        """How many keys each part drew: the update number of a schedule."""
+        return self._one.updates
+
+    @property
+    def rate(self) -> float | None:
+        """The present drop rate of its parts. Setting it sets it in all of them, as in any regularizer."""
+        return self._one.rate
+
+    @rate.setter
+    def rate(self, rate: float) -> None:
+        check_built(self)
+        for part in self.parts.values():
+            part.rate = rate
+
+    def has_noise(self, training: bool | None) -> bool:
+        """Whether a call has noise."""
+        return self._one.has_noise(training)
+
+    def draw(self) -> dict[str, Tensor]:
+        """The next key of each part, for a call with `keys=`.
+
+        Raises:
+            RuntimeError: inside a rematerialized function, as for any noisy layer.
+            ValueError: a layer that is not built.
+        """
+        check_built(self)
+        return {name: part.draw() for name, part in self.parts.items()}
+
+    def rematerialized_call(
+        self, layer_call: typing.Callable[..., typing.Any], *args: typing.Any, **kwargs: typing.Any
+    ) -> typing.Callable[..., typing.Any]:
+        # as in Noisy: keys are drawn outside what the backward pass makes again, where nobody says `training` either
+        if kwargs.get("keys") is None and self.has_noise(kwargs.get("training")):
+            kwargs["keys"] = self.draw()
+        again = super().rematerialized_call(lambda *args: layer_call(*args, **kwargs), *args)
+        return lambda *args, **_: again(*args)
+
+    @property
+    def _one(self) -> Noisy:
+        return next(iter(self.parts.values())) if self.built else self._like()
+
+
+def key_of(part: str, keys: dict[str, Tensor] | None) -> Tensor | None:
+    """The key of a part, or None for it to draw one."""
+    return None if keys is None else keys[part]

@@ -1,0 +1,20 @@
+"""What may be asked of any regularizer, be it one noisy layer or several as one."""
+
+import keras
+
+
+class Regularizer(keras.layers.Layer):
+    """Base of all layers of this library: `Noisy` ones, which have a key, and `Composite` ones, which hold several.
+
+    Both have:
+        mask, noise: which mask, and its noise, with the present numbers.
+        rate: the present drop rate, which can be set, or None.
+        schedule: the rate as a function of the update number, or None.
+        updates: how many keys were drawn: the update number of a schedule.
+        members: how many fixed functions it is at inference, of which `sample_ids` choose; None: it is one.
+        is_stochastic: whether training calls with other keys give other outputs, at the present rate or at some of a
+            schedule.
+        has_noise(training): whether a call has noise.
+        draw(): the next key, for a call that is to have no other.
+        fold(): a plain Keras layer, built, with weights of its own, that computes what this one does at inference.
+    """
