@@ -18,6 +18,8 @@ import sys
 from pernodedrop import checks
 from pernodedrop._types import Namespace, Tensor
 
+__all__ = ["ENTRY_OPS", "NAMES", "NOISE_OPS", "OPS", "TENSOR_OPS", "WORD_OPS", "get", "name_of", "of"]
+
 if __name__ == "backends":
     raise ImportError("import this folder as `pernodedrop.backends`: under another name its classes would exist twice")
 

@@ -50,7 +50,7 @@ def materialized(x: Tensor, w: Tensor, grid: Grid, xp: Namespace) -> Tensor:
 
 
 def local_reparameterization(x: Tensor, w: Tensor, grid: Grid, xp: Namespace) -> Tensor:
-    """The same law without a mask, for a Gaussian noise and one position a row (arXiv 1506.02557).
+    """The same distribution without a mask, for a Gaussian noise and one position a row (arXiv 1506.02557).
 
     Outputs of a row use disjoint entries, so they are independent normal numbers given x and w, with mean x @ w and
     variance stddev**2 * (x**2 @ w**2). Their normals come from the lane after the noise's own, at the first input, so

@@ -12,6 +12,8 @@ from pernodedrop import checks, generator
 from pernodedrop._types import Namespace, Params, Sharing, Tensor, Words
 from pernodedrop.noise import Noise
 
+__all__ = ["Mask", "parse_sharing"]
+
 COORDINATES = ("sample", "time", "in", "out")
 REGIMES = ("dynamic", "fixed", "bank", "example")
 
@@ -47,7 +49,7 @@ class Mask:
     """Which mask: noise, sharing and regime.
 
     Args:
-        noise: the law of one entry, a `Noise`.
+        noise: the distribution of one entry, a `Noise`.
         sharing: the coordinates that entries do not depend on, see `parse_sharing`.
         regime: "dynamic": a new mask for every call number. "fixed": one mask for the model, the same for all samples
             and at inference. "bank": `bank_size` fixed masks, each sample routed to one, at inference too. "example": a
@@ -112,7 +114,7 @@ class Field(typing.NamedTuple):
     """A mask at one key: a function of the coordinates.
 
     Attributes:
-        noise: the law.
+        noise: the distribution of an entry.
         params: its numbers as scalar tensors.
         key: pair of word tensors (seed, call) of shape (1,).
     """

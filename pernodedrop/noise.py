@@ -1,4 +1,4 @@
-"""Noises: the law of one mask entry, as pure maths on uniform numbers.
+"""Noises: the distribution of one mask entry, as pure maths on uniform numbers.
 
 A noise turns the words of an entry (see `generator.py`) into a multiplier with mean 1. It is written once, against the
 ops namespace `xp` of whatever framework the words belong to, and never draws anything itself.
@@ -29,6 +29,8 @@ import numpy as np
 from pernodedrop import checks, registry
 from pernodedrop._types import Config, Namespace, Params, Tensor, Words
 
+__all__ = ["Bernoulli", "Gaussian", "Noise", "PartialGaussian", "Uniform"]
+
 FLOAT = (float, "float")  # annotations of fields, as they are and as `from __future__ import annotations` leaves them
 OPTIONAL_FLOAT = (float | None, "float | None")
 INT = (int, "int")
@@ -39,7 +41,7 @@ LEVELS = 2**24
 @typing.dataclass_transform(frozen_default=True)
 @dataclasses.dataclass(frozen=True)
 class Noise:
-    """Base class of noises: the law of one mask entry.
+    """Base class of noises: the distribution of one mask entry.
 
     A subclass is made a frozen dataclass and registered for saved models under its module and name, so it compares,
     hashes, saves and loads by the values of its fields. The module that defines it must be imported before a model that
@@ -121,13 +123,13 @@ class Noise:
         return {name: np.float32(value) for name, value in self.get_config().items() if checks.is_real(value)}
 
     def with_params(self, params: Params) -> typing.Self:
-        """The same law with other numbers: the inverse of `params()`."""
+        """The same distribution with other numbers: the inverse of `params()`."""
         own = self.params()
         changed = {name: value for name, value in params.items() if value != own[name]}
         return dataclasses.replace(self, **{k: type(getattr(self, k))(v) for k, v in changed.items()})
 
     def with_rate(self, rate: float) -> typing.Self:
-        """The same law at another drop rate."""
+        """The same distribution at another drop rate."""
         if getattr(self, "rate", None) is None:
             raise TypeError(f"{self!r} has no rate that could be set to {rate!r}")
         return dataclasses.replace(self, **{"rate": rate})

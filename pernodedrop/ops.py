@@ -20,6 +20,8 @@ from pernodedrop.backends import methods
 from pernodedrop.mask import Field, Grid, Mask, coordinate
 from pernodedrop.noise import Noise
 
+__all__ = ["masked_dense", "random_bits", "sample_mask"]
+
 METHODS = ("auto", "materialized", "recomputed", "kernel", "local_reparameterization")
 
 
@@ -44,7 +46,7 @@ def masked_dense(
     Args:
         x: floating tensor (batch, in) or (batch, time, in) of NumPy, torch, JAX or TensorFlow.
         w: floating tensor (in, out) of the same framework.
-        noise: the law of an entry, a `pernodedrop.Noise`.
+        noise: the distribution of an entry, a `pernodedrop.Noise`.
         key: (seed, call): two ints, seed any, call in [0, 2**32); or an integer tensor of length 2, modulo 2**32.
         sharing: the coordinates that m does not depend on. None is "time": positions of (batch, time, in) share a
             sample's mask. Otherwise a "+"-joined string or a collection of "sample", "time", "in", "out": "sample+time"
@@ -62,9 +64,9 @@ def masked_dense(
             mask, and it can be differentiated once. "kernel" does so by a kernel written by hand, with the mask in
             registers only: for `Bernoulli`, on a CPU with numba (`pip install 'pernodedrop[fast]'`); on TensorFlow and
             JAX where a gradient is taken, so that what is exported stays the framework's own.
-            "local_reparameterization" has no mask and draws y itself from the same law: for a Gaussian noise with a
-            mask of its own for every row of x. "auto" takes the last where it holds, else "kernel" where it can be had,
-            else "recomputed"; masks that are small because they are shared are plain products.
+            "local_reparameterization" has no mask and draws y itself from the same distribution: for a Gaussian noise
+            with a mask of its own for every row of x. "auto" takes the last where it holds, else "kernel" where it can
+            be had, else "recomputed"; masks that are small because they are shared are plain products.
 
     Returns:
         A tensor (batch, out) or (batch, time, out), of the dtype of x. Sums are in float32, or in float64 if x or w is.
@@ -106,7 +108,7 @@ def sample_mask(
     """The mask itself, to look at: the m of `masked_dense`.
 
     Args:
-        noise: the law of an entry, a `pernodedrop.Noise`.
+        noise: the distribution of an entry, a `pernodedrop.Noise`.
         key: (seed, call), as for `masked_dense`.
         shape: (batch, in, out), or (batch, time, in, out).
         sharing, sample_offset: as for `masked_dense`.

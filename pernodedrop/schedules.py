@@ -24,6 +24,8 @@ from pernodedrop import noise as noises
 from pernodedrop._types import Config
 from pernodedrop.noise import Noise
 
+__all__ = ["Annealed", "Constant", "Curriculum", "Custom", "Linear", "Schedule", "Step"]
+
 DEFAULT_RATE = 0.5
 TABLE_ROWS = 4096
 LAST_STEP = 2**31  # where the counts of updates end

@@ -83,7 +83,7 @@ def at_rates(noise, rates):
 
 
 def is_resolved(noise):
-    """Whether the spread of entries is far above the rounding of float32 numbers at 1, which would hide their law."""
+    """Whether the spread of entries is far above the rounding of float32 numbers at 1, which would hide them."""
     return noise.variance >= 1e-6
 
 
@@ -381,27 +381,27 @@ def independence(noise, backend, key=(1, 0), step=1, lag=1, start=0, alarm=1e-9,
         f"seeds {step} apart": (here, next_seed),
         f"the next call and the next seed ({step} on)": (next_call, next_seed),
     }
-    law = evaluate.moments(noise, "numpy")
+    exact = evaluate.moments(noise, "numpy")
     for name, (one, other) in pairs.items():
         part = alarm / (2 * len(pairs))
-        _expect_uncorrelated(one, other, noise.variance, law.reach, part, f"entries of {name}")
+        _expect_uncorrelated(one, other, noise.variance, exact.reach, part, f"entries of {name}")
         squares = (one**2 - noise.variance, other**2 - noise.variance)
-        spread = law.fourth - noise.variance**2  # of a square
+        spread = exact.fourth - noise.variance**2  # of a square
         if noise.lanes == 1 and spread > 1e-3 * noise.variance**2:  # else a square is nearly a constant
-            reach = law.reach**2 + noise.variance
+            reach = exact.reach**2 + noise.variance
             _expect_uncorrelated(*squares, spread, reach, part, f"squared entries of {name}")
 
 
 @claim(most=4, statistical=True, key=keys, made_of=lambda noise: noise.gaussian and is_resolved(noise))
 def reparameterization(noise, backend, key=(1, 0), alarm=1e-9, ops=own_ops):
-    """By local reparameterization and by a mask, outputs have one law: normal, with the variance of the sum."""
+    """By local reparameterization and by a mask, outputs are normal, with the variance of the sum."""
     x, w = _operands("rows", batch=4096)
     mean, spread = x.astype("float64") @ w, np.sqrt(noise.variance * (x.astype("float64") ** 2 @ w**2))
     for method in ("local_reparameterization", "materialized"):
         y = evaluate.product(noise, backend, key, x, w, ops, method=method)
         uniform = special.ndtr((y - mean) / spread)
         limit = chance.kolmogorov_bound(uniform.size, alarm / 4) + 1e-4
-        what = f"outputs with method={method!r} have a distance from their normal law"
+        what = f"outputs with method={method!r} have a distance from their normal distribution"
         expect_near(chance.kolmogorov(uniform), 0, limit, what)
         what = f"outputs of neighbouring samples with method={method!r}"
         _expect_uncorrelated(*_apart(uniform - 0.5, 0, 1, 0), 1 / 12, 0.5, alarm / 4, what)
@@ -435,7 +435,7 @@ def _finite(value):
 
 
 def _others(noise):
-    """The same law with other numbers: half of each float one, and another rate."""
+    """The same distribution with other numbers: half of each float one, and another rate."""
     halves = {n: value / 2 if value.dtype.kind == "f" else value for n, value in noise.params().items()}
     others = at_rates(noise, [0.25])
     with contextlib.suppress(TypeError, ValueError):
@@ -495,3 +495,6 @@ def _expect_uncorrelated(one, other, variance, reach, alarm, what):
     scale = one.size * variance
     limit = chance.bernstein(scale * variance, reach**2, alarm) / scale
     expect_near(float((one * other).sum() / scale), 0, limit, f"{what} are correlated")
+
+
+__all__ = ["CLAIMS", *CLAIMS]

@@ -1,6 +1,6 @@
 """A noise at work on one backend: its entries, masks, products and gradients as host arrays.
 
-The numbers of a noise are passed as `params`, as layers do it, so that what is compiled is compiled once for each law.
+The numbers of a noise are passed as `params`, as layers do it, so that what is compiled is compiled once for each kind.
 `ops` is what is put to the test: `pernodedrop.ops`, or a module of one's own with the same functions.
 """
 
@@ -86,14 +86,14 @@ def product(noise, backend, key, x, w, ops, *, sharing=None, method="auto", in_o
 
 
 def masked_dense_of(noise, ops, sharing, method):
-    """`ops.masked_dense` as a function of tensors: x, w, and the `constants`; the same for all noises of a law."""
-    law = _law(noise)
+    """`ops.masked_dense` as a function of tensors: x, w, and the `constants`; the same for all noises of a kind."""
+    kind = _of_a_kind(noise)
 
     def run(x, w, key, in_offset, sample_offset, params):
         offsets = {"in_offset": in_offset, "sample_offset": sample_offset}
-        return ops.masked_dense(x, w, law, key, sharing=sharing, method=method, params=params, **offsets)
+        return ops.masked_dense(x, w, kind, key, sharing=sharing, method=method, params=params, **offsets)
 
-    return _runs.setdefault((law, id(ops), sharing, method), run)
+    return _runs.setdefault((kind, id(ops), sharing, method), run)
 
 
 def constants(noise, backend, key, in_offset=0, sample_offset=0):
@@ -108,11 +108,11 @@ def _params(noise, backend, numbers=None):
     return {name: frameworks.tensor(backend, value) for name, value in numbers.items()}
 
 
-_laws: dict[tuple[type[Noise], str], Noise] = {}
+_kinds: dict[tuple[type[Noise], str], Noise] = {}
 _runs: dict[tuple[typing.Any, ...], typing.Any] = {}  # each holds its ops, so that an id is never of another
 
 
-def _law(noise):
+def _of_a_kind(noise):
     """The first noise seen that is this one up to its float fields, so that one compilation serves both."""
     others = {name: value for name, value in noise.get_config().items() if not isinstance(value, float)}
-    return _laws.setdefault((type(noise), repr(others)), noise)
+    return _kinds.setdefault((type(noise), repr(others)), noise)

@@ -74,11 +74,11 @@ def _slice(axis, noise):
 
 def _against_rate(axis, noise):
     declared = at_rates(noise, RATES)
-    rates = [law.rate for law in declared]
-    observed = [evaluate.moments(law, "numpy") for law in declared]
-    for laws, style, word in ((observed, "o", "observed"), (declared, "-", "declared")):
-        axis.plot(rates, [law.mean for law in laws], style, color="tab:red", label=f"mean, {word}")
-        spreads = [math.sqrt(law.variance) for law in laws]
+    rates = [noise.rate for noise in declared]
+    observed = [evaluate.moments(noise, "numpy") for noise in declared]
+    for moments, style, word in ((observed, "o", "observed"), (declared, "-", "declared")):
+        axis.plot(rates, [one.mean for one in moments], style, color="tab:red", label=f"mean, {word}")
+        spreads = [math.sqrt(one.variance) for one in moments]
         axis.plot(rates, spreads, style, color="tab:blue", label=f"standard deviation, {word}")
     axis.set(title="mean and spread against the rate", xlabel="rate", ylim=(0, None))
     axis.legend()

@@ -15,7 +15,7 @@ class ShapedNoise(ActivationNoise):
     """Base of activation noise with one entry for each place of a mask that is broadcast against the input.
 
     Args:
-        noise: the law of an entry, a `pernodedrop.Noise`.
+        noise: the distribution of an entry, a `pernodedrop.Noise`.
         noise_shape: shape of the mask; None entries are the input's sizes, and None is the input's shape.
         seed, schedule, **kwargs: as for `ActivationNoise`.
     """

@@ -19,7 +19,7 @@ class SpatialNoise(ActivationNoise):
     Subclasses give `dims`, how many axes of space there are, and `entries_channels_last`.
 
     Args:
-        noise: the law of an entry, a `pernodedrop.Noise`.
+        noise: the distribution of an entry, a `pernodedrop.Noise`.
         data_format: "channels_last", "channels_first", or None for Keras' `image_data_format`.
         seed, schedule, **kwargs: as for `ActivationNoise`.
     """

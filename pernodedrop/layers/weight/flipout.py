@@ -28,11 +28,11 @@ class Flipout(WeightNoise):
 
         right: mean and variance of every entry and every output; that outputs of a sample, and of two samples, are
             uncorrelated; that any three entries of a sample are independent. With a noise that is symmetric about 1
-            ("gaussian", "uniform", "bernoulli" at rate 0.5), the law of one sample by itself.
-        wrong: the law of an entry of a noise that is not symmetric, which is made so: a Bernoulli entry is 0, 2, k or
-            2 - k, for k = 1 / (1 - rate), and its skewness is 0; then four entries at the corners of a rectangle are
-            dependent too. With any noise samples are uncorrelated but dependent: they have |M - 1| in common, so a
-            batch that has a large deviation has it in all samples.
+            ("gaussian", "uniform", "bernoulli" at rate 0.5), the distribution of one sample by itself.
+        wrong: the distribution of an entry of a noise that is not symmetric, which is made so: a Bernoulli entry is 0,
+            2, k or 2 - k, for k = 1 / (1 - rate), and its skewness is 0; then four entries at the corners of a
+            rectangle are dependent too. With any noise samples are uncorrelated but dependent: they have |M - 1| in
+            common, so a batch that has a large deviation has it in all samples.
 
     Args:
         layer: the inner layer, of one of the kinds that `pernodedrop.PerNodeDrop` takes. The signs of a convolution are

@@ -28,9 +28,9 @@ class NoiseInjection(WeightNoise):
     half the variance of e times the loss's curvature along w.
 
     The node, its place, its trained weights and its absence at inference are the paper's. Ours, since its constants
-    could not be checked: the law of e and its default standard deviation of 1, weights that start with variance 1,
-    so that at first noise is as strong as inputs of unit scale, a number e for each position of a Dense layer's input,
-    and for a convolution one e a sample, with a weight for each entry of the input.
+    could not be checked: the distribution of e and its default standard deviation of 1, weights that start with
+    variance 1, so that at first noise is as strong as inputs of unit scale, a number e for each position of a Dense
+    layer's input, and for a convolution one e a sample, with a weight for each entry of the input.
 
     Args:
         layer: the inner layer, a `keras.layers.Dense`, `Conv1D`, `Conv2D` or `Conv3D`. A convolution's input must have
@@ -38,8 +38,8 @@ class NoiseInjection(WeightNoise):
         rate: of the noise, as a drop rate in [0, 1): e has the variance rate / (1 - rate). None is 0.5, a standard
             deviation of 1. Or a schedule of `pernodedrop.schedules`, which also goes with a `pernodedrop.Noise` that
             has a rate. It can be set at any time.
-        noise: the law of e, which is an entry of the noise less its mean: "gaussian", "uniform", "bernoulli", or a
-            `pernodedrop.Noise`, which brings its own numbers.
+        noise: the distribution of e, which is an entry of the noise less its mean: "gaussian", "uniform", "bernoulli",
+            or a `pernodedrop.Noise`, which brings its own numbers.
         stddev: the standard deviation of a normal e itself, a finite float from zero, instead of rate and noise.
         initializer: of w, as Keras takes it. The weight `noise_kernel` has shape (1, number of weights).
         seed: int, any; None takes one from Python's `random`.

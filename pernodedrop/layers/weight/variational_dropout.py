@@ -117,8 +117,9 @@ class VariationalDropout(Variational):
             convolution whatever its data format.
         alpha: where alpha starts, a float in (0, 1]; 0.25, ours.
         seed, **kwargs: as for `pernodedrop.PerNodeDrop`. Noise is drawn apart for all samples and, unlike a mask that a
-            sample's positions share, for all positions of sequences and images: there "B" has the marginal laws of
-            noisy weights and no correlation between positions, as the usual variational convolutions do.
+            sample's positions share, for all positions of sequences and images: there "B" has the marginal
+            distributions of noisy weights and no correlation between positions, as the usual variational convolutions
+            do.
 
     Call arguments, shapes and dtypes: as for `pernodedrop.PerNodeDrop`.
 
