@@ -165,7 +165,7 @@ def enumerated_masks(rate):
         x = keras.ops.convert_to_tensor(x)
         field = Enumerated(*layer.field((SEED, 0), None))
         field.number = number
-        masks[number, :, i] = (host(layer.noisy(x, field, XP.arange(16, like=x))) - bias) / kernel[i]
+        masks[number, :, i] = (host(layer.call_with_noise(x, field, XP.arange(16, like=x))) - bias) / kernel[i]
     kept = np.array([bin(number).count("1") for number in range(16)])
     return masks, rate ** (4 - kept) * (1 - rate) ** kept
 

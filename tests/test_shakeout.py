@@ -119,7 +119,7 @@ def test_mean_and_variance_of_kernel_entries_by_enumeration_of_all_r():
         x = np.zeros((16, 4), "float32")
         x[:, i] = 1
         x = keras.ops.convert_to_tensor(x)
-        entries = host(layer.noisy(x, field, XP.arange(16, like=x))) - bias
+        entries = host(layer.call_with_noise(x, field, XP.arange(16, like=x))) - bias
         mean = probability @ entries
         variance = probability @ (entries - mean) ** 2
         np.testing.assert_allclose(mean, kernel[i], atol=1e-5)

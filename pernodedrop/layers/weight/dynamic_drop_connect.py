@@ -129,7 +129,7 @@ class DynamicDropConnect(WeightNoise):
 
     @gradient_rate.setter
     def gradient_rate(self, gradient_rate: float) -> None:
-        highest = typing.cast(float, self.rate) if self.schedule is None else max(self._rates)
+        highest = typing.cast(float, self.rate) if self.schedule is None else max(self.schedule.table()[1])
         self._gradient_rate.assign(_check_sum(highest, gradient_rate))
 
     @property
