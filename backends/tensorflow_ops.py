@@ -6,7 +6,6 @@ on every device, which fuses the generator with the product; it compiles once fo
 
 import functools
 import sys
-import types
 
 import numpy as np
 import tensorflow as tf
@@ -30,11 +29,9 @@ from tensorflow import (
 )
 from tensorflow import reduce_sum as sum
 from tensorflow import transpose as permute_dims
-from tensorflow.python.eager import record
-from tensorflow.python.framework import ops
-from tensorflow.python.ops import control_flow_util
 
 from pernodedrop.backends import methods
+from pernodedrop.internals import of_tensorflow
 from pernodedrop.mask import Field
 
 xp = sys.modules[__name__]
@@ -122,13 +119,13 @@ def recomputed(x, w, field, rows, in_, out):
 
 
 def kernel_obstacle(x, noise, dtype):
-    if tf.config.list_logical_devices("GPU") or control_flow_util.GraphOrParentsInXlaContext(ops.get_default_graph()):
+    if tf.config.list_logical_devices("GPU") or of_tensorflow.is_in_xla():
         return "a CPU, and a graph that is not compiled by XLA"
     return methods.cpu_kernel_obstacle(noise)
 
 
 def kernel(x, w, field, rows, in_, out):
-    if not record.could_possibly_record():
+    if not of_tensorflow.is_recorded():
         # what is not differentiated may be saved, and a call of Python cannot
         return recomputed(x, w, field, rows, in_, out)
     from pernodedrop.backends import cpu_kernels
@@ -185,8 +182,6 @@ def _once_differentiable(forward, backward, x, w, *mask):
 @functools.lru_cache(maxsize=256)
 def _compiled(noise, names):
     """The two passes of a noise as functions compiled by XLA."""
-    # writes into the loop's own buffer, where public ops would stack the blocks and copy them once more
-    from tensorflow.compiler.tf2xla.python.xla import dynamic_update_slice as update
 
     def mask_of(params_key_rows, in_, out):
         params = dict(zip(names, params_key_rows, strict=False))
@@ -211,12 +206,12 @@ def _compiled(noise, names):
         def write_dx(start, length, dx):
             _, w_block, in_block = _cut(start, length, x, w, in_)
             block = methods.input_gradient_block(w_block, mask_of(rest, in_block, out), dy, xp)
-            return update(dx, block, (0, 0, start))
+            return of_tensorflow.written(dx, block, (0, 0, start))
 
         def write_dw(start, length, dw):
             x_block, _, in_block = _cut(start, length, x, w, in_)
             block = methods.kernel_gradient_block(x_block, mask_of(rest, in_block, out), dy, xp)
-            return update(dw, block, (start, 0))
+            return of_tensorflow.written(dw, block, (start, 0))
 
         # two loops: in one, XLA would make the mask once and store it for the second sum, which takes longer
         return _over_blocks(x, w, write_dx, zeros_like(x)), _over_blocks(x, w, write_dw, zeros_like(w))
@@ -258,9 +253,5 @@ def replica_offset(n):
 
 
 def refuse_redraw():
-    frame: types.FrameType | None = sys._getframe()
-    while frame is not None:
-        code = frame.f_code
-        if code.co_filename.endswith("custom_gradient.py") and code.co_name in ("inner", "inner_recompute_grad"):
-            raise RuntimeError(methods.REDRAW)
-        frame = frame.f_back
+    if of_tensorflow.is_in_recompute_grad():
+        raise RuntimeError(methods.REDRAW)

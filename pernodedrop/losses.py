@@ -7,10 +7,10 @@ import typing
 import warnings
 
 import keras
-from keras.src.backend import get_keras_mask, set_keras_mask  # a loss of one's own has no public way to either
 
 from pernodedrop import checks
 from pernodedrop._types import Config, Shape, Tensor
+from pernodedrop.internals import of_keras
 from pernodedrop.layers.base import sources
 from pernodedrop.layers.base.noisy import Noisy
 from pernodedrop.surgery import fold
@@ -192,7 +192,7 @@ class RDrop(keras.losses.Loss):
         # means over the rows of both halves, each of which has the divergence of its sample
         rows = TOTALS[self.ce] * cross_entropy + self.alpha * keras.ops.concatenate([divergence, divergence])
         # the positions of `ignore_class`, which Keras takes from what a loss returns
-        set_keras_mask(rows, get_keras_mask(cross_entropy))
+        of_keras.set_mask(rows, of_keras.mask_of(cross_entropy))
         return rows
 
     def get_config(self) -> Config:
@@ -261,7 +261,7 @@ class RDropModel(keras.Model):
         self.model = model
         if model.built:  # there is nothing else to build
             self.built = True
-            self._post_build()
+            of_keras.list_variables(self)
 
     @property
     def output_names(self) -> list[str]:
@@ -364,7 +364,7 @@ def _check_positions(of_loss: Shape, of_half: Shape) -> None:
 
 def _check_noise(model: keras.Model) -> None:
     """Refuse a model in which both halves of a batch surely have the same noise, warn of one that may be such."""
-    layers = model._flatten_layers()
+    layers = of_keras.layers_of(model)
     if any(_differs_between_samples(layer) for layer in layers):
         return
     same = [layer.name for layer in layers if isinstance(layer, Noisy)]
@@ -389,4 +389,4 @@ def _differs_between_samples(layer: keras.layers.Layer) -> bool:
     if isinstance(layer, (Noisy, *sources.NOISE, *sources.NOISE_INSIDE)):
         by_id = isinstance(layer, Noisy) and layer.mask.regime == "example"
         return sources.is_noise(layer) and not by_id and not sources.is_one_for_a_batch(layer)
-    return bool(layer._seed_generators)  # of Keras' augmentation, for one
+    return bool(of_keras.seed_generators(layer))  # of Keras' augmentation, for one

@@ -8,7 +8,8 @@ import keras
 
 from pernodedrop import checks, generator
 from pernodedrop._types import Config, Shape, Tensor
-from pernodedrop.layers.base.inner import copy_of, view
+from pernodedrop.internals import of_keras
+from pernodedrop.layers.base.inner import copy_of
 from pernodedrop.layers.base.noisy import check_built
 from pernodedrop.layers.base.weight_noise import WeightNoise
 
@@ -178,22 +179,17 @@ class NoisyAttention(keras.layers.Wrapper):
         check_built(self)
         plain = copy_of(self.layer)
         for name, wrapper in self.wrappers.items():
-            getattr(plain, _attribute(name)).set_weights(wrapper.fold().get_weights())
+            of_keras.projection(plain, name).set_weights(wrapper.fold().get_weights())
         return plain
 
     def _attend(self, projections: dict[str, typing.Any], *args: typing.Any, **kwargs: typing.Any) -> typing.Any:
         """The inner layer's call, with these projections in the place of its own."""
-        noisy = view(self.layer, **{_attribute(name): projection for name, projection in projections.items()})
+        noisy = of_keras.with_projections(self.layer, projections)
         return type(self.layer).call(noisy, *args, **kwargs)
 
     def _wrapped(self, name: str) -> typing.Any:
-        projection = getattr(self.layer, _attribute(name))
+        projection = of_keras.projection(self.layer, name)
         seed = None if self.seed is None else generator.sibling_seed(self.seed, PROJECTIONS.index(name))
         wrapper = self.wrapper(projection, seed=seed, name=name, **self._arguments())
         wrapper.build(projection.get_build_config()["input_shape"])
         return wrapper
-
-
-def _attribute(projection: str) -> str:
-    """Where Keras' attention layers have a projection."""
-    return f"_{projection}_dense"
