@@ -371,6 +371,19 @@ def test_mixed_precision_is_kept():
     assert [layer.dtype_policy.name for layer in noisy.layers[1:]] == ["float32", "mixed_bfloat16"]
 
 
+@pytest.mark.filterwarnings("ignore:The object being serialized includes a `lambda`:UserWarning")
+def test_nothing_of_the_copy_is_compiled():
+    """Also no model inside, and whatever they were compiled with."""
+    inner = made(sequential)
+    x = keras.Input((4,))
+    for model in (inner, keras.Model(x, layers.Dense(3)(inner(x)))):
+        model.compile("sgd", lambda y, p: (y - p) ** 2)
+        noisy = apply(model, noise)
+        assert not any(getattr(layer, "compiled", False) for layer in all_layers(noisy))
+        assert not noisy.compiled
+        assert model.compiled
+
+
 @needs_training
 def test_training_the_copy_leaves_the_original_usable():
     """JAX donates the arrays of a model to its training step, so an array of two models would be lost to the other."""

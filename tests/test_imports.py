@@ -34,7 +34,12 @@ HOUSE = """
     layers.activation.* layers.weight.*
     layers.activation layers.weight
     layers
-    losses surgery uncertainty
+    surgery.graphs
+    surgery.places
+    surgery.configs
+    surgery.copying
+    surgery
+    losses uncertainty
     __init__
     testing testing.*
     commands
