@@ -1,8 +1,9 @@
-"""Every private name of a framework means what `pernodedrop/internals` takes it to mean.
+"""Every private name of a framework means what `pernodedrop/internals` takes it to mean, and is used nowhere else.
 
 A test of a function here runs the framework, not the library: an upgrade that changes a meaning fails in this file.
 """
 
+import ast
 import subprocess
 import sys
 
@@ -498,3 +499,79 @@ def test_written():
     expected[1:3, 2:5] = 1
     found = write(tf.zeros((4, 5)), tf.ones((2, 3)), tf.constant(2))
     np.testing.assert_array_equal(found, expected)
+
+
+# Nowhere else
+
+
+PYTHON = {"_asdict", "_fields", "_getframe", "_replace"}
+"""Names with an underscore that Python documents."""
+
+PRIVATE_FOLDERS = ("keras.src", "tensorflow.python", "tensorflow.compiler", "tensorflow.core")
+"""Folders of frameworks that are private without an underscore."""
+
+EXCEPTIONS = {}
+"""(file, name) of private names that are used outside `internals`, and the reason."""
+
+
+def is_private(name):
+    return name.startswith("_") and not name.startswith("__") and name != "_" and name.isidentifier()
+
+
+def names_of_keras():
+    """The private names of Keras' layers, models and what they have, and of what the backend's framework adds."""
+    kernels = [made_of(kind) for kind in KINDS]
+    for layer, x in kernels:
+        layer.build(x.shape)
+    holders = [make() for make in HOLDERS.values()] + [layer for layer, _ in kernels]
+    samples = [layers.Dropout(0.5).seed_generator, keras.losses.MeanSquaredError()]
+    samples += [layer for holder in holders for layer in of_keras.layers_of(holder)]
+    return {name for sample in samples for name in {*dir(sample), *vars(sample)} if is_private(name)}
+
+
+def attributes_of(tree):
+    """The names after a dot, and those of arguments, which may become attributes."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            yield node.attr
+        elif isinstance(node, ast.keyword) and node.arg:
+            yield node.arg
+
+
+def strings_of(tree):
+    """The strings, which may be names of attributes."""
+    return (node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str))
+
+
+def imports_of(tree):
+    """The full names of what is imported."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            start = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
+            yield from (start + alias.name for alias in node.names)
+
+
+def defined(tree):
+    """The names that a file defines: functions, attributes and variables."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            yield node.name
+        elif isinstance(node, ast.Attribute | ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.attr if isinstance(node, ast.Attribute) else node.id
+
+
+def test_private_names_of_frameworks_are_used_in_their_folder_only():
+    """A name of an attribute is a framework's if Keras has it, or if no file of the library defines it."""
+    trees = {name: ast.parse(file.read_text(encoding="utf-8")) for name, file in modules().items()}
+    theirs, own = names_of_keras(), PYTHON.union(*map(defined, trees.values()))
+    assert {"_flatten_layers", "_kernel", "_remat_mode", "_functional", "_initial_seed"} <= theirs
+    found = set()
+    for file, tree in trees.items():
+        found |= {(file, name) for name in attributes_of(tree) if is_private(name) and name not in own - theirs}
+        found |= {(file, name) for name in strings_of(tree) if name in theirs}
+        for name in imports_of(tree):
+            outside = not name.startswith("pernodedrop.")
+            if name.startswith(PRIVATE_FOLDERS) or (outside and any(map(is_private, name.split(".")))):
+                found.add((file, name))
+    assert {"internals.of_keras", "internals.of_tensorflow", "internals.of_torch"} <= {file for file, _ in found}
+    assert {one for one in found if not one[0].startswith("internals.")} == set(EXCEPTIONS)
