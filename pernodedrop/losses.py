@@ -167,7 +167,7 @@ class RDrop(keras.losses.Loss):
         self.alpha = checks.check_positive(alpha, "alpha", zero=True)
         self.ce = checks.check_choice(ce, "ce", TOTALS)
         self.kl = checks.check_choice(kl, "kl", TOTALS)
-        self.from_logits = _agreed(from_logits, getattr(self.loss, "from_logits", None))
+        self.from_logits = _agreed(from_logits, _from_logits(self.loss))
         if paired not in (None, True, False):
             raise TypeError(checks.invalid("paired", "True, False or None", paired))
         self.paired = paired
@@ -344,6 +344,13 @@ def _over_classes(loss: typing.Any) -> typing.Any:
     if kind not in OVER_CLASSES and getattr(kind, "__module__", "").startswith("keras."):
         raise ValueError(checks.invalid("loss", expected, loss))
     return found
+
+
+def _from_logits(loss: typing.Any) -> bool | None:
+    """Whether a loss says that its predictions are logits; some of Keras' say so in their config only."""
+    if hasattr(loss, "from_logits") or not isinstance(loss, keras.losses.Loss):
+        return getattr(loss, "from_logits", None)
+    return loss.get_config().get("from_logits")
 
 
 def _agreed(from_logits: bool | None, of_loss: bool | None) -> bool:
