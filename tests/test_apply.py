@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import pernodedrop as pnd
+from pernodedrop.internals import of_keras
 from pernodedrop.layers.base.noisy import Noisy
 from pernodedrop.surgery import apply
 
@@ -28,7 +29,7 @@ def outputs(model, x, **kwargs):
 
 def all_layers(layer):
     """Every layer inside, as Keras tracks them."""
-    return layer._flatten_layers(include_self=False)
+    return of_keras.layers_of(layer, itself=False)
 
 
 def noise(layer):
