@@ -4,6 +4,7 @@ A test of a function here runs the framework, not the library: an upgrade that c
 """
 
 import ast
+import pathlib
 import subprocess
 import sys
 
@@ -501,7 +502,15 @@ def test_written():
     np.testing.assert_array_equal(found, expected)
 
 
-# Nowhere else
+# Of all, and nowhere else
+
+
+def test_every_function_has_a_test():
+    here = pathlib.Path(__file__).read_text(encoding="utf-8")
+    for file in ("of_keras", "of_tensorflow", "of_torch"):
+        tree = ast.parse(modules()[f"internals.{file}"].read_text(encoding="utf-8"))
+        functions = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
+        assert [name for name in functions if f"{file}.{name}(" not in here and f"@{file}.{name}" not in here] == []
 
 
 PYTHON = {"_asdict", "_fields", "_getframe", "_replace"}

@@ -12,6 +12,19 @@ from pernodedrop._types import Tensor
 Layer: typing.TypeAlias = keras.layers.Layer
 Context: typing.TypeAlias = collections.abc.Iterator[None]
 
+KERAS_OWN = {
+    "_functional",
+    "_layers",
+    "_modules",
+    "_operations",
+    "_operations_by_depth",
+    "_self_unconditional_dependency_names",
+}
+"""Where Keras, torch and TensorFlow have layers that are also in a graph or in an attribute of their own."""
+
+GRAPH = ("_outputs_struct", "_outputs", "_nodes", "_nodes_by_depth", "_operations", "_operations_by_depth")
+"""What a functional model knows of its graph beside the inputs."""
+
 
 # What a layer has
 
@@ -22,19 +35,9 @@ def layers_of(layer: Layer, itself: bool = True) -> list[Layer]:
 
 
 def attributes(layer: Layer) -> dict[str, typing.Any]:
-    """The attributes of a layer, without those in which Keras has what is in a graph or another attribute as well."""
-    own = {**vars(layer), **vars(layer).get("_modules", {})}  # where torch puts attributes that are layers
+    """The attributes of a layer, without Keras' own lists of what is in them; torch has those that are layers apart."""
+    own = {**vars(layer), **vars(layer).get("_modules", {})}
     return {name: own[name] for name in sorted(own.keys() - KERAS_OWN)}
-
-
-KERAS_OWN = {
-    "_functional",
-    "_layers",
-    "_modules",
-    "_operations",
-    "_operations_by_depth",
-    "_self_unconditional_dependency_names",
-}
 
 
 def own_variables(layer: Layer) -> list[keras.Variable]:
@@ -85,9 +88,6 @@ def take_graph(model: keras.Model, other: keras.Model) -> None:
     Not by `setattr`, which would track the layers of what it sets.
     """
     vars(model).update({name: vars(other)[name] for name in GRAPH})
-
-
-GRAPH = ("_outputs_struct", "_outputs", "_nodes", "_nodes_by_depth", "_operations", "_operations_by_depth")
 
 
 # How a layer is called
