@@ -6,7 +6,6 @@ on every device, which fuses the generator with the product; it compiles once fo
 
 import functools
 import sys
-import types
 
 import numpy as np
 import tensorflow as tf
@@ -30,11 +29,9 @@ from tensorflow import (
 )
 from tensorflow import reduce_sum as sum
 from tensorflow import transpose as permute_dims
-from tensorflow.python.eager import record
-from tensorflow.python.framework import ops
-from tensorflow.python.ops import control_flow_util
 
 from pernodedrop.backends import methods
+from pernodedrop.internals import of_tensorflow
 from pernodedrop.mask import Grid
 
 xp = sys.modules[__name__]
@@ -126,13 +123,13 @@ def recomputed(x, w, grid):
 
 
 def kernel_obstacle(x, noise, dtype):
-    if tf.config.list_logical_devices("GPU") or control_flow_util.GraphOrParentsInXlaContext(ops.get_default_graph()):
+    if tf.config.list_logical_devices("GPU") or of_tensorflow.is_in_xla():
         return "a CPU, and a graph that is not compiled by XLA"
     return methods.cpu_kernel_obstacle(noise)
 
 
 def kernel(x, w, grid):
-    if not record.could_possibly_record():
+    if not of_tensorflow.is_recorded():
         # what is not differentiated may be saved, and a call of Python cannot
         return recomputed(x, w, grid)
     from pernodedrop.backends import cpu_kernels
@@ -195,8 +192,6 @@ def _once_differentiable(forward, backward, x, w, *mask):
 @functools.lru_cache(maxsize=256)
 def _compiled(noise, names):
     """The two passes of a noise as functions compiled by XLA."""
-    # writes into the loop's own buffer, where public ops would stack the blocks and copy them once more
-    from tensorflow.compiler.tf2xla.python.xla import dynamic_update_slice as update
 
     @tf.function(jit_compile=True, autograph=False)
     def forward(x, w, *mask):
@@ -214,11 +209,11 @@ def _compiled(noise, names):
 
         def write_dx(start, length, dx):
             _, w_block, entries = _cut(start, length, x, w, grid)
-            return update(dx, methods.input_gradient_block(w_block, entries, dy, xp), (0, 0, start))
+            return of_tensorflow.written(dx, methods.input_gradient_block(w_block, entries, dy, xp), (0, 0, start))
 
         def write_dw(start, length, dw):
             x_block, _, entries = _cut(start, length, x, w, grid)
-            return update(dw, methods.kernel_gradient_block(x_block, entries, dy, xp), (start, 0))
+            return of_tensorflow.written(dw, methods.kernel_gradient_block(x_block, entries, dy, xp), (start, 0))
 
         # two loops: in one, XLA would make the mask once and store it for the second sum, which takes longer
         return _over_blocks(x, w, write_dx, zeros_like(x)), _over_blocks(x, w, write_dw, zeros_like(w))
@@ -262,9 +257,5 @@ def replica_offset(n):
 
 
 def refuse_redraw():
-    frame: types.FrameType | None = sys._getframe()
-    while frame is not None:
-        code = frame.f_code
-        if code.co_filename.endswith("custom_gradient.py") and code.co_name in ("inner", "inner_recompute_grad"):
-            raise RuntimeError(methods.REDRAW)
-        frame = frame.f_back
+    if of_tensorflow.is_in_recompute_grad():
+        raise RuntimeError(methods.REDRAW)

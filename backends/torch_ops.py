@@ -35,6 +35,7 @@ from torch import (
 )
 
 from pernodedrop.backends import methods
+from pernodedrop.internals import of_torch
 from pernodedrop.mask import Grid
 
 xp = sys.modules[__name__]
@@ -200,7 +201,7 @@ _NAMES: dict = {}
 _NOISES: dict = {}
 
 
-@torch.compiler.assume_constant_result
+@of_torch.constant_in_graphs
 def _filed(noise):
     name = _NAMES.setdefault(noise, f"{type(noise).__name__}-{len(_NAMES)}")
     _NOISES[name] = noise
@@ -230,7 +231,7 @@ def _load_triton_kernels():
 _TRITON_KERNELS = _load_triton_kernels()
 
 
-@torch.compiler.assume_constant_result
+@of_torch.constant_in_graphs
 def _numba_obstacle():
     return methods.numba_obstacle()
 
@@ -339,6 +340,5 @@ def replica_offset(n):
 def refuse_redraw():
     if torch.compiler.is_compiling():
         return  # there the draw inside a checkpoint is refused by torch itself: it is a side effect
-    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
-    if hooks is not None and "checkpoint" in getattr(hooks[0], "__qualname__", ""):
+    if of_torch.in_checkpoint():
         raise RuntimeError(methods.REDRAW)

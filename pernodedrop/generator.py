@@ -74,13 +74,14 @@ def seed_word(seed: int) -> int:
     """The word that stands for a user's seed: itself in [0, 2**32), a digest of its digits otherwise."""
     if 0 <= seed < 2**32:
         return int(seed)
-    return _digest(str(int(seed)))
+    return digest(str(int(seed)))
 
 
 def sibling_seed(seed: int, number: int) -> int:
     """The seed of one of several layers that have one seed between them."""
-    return _digest(f"{int(seed)}/{number}")
+    return digest(f"{int(seed)}/{number}")
 
 
-def _digest(text: str) -> int:
+def digest(text: str) -> int:
+    """A word mixed from a text."""
     return int.from_bytes(hashlib.blake2s(text.encode(), digest_size=4).digest(), "little")

@@ -7,10 +7,10 @@ import typing
 import warnings
 
 import keras
-from keras.src.backend import get_keras_mask, set_keras_mask  # a loss of one's own has no public way to either
 
 from pernodedrop import checks
 from pernodedrop._types import Config, Shape, Tensor
+from pernodedrop.internals import of_keras
 from pernodedrop.layers.base import stochastic
 from pernodedrop.layers.base.noisy import Noisy
 from pernodedrop.surgery import fold
@@ -169,7 +169,7 @@ class RDrop(keras.losses.Loss):
         self.alpha = checks.check_positive(alpha, "alpha", zero=True)
         self.ce = checks.check_choice(ce, "ce", TOTALS)
         self.kl = checks.check_choice(kl, "kl", TOTALS)
-        self.from_logits = _agreed(from_logits, getattr(self.loss, "from_logits", None))
+        self.from_logits = _agreed(from_logits, _from_logits(self.loss))
         if paired not in (None, True, False):
             raise TypeError(checks.invalid("paired", "True, False or None", paired))
         self.paired = paired
@@ -194,7 +194,7 @@ class RDrop(keras.losses.Loss):
         # means over the rows of both halves, each of which has the divergence of its sample
         rows = TOTALS[self.ce] * cross_entropy + self.alpha * keras.ops.concatenate([divergence, divergence])
         # the positions of `ignore_class`, which Keras takes from what a loss returns
-        set_keras_mask(rows, get_keras_mask(cross_entropy))
+        of_keras.set_mask(rows, of_keras.mask_of(cross_entropy))
         return rows
 
     def get_config(self) -> Config:
@@ -263,7 +263,7 @@ class RDropModel(keras.Model):
         self.model = model
         if model.built:  # there is nothing else to build
             self.built = True
-            self._post_build()
+            of_keras.list_variables(self)
 
     @property
     def output_names(self) -> list[str]:
@@ -348,6 +348,13 @@ def _over_classes(loss: typing.Any) -> typing.Any:
     return found
 
 
+def _from_logits(loss: typing.Any) -> bool | None:
+    """Whether a loss says that its predictions are logits; some of Keras' say so in their config only."""
+    if hasattr(loss, "from_logits") or not isinstance(loss, keras.losses.Loss):
+        return getattr(loss, "from_logits", None)
+    return loss.get_config().get("from_logits")
+
+
 def _agreed(from_logits: bool | None, of_loss: bool | None) -> bool:
     if from_logits not in (None, True, False):
         raise TypeError(checks.invalid("from_logits", "True, False or None", from_logits))
@@ -366,7 +373,7 @@ def _check_positions(of_loss: Shape, of_half: Shape) -> None:
 
 def _check_noise(model: keras.Model) -> None:
     """Refuse a model in which both halves of a batch surely have the same noise, warn of one that may be such."""
-    layers = model._flatten_layers()
+    layers = of_keras.layers_of(model)
     if any(_differs_between_samples(layer) for layer in layers):
         return
     same = [layer.name for layer in layers if isinstance(layer, Noisy)]
@@ -391,4 +398,4 @@ def _differs_between_samples(layer: keras.layers.Layer) -> bool:
     if isinstance(layer, (Noisy, *stochastic.NOISE, *stochastic.NOISE_INSIDE)):
         by_id = isinstance(layer, Noisy) and layer.regime == "example"
         return stochastic.is_stochastic(layer) and not by_id and not stochastic.shares_noise(layer)
-    return bool(layer._seed_generators)  # of Keras' augmentation, for one
+    return bool(of_keras.seed_generators(layer))  # of Keras' augmentation, for one

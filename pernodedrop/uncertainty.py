@@ -9,7 +9,6 @@ import collections.abc
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import inspect
 import math
 import random
@@ -19,8 +18,9 @@ import warnings
 import keras
 import numpy as np
 
-from pernodedrop import checks
+from pernodedrop import checks, generator
 from pernodedrop._types import Tensor
+from pernodedrop.internals import of_keras
 from pernodedrop.layers.base import stochastic
 from pernodedrop.layers.base.noisy import Noisy
 
@@ -148,7 +148,7 @@ def predict(
     seed = random.getrandbits(32) if seed is None else int(seed)
     x, size = _arrays(x)
     batch_size = min(checks.check_count(batch_size, "batch_size"), size)
-    if not all(layer.built for layer in model._flatten_layers()):
+    if not all(layer.built for layer in of_keras.layers_of(model)):
         model(_rows(x, 0, batch_size))
     passes = _Passes(model, seed, batch_size)
     samples = passes.default_samples() if samples is None else checks.check_count(samples, "samples")
@@ -175,7 +175,7 @@ class _Passes:
 
     def __init__(self, model: keras.Model, seed: int, batch_size: int) -> None:
         self.seed, self.batch_size = seed, batch_size
-        layers = model._flatten_layers()
+        layers = of_keras.layers_of(model)
         self.ensembles = [layer for layer in layers if isinstance(layer, Noisy) and layer.members]
         self.noisy = [layer for layer in layers if stochastic.is_stochastic(layer) and layer not in self.ensembles]
         if not self.noisy and not self.ensembles:
@@ -192,7 +192,7 @@ class _Passes:
 
     def state(self) -> list[keras.Variable]:
         """The variables that noise may change."""
-        own = [variable for layer in self.noisy for variable in _own_variables(layer)]
+        own = [variable for layer in self.noisy for variable in of_keras.own_variables(layer) if not variable.trainable]
         return own + [generator.state for generator in self.generators]
 
     def run(self, x: typing.Any, start: int, sample: int) -> typing.Any:
@@ -202,8 +202,8 @@ class _Passes:
         for layer in self.noisy:
             if isinstance(layer, Noisy):
                 layer.to_steady_state()
-        for index, generator in enumerate(self.generators):
-            generator.state.assign([_word(self.seed, index, sample, start), 0])
+        for index, one in enumerate(self.generators):
+            one.state.assign([_word(self.seed, index, sample, start), 0])
         return self.forward.run({"x": x, "start": np.asarray(start, WORD), "sample": np.asarray(sample, WORD)})
 
     @contextlib.contextmanager
@@ -222,14 +222,14 @@ class _Passes:
             arguments["sample_ids"] = keras.ops.zeros((rows,), WORD) + data["sample"]
 
         with contextlib.ExitStack() as stack:
-            for layer in self.forward.model._flatten_layers():
-                stack.enter_context(_without_remat(layer))
+            for layer in of_keras.layers_of(self.forward.model):
+                stack.enter_context(of_keras.without_remat(layer))
             for layer in self.noisy:
                 stack.enter_context(_changed(layer, make_noise))
             for layer in self.ensembles:
                 stack.enter_context(_changed(layer, be_member))
             for generator in self.generators:
-                stack.enter_context(_seeded(generator))
+                stack.enter_context(of_keras.seeded(generator))
             yield
 
 
@@ -237,10 +237,10 @@ class _Forward(keras.Model):
     """A model at inference, compiled, with its layers changed while it is traced."""
 
     def __init__(self, model: keras.Model, changed: typing.Callable[..., typing.Any]) -> None:
-        super().__init__(name="forward", dtype="float32", autocast=False)  # the model casts its inputs itself
+        with keras.RematScope(mode=None):  # there is no backward pass
+            super().__init__(name="forward", dtype="float32", autocast=False)  # the model casts its inputs itself
         self.model, self.changed = model, changed
         self.built = True  # of nothing but the model, which is
-        self._remat_mode = None  # whatever scope this is made in: there is no backward pass
 
     def call(self, data: Arguments, training: bool = False) -> Tensor:
         with self.changed(data):
@@ -363,33 +363,16 @@ def _host(variable: keras.Variable) -> typing.Any:
     return np.array(keras.ops.convert_to_numpy(variable.value))
 
 
-def _own_variables(layer: keras.layers.Layer) -> list[keras.Variable]:
-    """State of a layer that is not trained and is not that of a layer inside it."""
-    inside = {id(variable) for inner in layer._flatten_layers(include_self=False) for variable in inner.variables}
-    return [variable for variable in layer.variables if not variable.trainable and id(variable) not in inside]
-
-
 def _generators(layers: list[keras.layers.Layer]) -> list[keras.random.SeedGenerator]:
     """The seed generators of Keras' layers, and of the cells inside recurrent ones."""
-    inner = [one for layer in layers if not isinstance(layer, Noisy) for one in layer._flatten_layers()]
+    inner = [one for layer in layers if not isinstance(layer, Noisy) for one in of_keras.layers_of(layer)]
     found = {id(one): one.seed_generator for one in inner if getattr(one, "seed_generator", None) is not None}
     return list(found.values())
 
 
-@contextlib.contextmanager
-def _seeded(generator: keras.random.SeedGenerator) -> collections.abc.Iterator[None]:
-    """Has torch use a generator that was given no seed; its dropout passes by such ones for a quicker one of torch."""
-    seed, generator._initial_seed = generator._initial_seed, 0
-    try:
-        yield
-    finally:
-        generator._initial_seed = seed
-
-
 def _word(*numbers: int) -> int:
     """31 bits mixed from integers: sums of seeds and places would give siblings and neighbours the same masks."""
-    digest = hashlib.blake2s(repr(numbers).encode(), digest_size=4).digest()
-    return int.from_bytes(digest, "little") >> 1
+    return generator.digest(repr(numbers)) >> 1
 
 
 @contextlib.contextmanager
@@ -407,20 +390,9 @@ def _kept(variables: list[keras.Variable]) -> collections.abc.Iterator[typing.Ca
         restore()
 
 
-@contextlib.contextmanager
-def _without_remat(layer: keras.layers.Layer) -> collections.abc.Iterator[None]:
-    """Has a layer called as it is: there is no backward pass, and noise cannot be drawn in what is made again."""
-    mode, layer._remat_mode = layer._remat_mode, None
-    try:
-        yield
-    finally:
-        layer._remat_mode = mode
-
-
-@contextlib.contextmanager
 def _changed(
     layer: keras.layers.Layer, change: typing.Callable[[keras.layers.Layer, Arguments, typing.Any], None]
-) -> collections.abc.Iterator[None]:
+) -> contextlib.AbstractContextManager[None]:
     """Has `change(layer, arguments, rows)` change the arguments of calls of a layer, those that its `call` knows."""
     call = layer.call
     signature = inspect.signature(call)
@@ -431,11 +403,4 @@ def _changed(
         change(layer, bound.arguments, keras.ops.shape(first)[0])
         return call(*bound.args, **bound.kwargs)  # an argument of another name is in neither
 
-    before = vars(layer).copy()
-    vars(layer)["call"] = changed  # not by setattr, in which Keras tracks what a layer has
-    try:
-        yield
-    finally:
-        del vars(layer)["call"]
-        if "call" in before:
-            vars(layer)["call"] = before["call"]
+    return of_keras.calling(layer, changed)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import pernodedrop as pnd
+from pernodedrop.internals import of_keras
 from pernodedrop.layers.base.noisy import Noisy
 from pernodedrop.surgery import apply
 
@@ -28,7 +29,7 @@ def outputs(model, x, **kwargs):
 
 def all_layers(layer):
     """Every layer inside, as Keras tracks them."""
-    return layer._flatten_layers(include_self=False)
+    return of_keras.layers_of(layer, itself=False)
 
 
 def noise(layer):
@@ -369,6 +370,19 @@ def test_mixed_precision_is_kept():
     model = keras.Model(x, layers.Dense(2, dtype="mixed_bfloat16", name="low")(layers.Dense(4)(x)))
     noisy = apply(model, noise)
     assert [layer.dtype_policy.name for layer in noisy.layers[1:]] == ["float32", "mixed_bfloat16"]
+
+
+@pytest.mark.filterwarnings("ignore:The object being serialized includes a `lambda`:UserWarning")
+def test_nothing_of_the_copy_is_compiled():
+    """Also no model inside, and whatever they were compiled with."""
+    inner = made(sequential)
+    x = keras.Input((4,))
+    for model in (inner, keras.Model(x, layers.Dense(3)(inner(x)))):
+        model.compile("sgd", lambda y, p: (y - p) ** 2)
+        noisy = apply(model, noise)
+        assert not any(getattr(layer, "compiled", False) for layer in all_layers(noisy))
+        assert not noisy.compiled
+        assert model.compiled
 
 
 @needs_training

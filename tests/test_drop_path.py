@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import pernodedrop as pnd
+from pernodedrop.internals import of_keras
 from pernodedrop.schedules import Linear
 from tests.family import host, inputs
 
@@ -155,7 +156,7 @@ def test_masking_passes_through():
     x = keras.Input((3,))
     embedded = keras.layers.Embedding(10, 4, mask_zero=True)(x)
     model = keras.Model(x, pnd.DropPath(0.5)(pnd.StochasticDepth(0.5)([embedded, embedded])))
-    assert host(model(np.array([[1, 2, 0]]))._keras_mask).tolist() == [[True, True, False]]
+    assert host(of_keras.mask_of(model(np.array([[1, 2, 0]])))).tolist() == [[True, True, False]]
 
 
 @pytest.mark.parametrize(

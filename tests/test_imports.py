@@ -15,6 +15,7 @@ FOLDER = pathlib.Path(pernodedrop.__file__).parent
 
 HOUSE = """
     _version _types registry
+    internals internals.*
     checks generator
     noise schedules
     mask
@@ -34,6 +35,10 @@ HOUSE = """
     layers.activation.* layers.weight.*
     layers.activation layers.weight
     layers
+    surgery.graphs
+    surgery.places
+    surgery.configs
+    surgery.copying
     surgery
     losses uncertainty
     testing testing.*
@@ -59,8 +64,13 @@ UPWARD = {}
 
 FRAMEWORKS = {"tensorflow", "torch", "jax", "jaxlib", "triton"}
 
-KERNELS = {"backends.triton_kernels": {"torch", "triton"}, "backends.xla_kernels": {"jax"}}
-"""Files of the backends that are written against a framework and imported by its backend alone, and which one."""
+KERNELS = {
+    "backends.triton_kernels": {"torch", "triton"},
+    "backends.xla_kernels": {"jax"},
+    "internals.of_tensorflow": {"tensorflow"},
+    "internals.of_torch": {"torch"},
+}
+"""Files that are written against a framework and imported where that one is used alone, and which one."""
 
 USERS_OF_FRAMEWORKS = {
     "commands.bench.memory": "asks each framework for the memory that it has on a GPU",

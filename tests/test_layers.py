@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import pernodedrop as pnd
+from pernodedrop.internals import of_keras
 from tests.family import FAMILY, Case, Subclassed, host, inputs, noisy_layer
 from tests.noises import Triangular
 
@@ -276,7 +277,7 @@ def test_masking_passes_through():
         [keras.Input((3,)), keras.layers.Embedding(10, 4, mask_zero=True), made("per_node_drop"), pnd.Dropout(0.5)]
     )
     y = model(np.array([[1, 2, 0], [3, 0, 0]]))
-    assert host(y._keras_mask).tolist() == [[True, True, False], [True, False, False]]
+    assert host(of_keras.mask_of(y)).tolist() == [[True, True, False], [True, False, False]]
 
 
 def test_time_distributed_and_nested_models_work():

@@ -5,11 +5,11 @@ import warnings
 import keras
 import numpy as np
 import pytest
-from keras.src.backend import set_keras_mask
 from scipy.special import log_softmax, rel_entr, softmax
 
 import pernodedrop as pnd
 from pernodedrop import losses
+from pernodedrop.internals import of_keras
 from tests.frameworks import NAME, needs_gradients, value_and_gradients
 
 needs_training = pytest.mark.skipif(NAME == "numpy", reason="Keras' NumPy backend has no training")
@@ -87,6 +87,23 @@ def test_loss_of_one_hot_targets_is_that_of_their_classes():
     np.testing.assert_allclose(host(loss(np.eye(3)[[*y, *y]], softmax(z, axis=-1))), brute(y, z, 2.0), rtol=1e-5)
 
 
+@keras.saving.register_keras_serializable("tests")
+class SaysInItsConfig(keras.losses.Loss):
+    """As Keras' own crossentropies from 3.16 on."""
+
+    def call(self, y_true, y_pred):
+        return keras.losses.sparse_categorical_crossentropy(y_true, y_pred, from_logits=True)
+
+    def get_config(self):
+        return {**super().get_config(), "from_logits": True}
+
+
+def test_a_loss_says_that_predictions_are_logits_by_an_attribute_or_by_its_config():
+    assert losses.RDrop(SaysInItsConfig()).from_logits
+    assert losses.RDrop(from_logits()).from_logits
+    assert not losses.RDrop(smooth).from_logits
+
+
 @pytest.mark.parametrize(
     ("reduction", "reduce"), [("sum", np.sum), (None, np.asarray), ("mean_with_sample_weight", np.mean)]
 )
@@ -105,7 +122,7 @@ def test_masked_positions_are_left_out(ce, kl, alpha):
     kept = np.arange(5) < np.array([[5], [3], [1], [4]])
     twice, weights = np.concatenate([y, y]), np.random.default_rng(2).uniform(size=(4, 5))
     predictions = keras.ops.convert_to_tensor(z)
-    set_keras_mask(predictions, keras.ops.convert_to_tensor(np.concatenate([kept, kept])))
+    of_keras.set_mask(predictions, keras.ops.convert_to_tensor(np.concatenate([kept, kept])))
     loss = losses.RDrop(from_logits(), alpha, ce=ce, kl=kl, paired=True)
     value = host(loss(twice, predictions, sample_weight=np.concatenate([weights, weights])))
     np.testing.assert_allclose(value, brute(y, z, alpha, ce, kl, weights, kept), rtol=1e-5)

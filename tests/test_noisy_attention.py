@@ -7,6 +7,7 @@ from scipy import special
 
 import pernodedrop as pnd
 from pernodedrop import generator
+from pernodedrop.internals import of_keras
 from tests.frameworks import value_and_gradients
 
 BACKEND = keras.backend.backend()
@@ -218,7 +219,7 @@ def test_masked_positions_are_not_attended_to():
     embedding, layer = keras.layers.Embedding(10, FEATURES, mask_zero=True), noisy()
     long, short = np.array([[1, 2, 0, 0]] * BATCH), np.array([[1, 2]] * BATCH)
     y, wanted = (layer(x, x, training=True) for x in (embedding(long), embedding(short)))
-    assert host(y._keras_mask).tolist() == [[True, True, False, False]] * BATCH
+    assert host(of_keras.mask_of(y)).tolist() == [[True, True, False, False]] * BATCH
     assert wanted.shape == (BATCH, 2, FEATURES)
     at_rest, wanted = (host(layer(x, x)) for x in (embedding(long), embedding(short)))
     np.testing.assert_allclose(at_rest[:, :2], wanted, atol=1e-5)

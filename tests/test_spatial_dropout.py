@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import pernodedrop as pnd
+from pernodedrop.internals import of_keras
 from pernodedrop.schedules import Linear
 from tests.family import host, inputs
 
@@ -104,7 +105,7 @@ def test_masking_passes_through():
     model = keras.Sequential(
         [keras.Input((3,)), keras.layers.Embedding(10, 4, mask_zero=True), pnd.SpatialDropout1D(0.5)]
     )
-    assert host(model(np.array([[1, 2, 0]]))._keras_mask).tolist() == [[True, True, False]]
+    assert host(of_keras.mask_of(model(np.array([[1, 2, 0]])))).tolist() == [[True, True, False]]
 
 
 @pytest.mark.parametrize(

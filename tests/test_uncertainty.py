@@ -9,6 +9,7 @@ import scipy.stats
 
 import pernodedrop as pnd
 from pernodedrop import uncertainty
+from pernodedrop.internals import of_keras
 from pernodedrop.layers.base.noisy import Noisy
 
 BACKEND = keras.backend.backend()
@@ -49,7 +50,7 @@ def test_passes_are_those_of_the_known_masks_whatever_the_batch_size(batch_size)
     drop, noisy = pnd.Dropout(0.5, seed=1), pnd.PerNodeDense(4, seed=1)
     model, x = chain(drop, noisy), inputs(7, 6)
     found = uncertainty.predict(model, x, 9, seed=SEED, batch_size=batch_size, keep=True)
-    order = [layer for layer in model._flatten_layers() if isinstance(layer, Noisy)]
+    order = [layer for layer in of_keras.layers_of(model) if isinstance(layer, Noisy)]
     kernel = host(noisy.layer.kernel).astype("float64")
     expected = []
     for sample in range(9):
@@ -171,7 +172,7 @@ def nested():
 def test_models_of_all_kinds_are_traced_once_with_a_ragged_last_batch(make):
     model, x = make(), inputs(7, 6)
     model(x, training=False)
-    (block,) = (layer for layer in model._flatten_layers() if isinstance(layer, Block))
+    (block,) = (layer for layer in of_keras.layers_of(model) if isinstance(layer, Block))
     before, block.calls = values(model), 0
     found = uncertainty.predict(model, x, 5, batch_size=3)
     assert block.calls == (1 if BACKEND in ("jax", "tensorflow") else 15)

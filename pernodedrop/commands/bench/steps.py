@@ -86,9 +86,11 @@ def _tensorflow(product: Product, mode: str) -> Step:
 def _torch(product: Product, mode: str) -> Step:
     import torch
 
+    from pernodedrop.internals import of_torch
+
     if mode == "compiled":
         # rows are closures of one function, and after eight of them torch would run the next one eagerly
-        torch._dynamo.config.recompile_limit = 100
+        of_torch.allow_recompilations(100)
         product = torch.compile(product)
 
     def run(x: Tensor, w: Tensor, dy: Tensor, key: Tensor) -> tuple[Tensor, ...]:

@@ -6,6 +6,7 @@ import keras
 
 from pernodedrop import checks
 from pernodedrop._types import Tensor
+from pernodedrop.internals import of_keras
 from pernodedrop.layers.base.contraction import Contraction
 from pernodedrop.layers.base.convolution import Convolution
 from pernodedrop.layers.base.noisy import at_least_float32
@@ -54,11 +55,7 @@ def float_kernel(layer: keras.layers.Layer) -> Tensor:
             f"Layer {layer.name!r} is quantized to {mode!r}; noise on a kernel goes with no quantization, or with "
             "'int8' of a Dense or EinsumDense. Take the inner layer `.layer` for inference."
         )
-    # `layer.kernel` would be the raw int8 numbers here
-    scale = keras.ops.cast(layer.kernel_scale, layer.compute_dtype)
-    if isinstance(layer, keras.layers.EinsumDense):
-        scale = layer._adjust_scale_for_dequant(scale)  # puts the axes of the scale where the kernel has them
-    kernel = keras.ops.cast(layer._kernel, layer.compute_dtype) / scale
+    kernel = of_keras.int8_kernel(layer)
     if layer.lora_enabled:
         low_rank = keras.ops.matmul(layer.lora_kernel_a, layer.lora_kernel_b)
         kernel = kernel + keras.ops.cast(layer.lora_alpha / layer.lora_rank * low_rank, layer.compute_dtype)
@@ -94,8 +91,8 @@ def with_kernel(layer: keras.layers.Layer, inputs: Tensor, kernel: Tensor, bias:
 
 def product_with(layer: keras.layers.Layer, inputs: Tensor, kernel: Tensor) -> Tensor:
     """The product of inputs with a kernel, as the layer itself computes it: no bias, no activation."""
-    without = {"lora_enabled": False, "quantization_mode": None, "bias": None, "use_bias": False, "activation": None}
-    return type(layer).call(view(layer, kernel=kernel, _kernel=kernel, **without), inputs)
+    without = {"lora_enabled": False, "bias": None, "use_bias": False, "activation": None}
+    return type(layer).call(of_keras.with_kernel(layer, kernel, **without), inputs)
 
 
 def moments(layer: keras.layers.Layer, inputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -111,14 +108,6 @@ def safe_sqrt(x: Tensor) -> Tensor:
     """The square root of numbers from 0, with slope 0 instead of infinity where they are 0."""
     positive = x > TINY
     return keras.ops.where(positive, keras.ops.sqrt(keras.ops.where(positive, x, 1)), 0)
-
-
-def view(layer: keras.layers.Layer, **instead: typing.Any) -> keras.layers.Layer:
-    """The layer with other attributes; it shares the rest with the layer, which is left as it is."""
-    own = object.__new__(type(layer))
-    own.__dict__.update(layer.__dict__)  # past Keras' and torch's __setattr__, which would track what is set
-    own.__dict__.update(instead)
-    return own
 
 
 def with_activity_loss(layer: keras.layers.Layer, y: Tensor) -> Tensor:

@@ -8,8 +8,9 @@ import keras
 
 from pernodedrop import checks, generator
 from pernodedrop._types import Config, Shape, Tensor
+from pernodedrop.internals import of_keras
 from pernodedrop.layers.base.composite import Composite, key_of
-from pernodedrop.layers.base.inner import copy_of, view
+from pernodedrop.layers.base.inner import copy_of
 from pernodedrop.layers.base.noisy import check_built
 from pernodedrop.layers.base.weight_noise import WeightNoise
 
@@ -105,9 +106,9 @@ class NoisyAttention(Composite, keras.layers.Wrapper):
             # where the call is made again nobody else says `training`
             return functools.partial(part, training=training, key=key_of(name, keys))
 
-        projections = {_attribute(name): projection(name, part) for name, part in self.parts.items()}
+        projections = {name: projection(name, part) for name, part in self.parts.items()}
         return type(self.layer).call(
-            view(self.layer, **projections),
+            of_keras.with_projections(self.layer, projections),
             query,
             value,
             key=key,
@@ -160,18 +161,13 @@ class NoisyAttention(Composite, keras.layers.Wrapper):
         """
         check_built(self)
         plain = copy_of(self.layer)
-        for name, wrapper in self.parts.items():
-            getattr(plain, _attribute(name)).set_weights(wrapper.fold().get_weights())
+        for name, part in self.parts.items():
+            of_keras.projection(plain, name).set_weights(part.fold().get_weights())
         return plain
 
     def _wrapped(self, name: str) -> typing.Any:
-        projection = getattr(self.layer, _attribute(name))
+        projection = of_keras.projection(self.layer, name)
         seed = None if self.seed is None else generator.sibling_seed(self.seed, PROJECTIONS.index(name))
         wrapper = self.wrapper(projection, seed=seed, name=name, **self._arguments())
         wrapper.build(projection.get_build_config()["input_shape"])
         return wrapper
-
-
-def _attribute(projection: str) -> str:
-    """Where Keras' attention layers have a projection."""
-    return f"_{projection}_dense"

@@ -1,0 +1,1 @@
+"""Private names of frameworks: the only folder that uses them, see its README.md."""

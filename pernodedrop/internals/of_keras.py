@@ -1,0 +1,176 @@
+"""Keras: what the library needs of layers and models and has no public name."""
+
+import collections.abc
+import contextlib
+import typing
+
+import keras
+from keras.src.backend.common import masking
+
+from pernodedrop._types import Tensor
+
+Layer: typing.TypeAlias = keras.layers.Layer
+Context: typing.TypeAlias = collections.abc.Iterator[None]
+
+KERAS_OWN = {
+    "_functional",
+    "_layers",
+    "_modules",
+    "_operations",
+    "_operations_by_depth",
+    "_self_unconditional_dependency_names",
+}
+"""Where Keras, torch and TensorFlow have layers that are also in a graph or in an attribute of their own."""
+
+GRAPH = ("_outputs_struct", "_outputs", "_nodes", "_nodes_by_depth", "_operations", "_operations_by_depth")
+"""What a functional model knows of its graph beside the inputs."""
+
+
+# What a layer has
+
+
+def layers_of(layer: Layer, itself: bool = True) -> list[Layer]:
+    """A layer and all layers inside it, at any depth; public are only the direct ones of a model."""
+    return layer._flatten_layers(include_self=itself)
+
+
+def attributes(layer: Layer) -> dict[str, typing.Any]:
+    """The attributes of a layer, without Keras' own lists of what is in them; torch has those that are layers apart."""
+    own = {**vars(layer), **vars(layer).get("_modules", {})}
+    return {name: own[name] for name in sorted(own.keys() - KERAS_OWN)}
+
+
+def own_variables(layer: Layer) -> list[keras.Variable]:
+    """The variables of a layer itself; `layer.variables` are those of the layers inside it too."""
+    return [*layer._trainable_variables, *layer._non_trainable_variables]
+
+
+def seed_generators(layer: Layer) -> list[keras.random.SeedGenerator]:
+    """The seed generators of a layer itself, whatever its attributes are called."""
+    return layer._seed_generators
+
+
+def retrack(holder: Layer, old: Layer, new: Layer | None) -> None:
+    """Have a layer count another one as inside it, or none, where it counts `old`.
+
+    It stays in its position, which is that of its variables in `weights`, and though a built layer takes no more.
+    """
+    tracker = holder._tracker
+    if not tracker.is_in_store("layers", old):
+        return
+    if new is None or tracker.is_in_store("layers", new):
+        tracker.untrack(old)
+    else:
+        tracker.replace_tracked_value("layers", old, new)
+
+
+def list_variables(layer: Layer) -> None:
+    """Tell Keras of the variables inside a layer: on torch it lists them as parameters once, when a layer is built."""
+    layer._post_build()
+
+
+# The graph of a Sequential or functional model
+
+
+def forget_graph(model: keras.Model) -> None:
+    """Take the nodes of a model's graph from its layers, so that `layer.output` is that of the graph to come."""
+    graph = model._functional if isinstance(model, keras.Sequential) else model
+    nodes = {node for level in graph._nodes_by_depth.values() for node in level}
+    for operation in graph.operations:
+        operation._outbound_nodes[:] = [node for node in operation._outbound_nodes if node not in nodes]
+        if nodes.issuperset(operation._inbound_nodes) and not isinstance(operation, keras.layers.InputLayer):
+            operation._inbound_nodes.clear()  # of a layer in two graphs they stay: nodes are known by their position
+
+
+def take_graph(model: keras.Model, other: keras.Model) -> None:
+    """Give a functional model the graph of another one from its inputs. All else of it stays, its class to begin with.
+
+    Not by `setattr`, which would track the layers of what it sets.
+    """
+    vars(model).update({name: vars(other)[name] for name in GRAPH})
+
+
+# How a layer is called
+
+
+def shallow_copy(layer: Layer, **changed: typing.Any) -> Layer:
+    """The layer with other attributes. It shares the rest with the layer, which is left as it is.
+
+    Not by `setattr`, in which Keras and torch track what is set.
+    """
+    copy = object.__new__(type(layer))
+    vars(copy).update({**vars(layer), **changed})
+    return copy
+
+
+def with_kernel(layer: Layer, kernel: Tensor, **changed: typing.Any) -> Layer:
+    """A shallow copy with another kernel, which most layers have under a private name behind a property."""
+    return shallow_copy(layer, kernel=kernel, _kernel=kernel, **changed)
+
+
+def int8_kernel(layer: Layer) -> Tensor:
+    """The kernel of a Dense or EinsumDense quantized to int8, in floating point and without LoRA.
+
+    `layer.kernel` adds what LoRA learned to the integers, which have another scale.
+    """
+    scale = keras.ops.cast(layer.kernel_scale, layer.compute_dtype)
+    if isinstance(layer, keras.layers.EinsumDense):
+        scale = layer._adjust_scale_for_dequant(scale)  # puts its axes where the kernel has them
+    return keras.ops.cast(layer._kernel, layer.compute_dtype) / scale
+
+
+def projection(attention: Layer, name: str) -> Layer:
+    """The layer that makes the "query", "key", "value" or "output" of an attention layer, which has no public name."""
+    return getattr(attention, f"_{name}_dense")
+
+
+def with_projections(attention: Layer, projections: dict[str, typing.Any]) -> Layer:
+    """A shallow copy of an attention layer with other projections."""
+    return shallow_copy(attention, **{f"_{name}_dense": layer for name, layer in projections.items()})
+
+
+@contextlib.contextmanager
+def calling(layer: Layer, function: typing.Callable[..., typing.Any]) -> Context:
+    """Has calls of a layer lead to a function instead of `layer.call`, which Keras looks up on the layer itself."""
+    own = vars(layer)  # not by `setattr`, in which Keras and torch track what is set
+    before = own.get("call")
+    own["call"] = function
+    try:
+        yield
+    finally:
+        del own["call"]
+        if before is not None:
+            own["call"] = before
+
+
+@contextlib.contextmanager
+def without_remat(layer: Layer) -> Context:
+    """Has a layer called as it is; of a layer that exists, Keras has no public way to say so."""
+    mode, layer._remat_mode = layer._remat_mode, None
+    try:
+        yield
+    finally:
+        layer._remat_mode = mode
+
+
+@contextlib.contextmanager
+def seeded(generator: keras.random.SeedGenerator) -> Context:
+    """Has Keras use a generator that was given no seed; on torch its dropout passes by such ones for torch's own."""
+    seed, generator._initial_seed = generator._initial_seed, 0
+    try:
+        yield
+    finally:
+        generator._initial_seed = seed
+
+
+# Masks, which a loss of one's own has no public way to
+
+
+def mask_of(tensor: Tensor) -> Tensor | None:
+    """The mask that Keras has noted for a tensor."""
+    return masking.get_keras_mask(tensor)
+
+
+def set_mask(tensor: Tensor, mask: Tensor | None) -> None:
+    """Note a mask for a tensor, where Keras' losses look for it."""
+    masking.set_keras_mask(tensor, mask)
