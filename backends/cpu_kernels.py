@@ -45,6 +45,7 @@ def _compiled(function):
 
 def product(x, w, mask):
     """y (r, t, o) = sum_i x[r, t, i] * w[i, o] * m[r, i, o]."""
+    mask.check(x, w)
     outputs, w, mask = w.shape[1], padded(w), mask._replace(out=padded(mask.out))
     y = _zeros((*x.shape[:2], w.shape[1]), w.dtype)
     _in_spans(forward, len(x), (y,), (x, w), mask)
@@ -53,6 +54,7 @@ def product(x, w, mask):
 
 def gradients(dy, x, w, mask):
     """dx, of the shape of x, and dw, of the shape of w, of the very mask of `product`."""
+    mask.check(x, w, dy)
     outputs, dy, w, mask = w.shape[1], padded(dy), padded(w), mask._replace(out=padded(mask.out))
     dx, dw = _zeros(x.shape, x.dtype), _zeros(w.shape, w.dtype)
     _in_spans(backward, len(w), (dx, dw), (dy, x, w), mask)

@@ -42,6 +42,22 @@ class Decisions(typing.NamedTuple):
         """The decisions of a grid whose noise is a Bernoulli one."""
         return cls(grid.field.params["threshold"], *grid.field.key, *grid[1:])
 
+    def check(self, x: Tensor, w: Tensor, dy: Tensor | None = None) -> None:
+        """Raise a ValueError unless operands x (r, t, i), w (i, o) and dy (r, t, o) are those of these coordinates.
+
+        Kernels read and write where sizes say, so they ask first.
+        """
+        rows, positions, inputs = x.shape
+        outputs = self.out.shape[0]
+        fits = tuple(self.time.shape) == tuple(self.sample.shape) == (rows,) and tuple(self.in_.shape) == (inputs,)
+        fits = fits and tuple(w.shape) == (inputs, outputs)
+        if not fits or (dy is not None and tuple(dy.shape) != (rows, positions, outputs)):
+            coordinates = [tuple(words.shape) for words in (self.time, self.sample, self.in_, self.out)]
+            shapes = [tuple(tensor.shape) for tensor in (x, w, dy) if tensor is not None]
+            raise ValueError(
+                f"Expected operands of the coordinates time, sample, in, out {coordinates}. Received: {shapes}"
+            )
+
 
 def materialized(x: Tensor, w: Tensor, grid: Grid, xp: Namespace) -> Tensor:
     """The product with the whole mask in memory: the oracle of the other ways."""

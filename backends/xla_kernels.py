@@ -29,6 +29,7 @@ _CALLS = 4 * max(4, os.cpu_count() or 1)  # below a dozen steps XLA takes them o
 
 def product(x, w, mask):
     """As `cpu_kernels.product`, on traced arrays."""
+    mask.check(x, w)
     outputs, w, mask = w.shape[1], cpu_kernels.padded(w, jnp), mask._replace(out=cpu_kernels.padded(mask.out, jnp))
     operands = (x, w, *mask)
     parts = [
@@ -40,6 +41,7 @@ def product(x, w, mask):
 
 def gradients(dy, x, w, mask):
     """As `cpu_kernels.gradients`, on traced arrays."""
+    mask.check(x, w, dy)
     outputs, dy, w, out = w.shape[1], *(cpu_kernels.padded(a, jnp) for a in (dy, w, mask.out))
     operands = (dy, x, w, *mask._replace(out=out))
     parts = [

@@ -183,6 +183,7 @@ def multiply(
         method: as for `masked_dense`.
         xp: the ops namespace of x.
     """
+    _check_fit(x, w)
     x3, time, sample, restore = _rows(x, sharing, samples, xp)
     in_, out = (coordinate(name, size, sharing, x, xp) for name, size in zip(("in", "out"), w.shape, strict=True))
     if "in" not in sharing:
@@ -240,6 +241,9 @@ def multiply_groups(
         A tensor (group, batch, [time,] out), of the dtype of x.
     """
     groups, inputs, outputs = w.shape
+    if x.shape[0] != groups:
+        raise ValueError(checks.invalid("inputs", f"as many groups as the kernel {tuple(w.shape)}", tuple(x.shape)))
+    _check_fit(x, w[0])
     without_time = len(x.shape) == 3
     x4 = x[:, :, None, :] if without_time else x
     zero = xp.arange(1, like=x)
@@ -392,6 +396,12 @@ def _check_operands(x: Tensor, w: Tensor, xp: Namespace) -> None:
         raise ValueError(checks.invalid("x", "shape (batch, in) or (batch, time, in)", tuple(x.shape)))
     if len(w.shape) != 2 or x.shape[-1] not in (None, w.shape[0]):
         raise ValueError(checks.invalid("w", f"shape (in, out) with in = {x.shape[-1]}", tuple(w.shape)))
+
+
+def _check_fit(x: Tensor, w: Tensor) -> None:
+    """Raise unless x (..., in) fits w (in, out): the inputs of a layer that was built for others do not."""
+    if x.shape[-1] not in (None, w.shape[0]):
+        raise ValueError(checks.invalid("inputs", f"{w.shape[0]} along the axis of the kernel's", tuple(x.shape)))
 
 
 def _check_local_reparameterization(noise: Noise, shared: object) -> None:

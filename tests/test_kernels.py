@@ -1,11 +1,13 @@
 """Kernels written by hand: the masks and sums of the other ways, where and only where they can be had."""
 
+import keras
 import numpy as np
 import pytest
 
 import pernodedrop as pnd
 from pernodedrop.backends import methods
 from tests.frameworks import NAME, XP, array, compiled, tensor, value_and_gradients
+from tests.processes import child
 from tests.products import BERNOULLI, FAR, KEY, SMALL, check, masked_dense, numpy_mask, operands, product
 
 SHAPES = [
@@ -194,3 +196,31 @@ def test_compiled_and_eager_products_agree():
     np.testing.assert_allclose(
         array(run(tensor(x), tensor(w))), product(x, w, BERNOULLI, method="materialized"), rtol=1e-5, atol=1e-5
     )
+
+
+@pytest.mark.skipif(NAME != "numpy", reason="the kernels are the same on every backend")
+def test_no_shape_reads_or_writes_out_of_bounds(tmp_path):
+    """With numba's checks of bounds, on shapes that fit and on shapes that do not."""
+    seen = child("fuzz_shapes.py", NUMBA_BOUNDSCHECK="1", NUMBA_CACHE_DIR=str(tmp_path))
+    assert seen == {"right": 60, "refused": 60 * 7}
+
+
+WRONG_CHANNELS = {
+    "conv_1d": (keras.layers.Conv1D(8, 1), (8, 6), (8, 1)),
+    "conv_2d_groups": (keras.layers.Conv2D(4, 2, groups=2), (5, 5, 4), (5, 5, 2)),
+    "conv_3d": (keras.layers.Conv3D(3, 2), (3, 3, 3, 2), (3, 3, 3, 4)),
+    "channels_first": (keras.layers.Conv1D(8, 1, data_format="channels_first"), (6, 8), (1, 8)),
+    "depthwise": (keras.layers.DepthwiseConv1D(2), (5, 4), (5, 1)),
+    "einsum": (keras.layers.EinsumDense("abc,cd->abd", output_shape=(None, 3)), (5, 4), (5, 1)),
+    "einsum_groups": (keras.layers.EinsumDense("abc,bcd->abd", output_shape=(5, 3)), (5, 4), (1, 4)),
+}
+
+
+@pytest.mark.parametrize("noise", ["bernoulli", "gaussian", "uniform"])
+@pytest.mark.parametrize(("layer", "shape", "wrong"), WRONG_CHANNELS.values(), ids=WRONG_CHANNELS)
+def test_a_built_layer_refuses_inputs_of_another_size(layer, shape, wrong, noise):
+    """They were multiplied by what lay behind them in memory."""
+    wrapper = pnd.PerNodeDrop(type(layer).from_config(layer.get_config()), rate=0.5, noise=noise, seed=1)
+    wrapper.build((None, *shape))
+    with pytest.raises(ValueError, match=r"inputs|incompatible"):
+        wrapper(np.ones((4, *wrong), "float32"), training=True, key=(1, 0))
