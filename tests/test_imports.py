@@ -41,6 +41,9 @@ HOUSE = """
     surgery.copying
     surgery
     losses uncertainty
+    report
+    report.environment report.figures report.process report.table
+    report.results
     testing testing.*
     __init__
     commands

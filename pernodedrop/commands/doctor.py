@@ -5,21 +5,16 @@
 
 import hashlib
 import importlib
-import importlib.util
 import json
-import os
-import pathlib
-import platform
 import subprocess
 import sys
-import typing
 
-import keras
 import numpy as np
 
 from pernodedrop import backends, ops
-from pernodedrop._version import __version__
 from pernodedrop.noise import Bernoulli
+from pernodedrop.report.environment import describe, environment, installed_backends
+from pernodedrop.report.process import Process, start
 
 KNOWN_ANSWER = "addf62d8cd8e"  # what `digest` gives on every backend
 ASKED = "sample_mask(Bernoulli(0.5), key=(1, 0), shape=(4, 64, 32))"
@@ -37,30 +32,6 @@ def run() -> int:
     return int(any(answer is not None and answer["digest"] != KNOWN_ANSWER for answer in found.values()))
 
 
-def environment() -> dict[str, typing.Any]:
-    """What figures measured in this process depend on, as a dict of plain values."""
-    backend = keras.backend.backend()
-    can_tell = hasattr(os, "sched_getaffinity")
-    return {
-        "pernodedrop": __version__,
-        "python": platform.python_version(),
-        "keras": keras.__version__,
-        "numpy": np.__version__,
-        "backend": backend,
-        "framework": importlib.import_module(backend).__version__,
-        "device": str(keras.ops.zeros(()).device),
-        "cores": len(os.sched_getaffinity(0)) if can_tell else os.cpu_count(),
-    }
-
-
-def describe(about: dict[str, typing.Any]) -> str:
-    """An `environment()` as one line."""
-    return (
-        "pernodedrop {pernodedrop}, Python {python}, Keras {keras} on {backend} {framework}, NumPy {numpy}, "
-        "device {device}, {cores} cores"
-    ).format(**about)
-
-
 def digest(backend: str) -> str:
     """The first 12 hexadecimal digits of the sha256 of the bytes of a mask on one backend."""
     mask = ops.sample_mask(Bernoulli(0.5), key=(1, 0), shape=(4, 64, 32), backend=backend)
@@ -75,7 +46,7 @@ def compare() -> dict[str, dict[str, str] | None]:
         A dict from backend to None if it is not installed, else to its "version" and "digest"; a backend that fails
         has the last line of its error for a digest.
     """
-    processes = {name: _start(name) for name in backends.NAMES if importlib.util.find_spec(name)}
+    processes = {name: _start(name) for name in installed_backends()}
     return {name: _finish(processes[name]) if name in processes else None for name in backends.NAMES}
 
 
@@ -91,16 +62,13 @@ def report(found: dict[str, dict[str, str] | None]) -> str:
     return "\n".join(lines)
 
 
-def _start(backend: str) -> subprocess.Popen[str]:
+def _start(backend: str) -> Process:
     few = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "TF_FORCE_GPU_ALLOW_GROWTH": "true"}  # they share one GPU
-    place = str(pathlib.Path(__file__).parents[2])  # this very package, whatever lies in the working folder (-P)
-    paths = os.pathsep.join(filter(None, [place, os.environ.get("PYTHONPATH")]))
-    env = {**os.environ, **few, "PYTHONPATH": paths, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
-    command = [sys.executable, "-P", "-m", "pernodedrop.commands.doctor", backend]
-    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    variables = {**few, "KERAS_BACKEND": backend}
+    return start("pernodedrop.commands.doctor", backend, environment=variables, stderr=subprocess.PIPE)
 
 
-def _finish(process: subprocess.Popen[str]) -> dict[str, str]:
+def _finish(process: Process) -> dict[str, str]:
     output, errors = process.communicate()
     if process.returncode:
         return {"version": "failed", "digest": (errors.strip() or "no message").splitlines()[-1]}
