@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from pernodedrop import backends, generator
+from pernodedrop.commands import framework
 from pernodedrop.commands.bench import (
     command,
     limits,
@@ -29,6 +30,7 @@ from pernodedrop.commands.bench import (
 from pernodedrop.commands.bench.results import Figures
 from pernodedrop.commands.cli import main
 from pernodedrop.report.environment import environment, machine
+from tests.commands import IMPOSSIBLE, exits
 from tests.frameworks import NAME, array
 
 RATES = {"bytes": 1e10, "flops": 1e11, "words": 1e9}
@@ -249,18 +251,28 @@ def test_figures_of_another_machine_or_version_are_never_mixed(tiny, changed, tm
     ],
 )
 def test_wrong_usage_exits_2(arguments, message, capsys):
-    with pytest.raises(SystemExit) as stop:
-        main(["bench", *arguments])
-    assert stop.value.code == 2
+    assert exits(["bench", *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("output", IMPOSSIBLE)
+def test_an_output_that_cannot_be_written_is_refused_in_one_line(output, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "taken").write_text("mine")
+    assert exits(["bench", "--output", output]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "argument `output`. Expected a folder that can be written" in line
+
+
+def test_backends_that_keras_cannot_run_on_are_left_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(framework, "installed", {"keras", "numpy", "torch"}.__contains__)
+    assert command.Settings(output=tmp_path).backends == ("torch",)
 
 
 def test_a_backend_that_is_asked_for_and_not_installed_is_an_error(monkeypatch, capsys):
     there = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "jax" else there(name))
-    with pytest.raises(SystemExit) as stop:
-        main(["bench", "--backends", "jax"])
-    assert stop.value.code == 2
+    assert exits(["bench", "--backends", "jax"]) == 2
     assert "Received: backends='jax'" in capsys.readouterr().err
 
 
@@ -478,16 +490,14 @@ def test_results_are_read_as_they_were_written(tmp_path):
 
 
 def test_gpu_memory_is_known_for_every_framework_with_gradients():
-    assert set(memory.GPU) == set(command.TRAINS)
+    assert set(memory.GPU) == set(framework.TRAIN)
 
 
 def test_a_command_without_its_packages_says_what_to_install(monkeypatch, capsys):
     for name in [name for name in sys.modules if name.startswith("pernodedrop.commands.bench")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "tqdm", None)
-    with pytest.raises(SystemExit) as stop:
-        main(["bench"])
-    assert stop.value.code == 1
+    assert exits(["bench"]) == 1
     assert "Try: pip install 'pernodedrop[bench]'" in capsys.readouterr().err
 
 

@@ -47,6 +47,7 @@ HOUSE = """
     testing testing.*
     __init__
     commands
+    commands.framework commands.probe
     commands.doctor
     commands.bench.matrix
     commands.bench.products

@@ -12,6 +12,7 @@ import typing
 from tqdm import tqdm
 
 from pernodedrop import backends, checks
+from pernodedrop.commands import framework
 from pernodedrop.commands.bench import limits, matrix, page, table
 from pernodedrop.commands.bench.results import Figures
 from pernodedrop.report import environment
@@ -21,7 +22,6 @@ from pernodedrop.report.results import WrongOutput, output_folder
 __all__ = ["Settings", "WrongOutput", "run"]
 
 BUSY = 0.75  # processes that run for each core
-TRAINS = ("jax", "tensorflow", "torch")
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(4 * 2**20)}
 """Environment: large buffers go back to the system when freed, instead of splitting free memory by chance."""
 
@@ -32,13 +32,13 @@ class Settings:
 
     Args:
         profile: a name of `matrix.PROFILES`.
-        backends: names; None takes those that are installed.
+        backends: names; None takes those that Keras runs on here.
         rows: names of `matrix.ROWS`, beside which the references are always timed; None takes all of the profile.
         rounds: how often each case is timed, an int from 1; None is the profile's.
         output: the folder that results go to, which is made.
 
     Raises:
-        TypeError, ValueError: an argument that is not one of these, or a backend that is not installed.
+        TypeError, ValueError: an argument that is not one of these, or a backend that Keras cannot run on here.
     """
 
     profile: str = "quick"
@@ -49,16 +49,16 @@ class Settings:
 
     def __post_init__(self):
         checks.check_choice(self.profile, "profile", tuple(matrix.PROFILES))
-        installed = environment.installed_backends()
+        usable = framework.usable()
         for name in self.backends or ():
             checks.check_choice(name, "backends", backends.NAMES)
-            if name not in installed:
-                raise ValueError(checks.invalid("backends", f"installed ones of {installed}", name))
+            if name not in usable:
+                raise ValueError(checks.invalid("backends", f"those that Keras runs on here, {usable}", name))
         for name in self.rows or ():
             checks.check_choice(name, "rows", tuple(matrix.ROWS))
         if self.rounds is not None:
             checks.check_count(self.rounds, "rounds")
-        object.__setattr__(self, "backends", tuple(n for n in installed if n in (self.backends or installed)))
+        object.__setattr__(self, "backends", tuple(n for n in usable if n in (self.backends or usable)))
         object.__setattr__(self, "output", output_folder(self.output))
 
 
@@ -79,7 +79,9 @@ def run(settings):
     """
     for name in backends.NAMES:
         if name not in settings.backends:
-            print(f"{name}: left out, {'not asked for' if environment.installed(name) else 'not installed'}")
+            print(
+                f"{name}: left out, {'not asked for' if name in framework.usable() else 'Keras cannot run on it here'}"
+            )
     warn_if_busy()
     results = Figures(settings.output / "results.json")
     failed = []
@@ -149,7 +151,7 @@ def unmeasured(cases, results):
 
 def lacking_network(backend, network, results):
     """What the process is asked about the network, or None if there is nothing to measure."""
-    if network is None or backend not in TRAINS:
+    if network is None or backend not in framework.TRAIN:
         return None
     lacking = [name for name in network.variants if not results.has("networks", f"{backend}/{name}")]
     if not lacking:
