@@ -18,7 +18,9 @@ os.environ.update(COLUMNS="78", NO_COLOR="1")  # argparse lays help out by these
 
 import pernodedrop  # after that, since Keras reads its backend at import
 from pernodedrop.commands import cli
-from pernodedrop.commands.bench import matrix, results, table
+from pernodedrop.commands.bench import matrix, table
+from pernodedrop.commands.bench.results import Figures
+from pernodedrop.report.table import as_markdown
 from pernodedrop.testing.claims import CLAIMS
 
 project = "pernodedrop"
@@ -121,11 +123,11 @@ class Bench(SphinxDirective):
         what, *shape = self.arguments
         if not self.file.exists():
             raise self.error(f"no figures: pernodedrop bench --profile paper --output {self.file.parent}")
-        figures = results.read(self.file)
+        figures = Figures.read(self.file)
         if what == "where":
             return [nodes.paragraph(text=" ".join(table.where(figures)))]
         parts = [part for part in table.parts(figures) if [matrix.shape_text(part[0]), "float32"] == [*shape, part[1]]]
-        return self.parse_text_to_nodes(table.as_markdown(self.tables[what](figures, *parts)))
+        return self.parse_text_to_nodes(as_markdown(self.tables[what](figures, *parts)))
 
 
 class FamilyCost(SphinxDirective):
@@ -146,7 +148,7 @@ class FamilyCost(SphinxDirective):
         where = next(iter(found.values()))["machine"]
         versions = [f"{name} {of['machine'][name]}" for name, of in found.items()]
         text = f"{where['processor']}; {where['cores']} cores. Keras {where['keras']}, {', '.join(versions)}."
-        return [*self.parse_text_to_nodes(table.as_markdown(rows)), nodes.paragraph(text=text)]
+        return [*self.parse_text_to_nodes(as_markdown(rows)), nodes.paragraph(text=text)]
 
 
 def leave_as_code(app, env, node, contnode):

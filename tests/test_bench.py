@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from pernodedrop import backends, generator
-from pernodedrop.commands import doctor
+from pernodedrop.commands import framework
 from pernodedrop.commands.bench import (
     command,
     limits,
@@ -23,12 +23,14 @@ from pernodedrop.commands.bench import (
     network,
     page,
     products,
-    results,
     steps,
     table,
     timing,
 )
+from pernodedrop.commands.bench.results import Figures
 from pernodedrop.commands.cli import main
+from pernodedrop.report.environment import environment, machine
+from tests.commands import IMPOSSIBLE, exits
 from tests.frameworks import NAME, array
 
 RATES = {"bytes": 1e10, "flops": 1e11, "words": 1e9}
@@ -132,7 +134,7 @@ def test_a_run_with_nothing_left_to_measure_starts_no_process(tiny, tmp_path, mo
 
 
 def test_the_peak_of_a_case_is_measured_in_a_process(tmp_path):
-    found = results.Results(tmp_path / "results.json")
+    found = Figures(tmp_path / "results.json")
     case = matrix.Case(NAME, "dense", (2, 6, 4), "float32", MODE)
     command.measure_memory(case, found)
     assert found.memory == [], "what was not timed has no peak"
@@ -170,7 +172,7 @@ def test_every_variant_of_the_network_is_built():
 
 def test_interrupted_keeps_what_has_finished(tiny, tmp_path, monkeypatch, capsys):
     def time_all(asked, found, bar):
-        found.check_environment(NAME, doctor.environment())
+        found.check_environment(NAME, environment(NAME))
         found.add("times", planted()["times"][0])
         raise KeyboardInterrupt
 
@@ -218,7 +220,6 @@ def test_an_error_of_a_row_does_not_stop_the_others(monkeypatch):
 
 
 def test_a_process_that_fails_says_why(tiny, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(command, "__file__", str(tmp_path / "a/b/c/d.py"))  # a place without the library
     monkeypatch.setattr(sys, "executable", "/bin/false" if sys.platform != "win32" else "where")
     assert bench(tmp_path) == 1
     assert f"FAILED: {NAME}: " in capsys.readouterr().err
@@ -230,7 +231,7 @@ def test_figures_of_another_machine_or_version_are_never_mixed(tiny, changed, tm
     (earlier["machine"] if changed == "machine" else earlier["environments"][NAME])["cores"] = 999
     text = json.dumps(earlier)
     (tmp_path / "results.json").write_text(text)
-    monkeypatch.setattr(command, "time_all", lambda asked, found, bar: found.check_environment(NAME, environment()))
+    monkeypatch.setattr(command, "time_all", lambda asked, found, bar: found.check_environment(NAME, environment(NAME)))
     with pytest.raises(SystemExit) as stop:
         bench(tmp_path)
     assert stop.value.code == 2
@@ -250,18 +251,28 @@ def test_figures_of_another_machine_or_version_are_never_mixed(tiny, changed, tm
     ],
 )
 def test_wrong_usage_exits_2(arguments, message, capsys):
-    with pytest.raises(SystemExit) as stop:
-        main(["bench", *arguments])
-    assert stop.value.code == 2
+    assert exits(["bench", *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("output", IMPOSSIBLE)
+def test_an_output_that_cannot_be_written_is_refused_in_one_line(output, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "taken").write_text("mine")
+    assert exits(["bench", "--output", output]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "argument `output`. Expected a folder that can be written" in line
+
+
+def test_backends_that_keras_cannot_run_on_are_left_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(framework, "installed", {"keras", "numpy", "torch"}.__contains__)
+    assert command.Settings(output=tmp_path).backends == ("torch",)
 
 
 def test_a_backend_that_is_asked_for_and_not_installed_is_an_error(monkeypatch, capsys):
     there = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "jax" else there(name))
-    with pytest.raises(SystemExit) as stop:
-        main(["bench", "--backends", "jax"])
-    assert stop.value.code == 2
+    assert exits(["bench", "--backends", "jax"]) == 2
     assert "Received: backends='jax'" in capsys.readouterr().err
 
 
@@ -272,16 +283,12 @@ def test_a_file_of_another_kind_is_left_alone(tiny, tmp_path):
     assert (tmp_path / "results.json").read_text() == "[1, 2]"
 
 
-def environment():
-    return {name: value for name, value in doctor.environment().items() if name != "seconds"}
-
-
 def planted(cases=None):
     """Results with figures that are easy to follow: rows take 1, 2, 3 ms and so on, and a case was left out."""
-    plain = {"format": 1, "machine": results.machine(), "rates": RATES, "environments": {}}
+    plain = {"format": 1, "machine": machine(), "rates": RATES, "environments": {}}
     plain |= {"times": [], "memory": [], "networks": []}
     for name in {NAME, "torch", "jax"}:
-        plain["environments"][name] = environment()
+        plain["environments"][name] = environment(NAME)
     if cases is None:
         parts = (matrix.Part((128, 1024, 64), matrix.USUAL), matrix.Part((32, 16, 512, 64), matrix.OVER_TIME))
         cases = [case for part in parts for name in (NAME, "torch") for case in part.cases(name)]
@@ -473,26 +480,24 @@ def test_the_page_is_well_formed_and_needs_nothing_else():
 def test_results_are_read_as_they_were_written(tmp_path):
     plain = planted()
     (tmp_path / "results.json").write_text(json.dumps(plain))
-    found = results.Results(tmp_path / "results.json")
+    found = Figures(tmp_path / "results.json")
     assert found.plain() == plain
     found.add("times", plain["times"][0])
     assert found.plain() == plain
     fresh = {**copy.deepcopy(plain["times"][0]), "key": "new"}
     found.add("times", fresh)
-    assert results.read(tmp_path / "results.json")["times"] == [*plain["times"], fresh]
+    assert Figures.read(tmp_path / "results.json")["times"] == [*plain["times"], fresh]
 
 
 def test_gpu_memory_is_known_for_every_framework_with_gradients():
-    assert set(memory.GPU) == set(command.TRAINS)
+    assert set(memory.GPU) == set(framework.TRAIN)
 
 
 def test_a_command_without_its_packages_says_what_to_install(monkeypatch, capsys):
     for name in [name for name in sys.modules if name.startswith("pernodedrop.commands.bench")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "tqdm", None)
-    with pytest.raises(SystemExit) as stop:
-        main(["bench"])
-    assert stop.value.code == 1
+    assert exits(["bench"]) == 1
     assert "Try: pip install 'pernodedrop[bench]'" in capsys.readouterr().err
 
 

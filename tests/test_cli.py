@@ -1,44 +1,39 @@
-"""The command line: what it prints, what it writes, and its exit codes."""
+"""The command line without Keras and without a framework: what it prints, what it writes, and its exit codes."""
 
-import json
+import os
+import pathlib
 import runpy
+import subprocess
 import sys
+import tomllib
+import unittest.mock
+import venv
 
-import keras
+import numpy as np
 import pytest
 
 import pernodedrop
 from pernodedrop import backends
-from pernodedrop.commands import doctor
+from pernodedrop.commands import doctor, framework, probe
 from pernodedrop.commands.cli import main
+from pernodedrop.report.environment import installed_backends
+from tests.commands import IMPOSSIBLE, exits
 
-TINY = ["demo", "--seeds", "1", "--epochs", "1", "--variants", "none", "bernoulli"]
-
-trains = pytest.mark.skipif(keras.backend.backend() == "numpy", reason="Keras on NumPy cannot train")
-
-
-@pytest.fixture
-def demo(monkeypatch):
-    """The demo without its comparison of backends, which has a test of its own."""
-    from pernodedrop.commands import demo
-
-    answer = {"version": "1.0", "digest": doctor.KNOWN_ANSWER}
-    monkeypatch.setattr(doctor, "compare", lambda: {"numpy": answer, "jax": None})
-    return demo
+ROOT = pathlib.Path(__file__).parent.parent
 
 
-def exits(argv):
-    with pytest.raises(SystemExit) as stop:
-        main(argv)
-    return stop.value.code
+@pytest.fixture(autouse=True)
+def variables():
+    """Those of the process are as they were: a command may set KERAS_BACKEND."""
+    with unittest.mock.patch.dict(os.environ):
+        yield
 
 
 def test_help_names_every_command(capsys):
     assert exits(["--help"]) == 0
     text = capsys.readouterr().out
-    assert "demo" in text
-    assert "doctor" in text
-    assert "check" in text
+    for command in ("demo", "bench", "doctor", "check"):
+        assert f"\n    {command} " in text
 
 
 def test_version_as_a_module(capsys, monkeypatch):
@@ -55,136 +50,207 @@ def test_wrong_usage_exits_2(argv, message, capsys):
     assert message in capsys.readouterr().err
 
 
-@trains
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory):
+    """A function that runs a command in an environment that has NumPy and nothing else."""
+    folder = tmp_path_factory.mktemp("bare")
+    venv.create(folder, with_pip=False)
+    (packages,) = folder.glob("lib/python*/site-packages")
+    for path in (pathlib.Path(pernodedrop.__file__).parent, *pathlib.Path(np.__file__).parent.parent.glob("numpy*")):
+        (packages / path.name).symlink_to(path)
+
+    def run(*argv, backend=""):
+        own = {"PYTHONPATH": "", "KERAS_BACKEND": backend}
+        command = [folder / "bin" / "python", "-m", "pernodedrop", *argv]
+        return subprocess.run(command, env=os.environ | own, capture_output=True, text=True)
+
+    return run
+
+
+@pytest.mark.parametrize("backend", ["", "jax", "touch"])
+def test_with_numpy_alone_doctor_says_what_there_is(bare, backend):
+    done = bare("doctor", backend=backend)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert len(lines) < 24
+    assert "no Keras" in lines[0]
+    assert [line.split() for line in lines if "equal" in line] == [
+        ["numpy", np.__version__, doctor.KNOWN_ANSWER, "equal"]
+    ]
+    assert [line.split()[0] for line in lines if line.endswith("not installed")] == ["tensorflow", "torch", "jax"]
+    (line,) = (line for line in lines if line.startswith("Keras"))
+    assert ("(did you mean 'torch'?)" if backend == "touch" else "Noises and ops work without it") in line
+
+
 @pytest.mark.parametrize(
-    ("argv", "message"),
+    ("command", "backend", "code", "message"),
     [
-        (["--seeds", "0"], "`seeds`. Expected an int from 1. Received: seeds=0"),
-        (["--epochs", "-3"], "`epochs`. Expected an int from 1. Received: epochs=-3"),
-        (["--epochs", "many"], "invalid int value: 'many'"),
-        (["--variants", "none", "dropuot"], "did you mean 'dropout'?"),
+        ("demo", "", 1, "no framework that Keras runs on is installed. Try: pip install 'pernodedrop[demo,jax]'"),
+        ("demo", "touch", 2, "did you mean 'torch'?). To install one: pip install 'pernodedrop[jax]'"),
+        ("bench", "", 1, "no framework that Keras runs on is installed. Try: pip install 'pernodedrop[bench,jax]'"),
+        ("check", "touch", 1, "No module named 'hypothesis'. Try: pip install 'pernodedrop[testing]'"),
     ],
 )
-def test_demo_refuses_wrong_settings(argv, message, capsys):
-    assert exits(["demo", *argv]) == 2
-    assert message in capsys.readouterr().err
+def test_with_numpy_alone_a_command_says_in_a_line_what_it_needs(bare, command, backend, code, message):
+    done = bare(command, *["m:N"] * (command == "check"), backend=backend)
+    assert (done.returncode, done.stdout) == (code, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"pernodedrop {command}: ")
+    assert message in line
 
 
-@trains
-def test_demo_refuses_an_output_that_is_a_file(tmp_path, capsys):
-    taken = tmp_path / "taken"
-    taken.write_text("mine")
-    assert exits(["demo", "--output", str(taken)]) == 2
-    assert "Expected a folder" in capsys.readouterr().err
-    assert taken.read_text() == "mine"
+@pytest.fixture
+def there(monkeypatch, tmp_path):
+    """A function that says which packages are installed, and what KERAS_BACKEND and the file of Keras say."""
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
 
+    def set_up(packages, variable="", file=None):
+        for module in (framework, doctor):
+            monkeypatch.setattr(module, "installed", packages.split().__contains__)
+        monkeypatch.setenv("KERAS_BACKEND", variable)
+        if file is not None:
+            (tmp_path / "keras.json").write_text(file)
 
-@pytest.mark.skipif(keras.backend.backend() != "numpy", reason="the other backends train")
-def test_demo_on_numpy_says_that_it_cannot_train(capsys):
-    assert exits(["demo"]) == 2
-    assert "`KERAS_BACKEND`. Expected one of ('jax', 'torch', 'tensorflow')" in capsys.readouterr().err
+    return set_up
 
 
 @pytest.mark.parametrize(
-    ("argv", "modules", "missing"),
+    ("packages", "variable", "file", "chosen"),
     [
-        (["demo"], "pernodedrop.commands.demo", "sklearn.datasets"),
-        (["check", "m:N"], "pernodedrop.testing", "hypothesis"),
+        ("keras numpy torch", "", None, "torch"),
+        ("keras numpy jax torch tensorflow", "", None, "tensorflow"),
+        ("keras numpy jax torch", "", None, "jax"),
+        ("keras numpy jax torch", "torch", None, "torch"),
+        ("keras numpy jax", "numpy", None, "numpy"),
+        ("keras numpy jax torch", "", '{"backend": "torch"}', "torch"),
+        ("keras numpy jax torch", "", '{"backend": "numpy"}', "numpy"),
+        ("keras numpy torch", "", '{"backend": "numpy"}', "torch"),
+        ("keras numpy torch", "", '{"backend": "theano"}', "torch"),
+        ("keras numpy torch", "", "not JSON", "torch"),
+        ("keras numpy torch", "", "[]", "torch"),
     ],
 )
-def test_a_command_without_its_packages_says_what_to_install(argv, modules, missing, monkeypatch, capsys):
-    for name in [name for name in sys.modules if name.startswith((modules, "pernodedrop.commands.check"))]:
+def test_a_command_takes_what_keras_would_and_else_what_there_is(there, packages, variable, file, chosen):
+    there(packages, variable, file)
+    assert framework.choose(framework.ALL) == chosen
+
+
+@pytest.mark.parametrize(
+    ("packages", "variable", "needed"),
+    [
+        ("keras numpy", "", "jax"),
+        ("keras numpy", "torch", "jax"),
+        ("numpy torch", "torch", "keras"),
+        ("keras numpy torch", "jax", "jax"),
+        ("keras numpy torch", "numpy", "jax"),
+    ],
+)
+def test_what_is_not_installed_is_named(there, packages, variable, needed):
+    there(packages, variable)
+    with pytest.raises(ModuleNotFoundError, match="installed") as missing:
+        framework.choose(framework.ALL)
+    assert missing.value.name == needed
+
+
+def test_a_backend_that_will_not_do_is_refused(there):
+    there("keras numpy jax", "numpy")
+    with pytest.raises(ValueError, match=r"`KERAS_BACKEND`. Expected one of 'jax', 'torch', 'tensorflow'. Received"):
+        framework.choose(framework.TRAIN)
+
+
+def test_check_without_its_packages_says_what_to_install(monkeypatch, capsys):
+    for name in [
+        name for name in sys.modules if name.startswith(("pernodedrop.testing", "pernodedrop.commands.check"))
+    ]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, missing, None)
-    assert exits(argv) == 1
-    extra = modules.rpartition(".")[2]
-    message = capsys.readouterr().err
-    assert message.startswith(f"pernodedrop {argv[0]}: ")
-    assert missing in message
-    assert f"Try: pip install 'pernodedrop[{extra}]'" in message
+    monkeypatch.setitem(sys.modules, "hypothesis", None)
+    assert exits(["check", "m:N"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("pernodedrop check: import of hypothesis halted")
+    assert line.endswith("Try: pip install 'pernodedrop[testing]'")
 
 
-@trains
-def test_demo_writes_results_and_never_over_earlier_ones(demo, tmp_path, capsys):
-    argv = [*TINY, "--output", str(tmp_path / "new" / "folder")]
-    assert main(argv) == 0
-    printed = capsys.readouterr().out
-    assert "2 of 2 runs" in printed
-    assert "PerNodeDrop Bernoulli" in printed
-    folder = tmp_path / "new" / "folder"
-    first = {path.name: path.read_bytes() for path in folder.iterdir()}
-    assert set(first) == {"demo.json", "demo.png"}
-    assert first["demo.png"].startswith(b"\x89PNG")
+@pytest.fixture
+def probes(monkeypatch):
+    """A function that says what the processes of doctor answer, none of which is started."""
 
-    results = json.loads(first["demo.json"])
-    assert results["environment"]["backend"] == keras.backend.backend()
-    assert [row["variant"] for row in results["table"]] == ["none", "bernoulli"]
-    plain, noisy = results["runs"]
-    assert plain["initial_weights"] == noisy["initial_weights"]
-    assert plain["val_loss"] != noisy["val_loss"]
+    def answering(**answers):
+        monkeypatch.setattr(doctor, "_start", lambda *arguments, **variables: "_".join(arguments))
+        good = {"version": "1.0", "digest": doctor.KNOWN_ANSWER}
+        monkeypatch.setattr(doctor, "_finish", lambda process: answers.get(process, good))
 
-    assert main(argv) == 0
-    assert {path.name for path in folder.iterdir()} == {*first, "demo-2.json", "demo-2.png"}
-    assert {name: (folder / name).read_bytes() for name in first} == first
-    again = json.loads((folder / "demo-2.json").read_text())
-    assert [run["initial_weights"] for run in again["runs"]] == [run["initial_weights"] for run in results["runs"]]
+    return answering
 
 
-@trains
-@pytest.mark.parametrize("finished", [0, 1, 3])
-def test_interrupted_demo_keeps_what_has_finished(demo, finished, tmp_path, monkeypatch, capsys):
-    def train(variant, seed, epochs, digits, bar):
-        if len(done) == finished:
-            raise KeyboardInterrupt
-        done.append(variant)
-        figures = {"train_loss": [0.5], "val_loss": [1.0], "val_accuracy": [0.25], "seconds": [0.1]}
-        return {"variant": variant, "seed": seed, "initial_weights": "", **figures}
-
-    done = []
-    monkeypatch.setattr(demo, "train", train)
-    assert main([*TINY, "--seeds", "2", "--output", str(tmp_path)]) == 130
-    captured = capsys.readouterr()
-    assert captured.err.endswith("pernodedrop: interrupted\n")
-    assert "Traceback" not in captured.err
-    assert (f"{finished} of 4 runs" in captured.out) == bool(finished)
-    assert {path.name for path in tmp_path.iterdir()} == ({"demo.json", "demo.png"} if finished else set())
-    if finished:
-        assert len(json.loads((tmp_path / "demo.json").read_text())["runs"]) == finished
-
-
-@trains
-@pytest.mark.parametrize("variant", ["none", "dropout", "gaussian_dropout", "drop_connect", "gaussian", "fixed"])
-def test_variants_differ_in_their_regularizer_only(demo, variant):
-    reference, model = demo.network("bernoulli", 3, epochs=1), demo.network(variant, 3, epochs=1)
-    for ours, theirs in zip(model.trainable_variables, reference.trainable_variables, strict=True):
-        assert (keras.ops.convert_to_numpy(ours) == keras.ops.convert_to_numpy(theirs)).all()
-
-
-@trains
-def test_unequal_initial_weights_are_noticed(demo):
-    runs = [{"variant": name, "seed": 0, "initial_weights": name} for name in ("none", "dropout")]
-    demo.check_equal_start(runs[:1])
-    with pytest.raises(RuntimeError, match="dropout, seed 0: the initial weights differ"):
-        demo.check_equal_start(runs)
-
-
-def test_doctor_finds_the_known_answer_on_every_installed_backend(capsys):
+def test_doctor_exits_0_if_all_is_well(probes, there, capsys):
+    there("keras torch numba", "torch")
+    probes()
     assert main(["doctor"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    for name in backends.NAMES:
-        (line,) = (line for line in lines if line.split()[0] == name)
-        assert line.endswith((f"{doctor.KNOWN_ANSWER}  equal", "not installed"))
+    text = capsys.readouterr().out
+    for name in installed_backends():
+        assert f"\n{name} " in text
+    assert "Keras: runs on torch (KERAS_BACKEND); the layers load" in text
 
 
-def test_digest_is_the_known_answer():
-    assert doctor.digest(keras.backend.backend()) == doctor.KNOWN_ANSWER
-
-
-@pytest.mark.parametrize("digest", ["0123456789ab", "ImportError: libsomething.so"])
-def test_doctor_exits_1_if_a_backend_differs_or_fails(digest, monkeypatch, capsys):
-    monkeypatch.setattr(doctor, "compare", lambda: {"torch": {"version": "1.0", "digest": digest}, "jax": None})
+@pytest.mark.parametrize(
+    ("answers", "told"),
+    [
+        ({"mask_numpy": {"version": "1.0", "digest": "0123456789ab"}}, "0123456789ab  DIFFERS"),
+        ({"mask_numpy": {"error": "ImportError: libsomething.so"}}, "ImportError: libsomething.so"),
+        ({"layers": {"error": "ImportError: libsomething.so"}}, "the layers FAIL: ImportError: libsomething.so"),
+        ({"kernels": {"error": "ImportError: libsomething.so"}}, "numba FAILS: ImportError: libsomething.so"),
+    ],
+)
+def test_doctor_exits_1_if_something_differs_or_fails(answers, told, probes, there, capsys):
+    there("keras torch numba", "torch")
+    probes(**answers)
     assert main(["doctor"]) == 1
-    assert f"{digest}  DIFFERS" in capsys.readouterr().out
+    assert told in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("packages", "variable", "wrong", "told"),
+    [
+        (
+            "keras numpy torch",
+            "",
+            False,
+            "takes tensorflow (the default), which is not installed; with KERAS_BACKEND=t",
+        ),
+        ("keras numpy torch", "touch", True, "(did you mean 'torch'?)"),
+        ("keras numpy torch", "jax", True, "KERAS_BACKEND=jax needs jax, which is not installed. Try: pip install"),
+        ("keras numpy torch", "numpy", False, "KERAS_BACKEND=numpy needs jax, which is not installed"),
+        ("keras numpy", "", False, "Try: pip install 'pernodedrop[jax]'"),
+        ("keras numpy", "numpy", False, "Try: pip install 'pernodedrop[jax]'"),
+        ("numpy torch", "", False, "Noises and ops work without it"),
+        ("numpy torch", "touch", False, "(did you mean 'torch'?)"),
+    ],
+)
+def test_doctor_says_what_keras_runs_on(packages, variable, wrong, told, probes, there):
+    there(packages, variable)
+    probes()
+    part = doctor.layers()
+    assert told in part.text
+    assert part.wrong == wrong
+
+
+def test_a_process_of_doctor_answers_or_says_how_it_failed():
+    answers = [doctor._finish(doctor._start("mask", name)) for name in ("numpy", "theano")]
+    assert answers[0] == {"version": np.__version__, "digest": doctor.KNOWN_ANSWER}
+    assert "'theano'" in answers[1]["error"]
+
+
+@pytest.mark.parametrize("backend", backends.NAMES)
+def test_digest_is_the_known_answer(backend):
+    if backend not in sys.modules:
+        pytest.skip(f"{backend} is tested where it is imported")
+    assert probe.digest(backend) == doctor.KNOWN_ANSWER
+
+
+def test_extras_are_those_of_the_package():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    packages = {extra: tuple(name.partition(">=")[0] for name in names) for extra, names in extras.items()}
+    assert {extra: names for extra, names in packages.items() if extra not in backends.NAMES} == doctor.EXTRAS
 
 
 NOISES = """
@@ -257,10 +323,24 @@ def test_check_exits_1_for_a_noise_that_is_refused(my_noises, capsys):
             ["my_noises:number"],
             "Expected a noise, a Noise class or a Hypothesis strategy of noises. Received: target=0.5",
         ),
-        (["my_noises:Fair", "--claims", "momments"], "(did you mean 'moments'?)"),
+        (["my_noises:Fair", "--backends", "numpy", "--claims", "momments"], "(did you mean 'moments'?)"),
         (["my_noises:Fair", "--backends", "theano"], "argument `backends`. Expected one of 'numpy'"),
     ],
 )
 def test_check_of_something_else_exits_2(my_noises, arguments, message, capsys):
     assert exits(["check", *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("folder", IMPOSSIBLE)
+def test_a_picture_that_cannot_be_written_is_refused_in_one_line(my_noises, folder, capsys):
+    (my_noises / "taken").write_text("mine")
+    assert exits(["check", "my_noises:Fair", *QUICK, "--picture", f"{folder}/fair.png"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "argument `picture`. Expected a folder that can be written" in line
+
+
+def test_a_picture_that_is_a_folder_is_refused(my_noises, capsys):
+    (my_noises / "fair.png").mkdir()
+    assert exits(["check", "my_noises:Fair", *QUICK, "--picture", "fair.png"]) == 2
+    assert "argument `picture`. Expected a file that can be written" in capsys.readouterr().err

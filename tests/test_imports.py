@@ -41,9 +41,13 @@ HOUSE = """
     surgery.copying
     surgery
     losses uncertainty
+    report
+    report.environment report.figures report.process report.table
+    report.results
     testing testing.*
     __init__
     commands
+    commands.framework commands.probe
     commands.doctor
     commands.bench.matrix
     commands.bench.products

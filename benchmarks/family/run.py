@@ -7,7 +7,6 @@ results.json is left out, so that an interrupted run goes on. `--backends jax to
 """
 
 import argparse
-import importlib.metadata
 import json
 import os
 import pathlib
@@ -16,7 +15,6 @@ import subprocess
 import sys
 
 PATH = pathlib.Path(__file__).parent / "results.json"
-FRAMEWORKS = {"jax": "jax", "tensorflow": "tensorflow-cpu", "torch": "torch"}
 BATCH, STEPS, EPOCHS, SEED = 128, 12, 5, 1
 
 
@@ -82,7 +80,7 @@ def measure():
 
     import pernodedrop as pnd
     from pernodedrop.commands.bench import network as clocks
-    from pernodedrop.commands.bench import results
+    from pernodedrop.report.environment import machine, version
 
     found = {}
     for name, makers in variants(keras, pnd).items():
@@ -98,8 +96,8 @@ def measure():
                 model.fit(x, labels, batch_size=BATCH, shuffle=False, callbacks=[clock], verbose=0)
         found[name] = {variant: statistics.median(clock.seconds) for variant, clock in times.items()}
     backend = keras.backend.backend()
-    versions = {"keras": keras.__version__, backend: importlib.metadata.version(FRAMEWORKS[backend])}
-    json.dump({"seconds": found, "machine": {**results.machine(), **versions}}, sys.stdout)
+    versions = {name: version(name) for name in ("keras", backend)}
+    json.dump({"seconds": found, "machine": {**machine(), **versions}}, sys.stdout)
 
 
 def main():

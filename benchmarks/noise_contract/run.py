@@ -22,7 +22,7 @@ import hypothesis
 from tqdm import tqdm
 
 import pernodedrop as pnd
-from pernodedrop.commands import doctor
+from pernodedrop.report.environment import describe, environment
 from pernodedrop.testing import frameworks
 from tests.noises import right_noises
 
@@ -62,7 +62,7 @@ def main():
     parser.add_argument("--results", type=pathlib.Path, default=pathlib.Path(__file__).parent / "results-all.txt")
     args = parser.parse_args()
     if not args.results.exists():
-        about = doctor.describe(doctor.environment())
+        about = describe(environment())
         args.results.write_text(f"# {about}\n# on {', '.join(args.backends)}; {args.examples} examples for a claim\n")
     lines = [line for line in args.results.read_text().splitlines() if not line.startswith("#")]
     done = {int(line.partition(" |")[0]) for line in lines}

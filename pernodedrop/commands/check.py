@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from pernodedrop import checks
 from pernodedrop.noise import Noise
+from pernodedrop.report.results import output_file
 from pernodedrop.testing import picture
 from pernodedrop.testing.report import Refused
 from pernodedrop.testing.search import check_noise, representative
@@ -34,7 +35,6 @@ def check(noise, **arguments):
 
 def draw(noise, path, refused):
     """Draw a noise and say where; a noise that is refused may be one that cannot be drawn."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         picture.draw(representative(noise), path)
     except Exception as error:
@@ -46,14 +46,14 @@ def draw(noise, path, refused):
 
 
 def picture_path(target, path=None):
-    """Where the picture goes: `path`, or check-results/<name>.png.
+    """Where the picture goes: `path`, or check-results/<name>.png, in a folder that is made.
 
     Raises:
-        ValueError: a format that pictures cannot have.
+        ValueError: a format that pictures cannot have, or a file that cannot be written.
     """
     path = pathlib.Path(path or FOLDER / f"{target.rpartition(':')[2]}.png")
     picture.check_format(path)
-    return path
+    return output_file(path, "picture")
 
 
 def load(target):

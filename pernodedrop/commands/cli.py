@@ -1,16 +1,20 @@
 """The command line: `pernodedrop demo | bench | doctor | check`, also as `python -m pernodedrop`.
 
 A command is one function: it adds its parser to the others and says what to run. What it runs imports what it needs
-itself, takes the parsed arguments and returns the exit code: 0, 1 for a finding or a failure, 2 for wrong usage.
+itself, takes the parsed arguments and returns the exit code: 0, 1 for a finding, a failure or something that is not
+installed, 2 for wrong usage.
 """
 
 import argparse
 import collections.abc
+import contextlib
+import functools
 import importlib
 import sys
 import typing
 
 from pernodedrop._version import __version__
+from pernodedrop.commands import framework
 
 Commands: typing.TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -57,11 +61,10 @@ def _add_demo(commands: Commands) -> None:
     parser.add_argument("--output", metavar="DIR", help="where results go (default: demo-results/<backend>)")
 
     def run(args: argparse.Namespace) -> int:
-        demo = _needing("demo", "pernodedrop.commands.demo", parser)
-        try:
+        ready = functools.partial(framework.settle, framework.TRAIN)
+        demo = _needing("demo", "pernodedrop.commands.demo", parser, ready)
+        with _refusing(parser, TypeError, ValueError):
             settings = demo.Settings(args.seeds, args.epochs, args.variants, args.output)
-        except (TypeError, ValueError) as error:
-            parser.error(str(error))
         return demo.run(settings)
 
     parser.set_defaults(run=run)
@@ -86,21 +89,17 @@ def _add_bench(commands: Commands) -> None:
     )
 
     def run(args: argparse.Namespace) -> int:
-        bench = _needing("bench", "pernodedrop.commands.bench.command", parser)
-        try:
+        bench = _needing("bench", "pernodedrop.commands.bench.command", parser, framework.usable)
+        with _refusing(parser, TypeError, ValueError):
             settings = bench.Settings(args.profile, args.backends, args.rows, args.rounds, args.output)
-        except (TypeError, ValueError) as error:
-            parser.error(str(error))
-        try:
+        with _refusing(parser, bench.WrongOutput):
             return bench.run(settings)
-        except bench.WrongOutput as error:
-            parser.error(str(error))
 
     parser.set_defaults(run=run)
 
 
 def _add_doctor(commands: Commands) -> None:
-    text = "say what is installed, and whether every backend makes the same masks"
+    text = "say what is installed, whether every backend makes the same masks, and what Keras runs on"
     parser = commands.add_parser("doctor", help=text, description=text)
 
     def run(args: argparse.Namespace) -> int:
@@ -124,22 +123,35 @@ def _add_check(commands: Commands) -> None:
     parser.add_argument("--picture", metavar="FILE", help="where the picture goes (default: check-results/<NAME>.png)")
 
     def run(args: argparse.Namespace) -> int:
-        command = _needing("testing", "pernodedrop.commands.check", parser)
+        ready = functools.partial(framework.settle_if_there, framework.ALL)
+        command = _needing("testing", "pernodedrop.commands.check", parser, ready)
         chosen = {"backends": args.backends, "claims": args.claims, "examples": args.examples, "seed": args.seed}
-        try:
+        with _refusing(parser, TypeError, ValueError, ImportError):
             noise, path = command.load(args.target), command.picture_path(args.target, args.picture)
             refused = command.check(noise, **chosen)
-        except (TypeError, ValueError, ImportError) as error:
-            parser.error(str(error))
         command.draw(noise, path, refused)
         return int(refused)
 
     parser.set_defaults(run=run)
 
 
-def _needing(extra: str, module: str, parser: argparse.ArgumentParser) -> typing.Any:
-    """A module that needs an extra; without it the command ends."""
+def _needing(
+    extra: str, module: str, parser: argparse.ArgumentParser, ready: collections.abc.Callable[[], object]
+) -> typing.Any:
+    """A module that needs an extra, once Keras is `ready` for it; where something is not installed the command ends."""
     try:
+        with _refusing(parser, ValueError):
+            ready()
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        parser.exit(1, f"{parser.prog}: {error}. Try: pip install 'pernodedrop[{extra}]'\n")
+        extras = f"{extra},{error.name}" if error.name in framework.TRAIN else extra
+        parser.exit(1, f"{parser.prog}: {error}. Try: pip install 'pernodedrop[{extras}]'\n")
+
+
+@contextlib.contextmanager
+def _refusing(parser: argparse.ArgumentParser, *errors: type[Exception]) -> collections.abc.Iterator[None]:
+    """End the command with one line where a setting is wrong."""
+    try:
+        yield
+    except errors as error:
+        parser.exit(2, f"{parser.prog}: error: {error}\n")

@@ -25,14 +25,15 @@ from tqdm import tqdm
 import pernodedrop as pnd
 from pernodedrop import checks
 from pernodedrop.commands import doctor
+from pernodedrop.report import figures
+from pernodedrop.report.environment import describe, environment
+from pernodedrop.report.results import free_path, output_folder
+from pernodedrop.report.table import as_text
 
 RATE = 0.5  # of every variant, the paper's choice
 TRAINING_IMAGES = 300  # of 1797: few, so that regularization matters
 BATCH_SIZE = 15
 LEARNING_RATE = 5e-3  # at the start; it falls to zero on a cosine
-BACKENDS = ("jax", "torch", "tensorflow")
-
-BLUE, ORANGE, BLACK = "#0072b2", "#d55e00", "#000000"  # told apart by colour-blind readers too
 
 
 class Variant(typing.NamedTuple):
@@ -65,10 +66,10 @@ class Settings:
         seeds: how many runs of each variant, an int from 1.
         epochs: epochs of each run, an int from 1.
         variants: names of `VARIANTS`; None takes all.
-        output: the folder that results go to; None is demo-results/<backend>.
+        output: the folder that results go to, which is made; None is demo-results/<backend>.
 
     Raises:
-        TypeError, ValueError: an argument that is not one of these, or a backend that cannot train.
+        TypeError, ValueError: an argument that is not one of these.
     """
 
     seeds: int = 5
@@ -77,17 +78,12 @@ class Settings:
     output: typing.Any = None
 
     def __post_init__(self):
-        backend = keras.backend.backend()
-        if backend not in BACKENDS:
-            raise ValueError(checks.invalid("KERAS_BACKEND", f"one of {BACKENDS}, which can train", backend))
         checks.check_count(self.seeds, "seeds")
         checks.check_count(self.epochs, "epochs")
         names = [checks.check_choice(name, "variants", tuple(VARIANTS)) for name in self.variants or VARIANTS]
         object.__setattr__(self, "variants", tuple(name for name in VARIANTS if name in names))
-        output = pathlib.Path(self.output or pathlib.Path("demo-results", backend))
-        if output.exists() and not output.is_dir():
-            raise ValueError(checks.invalid("output", "a folder", str(output)))
-        object.__setattr__(self, "output", output)
+        output = self.output or pathlib.Path("demo-results", keras.backend.backend())
+        object.__setattr__(self, "output", output_folder(output))
 
 
 def run(settings):
@@ -104,7 +100,6 @@ def run(settings):
     Raises:
         KeyboardInterrupt: after Ctrl-C, once the runs that had finished are reported.
     """
-    settings.output.mkdir(parents=True, exist_ok=True)
     print(doctor.report(doctor.compare()), flush=True)
     digits = load()
     planned = list(itertools.product(range(settings.seeds), settings.variants))
@@ -250,27 +245,22 @@ def compiled_once():
 def conclude(runs, planned, settings):
     """Print the table and write the files, for the runs that there are."""
     rows = summarize(runs)
-    about = doctor.environment()
+    about = environment(keras.backend.backend())
     finished = f"{len(runs)} of {planned} runs, {settings.epochs} epochs each"
-    print(f"\n{finished}\n\n{table(rows)}\n\n{NOTES}\n{doctor.describe(about)}", flush=True)
-    path = free_path(settings.output)
+    print(f"\n{finished}\n\n{table(rows)}\n\n{NOTES}\n{describe(about)}", flush=True)
+    path = free_path(settings.output, "demo", (".json", ".png"))
     results = {"environment": about, "settings": plain(settings), "planned": planned, "table": rows, "runs": runs}
     with path.open("x", encoding="utf-8") as file:
         json.dump(results, file, indent=1)
-    draw(runs, rows, f"{finished}, {about['backend']} {about['framework']}").savefig(path.with_suffix(".png"), dpi=120)
-    print(path, path.with_suffix(".png"), sep="\n")
+    picture = path.with_suffix(".png")
+    figures.save(draw(runs, rows, f"{finished}, {about['backend']} {about['framework']}"), picture)
+    print(path, picture, sep="\n")
 
 
 def plain(settings):
     """The settings as JSON has them, those that are constants here too."""
     constants = {"rate": RATE, "train_images": TRAINING_IMAGES, "batch": BATCH_SIZE, "learning_rate": LEARNING_RATE}
     return {**dataclasses.asdict(settings), "output": str(settings.output), **constants}
-
-
-def free_path(folder):
-    """demo.json in a folder, or demo-2.json and so on if it or its picture is taken."""
-    paths = (folder / (f"demo-{n}.json" if n > 1 else "demo.json") for n in itertools.count(1))
-    return next(path for path in paths if not (path.exists() or path.with_suffix(".png").exists()))
 
 
 def summarize(runs):
@@ -313,17 +303,22 @@ def table(rows):
     def cell(value, form):
         return "-" if value is None else format(value, form)
 
-    lines = ["variant                rate  seeds  val loss ± sd    beats none  val acc  train loss  gap     s/epoch"]
+    lines = [["variant", "rate", "seeds", "val loss ± sd", "beats none", "val acc", "train loss", "gap", "s/epoch"]]
     for row in rows:
         lines.append(
-            f"{VARIANTS[row['variant']].title:<22} {cell(row['rate'], '.1f'):<5} {row['seeds']:<6} "
-            f"{row['val_loss']:.4f} ± {cell(row['val_loss_sd'], '.4f'):<7} "
-            f"{cell(row['beats_none'], 'd'):<11} {row['val_accuracy']:<8.4f} {row['train_loss']:<11.4f} "
-            f"{row['gap']:<7.4f} {cell(row['seconds_per_epoch'], '.3f')}"
+            [
+                VARIANTS[row["variant"]].title,
+                cell(row["rate"], ".1f"),
+                cell(row["seeds"], "d"),
+                f"{row['val_loss']:.4f} ± {cell(row['val_loss_sd'], '.4f')}",
+                cell(row["beats_none"], "d"),
+                *(format(row[name], ".4f") for name in ("val_accuracy", "train_loss", "gap")),
+                cell(row["seconds_per_epoch"], ".3f"),
+            ]
         )
     ranked = sorted(rows, key=lambda row: row["val_loss"])
     order = " < ".join(VARIANTS[row["variant"]].title for row in ranked)
-    return "\n".join([*lines, "", f"Validation loss: {order}"])
+    return f"{as_text(lines)}\n\nValidation loss: {order}"
 
 
 def draw(runs, rows, title):
@@ -340,7 +335,7 @@ def draw(runs, rows, title):
         draw_curves(axes, runs, row["variant"])
         axes.sharey(panels[0])
     draw_comparison(comparison, rows)
-    figure.legend(handles=panels[-1].lines, loc="outside lower center", ncols=3, frameon=False)
+    figures.legend(figure, panels[-1])
     return figure
 
 
@@ -349,8 +344,8 @@ def draw_curves(axes, runs, variant):
     axes.set(title=VARIANTS[variant].title, xlabel="epoch", yscale="log")
     axes.yaxis.set_major_formatter("{x:g}")
     for name, label, color, style in (
-        ("val_loss", "validation loss, mean and range over seeds", BLUE, "-"),
-        ("train_loss", "training loss (without noise)", ORANGE, "--"),
+        ("val_loss", "validation loss, mean and range over seeds", figures.BLUE, "-"),
+        ("train_loss", "training loss (without noise)", figures.ORANGE, "--"),
     ):
         losses = np.array([run[name] for run in runs if run["variant"] == variant])
         epochs = np.arange(1, losses.shape[1] + 1)
@@ -358,13 +353,13 @@ def draw_curves(axes, runs, variant):
         axes.fill_between(epochs, losses.min(0), losses.max(0), color=color, alpha=0.2, linewidth=0)
     if variant != "none" and any(run["variant"] == "none" for run in runs):
         baseline = np.mean([run["val_loss"] for run in runs if run["variant"] == "none"], 0)
-        axes.plot(epochs, baseline, ":", color=BLACK, label="validation loss, no regularizer")
+        axes.plot(epochs, baseline, ":", color=figures.BLACK, label="validation loss, no regularizer")
 
 
 def draw_comparison(axes, rows):
     """The final validation loss of every variant, with its standard deviation over seeds."""
     titles = [VARIANTS[row["variant"]].title for row in rows]
     spread = [row["val_loss_sd"] or 0 for row in rows]
-    axes.errorbar([row["val_loss"] for row in rows], titles, xerr=spread, fmt="o", color=BLUE, capsize=3)
+    axes.errorbar([row["val_loss"] for row in rows], titles, xerr=spread, fmt="o", color=figures.BLUE, capsize=3)
     axes.set(title="final validation loss ± sd", ylim=(len(rows) - 0.5, -0.5))
     axes.yaxis.tick_right()

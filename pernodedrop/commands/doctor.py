@@ -1,112 +1,131 @@
-"""What is installed here, and whether every backend makes the same masks.
+"""What is installed here, whether every backend makes the same mask, and whether the layers load on Keras' backend."""
 
-`python -m pernodedrop.commands.doctor numpy` prints the version and the digest of one backend.
-"""
-
-import hashlib
-import importlib
-import importlib.util
+import concurrent.futures
+import importlib.metadata
 import json
-import os
-import pathlib
-import platform
 import subprocess
-import sys
 import typing
 
-import keras
-import numpy as np
+from pernodedrop import backends
+from pernodedrop.commands import framework
+from pernodedrop.report.environment import describe, environment, installed, installed_backends
+from pernodedrop.report.process import Process, start
+from pernodedrop.report.table import as_text
 
-from pernodedrop import backends, ops
-from pernodedrop._version import __version__
-from pernodedrop.noise import Bernoulli
-
-KNOWN_ANSWER = "addf62d8cd8e"  # what `digest` gives on every backend
+KNOWN_ANSWER = "addf62d8cd8e"  # what `probe.digest` gives on every backend
 ASKED = "sample_mask(Bernoulli(0.5), key=(1, 0), shape=(4, 64, 32))"
+
+EXTRAS = {
+    "fast": ("numba",),
+    "testing": ("hypothesis", "matplotlib", "pytest", "tqdm"),
+    "bench": ("matplotlib", "tqdm"),
+    "demo": ("matplotlib", "scikit-learn", "tqdm"),
+}
+"""The packages of each extra that is not a framework."""
+
+Answer: typing.TypeAlias = dict[str, str]
+
+
+class Part(typing.NamedTuple):
+    """A part of the report, and whether something in it is wrong."""
+
+    text: str
+    wrong: bool = False
 
 
 def run() -> int:
     """Print the report.
 
     Returns:
-        The exit code: 0 if all installed backends give the known answer, else 1.
+        The exit code: 1 if a backend does not make the mask or something that is installed fails, else 0.
     """
-    print(describe(environment()))
+    print(describe(environment()), flush=True)
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        parts = list(pool.map(lambda part: part(), (masks, layers, extras)))
+    print(*(f"\n{part.text}" for part in parts), sep="\n")
+    return int(any(part.wrong for part in parts))
+
+
+def masks() -> Part:
+    """Whether every backend makes the known mask."""
     found = compare()
-    print(report(found))
-    return int(any(answer is not None and answer["digest"] != KNOWN_ANSWER for answer in found.values()))
+    return Part(report(found), any(answer and answer.get("digest") != KNOWN_ANSWER for answer in found.values()))
 
 
-def environment() -> dict[str, typing.Any]:
-    """What figures measured in this process depend on, as a dict of plain values."""
-    backend = keras.backend.backend()
-    can_tell = hasattr(os, "sched_getaffinity")
-    return {
-        "pernodedrop": __version__,
-        "python": platform.python_version(),
-        "keras": keras.__version__,
-        "numpy": np.__version__,
-        "backend": backend,
-        "framework": importlib.import_module(backend).__version__,
-        "device": str(keras.ops.zeros(()).device),
-        "cores": len(os.sched_getaffinity(0)) if can_tell else os.cpu_count(),
-    }
-
-
-def describe(about: dict[str, typing.Any]) -> str:
-    """An `environment()` as one line."""
-    return (
-        "pernodedrop {pernodedrop}, Python {python}, Keras {keras} on {backend} {framework}, NumPy {numpy}, "
-        "device {device}, {cores} cores"
-    ).format(**about)
-
-
-def digest(backend: str) -> str:
-    """The first 12 hexadecimal digits of the sha256 of the bytes of a mask on one backend."""
-    mask = ops.sample_mask(Bernoulli(0.5), key=(1, 0), shape=(4, 64, 32), backend=backend)
-    entries = np.asarray(backends.get(backend).to_numpy(mask), dtype="<f4")
-    return hashlib.sha256(entries.tobytes()).hexdigest()[:12]
-
-
-def compare() -> dict[str, dict[str, str] | None]:
-    """The digest on every backend, each in a process of its own.
+def compare() -> dict[str, Answer | None]:
+    """The mask of every backend, each in a process of its own.
 
     Returns:
-        A dict from backend to None if it is not installed, else to its "version" and "digest"; a backend that fails
-        has the last line of its error for a digest.
+        A dict from backend to None if it is not installed, else to its "version" and "digest", or its "error".
     """
-    processes = {name: _start(name) for name in backends.NAMES if importlib.util.find_spec(name)}
+    processes = {name: _start("mask", name) for name in installed_backends()}
     return {name: _finish(processes[name]) if name in processes else None for name in backends.NAMES}
 
 
-def report(found: dict[str, dict[str, str] | None]) -> str:
+def report(found: dict[str, Answer | None]) -> str:
     """What `compare` found, as lines for a person."""
-    lines = [f"sha256 of {ASKED}, known answer {KNOWN_ANSWER}:"]
+    lines = []
     for name, answer in found.items():
         if answer is None:
-            lines.append(f"  {name:<10} not installed")
+            lines.append([name, "not installed", "", ""])
+        elif "error" in answer:
+            lines.append([name, "FAILS", answer["error"], ""])
         else:
             verdict = "equal" if answer["digest"] == KNOWN_ANSWER else "DIFFERS"
-            lines.append(f"  {name:<10} {answer['version']:<10} {answer['digest']}  {verdict}")
-    return "\n".join(lines)
+            lines.append([name, answer["version"], answer["digest"], verdict])
+    return f"sha256 of {ASKED}, known answer {KNOWN_ANSWER}:\n{as_text(lines)}"
 
 
-def _start(backend: str) -> subprocess.Popen[str]:
+def layers() -> Part:
+    """What Keras runs on, and whether the layers load there."""
+    there, (name, by) = installed("keras"), framework.of_keras()
+    try:
+        chosen = framework.choose(framework.ALL)
+    except ValueError as error:
+        return Part(f"Keras: {error}", wrong=there)
+    except ModuleNotFoundError as error:
+        if not there:
+            return Part("Keras: not installed. Noises and ops work without it, layers do not.")
+        # a framework that was asked for is missing; NumPy is not, even if Keras cannot run on it
+        asked_for = by == framework.VARIABLE and name != "numpy"
+        return Part(f"Keras: {error}. Try: pip install 'pernodedrop[{error.name}]'", wrong=asked_for)
+    answer = _finish(_start("layers", KERAS_BACKEND=chosen))
+    verdict = f"the layers FAIL: {answer['error']}" if "error" in answer else "the layers load"
+    if chosen == name:
+        return Part(f"Keras: runs on {name} ({by}); {verdict}", "error" in answer)
+    text = f"Keras: takes {name} ({by}), which is not installed; with KERAS_BACKEND={chosen} {verdict}"
+    return Part(text, "error" in answer)
+
+
+def extras() -> Part:
+    """Which extras are complete, and whether numba works, which some versions of NumPy or Python keep from it."""
+    lines, wrong = [], False
+    for extra, packages in EXTRAS.items():
+        found = {name: _version(name) for name in packages}
+        lacking = [name for name, version in found.items() if version is None]
+        text = f"lacks {', '.join(lacking)}: pip install 'pernodedrop[{extra}]'"
+        if not lacking:
+            text = ", ".join(f"{name} {version}" for name, version in found.items())
+        lines.append([extra, text])
+    if installed("numba") and "error" in (answer := _finish(_start("kernels"))):
+        lines[0][1], wrong = f"numba FAILS: {answer['error']}", True
+    return Part(f"Extras:\n{as_text(lines)}", wrong)
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _start(*arguments: str, **variables: str) -> Process:
     few = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "TF_FORCE_GPU_ALLOW_GROWTH": "true"}  # they share one GPU
-    place = str(pathlib.Path(__file__).parents[2])  # this very package, whatever lies in the working folder (-P)
-    paths = os.pathsep.join(filter(None, [place, os.environ.get("PYTHONPATH")]))
-    env = {**os.environ, **few, "PYTHONPATH": paths, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"}
-    command = [sys.executable, "-P", "-m", "pernodedrop.commands.doctor", backend]
-    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return start("pernodedrop.commands.probe", *arguments, environment=few | variables, stderr=subprocess.PIPE)
 
 
-def _finish(process: subprocess.Popen[str]) -> dict[str, str]:
+def _finish(process: Process) -> Answer:
     output, errors = process.communicate()
     if process.returncode:
-        return {"version": "failed", "digest": (errors.strip() or "no message").splitlines()[-1]}
+        return {"error": (errors.strip() or f"exit code {process.returncode}").splitlines()[-1]}
     return json.loads(output.splitlines()[-1])
-
-
-if __name__ == "__main__":
-    name = sys.argv[1]
-    print(json.dumps({"version": importlib.import_module(name).__version__, "digest": digest(name)}))

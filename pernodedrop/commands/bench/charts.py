@@ -1,21 +1,16 @@
 """The figures as pictures: SVG in the colour of the text around it, so that it is right on dark and on light."""
 
-import io
-import re
-
-import matplotlib as mpl
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from pernodedrop.commands.bench import matrix, table
+from pernodedrop.report.figures import AMBER, BLACK, BLUE, GREEN, GREY, ORANGE, legend, svg
 
-COLOURS = {"jax": "#3b82c4", "tensorflow": "#e69f00", "torch": "#d55e00", "numpy": "#009e73"}
-MARKERS = {"jax": "o", "tensorflow": "s", "torch": "^", "numpy": "D"}
-"""Told apart by colour-blind readers, on dark and light, and by the marker without any colour."""
+COLOURS = {"jax": BLUE, "tensorflow": AMBER, "torch": ORANGE, "numpy": GREEN}
+MARKERS = {"jax": "o", "tensorflow": "s", "torch": "^", "numpy": "D"}  # told apart without any colour
 
 WIDTH = 5.2  # inches of 72 pixels: what a phone shows without shrinking the text much
 LINE = 0.29  # inches of a row
-GREY = "#888888"  # seen on dark and on light
 PAPER_RATIO = 1.46  # of a step with the paper's layer to one with Dropout, on the authors' GPU
 
 
@@ -42,7 +37,7 @@ def times(plain, part, backend, span):
         ofrow = [record for (name, _, _), record in records.items() if name == row]
         limit = 1e3 * table.derive(ofrow[0], plain["rates"])["limit"].seconds
         label = None if place else "limit of the machine"
-        axes.plot([limit] * 2, [place - 0.32, place + 0.32], color="black", lw=2.2, label=label)
+        axes.plot([limit] * 2, [place - 0.32, place + 0.32], color=BLACK, lw=2.2, label=label)
         beside(axes, place, " / ".join(table.number(1e3 * record["seconds"]) for record in ofrow))
     logarithmic(axes, span, "milliseconds")
     legend(figure, axes)
@@ -54,7 +49,7 @@ def ratios(plain, part):
     found = table.of_part(plain, part)
     records = {key: record for key, record in found.items() if record.get("beside", {}).get("dropout")}
     figure, axes = across(records, lambda record: record["seconds"] / record["beside"]["dropout"])
-    axes.axvline(1, color="black", lw=1, ls=":")
+    axes.axvline(1, color=BLACK, lw=1, ls=":")
     logarithmic(axes, None, "multiple of Dropout + Dense")
     legend(figure, axes)
     return svg(figure, f"ratios {part}")
@@ -65,7 +60,7 @@ def memory(plain, part):
     records = {key: r for key, r in table.of_part(plain, part, "memory").items() if r["extra"] is not None}
     figure, axes = across(records, lambda record: max(record["extra"] / 1e6, 0.1))
     mask = 4e-6 * matrix.Case.of(next(iter(records.values()))["case"]).entries
-    axes.axvline(mask, color="black", lw=1, ls=":", label="one float32 mask")
+    axes.axvline(mask, color=BLACK, lw=1, ls=":", label="one float32 mask")
     logarithmic(axes, None, "MB beyond operands and results")
     legend(figure, axes)
     return svg(figure, f"memory {part}")
@@ -82,8 +77,8 @@ def networks(plain):
         own = {p + lower: found[name, backend] for p, name in enumerate(variants) if (name, backend) in found}
         values = [record["seconds"] / record["beside"][matrix.BASELINE] for record in own.values()]
         axes.errorbar(values, list(own), label=backend, **look(backend))
-    axes.axvline(1, color="black", lw=1, ls=":")
-    axes.axvline(PAPER_RATIO, color="black", lw=1, ls="--", label=f"the paper's GPU: {PAPER_RATIO}")
+    axes.axvline(1, color=BLACK, lw=1, ls=":")
+    axes.axvline(PAPER_RATIO, color=BLACK, lw=1, ls="--", label=f"the paper's GPU: {PAPER_RATIO}")
     axes.set(xlabel="multiple of the step with Dropout", xlim=(0, None))
     legend(figure, axes)
     return svg(figure, "networks")
@@ -122,7 +117,7 @@ def of_rows(rows):
     """An empty chart with a line for each row; those that are not this library's in grey."""
     figure, axes = horizontal([table.full_title(row) for row in rows])
     for row, label in zip(rows, axes.get_yticklabels(), strict=True):
-        label.set_color("black" if matrix.ROWS[row].ours else GREY)
+        label.set_color(BLACK if matrix.ROWS[row].ours else GREY)
     return figure, axes
 
 
@@ -162,25 +157,3 @@ def logarithmic(axes, limits, label):
     axes.xaxis.set_major_locator(LogLocator(10))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
-
-
-def legend(figure, axes):
-    """What the marks mean, below."""
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(3, len(labels)), frameon=False, fontsize=9)
-
-
-def svg(figure, name):
-    """A figure as an `<svg>` element that a page can have beside others."""
-    file = io.StringIO()
-    settings = {"svg.fonttype": "none", "svg.hashsalt": name}  # so that no two pictures have an id in common
-    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    with mpl.rc_context(settings):
-        figure.savefig(file, format="svg", transparent=True, metadata=nothing)
-    text = file.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r'(<svg[^>]*?) width="[\d.]+pt" height="[\d.]+pt"', r"\1", text.replace("\n ", " ", 1), count=1)
-    text = text.replace("#000000", "currentColor")
-    used = set(re.findall(r"#([\w.-]+)", text))
-    text = re.sub(r' id="([^"]+)"', lambda match: match[0] if match[1] in used else "", text)
-    return text.replace("<svg ", f'<svg role="img" aria-label="{name}" fill="currentColor" ', 1)

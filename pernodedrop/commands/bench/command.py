@@ -2,10 +2,8 @@
 
 import contextlib
 import dataclasses
-import importlib.util
 import json
 import os
-import pathlib
 import subprocess
 import sys
 import tempfile
@@ -14,13 +12,18 @@ import typing
 from tqdm import tqdm
 
 from pernodedrop import backends, checks
-from pernodedrop.commands.bench import limits, matrix, memory, page, table
-from pernodedrop.commands.bench.results import Results, WrongOutput, total_memory
+from pernodedrop.commands import framework
+from pernodedrop.commands.bench import limits, matrix, page, table
+from pernodedrop.commands.bench.results import Figures
+from pernodedrop.report import environment
+from pernodedrop.report.process import start
+from pernodedrop.report.results import WrongOutput, output_folder
 
 __all__ = ["Settings", "WrongOutput", "run"]
 
 BUSY = 0.75  # processes that run for each core
-TRAINS = ("jax", "tensorflow", "torch")
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(4 * 2**20)}
+"""Environment: large buffers go back to the system when freed, instead of splitting free memory by chance."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,13 +32,13 @@ class Settings:
 
     Args:
         profile: a name of `matrix.PROFILES`.
-        backends: names; None takes those that are installed.
+        backends: names; None takes those that Keras runs on here.
         rows: names of `matrix.ROWS`, beside which the references are always timed; None takes all of the profile.
         rounds: how often each case is timed, an int from 1; None is the profile's.
-        output: the folder that results go to.
+        output: the folder that results go to, which is made.
 
     Raises:
-        TypeError, ValueError: an argument that is not one of these, or a backend that is not installed.
+        TypeError, ValueError: an argument that is not one of these, or a backend that Keras cannot run on here.
     """
 
     profile: str = "quick"
@@ -46,20 +49,17 @@ class Settings:
 
     def __post_init__(self):
         checks.check_choice(self.profile, "profile", tuple(matrix.PROFILES))
-        installed = [name for name in backends.NAMES if importlib.util.find_spec(name)]
+        usable = framework.usable()
         for name in self.backends or ():
             checks.check_choice(name, "backends", backends.NAMES)
-            if name not in installed:
-                raise ValueError(checks.invalid("backends", f"installed ones of {installed}", name))
+            if name not in usable:
+                raise ValueError(checks.invalid("backends", f"those that Keras runs on here, {usable}", name))
         for name in self.rows or ():
             checks.check_choice(name, "rows", tuple(matrix.ROWS))
         if self.rounds is not None:
             checks.check_count(self.rounds, "rounds")
-        output = pathlib.Path(self.output)
-        if output.exists() and not output.is_dir():
-            raise ValueError(checks.invalid("output", "a folder", str(output)))
-        object.__setattr__(self, "backends", tuple(n for n in installed if n in (self.backends or installed)))
-        object.__setattr__(self, "output", output)
+        object.__setattr__(self, "backends", tuple(n for n in usable if n in (self.backends or usable)))
+        object.__setattr__(self, "output", output_folder(self.output))
 
 
 def run(settings):
@@ -79,9 +79,11 @@ def run(settings):
     """
     for name in backends.NAMES:
         if name not in settings.backends:
-            print(f"{name}: left out, " + ("not asked for" if importlib.util.find_spec(name) else "not installed"))
+            print(
+                f"{name}: left out, {'not asked for' if name in framework.usable() else 'Keras cannot run on it here'}"
+            )
     warn_if_busy()
-    results = Results(settings.output / "results.json")
+    results = Figures(settings.output / "results.json")
     failed = []
     try:
         if results.rates is None:
@@ -99,7 +101,7 @@ def run(settings):
 def warn_if_busy():
     """Say so if other processes take the cores: threads that wait for each other then take a hundred times as long."""
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    if load > BUSY * limits.cores():
+    if load > BUSY * environment.cores():
         print(f"The load of this machine is {load:.1f}: figures will be far off, torch's most of all.", file=sys.stderr)
 
 
@@ -119,7 +121,7 @@ def measure(backend, settings, results):
         "parts": [[case.plain() for case in part] for part in parts],
         "rounds": rounds,
         "seconds": profile.seconds,
-        "available": (total_memory() or 2**33) // 2,
+        "available": (environment.total_memory() or 2**33) // 2,
         "network": network,
     }
     peaks = [case for cases in chosen[: profile.memory] for case in cases if case.mode == matrix.MODES[backend][0]]
@@ -149,7 +151,7 @@ def unmeasured(cases, results):
 
 def lacking_network(backend, network, results):
     """What the process is asked about the network, or None if there is nothing to measure."""
-    if network is None or backend not in TRAINS:
+    if network is None or backend not in framework.TRAIN:
         return None
     lacking = [name for name in network.variants if not results.has("networks", f"{backend}/{name}")]
     if not lacking:
@@ -196,7 +198,7 @@ def measure_memory(case, results):
     if timed is None or "skipped" in timed:
         return []
     text = json.dumps({"case": case.plain(), "form": timed["form"]})
-    with child(case.backend, "pernodedrop.commands.bench.memory", text, **memory.MALLOC) as (process, tail):
+    with child(case.backend, "pernodedrop.commands.bench.memory", text, **MALLOC) as (process, tail):
         answer, _ = process.communicate()
         if process.returncode:
             return [f"memory of {case.key}: {tail()}"]
@@ -205,23 +207,19 @@ def measure_memory(case, results):
 
 
 @contextlib.contextmanager
-def child(backend, module, *arguments, **environment):
+def child(backend, module, *arguments, **variables):
     """A process of a backend that runs a module, and a function that gives the end of what it printed as errors.
 
     It is ended with the block.
     """
-    place = str(pathlib.Path(__file__).parents[3])  # this very package, whatever lies in the working folder
-    paths = os.pathsep.join(filter(None, [place, os.environ.get("PYTHONPATH")]))
-    env = {**os.environ, "PYTHONPATH": paths, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3", **environment}
-    command = [sys.executable, "-P", "-m", module, *arguments]
-    pipe = subprocess.PIPE
+    variables = {"KERAS_BACKEND": backend, **variables}
     with tempfile.TemporaryFile("w+", encoding="utf-8") as errors:
 
         def tail():
             errors.seek(0)
             return errors.read()[-3000:]
 
-        with subprocess.Popen(command, env=env, stdin=pipe, stdout=pipe, stderr=errors, text=True) as process:
+        with start(module, *arguments, environment=variables, stdin=subprocess.PIPE, stderr=errors) as process:
             try:
                 yield process, tail
             finally:

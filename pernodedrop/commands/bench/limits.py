@@ -1,13 +1,13 @@
 """What the machine could do at best: memory, products, words of the generator; and which of them binds a case."""
 
 import concurrent.futures
-import os
 import time
 import typing
 
 import numpy as np
 
-from pernodedrop.commands.bench import matrix, steps
+from pernodedrop.commands.bench import matrix
+from pernodedrop.report.environment import cores
 
 COPY_BYTES = 2**28
 PRODUCT_SIZE = 2048
@@ -62,7 +62,7 @@ def work_of(case: matrix.Case) -> dict[str, int]:
     entries = matrix.ROWS[case.row].entries
     words = int(np.prod([size[name] for name in entries])) if entries else 0
     return {
-        "bytes": numbers * steps.ITEMSIZE[case.dtype],
+        "bytes": numbers * matrix.ITEMSIZE[case.dtype],
         "flops": products * 2 * rows * inputs * outputs,
         "words": words * (1 if forward_only else 2),
     }
@@ -75,11 +75,6 @@ def measure() -> dict[str, float | None]:
         "bytes", "flops" and "words" a second; words is None where numba is not installed.
     """
     return {"bytes": bandwidth(), "flops": product_rate(), "words": word_rate()}
-
-
-def cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def bandwidth() -> float:

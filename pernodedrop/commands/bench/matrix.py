@@ -4,6 +4,7 @@ import dataclasses
 import typing
 
 RATE = 0.5  # of every noise
+ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}  # bytes
 
 
 class Row(typing.NamedTuple):

@@ -19,9 +19,6 @@ import keras
 
 from pernodedrop.commands.bench import matrix, products, steps
 
-MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(4 * 2**20)}
-"""Environment: large buffers go back to the system when freed, instead of splitting free memory by chance."""
-
 SMALL_STEP_INPUTS = 8192  # of one sample: several blocks of a recomputed product
 LATER_STEPS = 3
 

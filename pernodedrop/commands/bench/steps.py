@@ -8,6 +8,7 @@ import keras
 import numpy as np
 
 from pernodedrop._types import Tensor
+from pernodedrop.commands.bench import matrix
 from pernodedrop.commands.bench.products import Product
 
 Step = typing.Callable[..., tuple[Tensor, ...]]
@@ -116,8 +117,4 @@ def prepare(backend: str) -> None:
 
 def results_bytes(results: typing.Sequence[Tensor]) -> int:
     """The size of a step's results."""
-    return sum(int(np.prod(y.shape)) * ITEMSIZE[keras.backend.standardize_dtype(y.dtype)] for y in results)
-
-
-ITEMSIZE = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
-"""The bytes of one number."""
+    return sum(int(np.prod(y.shape)) * matrix.ITEMSIZE[keras.backend.standardize_dtype(y.dtype)] for y in results)

@@ -3,6 +3,7 @@
 import math
 
 from pernodedrop.commands.bench import limits, matrix
+from pernodedrop.report.table import as_markdown, as_text
 
 NOTES = {
     "ratios": "In the usual mode of each backend: JAX jitted, TensorFlow a graph, torch and NumPy eager.",
@@ -242,20 +243,6 @@ def where(plain):
 def device_text(device):
     """A framework's name of a device without where it is: "/job:localhost/replica:0/task:0/device:CPU:0" is "cpu:0"."""
     return device.rpartition("device:")[2].lower()
-
-
-def as_markdown(lines):
-    """Lists of text as a Markdown table."""
-    header, *rest = [[cell.replace("|", "\\|") for cell in line] for line in lines]
-    return "\n".join("| " + " | ".join(line) + " |" for line in [header, ["---"] * len(header), *rest])
-
-
-def as_text(lines):
-    """Lists of text as aligned columns."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
-    )
 
 
 def sections(plain):

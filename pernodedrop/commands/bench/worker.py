@@ -7,9 +7,9 @@ import json
 import os
 import sys
 
-from pernodedrop.commands import doctor
 from pernodedrop.commands.bench import network, steps, timing
 from pernodedrop.commands.bench.matrix import Case
+from pernodedrop.report.environment import environment
 
 
 def main():
@@ -25,7 +25,7 @@ def main():
 
     asked = json.load(sys.stdin)
     steps.prepare(asked["backend"])
-    say(environment=doctor.environment())
+    say(environment=environment(asked["backend"]))
     pace = {}
     limits = asked["rounds"], asked["seconds"], asked["available"]
     for part in asked["parts"]:
