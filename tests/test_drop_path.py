@@ -158,6 +158,23 @@ def test_masking_passes_through():
     assert host(model(np.array([[1, 2, 0]]))._keras_mask).tolist() == [[True, True, False]]
 
 
+ONE, OTHER, EITHER = (
+    np.array([[True, True, False, False]]),
+    np.array([[True, False, True, False]]),
+    [[True, True, True, False]],
+)
+
+
+@pytest.mark.parametrize(
+    ("masks", "expected"), [([ONE, OTHER], EITHER), ([ONE, None], None), ([None, OTHER], None), (None, None)], ids=str
+)
+def test_a_sum_has_a_value_where_one_of_its_parts_has(masks, expected):
+    tensors = None if masks is None else [None if m is None else keras.ops.convert_to_tensor(m) for m in masks]
+    for layer in (pnd.StochasticDepth(0.5), keras.layers.Add()):
+        mask = layer.compute_mask([inputs(1, 4, 2)] * 2, tensors)
+        assert (None if mask is None else host(mask).tolist()) == expected
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [

@@ -1,5 +1,6 @@
 """The generator: its words are the same everywhere, for ever, and unrelated to each other."""
 
+import hashlib
 import json
 import math
 
@@ -66,6 +67,18 @@ def test_a_seed_of_32_bits_is_itself_and_any_other_has_a_digest():
 def test_a_seed_beyond_32_bits_gives_the_words_of_its_digest(seed):
     bits = pnd.ops.random_bits((seed, 5), (4, 3, 5))
     np.testing.assert_array_equal(bits, reference.bits(generator.seed_word(seed), 5, (4, 3, 5)))
+
+
+SIBLINGS = {(1, 0): 3175587914, (1, 1): 2805692202, (1, 12): 1701173391, (-5, 0): 2886609303, (2**40, 0): 800969343}
+
+
+@pytest.mark.parametrize(("seed", "number"), SIBLINGS)
+def test_the_seed_of_a_sibling_is_a_digest_of_both_numbers(seed, number):
+    """BLAKE2s of "seed/number", 4 bytes, the lowest first; the numbers above stay as they are for ever."""
+    digest = hashlib.blake2s(b"%d/%d" % (seed, number), digest_size=4).digest()
+    assert (
+        generator.sibling_seed(seed, number) == SIBLINGS[seed, number] == sum(b << 8 * n for n, b in enumerate(digest))
+    )
 
 
 def test_known_words():
