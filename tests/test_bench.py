@@ -37,7 +37,7 @@ NO_NOISE = 1e-12  # Keras' layers of rate 0 have no seed
 MODE = matrix.MODES[NAME][0]
 ROWS = [name for name in matrix.ROWS if matrix.ONLY_ON.get(name, NAME) == NAME]
 
-trains = pytest.mark.skipif(NAME == "numpy", reason="Keras on NumPy cannot train")
+trains = pytest.mark.skip_backend("numpy", reason="Keras on NumPy cannot train")
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def test_a_row_over_time_without_noise_is_the_dense_product(row):
         np.testing.assert_allclose(y, x @ w, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.skipif(NAME != "tensorflow", reason="the other backends have one mode that is quick to compile")
+@pytest.mark.only_backend("tensorflow", reason="the other backends have one mode that is quick to compile")
 @pytest.mark.parametrize("row", ["bernoulli", "by_hand", "keras_dropout"])
 def test_xla_computes_the_same(row):
     (y, *_), (x, w, *_) = value(row, (3, 5, 4), NO_NOISE, forms(row)[0], mode="xla")

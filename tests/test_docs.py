@@ -8,7 +8,6 @@ import pathlib
 import re
 import runpy
 
-import keras
 import pytest
 
 import pernodedrop as pnd
@@ -19,7 +18,7 @@ API = ROOT / "docs" / "api"
 PICTURES = ROOT / "docs" / "pictures"
 pytestmark = [
     pytest.mark.skipif(not API.exists(), reason="the documents are in the checkout, not beside a wheel"),
-    pytest.mark.skipif(keras.backend.backend() != "numpy", reason="says the same on every backend"),
+    pytest.mark.only_backend("numpy", reason="says the same on every backend"),
 ]
 
 MODULES = ("backends", "layers", "losses", "mask", "noise", "ops", "schedules", "surgery", "testing", "uncertainty")

@@ -7,9 +7,9 @@ import pytest
 import pernodedrop as pnd
 from pernodedrop.schedules import Linear
 from tests.family import host, inputs
+from tests.frameworks import needs_training
 
 BACKEND = keras.backend.backend()
-needs_training = pytest.mark.skipif(BACKEND == "numpy", reason="Keras' NumPy backend has no training")
 
 
 def entries(batch, rate=0.3, key=(1, 0)):
@@ -150,7 +150,7 @@ def test_a_dropped_branch_does_not_learn_and_a_kept_one_does():
         assert model.get_layer("depth").updates == 1
 
 
-@pytest.mark.skipif(BACKEND == "numpy", reason="NumPy arrays cannot carry a Keras mask")
+@pytest.mark.skip_backend("numpy", reason="NumPy arrays cannot carry a Keras mask")
 def test_masking_passes_through():
     x = keras.Input((3,))
     embedded = keras.layers.Embedding(10, 4, mask_zero=True)(x)

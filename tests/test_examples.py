@@ -63,7 +63,7 @@ def test_an_example_for_any_backend_sets_the_one_under_test(tmp_path, monkeypatc
     assert documents.examples("numpy") == []
 
 
-@pytest.mark.skipif(BACKEND != "numpy", reason="one process with all four frameworks is enough")
+@pytest.mark.only_backend("numpy", reason="one process with all four frameworks is enough")
 def test_masks_of_all_four_frameworks_have_the_same_hash():
     script = documents.ROOT / "docs" / "examples" / "same_masks.py"
     env = {**os.environ, "PYTHONPATH": HERE}

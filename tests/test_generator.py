@@ -10,7 +10,7 @@ import pytest
 import pernodedrop as pnd
 from pernodedrop import generator
 from tests import known_answers, reference
-from tests.frameworks import NAME, XP, compiled, quick
+from tests.frameworks import XP, compiled, quick
 
 ANSWERS = json.loads(known_answers.PATH.read_text())
 EDGES = (0, 1, 2, 2**31 - 1, 2**31, 2**32 - 2, 2**32 - 1)
@@ -171,7 +171,7 @@ def test_bits_are_balanced_and_bernoulli_masks_have_their_rate():
     assert abs(((words >> 8) < round(0.7 * 2**24)).mean() - 0.7) < bound
 
 
-@pytest.mark.skipif(NAME != "torch", reason="torch alone has no uint32 arithmetic")
+@pytest.mark.only_backend("torch", reason="torch alone has no uint32 arithmetic")
 def test_torch_words_are_int32_with_the_same_bits():
     assert XP.dtype(XP.as_word(2**32 - 1)) == "int32"
     assert int(XP.as_word(2**32 - 1)[0]) == -1

@@ -6,7 +6,7 @@ import pytest
 from scipy import special
 
 import pernodedrop as pnd
-from tests.frameworks import value_and_gradients
+from tests.frameworks import needs_training, value_and_gradients
 
 BACKEND = keras.backend.backend()
 HEADS, DIM, BATCH, TIME, FEATURES = 2, 3, 4, 5, 6
@@ -122,7 +122,7 @@ def test_config_has_the_rate(wrapper, rate):
     np.testing.assert_allclose([projection.rate for projection in again.parts.values()], 0.1, atol=1e-6)
 
 
-@pytest.mark.skipif(BACKEND in ("numpy", "jax"), reason="Keras cannot rematerialize on NumPy; its own fails on JAX")
+@pytest.mark.skip_backend("numpy", "jax", reason="Keras cannot rematerialize on NumPy; its own fails on JAX")
 def test_rematerialized_attention_differentiates_the_masks_of_its_call():
     """Of the plain call at the same keys, which is differentiated beside it."""
     x = inputs(BATCH, TIME, FEATURES)
@@ -212,7 +212,7 @@ def test_it_is_folded_when_it_is_built():
         noisy().fold()
 
 
-@pytest.mark.skipif(BACKEND == "numpy", reason="NumPy arrays cannot carry a Keras mask")
+@pytest.mark.skip_backend("numpy", reason="NumPy arrays cannot carry a Keras mask")
 def test_masked_positions_are_not_attended_to():
     embedding, layer = keras.layers.Embedding(10, FEATURES, mask_zero=True), noisy()
     long, short = np.array([[1, 2, 0, 0]] * BATCH), np.array([[1, 2]] * BATCH)
@@ -223,7 +223,7 @@ def test_masked_positions_are_not_attended_to():
     np.testing.assert_allclose(at_rest[:, :2], wanted, atol=1e-5)
 
 
-@pytest.mark.skipif(BACKEND == "numpy", reason="Keras' NumPy backend has no training")
+@needs_training
 @pytest.mark.parametrize("jit_compile", [False, True] if BACKEND == "tensorflow" else [BACKEND == "jax"])
 def test_it_trains_in_fit(jit_compile):
     x = keras.Input((TIME, FEATURES))

@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 
-import keras
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -16,7 +15,7 @@ TEXT = ROOT / "CONTRIBUTING.md"
 LEFT = shutil.ignore_patterns(".*", "_build", "__pycache__", "*.egg-info", "dist", "build", "results", "*-results")
 pytestmark = [
     pytest.mark.skipif(not TEXT.exists(), reason="the recipes change the checkout, not an installed package"),
-    pytest.mark.skipif(keras.backend.backend() != "numpy", reason="following them once is enough"),
+    pytest.mark.only_backend("numpy", reason="following them once is enough"),
 ]
 
 
