@@ -29,6 +29,8 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 def pytest_collection_modifyitems(items):
     for item in items:
+        if isinstance(item, pytest.DoctestItem):
+            item.add_marker(pytest.mark.once)
         for mark in list(item.iter_markers()):
             if reason := reason_to_skip(mark, item.nodeid):
                 item.add_marker(pytest.mark.skip(reason=reason))

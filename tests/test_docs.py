@@ -16,10 +16,7 @@ from pernodedrop.commands import cli
 ROOT = pathlib.Path(__file__).parent.parent
 API = ROOT / "docs" / "api"
 PICTURES = ROOT / "docs" / "pictures"
-pytestmark = [
-    pytest.mark.skipif(not API.exists(), reason="the documents are in the checkout, not beside a wheel"),
-    pytest.mark.only_backend("numpy", reason="says the same on every backend"),
-]
+pytestmark = pytest.mark.once
 
 MODULES = ("backends", "layers", "losses", "mask", "noise", "ops", "schedules", "surgery", "testing", "uncertainty")
 """Public modules: what is in their `__all__` is public, under the top level's name if it has one."""

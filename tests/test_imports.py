@@ -86,19 +86,23 @@ def test_backends_under_another_name_are_refused():
     assert "import this folder as `pernodedrop.backends`" in done.stderr
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", house.modules())
 def test_a_file_imports_no_file_above_it_no_other_framework_and_no_private_name(name):
     assert list(house.problems(name)) == []
 
 
+@pytest.mark.once
 def test_no_files_import_each_other_in_a_circle():
     assert house.circle(house.graph()) is None
 
 
+@pytest.mark.once
 def test_every_row_and_every_exception_is_needed():
     assert list(house.unneeded()) == []
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("line", "words"),
     [
@@ -120,11 +124,13 @@ def test_the_house_refuses(line, words, tmp_path, monkeypatch):
     assert words in "\n".join(house.problems("noise"))
 
 
+@pytest.mark.once
 def test_a_circle_is_found():
     turns = ("a imports b imports c imports a", "b imports c imports a imports b", "c imports a imports b imports c")
     assert house.circle({"a": ["b"], "b": ["c"], "c": ["a"], "d": ["a"]}) in [f"a circle: {turn}" for turn in turns]
 
 
+@pytest.mark.once
 def test_the_command_prints_every_file_and_that_there_is_no_problem():
     lines = python("-m", "tests.house")[0].splitlines()
     assert {line.split()[0] for line in lines if line} >= set(house.modules())

@@ -7,6 +7,7 @@ import pytest
 import pernodedrop as pnd
 from pernodedrop import checks, mask
 
+pytestmark = pytest.mark.once
 NOISE = pnd.Bernoulli(0.5)
 PER_SAMPLE = {"bank": 2, "example": None}  # regimes in which samples differ, and the size of the bank
 
