@@ -165,7 +165,7 @@ def _folded(layer: Layer, kind: type[Layer] = keras.layers.Layer) -> typing.Any:
     return plain
 
 
-class NoConfig:
+class _NoConfig:
     """The `get_config` of a layer that its config does not describe: it raises, except to copy the layer here."""
 
     def __init__(self, layer: Layer, missed: set[Layer]) -> None:
@@ -193,7 +193,7 @@ def _refuse_config(layer: Layer, put: set[Layer]) -> set[Layer]:
         except NotImplementedError:  # a layer that its config contains refuses already
             return inside
         if missed := {inner for inner in inside if (type(inner).__name__, inner.name) not in described}:
-            layer.get_config = NoConfig(layer, missed)
+            layer.get_config = _NoConfig(layer, missed)
     return inside
 
 
@@ -335,7 +335,7 @@ def _match(layer: Layer, copy: Layer, copies: Changes) -> None:
         copy.output_names = list(layer.output_names)
     _copy_state(layer, copy)
     if mark := vars(layer).get("get_config"):
-        copy.get_config = NoConfig(copy, {copies[inner] for inner in mark.missed})
+        copy.get_config = _NoConfig(copy, {copies[inner] for inner in mark.missed})
 
 
 def _alike(layer: Layer, copy: Layer) -> bool:
