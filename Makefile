@@ -6,6 +6,7 @@
 # make bench       what a step costs on all backends; ARGS="--profile paper --output benchmarks/results" as committed
 # make docs        build the site in docs/_build/html
 # make package     build sdist and wheel, and test the wheel away from the checkout; DIST=dist tests what lies there
+# make mutate      which broken lines of the library no test notices; ARGS="--count 60 --seed 0"
 # make pre-commit  check style and types of every commit before it is made
 # make clean       remove the environment and what was built
 
@@ -22,7 +23,7 @@ FRAMEWORK_tensorflow := tensorflow-cpu
 # its tensorflow-text would bring the whole of TensorFlow beside tensorflow-cpu; models are built without it
 KERAS_HUB := keras-hub==0.32.0 kagglehub==1.0.3 kagglesdk==0.1.38 pyyaml==6.0.3 regex==2026.11.15 sentencepiece==0.2.3 tokenizers==0.23.3
 
-.PHONY: demo test test-fast lint bench package pre-commit clean
+.PHONY: demo test test-fast lint bench package mutate pre-commit clean
 
 demo: $(VENV)/.demo-$(BACKEND)
 	KERAS_BACKEND=$(BACKEND) $(BIN)/pernodedrop demo
@@ -44,6 +45,10 @@ bench: $(VENV)/.test
 
 package: $(VENV)/.test
 	$(BIN)/python -m tests.package $(DIST)
+
+mutate: $(VENV)/.test
+	$(PIP) install -c constraints.txt --group mutate
+	$(BIN)/python -m tests.mutate $(ARGS)
 
 pre-commit: $(VENV)/.test
 	$(PIP) install -c constraints.txt --group hooks
