@@ -224,6 +224,7 @@ def test_a_process_that_fails_says_why(tiny, tmp_path, monkeypatch, capsys):
     assert f"FAILED: {NAME}: " in capsys.readouterr().err
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("changed", ["machine", "environments"])
 def test_figures_of_another_machine_or_version_are_never_mixed(tiny, changed, tmp_path, monkeypatch, capsys):
     earlier = planted()
@@ -238,6 +239,7 @@ def test_figures_of_another_machine_or_version_are_never_mixed(tiny, changed, tm
     assert (tmp_path / "results.json").read_text() == text
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -455,6 +457,7 @@ class Balanced(html.parser.HTMLParser):
         assert self.open.pop() == tag
 
 
+@pytest.mark.once
 def test_the_page_is_well_formed_and_needs_nothing_else():
     text = page.html(planted())
     parser = Balanced()
@@ -486,6 +489,7 @@ def test_gpu_memory_is_known_for_every_framework_with_gradients():
     assert set(memory.GPU) == set(command.TRAINS)
 
 
+@pytest.mark.once
 def test_a_command_without_its_packages_says_what_to_install(monkeypatch, capsys):
     for name in [name for name in sys.modules if name.startswith("pernodedrop.commands.bench")]:
         monkeypatch.delitem(sys.modules, name)

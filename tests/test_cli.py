@@ -33,6 +33,7 @@ def exits(argv):
     return stop.value.code
 
 
+@pytest.mark.once
 def test_help_names_every_command(capsys):
     assert exits(["--help"]) == 0
     text = capsys.readouterr().out
@@ -41,6 +42,7 @@ def test_help_names_every_command(capsys):
     assert "check" in text
 
 
+@pytest.mark.once
 def test_version_as_a_module(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["pernodedrop", "--version"])
     with pytest.raises(SystemExit) as stop:
@@ -49,6 +51,7 @@ def test_version_as_a_module(capsys, monkeypatch):
     assert capsys.readouterr().out == f"pernodedrop {pernodedrop.__version__}\n"
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(("argv", "message"), [([], "COMMAND"), (["demmo"], "demmo"), (["doctor", "-x"], "-x")])
 def test_wrong_usage_exits_2(argv, message, capsys):
     assert exits(argv) == 2
@@ -85,6 +88,7 @@ def test_demo_on_numpy_says_that_it_cannot_train(capsys):
     assert "`KERAS_BACKEND`. Expected one of ('jax', 'torch', 'tensorflow')" in capsys.readouterr().err
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("argv", "modules", "missing"),
     [
@@ -168,6 +172,7 @@ def test_unequal_initial_weights_are_noticed(demo):
         demo.check_equal_start(runs)
 
 
+@pytest.mark.once
 def test_doctor_finds_the_known_answer_on_every_installed_backend(capsys):
     assert main(["doctor"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -180,6 +185,7 @@ def test_digest_is_the_known_answer():
     assert doctor.digest(keras.backend.backend()) == doctor.KNOWN_ANSWER
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("digest", ["0123456789ab", "ImportError: libsomething.so"])
 def test_doctor_exits_1_if_a_backend_differs_or_fails(digest, monkeypatch, capsys):
     monkeypatch.setattr(doctor, "compare", lambda: {"torch": {"version": "1.0", "digest": digest}, "jax": None})
@@ -224,6 +230,7 @@ def my_noises(tmp_path, monkeypatch):
     sys.modules.pop("my_noises", None)
 
 
+@pytest.mark.once
 def test_check_finds_a_noise_in_the_working_folder_and_draws_it(my_noises, capsys):
     assert main(["check", "my_noises:Fair", *QUICK]) == 0
     captured = capsys.readouterr()
@@ -232,11 +239,13 @@ def test_check_finds_a_noise_in_the_working_folder_and_draws_it(my_noises, capsy
     assert (my_noises / "check-results/Fair.png").read_bytes()[:4] == b"\x89PNG"
 
 
+@pytest.mark.once
 def test_check_draws_a_noise_at_the_rates_that_it_takes(my_noises, capsys):
     assert main(["check", "my_noises:UpToHalf", *QUICK]) == 0
     assert (my_noises / "check-results/UpToHalf.png").exists()
 
 
+@pytest.mark.once
 def test_check_exits_1_for_a_noise_that_is_refused(my_noises, capsys):
     assert main(["check", "my_noises:Unfair", *QUICK, "--picture", "unfair.svg"]) == 1
     text = capsys.readouterr().out
@@ -245,6 +254,7 @@ def test_check_exits_1_for_a_noise_that_is_refused(my_noises, capsys):
     assert (my_noises / "unfair.svg").exists()
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

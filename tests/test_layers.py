@@ -261,10 +261,10 @@ def test_fit_trains_with_a_ragged_last_batch(case, jit_compile):
     model = case.model()
     x, y = inputs(50, 6), inputs(50, 2)
     model.compile(keras.optimizers.Adam(0.03), "mse", jit_compile=jit_compile)
-    before = model.evaluate(x, y, verbose=0)
+    before = model.evaluate(x, y, batch_size=50, verbose=0)
     history = model.fit(x, y, batch_size=16, epochs=3, verbose=0)
     assert np.isfinite(history.history["loss"]).all()
-    assert model.evaluate(x, y, verbose=0) < before
+    assert model.evaluate(x, y, batch_size=50, verbose=0) < before
     layer = noisy_layer(model)
     assert layer.updates == (12 if layer.mask.regime == "dynamic" else 0)
 
