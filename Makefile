@@ -1,9 +1,12 @@
 # make demo        train the demo on one backend: BACKEND=jax (the lightest), torch or tensorflow
-# make test        the whole suite on all backends, one process a backend; BACKENDS="numpy jax" on some
+# make test        the whole suite on all backends; BACKENDS="numpy jax" installs and tests some
+#                  ARGS="tests/test_ops.py -k product" or ARGS=tests/test_ops.py::test_name are some tests
+# make test-fast   the same without the tests that are marked slow
 # make lint        style, types, and how safe the workflows are
 # make bench       what a step costs on all backends; ARGS="--profile paper --output benchmarks/results" as committed
 # make docs        build the site in docs/_build/html
 # make package     build sdist and wheel, and test the wheel away from the checkout; DIST=dist tests what lies there
+# make mutate      which broken lines of the library no test notices; ARGS="--count 60 --seed 0"
 # make pre-commit  check style and types of every commit before it is made
 # make clean       remove the environment and what was built
 
@@ -12,6 +15,7 @@ PYTHON ?= python3
 BACKEND ?= jax
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --quiet --disable-pip-version-check
+BACKENDS ?= numpy jax torch tensorflow
 FRAMEWORK_jax := jax
 FRAMEWORK_torch := torch
 FRAMEWORK_tensorflow := tensorflow-cpu
@@ -19,13 +23,16 @@ FRAMEWORK_tensorflow := tensorflow-cpu
 # its tensorflow-text would bring the whole of TensorFlow beside tensorflow-cpu; models are built without it
 KERAS_HUB := keras-hub==0.32.0 kagglehub==1.0.3 kagglesdk==0.1.38 pyyaml==6.0.3 regex==2026.11.15 sentencepiece==0.2.3 tokenizers==0.23.3
 
-.PHONY: demo test lint bench package pre-commit clean
+.PHONY: demo test test-fast lint bench package mutate pre-commit clean
 
 demo: $(VENV)/.demo-$(BACKEND)
 	KERAS_BACKEND=$(BACKEND) $(BIN)/pernodedrop demo
 
-test: $(VENV)/.test
-	$(BIN)/python -m tests $(ARGS)
+test: $(BACKENDS:%=$(VENV)/.test-%)
+	BACKENDS="$(BACKENDS)" $(BIN)/python -m tests $(ARGS)
+
+test-fast: $(BACKENDS:%=$(VENV)/.test-%)
+	BACKENDS="$(BACKENDS)" $(BIN)/python -m tests --fast $(ARGS)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -38,6 +45,10 @@ bench: $(VENV)/.test
 
 package: $(VENV)/.test
 	$(BIN)/python -m tests.package $(DIST)
+
+mutate: $(VENV)/.test
+	$(PIP) install -c constraints.txt --group mutate
+	$(BIN)/python -m tests.mutate $(ARGS)
 
 pre-commit: $(VENV)/.test
 	$(PIP) install -c constraints.txt --group hooks
@@ -60,9 +71,19 @@ $(VENV)/.demo-$(BACKEND): $(VENV)/.pip pyproject.toml constraints.txt
 	$(PIP) install -c constraints.txt $(FRAMEWORK_$(BACKEND)) -e '.[demo]'
 	touch $@
 
-$(VENV)/.test: $(VENV)/.pip pyproject.toml constraints.txt
-	$(PIP) install -c constraints.txt -e . --group frameworks --group test --group lint --group package
-	$(PIP) install --no-deps $(KERAS_HUB)
+# NumPy is every environment's, and needs no framework
+$(VENV)/.test-numpy: $(VENV)/.pip pyproject.toml constraints.txt
+	$(PIP) install -c constraints.txt -e . --group test
+	touch $@
+
+$(VENV)/.test-jax $(VENV)/.test-torch $(VENV)/.test-tensorflow: $(VENV)/.test-%: $(VENV)/.test-numpy
+	$(PIP) install -c constraints.txt --group test-$*
+	$(if $(filter torch,$*),$(PIP) install --no-deps $(KERAS_HUB))
+	touch $@
+
+# all backends, and what checks, builds and measures the library
+$(VENV)/.test: $(VENV)/.test-jax $(VENV)/.test-torch $(VENV)/.test-tensorflow
+	$(PIP) install -c constraints.txt --group lint --group package
 	touch $@
 
 $(VENV)/.docs: $(VENV)/.pip pyproject.toml constraints.txt

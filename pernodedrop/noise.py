@@ -169,7 +169,7 @@ class Bernoulli(Noise):
     @property
     def threshold(self) -> int:
         """T, the integer below which an entry is kept."""
-        return threshold_of(self.rate)
+        return _threshold_of(self.rate)
 
     @property
     def variance(self) -> float:
@@ -227,7 +227,7 @@ class UniformNumber(Noise):
         return u
 
 
-class ScaledNoise(Noise):
+class _ScaledNoise(Noise):
     """Base of noises that are given by a rate or else by a scale.
 
     Subclasses have an optional float as a further field, and give:
@@ -275,7 +275,7 @@ class ScaledNoise(Noise):
         return {self.scale_name: getattr(self, self.scale_name)} if self.rate is None else {"rate": self.rate}
 
 
-class Gaussian(ScaledNoise):
+class Gaussian(_ScaledNoise):
     """Multiplies by a normal number of mean 1: N(1, rate / (1 - rate)), or N(1, stddev**2).
 
     Entries are made by inversion from 23 bits, so they reach 5.3 standard deviations and no further. At rate 0.8 the
@@ -328,10 +328,10 @@ class PartialGaussian(Noise):
 
     @property
     def variance(self) -> float:
-        return rate_of(threshold_of(self.rate)) * self.stddev**2
+        return rate_of(_threshold_of(self.rate)) * self.stddev**2
 
     def params(self) -> dict[str, np.generic]:
-        return {"threshold": np.int32(threshold_of(self.rate)), "stddev": np.float32(self.stddev)}
+        return {"threshold": np.int32(_threshold_of(self.rate)), "stddev": np.float32(self.stddev)}
 
     def with_params(self, params: Params) -> typing.Self:
         numbers = {"rate": rate_of(params["threshold"]), "stddev": float(params["stddev"])}
@@ -343,7 +343,7 @@ class PartialGaussian(Noise):
         return xp.where(xp.bits24(choice) < params["threshold"], xp.ones_like(noisy), noisy)
 
 
-class Uniform(ScaledNoise):
+class Uniform(_ScaledNoise):
     """Multiplies by a number drawn uniformly from [1 - half_width, 1 + half_width].
 
     Args:
@@ -400,7 +400,7 @@ def normal(u: Tensor, xp: Namespace) -> Tensor:
     return math.sqrt(2) * xp.erfinv(2 * u - 1)
 
 
-def threshold_of(rate: float) -> int:
+def _threshold_of(rate: float) -> int:
     """T of a drop rate, see `Bernoulli`."""
     return round((1 - rate) * LEVELS)
 

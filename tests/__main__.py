@@ -1,6 +1,12 @@
-"""`python -m tests [pytest arguments]`: the whole suite on all backends, one process a backend, two at a time.
+"""`python -m tests [pytest arguments]`: the suite on all backends, in as many processes at once as there are cores.
 
-BACKENDS="jax torch" in the environment chooses some. A backend that is asked for and cannot load is a failure.
+    python -m tests                                            everything
+    python -m tests --fast                                     without the tests that are marked slow
+    BACKENDS="jax torch" python -m tests                       on some backends
+    BACKENDS=jax python -m tests tests/test_ops.py -k product  some tests
+
+A process tests one backend, with a part of the test files. What is marked `once` says the same on every backend: one
+process runs it. A backend that is asked for and cannot load is a failure.
 """
 
 import concurrent.futures
@@ -9,42 +15,82 @@ import pathlib
 import subprocess
 import sys
 import tempfile
+import time
+import typing
 
 ROOT = pathlib.Path(__file__).parent.parent
+BACKENDS = ("tensorflow", "jax", "torch", "numpy")  # the slowest first, so that no process is left over at the end
+WORKERS = min(os.cpu_count() or 1, 8)
 # one thread a process: two processes of two spinning threads each would halve the speed of two cores
-THREADS = {"OMP_NUM_THREADS": "1", "TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
-BACKENDS = os.environ.get("BACKENDS", "tensorflow jax torch numpy").split()  # the slowest first
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
+NOTHING_SELECTED = 5  # an exit code of pytest
 
 
-def run(backend):
-    """Run the suite on one backend; return its exit code and what it printed."""
-    with tempfile.TemporaryDirectory() as keras_home:
-        env = {"TF_CPP_MIN_LOG_LEVEL": "2", **THREADS, **os.environ, "KERAS_BACKEND": backend, "KERAS_HOME": keras_home}
-        doctests = [
-            "--doctest-modules",
-            "pernodedrop",
-            "--ignore=pernodedrop/backends",
-            "--ignore=pernodedrop/internals",
-        ]
-        command = [sys.executable, "-m", "pytest", "-q", "--durations=5", *doctests, "tests", *sys.argv[1:]]
-        done = subprocess.run(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    return done.returncode, done.stdout
+class Job(typing.NamedTuple):
+    """A process to run: its title, the backend, which marks a test has, and what else pytest is told."""
+
+    title: str
+    backend: str
+    marks: str
+    arguments: list[str]
 
 
-def main():
-    """Run all, print each as it ends, and return 1 if any failed."""
-    failed = []
-    with concurrent.futures.ThreadPoolExecutor(max_workers=2) as pool:
-        futures = {pool.submit(run, backend): backend for backend in BACKENDS}
-        print("running on", ", ".join(BACKENDS), flush=True)
+def jobs(backends, arguments, parts):
+    """The processes of a run, the longest first; parts is how many there are for a backend."""
+    first, *others = backends[::-1]
+    if any((ROOT / argument.partition("::")[0]).exists() for argument in arguments):  # they name the tests
+        return [Job(first, first, "", arguments), *(Job(name, name, "not once", arguments) for name in others)]
+    files = sorted(file.relative_to(ROOT).as_posix() for file in (ROOT / "tests").glob("test_*.py"))
+    others = ["--ignore=pernodedrop/backends", "--ignore=pernodedrop/internals"]  # other frameworks' files are there
+    doctests = ["--doctest-modules", "pernodedrop", *others]
+    found = [Job("once", first, "once", [*doctests, *files, *arguments])]
+    for backend in backends:
+        for part in range(parts):
+            title = f"{backend}, part {part + 1} of {parts}"
+            found.append(Job(title, backend, "not once", [*files[part::parts], *arguments]))
+    return found
+
+
+def run(job, environment):
+    """Run a process; return its exit code, what it printed and the seconds that it took."""
+    began = time.monotonic()
+    command = [sys.executable, "-m", "pytest", "-q", "--durations=5", "-m", job.marks, *job.arguments]
+    env = {**environment, "KERAS_BACKEND": job.backend}
+    done = subprocess.run(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return done.returncode, done.stdout, time.monotonic() - began
+
+
+def main(arguments):
+    """Run all, print each as it ends, and return 1 if any failed or no test was selected."""
+    asked = os.environ.get("BACKENDS", "").split() or BACKENDS
+    if not set(asked) <= set(BACKENDS):
+        sys.exit(f"BACKENDS: expected names of {', '.join(BACKENDS)}. Received: {' '.join(asked)}")
+    planned = jobs([name for name in BACKENDS if name in asked], [a for a in arguments if a != "--fast"], WORKERS)
+    if "--fast" in arguments:
+        planned = [job._replace(marks=" and ".join(filter(None, [job.marks, "not slow"]))) for job in planned]
+    failed, passed = [], []
+    with tempfile.TemporaryDirectory() as cache, concurrent.futures.ThreadPoolExecutor(WORKERS) as pool:
+        environment = {"TF_CPP_MIN_LOG_LEVEL": "2", **ONE_THREAD, **jax_cache(cache), **os.environ}
+        futures = {pool.submit(run, job, environment): job for job in planned}
+        print(f"running {len(planned)} processes, {WORKERS} at a time", flush=True)
         for future in concurrent.futures.as_completed(futures):
-            code, output = future.result()
-            print(f"\n===== {futures[future]} =====\n{output}", flush=True)
-            if code:
-                failed.append(futures[future])
-    print("failed on " + ", ".join(failed) if failed else f"passed on {', '.join(BACKENDS)}")
-    return bool(failed)
+            job, (code, output, seconds) = futures[future], future.result()
+            if code != NOTHING_SELECTED:
+                (failed if code else passed).append(job.title)
+                print(f"\n===== {job.title}: {seconds:.0f} s =====\n{output}", flush=True)
+    for title, names in {"passed": passed, "failed": failed}.items():
+        print(f"{title}: {'; '.join(names) or 'none'}")
+    return bool(failed) or not passed
+
+
+def jax_cache(folder):
+    """The environment in which processes share what JAX compiles."""
+    return {
+        "JAX_COMPILATION_CACHE_DIR": folder,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -27,6 +27,26 @@ hypothesis.settings.register_profile("thorough", deadline=None, max_examples=100
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if isinstance(item, pytest.DoctestItem):
+            item.add_marker(pytest.mark.once)
+        for mark in list(item.iter_markers()):
+            if reason := reason_to_skip(mark, item.nodeid):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def reason_to_skip(mark, test):
+    """Why a mark keeps its test from the backend under test; None if it does not. One that is not well made fails."""
+    if mark.name not in ("skip_backend", "only_backend"):
+        return None
+    reason = mark.kwargs.get("reason")
+    if not mark.args or not set(mark.args) <= set(backends.NAMES) or list(mark.kwargs) != ["reason"] or not reason:
+        expected = f"names of {', '.join(backends.NAMES)}, and reason='...'"
+        raise pytest.UsageError(f"{mark.name} of {test}: expected {expected}. Received: {mark.args}, {mark.kwargs}")
+    return reason if (BACKEND in mark.args) == (mark.name == "skip_backend") else None
+
+
 def pytest_report_header():
     return f"{BACKEND}, Keras {keras.__version__}, NumPy {numpy.__version__}, SciPy {scipy.__version__}"
 

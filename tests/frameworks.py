@@ -12,7 +12,8 @@ from pernodedrop.testing import frameworks
 NAME = keras.backend.backend()
 XP = backends.get(NAME)
 
-needs_gradients = pytest.mark.skipif(NAME == "numpy", reason="NumPy has no gradients")
+needs_gradients = pytest.mark.skip_backend("numpy", reason="NumPy has no gradients")
+needs_training = pytest.mark.skip_backend("numpy", reason="Keras' NumPy backend has no training")
 
 tensor = functools.partial(frameworks.tensor, NAME)
 array = functools.partial(frameworks.array, NAME)

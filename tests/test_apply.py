@@ -8,10 +8,10 @@ import pernodedrop as pnd
 from pernodedrop.internals import of_keras
 from pernodedrop.layers.base.noisy import Noisy
 from pernodedrop.surgery import apply
+from tests.frameworks import needs_training
 
 BACKEND = keras.backend.backend()
-needs_training = pytest.mark.skipif(BACKEND == "numpy", reason="Keras' NumPy backend has no training")
-only_torch = pytest.mark.skipif(BACKEND != "torch", reason="the same on every backend; others compile for a minute")
+only_torch = pytest.mark.only_backend("torch", reason="the same on every backend; others compile for a minute")
 layers = keras.layers
 
 
@@ -344,7 +344,7 @@ def test_lora_is_copied_with_its_factors():
     np.testing.assert_allclose(host(noisy(x)), host(model(x)), atol=1e-6)
 
 
-@pytest.mark.skipif(BACKEND == "numpy", reason="Keras' NumPy backend does not quantize")
+@pytest.mark.skip_backend("numpy", reason="Keras' NumPy backend does not quantize")
 @pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method:UserWarning")
 @pytest.mark.parametrize("make", [sequential, own_constructor, subclassed])
 def test_int8_layers_are_copied_as_they_are(make):

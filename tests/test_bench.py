@@ -39,7 +39,7 @@ NO_NOISE = 1e-12  # Keras' layers of rate 0 have no seed
 MODE = matrix.MODES[NAME][0]
 ROWS = [name for name in matrix.ROWS if matrix.ONLY_ON.get(name, NAME) == NAME]
 
-trains = pytest.mark.skipif(NAME == "numpy", reason="Keras on NumPy cannot train")
+trains = pytest.mark.skip_backend("numpy", reason="Keras on NumPy cannot train")
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def test_a_row_over_time_without_noise_is_the_dense_product(row):
         np.testing.assert_allclose(y, x @ w, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.skipif(NAME != "tensorflow", reason="the other backends have one mode that is quick to compile")
+@pytest.mark.only_backend("tensorflow", reason="the other backends have one mode that is quick to compile")
 @pytest.mark.parametrize("row", ["bernoulli", "by_hand", "keras_dropout"])
 def test_xla_computes_the_same(row):
     (y, *_), (x, w, *_) = value(row, (3, 5, 4), NO_NOISE, forms(row)[0], mode="xla")
@@ -225,6 +225,7 @@ def test_a_process_that_fails_says_why(tiny, tmp_path, monkeypatch, capsys):
     assert f"FAILED: {NAME}: " in capsys.readouterr().err
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("changed", ["machine", "environments"])
 def test_figures_of_another_machine_or_version_are_never_mixed(tiny, changed, tmp_path, monkeypatch, capsys):
     earlier = planted()
@@ -239,6 +240,7 @@ def test_figures_of_another_machine_or_version_are_never_mixed(tiny, changed, tm
     assert (tmp_path / "results.json").read_text() == text
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -462,6 +464,7 @@ class Balanced(html.parser.HTMLParser):
         assert self.open.pop() == tag
 
 
+@pytest.mark.once
 def test_the_page_is_well_formed_and_needs_nothing_else():
     text = page.html(planted())
     parser = Balanced()
@@ -493,6 +496,7 @@ def test_gpu_memory_is_known_for_every_framework_with_gradients():
     assert set(memory.GPU) == set(framework.TRAIN)
 
 
+@pytest.mark.once
 def test_a_command_without_its_packages_says_what_to_install(monkeypatch, capsys):
     for name in [name for name in sys.modules if name.startswith("pernodedrop.commands.bench")]:
         monkeypatch.delitem(sys.modules, name)

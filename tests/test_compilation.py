@@ -26,7 +26,7 @@ def step(method):
     return jax.jit(run)
 
 
-@pytest.mark.skipif(NAME != "jax", reason="only JAX tells the buffers of a compiled program")
+@pytest.mark.only_backend("jax", reason="only JAX tells the buffers of a compiled program")
 @pytest.mark.parametrize("method", METHODS)
 def test_the_buffers_of_a_step_do_not_hold_the_mask(method):
     """At 16 times the entries they grow by what a few copies of x grow, 6 MiB each, and the mask by 503 MiB."""
@@ -38,7 +38,7 @@ def test_the_buffers_of_a_step_do_not_hold_the_mask(method):
     assert sizes[1] - sizes[0] < 3 * 7.5 * MIB
 
 
-@pytest.mark.skipif(NAME != "jax", reason="Python in a step would show in JAX' program")
+@pytest.mark.only_backend("jax", reason="Python in a step would show in JAX' program")
 @pytest.mark.parametrize("method", METHODS)
 def test_a_step_calls_nothing_of_python(method):
     program = step(method).lower(*operands((4, 32), 16, "float32")).as_text()
@@ -46,7 +46,7 @@ def test_a_step_calls_nothing_of_python(method):
     assert ("pernodedrop_forward" in program) == (method == "kernel")
 
 
-@pytest.mark.skipif(NAME != "torch", reason="torch would read a number back where it is asked for")
+@pytest.mark.only_backend("torch", reason="torch would read a number back where it is asked for")
 def test_a_block_reads_no_number_back():
     """Fake tensors have no numbers, so that what reads one fails; on a GPU it would wait for the device."""
     import torch
@@ -88,7 +88,7 @@ def programs(monkeypatch):
 
 
 @needs_gradients
-@pytest.mark.skipif(NAME == "torch", reason="eager torch compiles nothing; torch.compile is tested below")
+@pytest.mark.skip_backend("torch", reason="eager torch compiles nothing; torch.compile is tested below")
 @pytest.mark.parametrize("method", ["auto", "recomputed"])
 def test_steps_after_the_first_epoch_compile_nothing(programs, method):
     """21 samples in batches of 8: two sizes of a batch, each of which is compiled once."""
@@ -102,7 +102,7 @@ def test_steps_after_the_first_epoch_compile_nothing(programs, method):
     assert not programs
 
 
-@pytest.mark.skipif(NAME != "torch", reason="torch.compile is torch's")
+@pytest.mark.only_backend("torch", reason="torch.compile is torch's")
 @pytest.mark.parametrize("method", ["auto", "recomputed"])
 def test_a_compiled_step_is_made_for_two_sizes_of_a_batch_at_most(method):
     """One for the first size, one for all others."""
@@ -123,7 +123,7 @@ def test_a_compiled_step_is_made_for_two_sizes_of_a_batch_at_most(method):
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # inductor's own
-@pytest.mark.skipif(NAME != "torch", reason="inductor is torch's")
+@pytest.mark.only_backend("torch", reason="inductor is torch's")
 def test_inductor_makes_the_masks_of_a_key_of_two_ints():
     """It computes with a Python int itself, which does not wrap around at 32 bits, unless it cannot see it."""
     import torch

@@ -9,6 +9,7 @@ import pytest
 
 import pernodedrop as pnd
 from pernodedrop.layers.base.convolution import Convolution
+from tests.frameworks import needs_training
 
 BACKEND = keras.backend.backend()
 NOISE = pnd.Bernoulli(0.5)
@@ -131,7 +132,7 @@ def test_folded_convolution_computes_the_same_at_inference(make, shape, regime):
         )
 
 
-@pytest.mark.skipif(BACKEND == "tensorflow", reason="TensorFlow's convolutions on a CPU have their channels last")
+@pytest.mark.skip_backend("tensorflow", reason="TensorFlow's convolutions on a CPU have their channels last")
 @pytest.mark.parametrize("sharing", ["time", "sample+time"])
 def test_channels_first_is_channels_last_moved(sharing):
     x = inputs((2, 6, 5, 3))
@@ -148,7 +149,7 @@ def test_channels_first_is_channels_last_moved(sharing):
     np.testing.assert_allclose(np.moveaxis(moved, 1, -1), y, atol=1e-5)
 
 
-@pytest.mark.skipif(BACKEND == "numpy", reason="Keras' NumPy backend has no training")
+@needs_training
 @pytest.mark.parametrize("name", ["conv2d_same", "depthwise2d", "conv1d_causal"])
 def test_noisy_convolutions_train_in_fit(name):
     make, shape = LAYERS[name]

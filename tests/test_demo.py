@@ -14,7 +14,7 @@ from tests.processes import child
 
 TINY = ["demo", "--seeds", "1", "--epochs", "1", "--variants", "none", "bernoulli"]
 
-trains = pytest.mark.skipif(keras.backend.backend() == "numpy", reason="Keras on NumPy cannot train")
+trains = pytest.mark.skip_backend("numpy", reason="Keras on NumPy cannot train")
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_an_output_that_cannot_be_written_is_refused_in_one_line(output, tmp_pat
     assert (tmp_path / "taken").read_text() == "mine"
 
 
-@pytest.mark.skipif(keras.backend.backend() != "numpy", reason="the other backends train")
+@pytest.mark.only_backend("numpy", reason="the other backends train")
 def test_demo_on_numpy_says_that_it_cannot_train(capsys):
     assert exits(["demo"]) == 2
     assert "`KERAS_BACKEND`. Expected one of 'jax', 'torch', 'tensorflow'." in capsys.readouterr().err

@@ -8,22 +8,19 @@ import pathlib
 import re
 import runpy
 
-import keras
 import pytest
 
 import pernodedrop as pnd
 from pernodedrop.commands import cli
+from tests.test_public_api import MODULES
 
 ROOT = pathlib.Path(__file__).parent.parent
 API = ROOT / "docs" / "api"
 PICTURES = ROOT / "docs" / "pictures"
 pytestmark = [
     pytest.mark.skipif(not API.exists(), reason="the documents are in the checkout, not beside a wheel"),
-    pytest.mark.skipif(keras.backend.backend() != "numpy", reason="says the same on every backend"),
+    pytest.mark.once,
 ]
-
-MODULES = ("backends", "layers", "losses", "mask", "noise", "ops", "schedules", "surgery", "testing", "uncertainty")
-"""Public modules: what is in their `__all__` is public, under the top level's name if it has one."""
 
 
 def documented():

@@ -220,7 +220,7 @@ def test_config_round_trip_keeps_everything(dims):
     assert own == (layer.rate, 3, False, "batch", "channels_first", "mixed_bfloat16")
 
 
-@pytest.mark.skipif(BACKEND != "tensorflow", reason="only TensorFlow traces sizes that it does not know")
+@pytest.mark.only_backend("tensorflow", reason="only TensorFlow traces sizes that it does not know")
 def test_only_the_batch_may_be_unknown():
     import tensorflow as tf
 

@@ -8,9 +8,9 @@ import pernodedrop as pnd
 from pernodedrop.internals import of_keras
 from pernodedrop.schedules import Linear
 from tests.family import host, inputs
+from tests.frameworks import needs_training
 
 BACKEND = keras.backend.backend()
-needs_training = pytest.mark.skipif(BACKEND == "numpy", reason="Keras' NumPy backend has no training")
 
 
 def entries(batch, rate=0.3, key=(1, 0)):
@@ -151,12 +151,29 @@ def test_a_dropped_branch_does_not_learn_and_a_kept_one_does():
         assert model.get_layer("depth").updates == 1
 
 
-@pytest.mark.skipif(BACKEND == "numpy", reason="NumPy arrays cannot carry a Keras mask")
+@pytest.mark.skip_backend("numpy", reason="NumPy arrays cannot carry a Keras mask")
 def test_masking_passes_through():
     x = keras.Input((3,))
     embedded = keras.layers.Embedding(10, 4, mask_zero=True)(x)
     model = keras.Model(x, pnd.DropPath(0.5)(pnd.StochasticDepth(0.5)([embedded, embedded])))
     assert host(of_keras.mask_of(model(np.array([[1, 2, 0]])))).tolist() == [[True, True, False]]
+
+
+ONE, OTHER, EITHER = (
+    np.array([[True, True, False, False]]),
+    np.array([[True, False, True, False]]),
+    [[True, True, True, False]],
+)
+
+
+@pytest.mark.parametrize(
+    ("masks", "expected"), [([ONE, OTHER], EITHER), ([ONE, None], None), ([None, OTHER], None), (None, None)], ids=str
+)
+def test_a_sum_has_a_value_where_one_of_its_parts_has(masks, expected):
+    tensors = None if masks is None else [None if m is None else keras.ops.convert_to_tensor(m) for m in masks]
+    for layer in (pnd.StochasticDepth(0.5), keras.layers.Add()):
+        mask = layer.compute_mask([inputs(1, 4, 2)] * 2, tensors)
+        assert (None if mask is None else host(mask).tolist()) == expected
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ from scipy import integrate, optimize, stats
 
 import pernodedrop as pnd
 from pernodedrop.layers.weight.dynamic_drop_connect import DynamicDropConnect
+from tests.frameworks import needs_training
 
 BACKEND = keras.backend.backend()
-needs_training = pytest.mark.skipif(BACKEND == "numpy", reason="Keras' NumPy backend has no training")
 
 
 def host(tensor):
@@ -272,7 +272,7 @@ def test_a_scaled_loss_scales_the_gradient_only(policy):
     np.testing.assert_allclose(host(layer(x, training=True, key=(1, 5))).astype("float32"), scaled, atol=1e-6)
 
 
-@pytest.mark.skipif(BACKEND == "tensorflow", reason="Keras' own moving averages fail there for such a weight")
+@pytest.mark.skip_backend("tensorflow", reason="Keras' own moving averages fail there for such a weight")
 @needs_training
 def test_moving_averages_of_weights_leave_the_gradient_alone():
     x, targets = inputs(8, 6), inputs(8, 5, seed=2)

@@ -25,6 +25,7 @@ def test_examples_run():
     assert output.count("\nok ") + output.startswith("ok ") == len(documents.examples(BACKEND))
 
 
+@pytest.mark.once
 def test_the_lines_of_examples_fit_the_pages():
     examples = {example for name in documents.BACKENDS for example in documents.examples(name)}
     for file, line, code in sorted(examples):
@@ -40,6 +41,7 @@ def write(folder, monkeypatch, text):
     (folder / "docs" / "page.md").write_text(text)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("block", ["```python\nx = 1\n```", "```python\n# Torch\n```", "```py\n# torch\n```"])
 def test_a_block_that_nothing_would_run_is_an_error(tmp_path, monkeypatch, block):
     write(tmp_path, monkeypatch, f"Text.\n\n{block}\n")
@@ -47,6 +49,7 @@ def test_a_block_that_nothing_would_run_is_an_error(tmp_path, monkeypatch, block
         documents.examples("torch")
 
 
+@pytest.mark.once
 def test_an_example_that_fails_is_named_by_its_page_and_line(tmp_path, monkeypatch, capsys):
     right, wrong = "```python\n# numpy\nx = 1\n```\n", "- A list:\n\n  ```python\n  # numpy\n  y = x\n  ```\n"
     write(tmp_path, monkeypatch, f"{right}{wrong}{right}")
@@ -56,6 +59,7 @@ def test_an_example_that_fails_is_named_by_its_page_and_line(tmp_path, monkeypat
     assert "FAILED docs/page.md:9: NameError\n" in capsys.readouterr().out
 
 
+@pytest.mark.once
 def test_an_example_for_any_backend_sets_the_one_under_test(tmp_path, monkeypatch):
     write(tmp_path, monkeypatch, '```python\n# any backend\nos.environ["KERAS_BACKEND"] = "jax"  # or\n```\n')
     (example,) = documents.examples("torch")
@@ -63,7 +67,7 @@ def test_an_example_for_any_backend_sets_the_one_under_test(tmp_path, monkeypatc
     assert documents.examples("numpy") == []
 
 
-@pytest.mark.skipif(BACKEND != "numpy", reason="one process with all four frameworks is enough")
+@pytest.mark.once
 def test_masks_of_all_four_frameworks_have_the_same_hash():
     script = documents.ROOT / "docs" / "examples" / "same_masks.py"
     env = {**os.environ, "PYTHONPATH": HERE}

@@ -14,13 +14,19 @@ from tests import family_answers
 from tests.family import FAMILY, host
 
 BACKEND = keras.backend.backend()
-every_layer = pytest.mark.parametrize("case", FAMILY.values(), ids=FAMILY)
-rated = {name: case for name, case in FAMILY.items() if case.rated}
-every_rated_layer = pytest.mark.parametrize("case", rated.values(), ids=rated)
 NO_MASKS = (keras.layers.EinsumDense, keras.layers.Conv2D, keras.layers.DepthwiseConv1D)
 LARGEST = 1 - 2**-24
 
 NOISES = {type(case.make().mask.noise): case.make().mask.noise for case in FAMILY.values()}
+
+
+def every(which=lambda case: True):
+    """A test takes the cases of the family which are so."""
+    cases = {name: case for name, case in FAMILY.items() if which(case)}
+    return pytest.mark.parametrize("case", cases.values(), ids=cases)
+
+
+every_layer, every_rated_layer = every(), every(lambda case: case.rated)
 
 
 def flat(outputs):
@@ -108,12 +114,10 @@ def test_equal_seeds_give_equal_calls_and_others_do_not(case):
     assert case.random != np.array_equal(first, other)
 
 
-@every_layer
+@every(lambda case: not case.stateful)
 def test_a_key_makes_a_call_again(case):
     layer, x = case.make(), case.inputs(4)
     layer(x)
-    if case.stateful:
-        pytest.skip("what it does depends on its earlier calls as well")
     key = layer.draw()
     first, again = flat(layer(x, training=True, key=key)), flat(layer(x, training=True, key=key))
     np.testing.assert_array_equal(first, again)
@@ -131,7 +135,7 @@ def test_a_keras_mask_is_passed_on_as_the_inner_layer_does(case):
     np.testing.assert_array_equal(host(passed), mask)
 
 
-@pytest.mark.skipif(BACKEND not in ("jax", "tensorflow"), reason="the others compile nothing of themselves")
+@pytest.mark.only_backend("jax", "tensorflow", reason="the others compile nothing of themselves")
 @every_layer
 def test_calls_of_one_shape_are_traced_once(case):
     layer, x, traces = case.make(), case.inputs(4), []
@@ -171,10 +175,8 @@ def test_folded_layer_is_plain_and_computes_the_same(case):
     np.testing.assert_allclose(flat(plain(x)), y, atol=1e-5)
 
 
-@every_layer
+@every(lambda case: case.folds)
 def test_folded_layer_has_the_dtype_policy(case):
-    if not case.folds:
-        pytest.skip("it is no one plain layer")
     layer, x = case.make(dtype="mixed_bfloat16"), case.inputs(4)
     assert layer(x).dtype == layer.fold()(x).dtype
 

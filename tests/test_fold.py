@@ -11,7 +11,7 @@ from pernodedrop.internals import of_keras
 from pernodedrop.surgery import apply, fold
 
 BACKEND = keras.backend.backend()
-needs_export = pytest.mark.skipif(BACKEND == "numpy", reason="Keras' NumPy backend cannot export")
+needs_export = pytest.mark.skip_backend("numpy", reason="Keras' NumPy backend cannot export")
 layers = keras.layers
 
 
@@ -259,7 +259,7 @@ def test_what_cannot_be_folded_is_refused_by_name(make, words):
         fold(make())
 
 
-@pytest.mark.skipif(BACKEND == "numpy", reason="Keras' NumPy backend does not quantize")
+@pytest.mark.skip_backend("numpy", reason="Keras' NumPy backend does not quantize")
 @pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method:UserWarning")
 def test_a_folded_model_quantizes_to_int8():
     """Rounding to 8 bits moves a weight or an input by at most 1/254 of the largest, a few per cent in three layers."""
@@ -270,7 +270,7 @@ def test_a_folded_model_quantizes_to_int8():
     np.testing.assert_allclose(host(plain(x)), y, atol=0.05 * np.abs(y).max())
 
 
-@pytest.mark.skipif(BACKEND != "tensorflow", reason="a SavedModel is TensorFlow's")
+@pytest.mark.only_backend("tensorflow", reason="a SavedModel is TensorFlow's")
 def test_a_folded_model_exports_as_saved_model(tmp_path):
     import tensorflow as tf
 

@@ -1,5 +1,6 @@
 """The generator: its words are the same everywhere, for ever, and unrelated to each other."""
 
+import hashlib
 import json
 import math
 
@@ -9,7 +10,7 @@ import pytest
 import pernodedrop as pnd
 from pernodedrop import generator
 from tests import known_answers, reference
-from tests.frameworks import NAME, XP, compiled, quick
+from tests.frameworks import XP, compiled, quick
 
 ANSWERS = json.loads(known_answers.PATH.read_text())
 EDGES = (0, 1, 2, 2**31 - 1, 2**31, 2**32 - 2, 2**32 - 1)
@@ -66,6 +67,18 @@ def test_a_seed_of_32_bits_is_itself_and_any_other_has_a_digest():
 def test_a_seed_beyond_32_bits_gives_the_words_of_its_digest(seed):
     bits = pnd.ops.random_bits((seed, 5), (4, 3, 5))
     np.testing.assert_array_equal(bits, reference.bits(generator.seed_word(seed), 5, (4, 3, 5)))
+
+
+SIBLINGS = {(1, 0): 3175587914, (1, 1): 2805692202, (1, 12): 1701173391, (-5, 0): 2886609303, (2**40, 0): 800969343}
+
+
+@pytest.mark.parametrize(("seed", "number"), SIBLINGS)
+def test_the_seed_of_a_sibling_is_a_digest_of_both_numbers(seed, number):
+    """BLAKE2s of "seed/number", 4 bytes, the lowest first; the numbers above stay as they are for ever."""
+    digest = hashlib.blake2s(b"%d/%d" % (seed, number), digest_size=4).digest()
+    assert (
+        generator.sibling_seed(seed, number) == SIBLINGS[seed, number] == sum(b << 8 * n for n, b in enumerate(digest))
+    )
 
 
 def test_known_words():
@@ -158,7 +171,7 @@ def test_bits_are_balanced_and_bernoulli_masks_have_their_rate():
     assert abs(((words >> 8) < round(0.7 * 2**24)).mean() - 0.7) < bound
 
 
-@pytest.mark.skipif(NAME != "torch", reason="torch alone has no uint32 arithmetic")
+@pytest.mark.only_backend("torch", reason="torch alone has no uint32 arithmetic")
 def test_torch_words_are_int32_with_the_same_bits():
     assert XP.dtype(XP.as_word(2**32 - 1)) == "int32"
     assert int(XP.as_word(2**32 - 1)[0]) == -1

@@ -1,7 +1,5 @@
 """What importing the library costs, what it does not import, and that its files import downwards only."""
 
-import ast
-import fnmatch
 import os
 import pathlib
 import subprocess
@@ -10,132 +8,21 @@ import sys
 import pytest
 
 import pernodedrop
+from tests import house
 
-FOLDER = pathlib.Path(pernodedrop.__file__).parent
-
-HOUSE = """
-    _version _types registry
-    internals internals.*
-    checks generator
-    noise schedules
-    mask
-    backends
-    backends.methods
-    backends.cpu_kernels backends.triton_kernels
-    backends.xla_kernels
-    backends.*_ops
-    ops state
-    layers.base.contraction layers.base.regularizer
-    layers.base.convolution layers.base.noisy
-    layers.base.composite layers.base.inner layers.base.stochastic
-    layers.base.activation_noise layers.base.weight_noise
-    layers.base.shaped_noise
-    layers.base.spatial_noise
-    layers.base
-    layers.activation.* layers.weight.*
-    layers.activation layers.weight
-    layers
-    surgery.graphs
-    surgery.places
-    surgery.configs
-    surgery.copying
-    surgery
-    losses uncertainty
-    report
-    report.environment report.figures report.process report.table
-    report.results
-    testing testing.*
-    __init__
-    commands
-    commands.framework commands.probe
-    commands.doctor
-    commands.bench.matrix
-    commands.bench.products
-    commands.bench.steps
-    commands.bench.limits commands.bench.memory commands.bench.timing
-    commands.bench.network commands.bench.results commands.bench.table
-    commands.bench.charts
-    commands.bench.page
-    commands.bench commands.bench.command commands.bench.worker
-    commands.check commands.demo
-    commands.cli
-    __main__
-"""
-"""The house, from the ground up: a file imports from its own row or from rows above it in this list, nothing else."""
-
-UPWARD = {}
-"""Imports that go up all the same: (file, what it imports) and the reason."""
-
-FRAMEWORKS = {"tensorflow", "torch", "jax", "jaxlib", "triton"}
-
-KERNELS = {
-    "backends.triton_kernels": {"torch", "triton"},
-    "backends.xla_kernels": {"jax"},
-    "internals.of_tensorflow": {"tensorflow"},
-    "internals.of_torch": {"torch"},
-}
-"""Files that are written against a framework and imported where that one is used alone, and which one."""
-
-USERS_OF_FRAMEWORKS = {
-    "commands.bench.memory": "asks each framework for the memory that it has on a GPU",
-    "commands.bench.products": "writes by hand what users of each framework do",
-    "commands.bench.steps": "compiles, differentiates and waits as each framework does",
-    "commands.demo": "switches the compilation cache of JAX on",
-    "uncertainty": "compiles the passes with jax.jit, which leaves the model its weights",
-    "testing.frameworks": "compiles and differentiates on every framework, to test a noise there",
-}
-"""Files beside the backends that import frameworks, inside functions, and the reason."""
-
-
-def modules():
-    """The library's files, by name: those of `pernodedrop/` without the prefix, a folder for its `__init__.py`."""
-    files = {file.relative_to(FOLDER): file for file in FOLDER.glob("**/*.py")}
-    # an editable install need not have the link that glob follows in a wheel
-    files |= {"backends" / file.relative_to(place): file for place in _backends() for file in place.glob("*.py")}
-    names = {".".join(path.with_suffix("").parts).removesuffix(".__init__"): file for path, file in files.items()}
-    return dict(sorted(names.items()))
-
-
-def _backends():
-    return [pathlib.Path(place) for place in pernodedrop.backends.__path__]
-
-
-def imports(name, file):
-    """What a file imports, at its top and inside functions: (full name, whether inside a function)."""
-    tree = ast.parse(file.read_text(encoding="utf-8"))
-    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.Lambda)]
-    inside = {id(node) for function in functions for node in ast.walk(function)}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from ((alias.name, id(node) in inside) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{name} imports relative to itself"
-            for alias in node.names:
-                whole = f"{node.module}.{alias.name}"
-                is_module = whole.removeprefix("pernodedrop.") in modules()
-                yield (whole if is_module else node.module), id(node) in inside
-
-
-def row(name):
-    """Which row of the house a file stands in."""
-    rows = [line.split() for line in HOUSE.strip().splitlines()]
-    exact = [n for n, patterns in enumerate(rows) if name in patterns]
-    found = exact or [n for n, patterns in enumerate(rows) if any(fnmatch.fnmatch(name, p) for p in patterns)]
-    assert found, f"{name} has no place in HOUSE of {__file__}"
-    return found[0]
+HERE = pathlib.Path(pernodedrop.__file__).parent.parent
 
 
 def python(*arguments):
     """What a fresh interpreter prints, on both streams."""
-    env = {**os.environ, "PYTHONPATH": str(pathlib.Path(pernodedrop.__file__).parent.parent)}
+    env = {**os.environ, "PYTHONPATH": str(HERE)}
     done = subprocess.run([sys.executable, *arguments], env=env, capture_output=True, text=True, check=True)
     return done.stdout, done.stderr
 
 
 def test_import_is_that_of_the_installed_package_where_one_is_named():
     """Set by tests/package.py, which tests a wheel away from the checkout."""
-    place = os.environ.get("PERNODEDROP_IN", str(pathlib.Path(pernodedrop.__file__).parent.parent))
-    assert pathlib.Path(pernodedrop.__file__).is_relative_to(place)
+    assert pathlib.Path(pernodedrop.__file__).is_relative_to(os.environ.get("PERNODEDROP_IN", str(HERE)))
 
 
 def test_importing_loads_neither_keras_nor_a_framework():
@@ -199,27 +86,52 @@ def test_backends_under_another_name_are_refused():
     assert "import this folder as `pernodedrop.backends`" in done.stderr
 
 
-@pytest.mark.parametrize("name", modules())
-def test_a_file_imports_no_file_above_it(name):
-    own = row(name)
-    for imported, _ in imports(name, modules()[name]):
-        package, _, inner = imported.partition(".")
-        if package == "pernodedrop" and (name, inner) not in UPWARD:
-            assert row(inner or "__init__") <= own, f"{name} imports {imported}, which stands above it"
+@pytest.mark.once
+@pytest.mark.parametrize("name", house.modules())
+def test_a_file_imports_no_file_above_it_no_other_framework_and_no_private_name(name):
+    assert list(house.problems(name)) == []
 
 
-@pytest.mark.parametrize("name", modules())
-def test_only_a_backend_imports_its_framework(name):
-    for imported, is_lazy in imports(name, modules()[name]):
-        framework = imported.partition(".")[0]
-        if framework in FRAMEWORKS - KERNELS.get(name, set()) and name != f"backends.{framework}_ops":
-            assert name in USERS_OF_FRAMEWORKS, f"{name} imports {imported}"
-            assert is_lazy, f"{name} imports {imported} when it is imported itself"
+@pytest.mark.once
+def test_no_files_import_each_other_in_a_circle():
+    assert house.circle(house.graph()) is None
 
 
+@pytest.mark.once
 def test_every_row_and_every_exception_is_needed():
-    assert {name for name in HOUSE.split() if "*" not in name} <= set(modules())
-    for name, inner in UPWARD:
-        assert f"pernodedrop.{inner}" in dict(imports(name, modules()[name]))
-    for name in USERS_OF_FRAMEWORKS:
-        assert FRAMEWORKS & {imported.partition(".")[0] for imported, _ in imports(name, modules()[name])}
+    assert list(house.unneeded()) == []
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("from pernodedrop import layers", "noise imports layers, which stands above it"),
+        ("from pernodedrop.layers.base.noisy import xp", "noise imports layers.base.noisy, which stands above it"),
+        ("import pernodedrop", "noise imports __init__, which stands above it"),
+        ("from . import mask", "noise, line 1, imports .mask relative to itself"),
+        ("def f(): import jax.numpy", "noise, line 1, imports jax.numpy, and is not in USERS_OF_FRAMEWORKS"),
+        ("from keras.src.backend import x", "imports keras.src.backend.x, a private name"),
+        ("def f(): import torch._dynamo", "imports torch._dynamo, a private name"),
+        ("from torch import nn, _C", "imports torch._C, a private name"),
+    ],
+)
+def test_the_house_refuses(line, words, tmp_path, monkeypatch):
+    (tmp_path / "noise.py").write_text(line)
+    changed = {**house.modules(), "noise": tmp_path / "noise.py"}
+    monkeypatch.setattr(house, "modules", lambda: changed)
+    monkeypatch.setattr(house, "graph", house.graph.__wrapped__)
+    assert words in "\n".join(house.problems("noise"))
+
+
+@pytest.mark.once
+def test_a_circle_is_found():
+    turns = ("a imports b imports c imports a", "b imports c imports a imports b", "c imports a imports b imports c")
+    assert house.circle({"a": ["b"], "b": ["c"], "c": ["a"], "d": ["a"]}) in [f"a circle: {turn}" for turn in turns]
+
+
+@pytest.mark.once
+def test_the_command_prints_every_file_and_that_there_is_no_problem():
+    lines = python("-m", "tests.house")[0].splitlines()
+    assert {line.split()[0] for line in lines if line} >= set(house.modules())
+    assert lines[-1].endswith(" 0 problems")

@@ -21,7 +21,7 @@ layers = keras.layers
 
 
 def only(framework):
-    return pytest.mark.skipif(framework != NAME, reason=f"it is a name of {framework}")
+    return pytest.mark.only_backend(framework, reason=f"it is a name of {framework}")
 
 
 def host(tensor):
@@ -317,7 +317,7 @@ def test_seeded():
     assert layer.seed_generator.get_config()["seed"] is None
 
 
-@pytest.mark.skipif(NAME == "numpy", reason="NumPy arrays cannot carry a Keras mask")
+@pytest.mark.skip_backend("numpy", reason="NumPy arrays cannot carry a Keras mask")
 def test_masks():
     """Keras' losses note the positions of `ignore_class` with the values, and leave out those that are noted so."""
     loss = keras.losses.SparseCategoricalCrossentropy(ignore_class=-1)

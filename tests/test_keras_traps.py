@@ -6,8 +6,9 @@ import pytest
 
 import pernodedrop as pnd
 from tests.family import FAMILY, host, inputs
+from tests.frameworks import needs_training
 from tests.processes import child
-from tests.test_layers import BACKEND, mask, needs_training
+from tests.test_layers import BACKEND, mask
 
 
 def sgd_step(x, y, w, m):
@@ -170,7 +171,7 @@ def test_backup_and_restore_resumes_the_very_run(tmp_path):
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.skipif(BACKEND == "numpy", reason="compares this backend with NumPy")
+@pytest.mark.skip_backend("numpy", reason="compares this backend with NumPy")
 def test_state_crosses_backends(tmp_path):
     """Weights saved here draw the same next masks on NumPy, and the other way round."""
     model = keras.Sequential([keras.Input((6,)), pnd.Dropout(0.5, seed=2**31 + 5), pnd.PerNodeDense(4, seed=-3)])
@@ -233,7 +234,7 @@ def test_int4_training_is_refused():
         layer(inputs(4, 6), training=True)
 
 
-@pytest.mark.skipif(BACKEND != "tensorflow", reason="tf.distribute is TensorFlow's")
+@pytest.mark.only_backend("tensorflow", reason="tf.distribute is TensorFlow's")
 def test_mirrored_replicas_have_the_masks_of_one_device():
     """Keras' Dropout draws equal masks on every replica; 21 samples on 2 replicas make ragged batches."""
     seen = child("mirrored.py")
@@ -242,14 +243,14 @@ def test_mirrored_replicas_have_the_masks_of_one_device():
     assert seen["keys"] == [1, 3]
 
 
-@pytest.mark.skipif(BACKEND != "jax", reason="keras.distribution.DataParallel is JAX's")
+@pytest.mark.only_backend("jax", reason="keras.distribution.DataParallel is JAX's")
 def test_data_parallel_has_the_masks_of_one_device():
     seen = child("data_parallel.py", XLA_FLAGS="--xla_force_host_platform_device_count=4")
     assert seen["devices"] == 4
     np.testing.assert_allclose(seen["parallel"], seen["alone"], atol=1e-6)
 
 
-torch_only = pytest.mark.skipif(BACKEND != "torch", reason="torch.compile is torch's")
+torch_only = pytest.mark.only_backend("torch", reason="torch.compile is torch's")
 
 
 @torch_only

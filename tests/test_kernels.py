@@ -29,7 +29,7 @@ def test_products_and_gradients_are_the_sums_over_the_mask(shape, outputs, shari
     check(x, w, upstream, mask, 1e-5, sharing=sharing, sample_offset=FAR, method="kernel")
 
 
-@pytest.mark.skipif(NAME == "jax", reason="JAX' kernel takes float32 only")
+@pytest.mark.skip_backend("jax", reason="JAX' kernel takes float32 only")
 def test_float64_is_summed_in_float64():
     x, w, upstream = operands((5, 3, 37), 11)
     check(x, w, upstream, numpy_mask(BERNOULLI, x, w), 1e-14, method="kernel")
@@ -101,7 +101,7 @@ def test_another_noise_is_refused():
         masked_dense(x, w, pnd.Uniform(0.5), KEY, method="kernel")
 
 
-@pytest.mark.skipif(NAME != "numpy", reason="the same threads on every backend but JAX, where XLA has its own")
+@pytest.mark.only_backend("numpy", reason="the same threads on every backend but JAX, where XLA has its own")
 def test_sums_do_not_depend_on_how_they_are_shared_out(monkeypatch):
     from pernodedrop.backends import cpu_kernels, methods
 
@@ -117,7 +117,7 @@ def test_sums_do_not_depend_on_how_they_are_shared_out(monkeypatch):
     assert len(found) == 1
 
 
-@pytest.mark.skipif(NAME != "torch", reason="checks the registration of torch's custom operator")
+@pytest.mark.only_backend("torch", reason="checks the registration of torch's custom operator")
 def test_the_torch_operator_passes_the_checks_of_torch():
     import torch
 
@@ -131,7 +131,7 @@ def test_the_torch_operator_passes_the_checks_of_torch():
     torch.library.opcheck(torch.ops.pernodedrop.kernel_backward.default, (dy, x, w, *arguments[2:]))
 
 
-@pytest.mark.skipif(NAME not in ("tensorflow", "jax"), reason="torch exports custom operators, NumPy nothing")
+@pytest.mark.only_backend("tensorflow", "jax", reason="torch exports custom operators, NumPy nothing")
 def test_what_is_not_differentiated_can_be_exported(tmp_path):
     x, w, _ = operands(*SMALL, "float32")
     wanted = product(x, w, BERNOULLI, method="materialized")
@@ -156,7 +156,7 @@ def test_what_is_not_differentiated_can_be_exported(tmp_path):
     np.testing.assert_allclose(array(y), wanted, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.skipif(NAME != "tensorflow", reason="where a graph may be compiled by XLA, or not")
+@pytest.mark.only_backend("tensorflow", reason="where a graph may be compiled by XLA, or not")
 def test_a_graph_that_xla_compiles_does_without_the_kernel():
     import tensorflow as tf
 
@@ -176,7 +176,7 @@ def test_a_graph_that_xla_compiles_does_without_the_kernel():
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.skipif(NAME != "jax", reason="JAX maps a function over an axis")
+@pytest.mark.only_backend("jax", reason="JAX maps a function over an axis")
 def test_products_are_mapped():
     import jax
 
@@ -198,7 +198,7 @@ def test_compiled_and_eager_products_agree():
     )
 
 
-@pytest.mark.skipif(NAME != "numpy", reason="the kernels are the same on every backend")
+@pytest.mark.once
 def test_no_shape_reads_or_writes_out_of_bounds(tmp_path):
     """With numba's checks of bounds, on shapes that fit and on shapes that do not."""
     seen = child("fuzz_shapes.py", NUMBA_BOUNDSCHECK="1", NUMBA_CACHE_DIR=str(tmp_path))

@@ -7,11 +7,10 @@ import pytest
 import pernodedrop as pnd
 from pernodedrop.internals import of_keras
 from tests.family import FAMILY, Case, Subclassed, host, inputs, noisy_layer
+from tests.frameworks import needs_training
 from tests.noises import Triangular
 
 BACKEND = keras.backend.backend()
-TRAINS = BACKEND != "numpy"
-needs_training = pytest.mark.skipif(not TRAINS, reason="Keras' NumPy backend has no training")
 
 OF_EACH_KIND = ("per_node_drop", "per_node_drop_conv", "dropout", "stochastic_depth", "masksembles", "tabu_dropout")
 every_layer = pytest.mark.parametrize("case", FAMILY.values(), ids=FAMILY)
@@ -66,7 +65,7 @@ def test_dropout_noise_shape_broadcasts_the_mask(noise_shape):
             assert (y == y.take([0], axis=axis)).all()
 
 
-@pytest.mark.skipif(BACKEND != "tensorflow", reason="only TensorFlow traces batches of a size that it does not know")
+@pytest.mark.only_backend("tensorflow", reason="only TensorFlow traces batches of a size that it does not know")
 def test_a_noise_shape_may_name_a_batch_that_only_the_run_knows():
     import tensorflow as tf
 
@@ -263,15 +262,15 @@ def test_fit_trains_with_a_ragged_last_batch(case, jit_compile):
     model = case.model()
     x, y = inputs(50, 6), inputs(50, 2)
     model.compile(keras.optimizers.Adam(0.03), "mse", jit_compile=jit_compile)
-    before = model.evaluate(x, y, verbose=0)
+    before = model.evaluate(x, y, batch_size=50, verbose=0)
     history = model.fit(x, y, batch_size=16, epochs=3, verbose=0)
     assert np.isfinite(history.history["loss"]).all()
-    assert model.evaluate(x, y, verbose=0) < before
+    assert model.evaluate(x, y, batch_size=50, verbose=0) < before
     layer = noisy_layer(model)
     assert layer.updates == (12 if layer.mask.regime == "dynamic" else 0)
 
 
-@pytest.mark.skipif(BACKEND == "numpy", reason="NumPy arrays cannot carry a Keras mask")
+@pytest.mark.skip_backend("numpy", reason="NumPy arrays cannot carry a Keras mask")
 def test_masking_passes_through():
     model = keras.Sequential(
         [keras.Input((3,)), keras.layers.Embedding(10, 4, mask_zero=True), made("per_node_drop"), pnd.Dropout(0.5)]
@@ -291,7 +290,7 @@ def test_clone_has_the_same_noise():
     assert noisy_layer(clone).noise == pnd.PartialGaussian(0.4, 0.5)
 
 
-@pytest.mark.skipif(BACKEND == "numpy", reason="Keras' NumPy backend cannot export")
+@pytest.mark.skip_backend("numpy", reason="Keras' NumPy backend cannot export")
 @pytest.mark.parametrize("name", ["per_node_drop", "per_node_drop_fixed", "per_node_drop_bank", "dropout"])
 def test_exported_model_predicts_the_same(name, tmp_path):
     """Export as an artifact of the backend itself, with a batch of any size."""

@@ -10,9 +10,7 @@ from scipy.special import log_softmax, rel_entr, softmax
 import pernodedrop as pnd
 from pernodedrop import losses
 from pernodedrop.internals import of_keras
-from tests.frameworks import NAME, needs_gradients, value_and_gradients
-
-needs_training = pytest.mark.skipif(NAME == "numpy", reason="Keras' NumPy backend has no training")
+from tests.frameworks import NAME, needs_gradients, needs_training, value_and_gradients
 
 HALVES = {"mean": 0.5, "sum": 1.0}
 every_constant = pytest.mark.parametrize(

@@ -12,13 +12,12 @@ import pytest
 import pernodedrop as pnd
 from pernodedrop import uncertainty
 from pernodedrop.layers.activation.masksembles import Masksembles, draw_masks, log_ways, ones_of
+from tests.frameworks import needs_training
 from tests.reference import word
 
 BACKEND = keras.backend.backend()
 KNOWN = [[0, 1, 0, 1, 1, 1, 0, 1, 1, 0, 1, 1], [1, 0, 1, 0, 0, 1, 1, 1, 1, 1, 1, 0]]
 """Masks of seed 1, for 2 members, scale 2 and 12 channels."""
-
-needs_training = pytest.mark.skipif(BACKEND == "numpy", reason="Keras' NumPy backend has no training")
 
 
 def host(tensor):

@@ -7,10 +7,10 @@ from scipy import special
 
 import pernodedrop as pnd
 from pernodedrop.layers.weight.noise_injection import NoiseInjection
+from tests.frameworks import needs_training
 from tests.reference import bits
 
 BACKEND = keras.backend.backend()
-needs_training = pytest.mark.skipif(BACKEND == "numpy", reason="Keras' NumPy backend has no training")
 SEED = 1
 ONES = keras.initializers.Ones()
 

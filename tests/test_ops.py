@@ -185,7 +185,7 @@ def test_compiled_and_eager_products_agree(key):
     np.testing.assert_allclose(array(run(tensor(x), tensor(w))), eager, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.skipif(NAME != "tensorflow", reason="only a TensorFlow graph has sizes that are not known when traced")
+@pytest.mark.only_backend("tensorflow", reason="only a TensorFlow graph has sizes that are not known when traced")
 @pytest.mark.parametrize(("shape", "method"), [((5, 7), "auto"), ((5, 3, 7), "auto"), ((5, 3, 7), "materialized")])
 def test_a_graph_of_unknown_batch_has_the_same_product_and_gradients(shape, method):
     import tensorflow as tf
@@ -204,7 +204,7 @@ def test_a_graph_of_unknown_batch_has_the_same_product_and_gradients(shape, meth
         np.testing.assert_allclose(got, wanted, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.skipif(NAME != "torch", reason="checks the registration of torch's custom operator")
+@pytest.mark.only_backend("torch", reason="checks the registration of torch's custom operator")
 def test_the_torch_operator_passes_the_checks_of_torch():
     import torch
 
@@ -332,7 +332,7 @@ def test_masks_may_be_empty_and_rates_at_their_end():
     assert mask_of(pnd.Bernoulli(1 - 2**-24), (1, 1, 1)).tolist() == [[[0.0]]]
 
 
-@pytest.mark.skipif(NAME != "tensorflow", reason="torch and JAX refuse what they cannot do by themselves")
+@pytest.mark.only_backend("tensorflow", reason="torch and JAX refuse what they cannot do by themselves")
 @pytest.mark.parametrize("method", ["recomputed", "kernel"])
 def test_a_second_derivative_of_a_mask_that_is_made_again_is_refused(method):
     """Silence would drop a gradient penalty from a loss."""
@@ -348,7 +348,7 @@ def test_a_second_derivative_of_a_mask_that_is_made_again_is_refused(method):
         outer.gradient(dx, w)
 
 
-@pytest.mark.skipif(NAME != "tensorflow", reason="the other frameworks' matmul does not copy")
+@pytest.mark.only_backend("tensorflow", reason="the other frameworks' matmul does not copy")
 @pytest.mark.parametrize(("noise", "sharing"), [(pnd.Gaussian(0.5), None), (BERNOULLI, "out"), (BERNOULLI, "time+in")])
 def test_a_product_of_rows_is_one_product_and_not_one_a_row(noise, sharing):
     import tensorflow as tf

@@ -8,21 +8,16 @@ import shutil
 import subprocess
 import sys
 
-import keras
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
-TEXT = ROOT / "CONTRIBUTING.md"
 LEFT = shutil.ignore_patterns(".*", "_build", "__pycache__", "*.egg-info", "dist", "build", "results", "*-results")
-pytestmark = [
-    pytest.mark.skipif(not TEXT.exists(), reason="the recipes change the checkout, not an installed package"),
-    pytest.mark.skipif(keras.backend.backend() != "numpy", reason="following them once is enough"),
-]
+pytestmark = pytest.mark.once
 
 
 def recipes():
     """The blocks of each recipe, by its name: (language, text) in order."""
-    text = TEXT.read_text() if TEXT.exists() else ""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
     parts = re.split(r"^## Recipe: (.*)\n", text, flags=re.MULTILINE)[1:]
     texts = dict(zip(parts[::2], (part.partition("\n## ")[0] for part in parts[1::2]), strict=True))
     return {name: re.findall(r"^```(\w+)\n(.*?)^```", text, re.DOTALL | re.MULTILINE) for name, text in texts.items()}

@@ -173,7 +173,7 @@ def test_the_check_that_nothing_is_computed_bites():
             masked_dense(method=method)
 
 
-@pytest.mark.skipif(NAME == "numpy", reason="a NumPy process has no second framework")
+@pytest.mark.skip_backend("numpy", reason="a NumPy process has no second framework")
 def test_tensors_of_two_frameworks_in_one_call_are_refused():
     expected = f"Expected the tensors of one call to belong to one framework. Received: x of numpy, w of {NAME}"
     with pytest.raises(TypeError, match=re.escape(expected)):

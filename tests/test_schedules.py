@@ -8,9 +8,9 @@ import pytest
 
 import pernodedrop as pnd
 from pernodedrop import schedules
+from tests.frameworks import needs_training
 
 BACKEND = keras.backend.backend()
-needs_training = pytest.mark.skipif(BACKEND == "numpy", reason="Keras' NumPy backend has no training")
 
 
 def host(tensor):

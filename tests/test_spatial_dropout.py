@@ -100,7 +100,7 @@ def test_config_round_trip_keeps_the_policy_and_the_data_format(dims):
     assert (again.dtype_policy.name, again.data_format, again.rate) == ("mixed_bfloat16", "channels_first", 0.25)
 
 
-@pytest.mark.skipif(BACKEND == "numpy", reason="NumPy arrays cannot carry a Keras mask")
+@pytest.mark.skip_backend("numpy", reason="NumPy arrays cannot carry a Keras mask")
 def test_masking_passes_through():
     model = keras.Sequential(
         [keras.Input((3,)), keras.layers.Embedding(10, 4, mask_zero=True), pnd.SpatialDropout1D(0.5)]

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from pernodedrop.layers.weight.standout import Standout
+from tests.frameworks import needs_training
 from tests.reference import bits
 
 BACKEND = keras.backend.backend()
-needs_training = pytest.mark.skipif(BACKEND == "numpy", reason="Keras' NumPy backend has no gradients")
 SEED = 1
 
 

@@ -8,10 +8,10 @@ import pytest
 
 import pernodedrop as pnd
 from pernodedrop.layers.activation.tabu_dropout import TabuDropout
+from tests.frameworks import needs_training
 from tests.reference import bits
 
 BACKEND = keras.backend.backend()
-needs_training = pytest.mark.skipif(BACKEND == "numpy", reason="Keras' NumPy backend has no training")
 SEED = 1
 
 
@@ -119,9 +119,8 @@ def test_compiled_steps_advance_the_state(jit_compile):
 
 
 @needs_training
+@pytest.mark.skip_backend("tensorflow", reason="Keras' TensorFlow backend rematerializes in graphs only")
 def test_rematerialization_makes_no_step_of_its_own():
-    if BACKEND == "tensorflow":
-        pytest.skip("Keras' TensorFlow backend rematerializes in graphs only")
     with keras.RematScope("full"):
         layer = TabuDropout(0.6, 2, seed=SEED)
     head = keras.layers.Dense(1, use_bias=False, kernel_initializer="zeros")

@@ -15,7 +15,7 @@ from pernodedrop import backends
 from pernodedrop.backends import methods
 from pernodedrop.testing import chance, claims, evaluate, frameworks, integration
 from tests import wrong_noises as wrong
-from tests.frameworks import NAME
+from tests.frameworks import NAME, needs_gradients
 from tests.noises import Near, Quantized, Triangular, UpToHalf, right_noises
 
 BACKENDS = tuple(dict.fromkeys(["numpy", NAME]))
@@ -81,9 +81,7 @@ def test_a_wrong_noise_is_refused_by_name(noise, claim, what, observed, claimed)
     assert re.search(claimed, str(outcome.finding.claimed))
 
 
-@pytest.mark.skipif(
-    NAME != "numpy", reason="what the other claims say of a wrong noise is shown once, where it is quick"
-)
+@pytest.mark.only_backend("numpy", reason="what the other claims say of a wrong noise is shown once, where it is quick")
 @pytest.mark.parametrize(("noise", "claim"), [row[:2] for row in WRONG], ids=lambda v: type(v).__name__)
 def test_a_wrong_noise_is_refused_by_the_whole_contract(noise, claim):
     with pytest.raises(pnd.testing.Refused, match="is refused: ") as refused:
@@ -92,7 +90,7 @@ def test_a_wrong_noise_is_refused_by_the_whole_contract(noise, claim):
     assert refused.value.report.held
 
 
-@pytest.mark.skipif(NAME == "numpy", reason="NumPy is the truth that others are compared with")
+@pytest.mark.skip_backend("numpy", reason="NumPy is the truth that others are compared with")
 @pytest.mark.parametrize(
     ("noise", "broken"),
     [(wrong.UnequalBackends(), ("agreement", "everywhere", "masks")), (wrong.NarrowBand(), ("everywhere",))],
@@ -105,7 +103,7 @@ def test_a_noise_that_differs_between_backends_is_refused(noise, broken):
     assert refused.value.report.broken == broken
 
 
-@pytest.mark.skipif(NAME not in ("jax", "tensorflow"), reason="these trace, and refuse to decide on a traced value")
+@pytest.mark.only_backend("jax", "tensorflow", reason="these trace, and refuse to decide on a traced value")
 def test_a_noise_that_does_not_compile_is_refused():
     with pytest.raises(pnd.testing.Refused) as refused:
         pnd.testing.check_noise(wrong.BranchesOnValues(), backends=[NAME], claims=["entries", "compilation"])
@@ -124,7 +122,7 @@ WRONG_MASKS = [
 ]
 
 
-@pytest.mark.skipif(NAME != "numpy", reason="these masks are made with NumPy")
+@pytest.mark.only_backend("numpy", reason="these masks are made with NumPy")
 @pytest.mark.parametrize(("sample_mask", "claim", "what"), WRONG_MASKS, ids=[row[0].__name__ for row in WRONG_MASKS])
 def test_a_wrong_mask_is_refused_by_name(sample_mask, claim, what):
     ops = wrong.Ops(sample_mask=sample_mask)
@@ -181,7 +179,7 @@ WRONG_BACKENDS = [
 ]
 
 
-@pytest.mark.skipif(NAME == "numpy", reason="NumPy is the truth that others are compared with")
+@pytest.mark.skip_backend("numpy", reason="NumPy is the truth that others are compared with")
 @pytest.mark.parametrize(
     ("op", "made_wrong", "claim", "what"), WRONG_BACKENDS, ids=[row[1].__name__ for row in WRONG_BACKENDS]
 )
@@ -204,7 +202,7 @@ def gradient_forgets_the_mask(method):
     return changed
 
 
-@pytest.mark.skipif(NAME == "numpy", reason="NumPy has no gradients")
+@needs_gradients
 @pytest.mark.parametrize(
     ("method", "claim"),
     [("shared_over_in_or_out", "gradients"), ("local_reparameterization", "reparameterized_gradients")],
@@ -337,7 +335,7 @@ class TestShifted(pnd.testing.NoiseContract):
 """
 
 
-@pytest.mark.skipif(NAME != "numpy", reason="one process is enough")
+@pytest.mark.only_backend("numpy", reason="one process is enough")
 def test_the_contract_class_fails_where_the_noise_does(tmp_path):
     (tmp_path / "test_shifted.py").write_text(PYTEST_MODULE)
     paths = os.pathsep.join(str(pathlib.Path(module.__file__).parent.parent) for module in (pnd, wrong))

@@ -8,12 +8,11 @@ import pytest
 
 import pernodedrop as pnd
 from tests import reference
-from tests.frameworks import NAME
 from tests.processes import child
 from tests.products import FAR, KEY, einsums
 
 pytestmark = [
-    pytest.mark.skipif(NAME != "torch", reason="the Triton kernels are torch's"),
+    pytest.mark.only_backend("torch", reason="the Triton kernels are torch's"),
     pytest.mark.skipif(not importlib.util.find_spec("triton"), reason="triton is not installed"),
 ]
 

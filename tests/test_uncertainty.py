@@ -214,7 +214,7 @@ def test_an_interrupted_prediction_leaves_the_model_as_it_was():
     assert host(drop.draw()).tolist() == [1, 1]
 
 
-@pytest.mark.skipif(BACKEND == "numpy", reason="Keras cannot rematerialize on NumPy")
+@pytest.mark.skip_backend("numpy", reason="Keras cannot rematerialize on NumPy")
 @pytest.mark.parametrize("mode", ["full", "list_of_layers"])
 def test_layers_that_are_rematerialized_in_training_make_the_noise_of_others(mode):
     with keras.RematScope(mode, layer_names=["drop", "dense"]):

@@ -10,9 +10,9 @@ from scipy import integrate, special, stats
 import pernodedrop as pnd
 from pernodedrop.layers.weight.sparse_variational_dropout import SparseVariationalDropout
 from pernodedrop.layers.weight.variational_dropout import VariationalDropout
+from tests.frameworks import needs_training
 
 BACKEND = keras.backend.backend()
-needs_training = pytest.mark.skipif(BACKEND == "numpy", reason="Keras' NumPy backend has no training")
 
 
 def host(tensor):
@@ -102,7 +102,7 @@ def test_positions_have_noise_of_their_own(make, shape):
     np.testing.assert_allclose(y, mean + deviation * z, atol=1e-4)
 
 
-@pytest.mark.skipif(BACKEND == "tensorflow", reason="TensorFlow's convolutions on a CPU have their channels last")
+@pytest.mark.skip_backend("tensorflow", reason="TensorFlow's convolutions on a CPU have their channels last")
 @pytest.mark.parametrize(
     ("wrapper", "kwargs"),
     [

@@ -28,7 +28,7 @@ from pernodedrop.testing import chance, evaluate, frameworks, integration
 from pernodedrop.testing.verdict import Broken, expect, expect_equal, expect_near, expect_same_entries
 
 
-class Claim(typing.NamedTuple):
+class _Claim(typing.NamedTuple):
     """A claim and how it is searched.
 
     Attributes:
@@ -54,7 +54,7 @@ class Claim(typing.NamedTuple):
         return self.check.__doc__.partition("\n")[0]
 
 
-CLAIMS: dict[str, Claim] = {}
+CLAIMS: dict[str, _Claim] = {}
 """All claims by name, in the order in which they are tried."""
 
 
@@ -62,7 +62,7 @@ def claim(of="backend", most=None, statistical=False, made_of=lambda noise: True
     """Put a function among `CLAIMS`."""
 
     def register(check):
-        CLAIMS[check.__name__] = Claim(check, of, most, statistical, made_of, strategies)
+        CLAIMS[check.__name__] = _Claim(check, of, most, statistical, made_of, strategies)
         return check
 
     return register
@@ -82,7 +82,7 @@ def at_rates(noise, rates):
     return found
 
 
-def is_resolved(noise):
+def _is_resolved(noise):
     """Whether the spread of entries is far above the rounding of float32 numbers at 1, which would hide them."""
     return noise.variance >= 1e-6
 
@@ -231,7 +231,7 @@ def moments(noise, backend):
         expect_near(found.variance, one.variance, tolerance, f"the variance of an entry{at}")
 
 
-@claim(most=1, made_of=lambda noise: noise.gaussian and is_resolved(noise))
+@claim(most=1, made_of=lambda noise: noise.gaussian and _is_resolved(noise))
 def normality(noise, backend):
     """A noise that says it is Gaussian is: its entries are 1 + stddev times a standard normal number."""
     stddev = float(noise.params()["stddev"])
@@ -361,7 +361,7 @@ def expectation(noise, backend, key=(1, 0), alarm=1e-9, ops=own_ops):
     step=st.sampled_from([1, 2, 2**16, 2**31]),
     lag=st.sampled_from([1, 2, 3, 8]),
     start=st.sampled_from([0, 1]),
-    made_of=is_resolved,
+    made_of=_is_resolved,
 )
 def independence(noise, backend, key=(1, 0), step=1, lag=1, start=0, alarm=1e-9, ops=own_ops):
     """Entries, and their squares, are uncorrelated over samples, times, inputs, outputs, calls and seeds."""
@@ -392,7 +392,7 @@ def independence(noise, backend, key=(1, 0), step=1, lag=1, start=0, alarm=1e-9,
             _expect_uncorrelated(*squares, spread, reach, part, f"squared entries of {name}")
 
 
-@claim(most=4, statistical=True, key=keys, made_of=lambda noise: noise.gaussian and is_resolved(noise))
+@claim(most=4, statistical=True, key=keys, made_of=lambda noise: noise.gaussian and _is_resolved(noise))
 def reparameterization(noise, backend, key=(1, 0), alarm=1e-9, ops=own_ops):
     """By local reparameterization and by a mask, outputs are normal, with the variance of the sum."""
     x, w = _operands("rows", batch=4096)
@@ -412,7 +412,7 @@ def reparameterization(noise, backend, key=(1, 0), alarm=1e-9, ops=own_ops):
     most=2,
     key=keys,
     sample_offset=word,
-    made_of=lambda noise: noise.gaussian and is_resolved(noise),
+    made_of=lambda noise: noise.gaussian and _is_resolved(noise),
 )
 def reparameterized_gradients(noise, backend, key=(1, 0), sample_offset=0, ops=own_ops):
     """The gradients by local reparameterization are those of x @ w + z * sqrt(variance * (x**2 @ w**2))."""

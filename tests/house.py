@@ -1,0 +1,240 @@
+"""`python -m tests.house`: who imports whom in the library; fails on an arrow up, a circle or a private import.
+
+Reads the files, and imports none of them.
+"""
+
+import ast
+import collections
+import fnmatch
+import functools
+import graphlib
+import importlib.util
+import itertools
+import pathlib
+import sys
+import typing
+
+HOUSE = """
+    _version _types registry
+    internals internals.*
+    checks generator
+    noise schedules
+    mask
+    backends
+    backends.methods
+    backends.cpu_kernels backends.triton_kernels
+    backends.xla_kernels
+    backends.*_ops
+    ops state
+    layers.base.contraction layers.base.regularizer
+    layers.base.convolution layers.base.noisy
+    layers.base.composite layers.base.inner layers.base.stochastic
+    layers.base.activation_noise layers.base.weight_noise
+    layers.base.shaped_noise
+    layers.base.spatial_noise
+    layers.base
+    layers.activation.* layers.weight.*
+    layers.activation layers.weight
+    layers
+    surgery.graphs
+    surgery.places
+    surgery.configs
+    surgery.copying
+    surgery
+    losses uncertainty
+    report
+    report.environment report.figures report.process report.table
+    report.results
+    testing testing.*
+    __init__
+    commands
+    commands.framework commands.probe
+    commands.doctor
+    commands.bench.matrix
+    commands.bench.products
+    commands.bench.steps
+    commands.bench.limits commands.bench.memory commands.bench.timing
+    commands.bench.network commands.bench.results commands.bench.table
+    commands.bench.charts
+    commands.bench.page
+    commands.bench commands.bench.command commands.bench.worker
+    commands.check commands.demo
+    commands.cli
+    __main__
+"""
+"""The house, from the ground up: a file imports from its own row or from rows above it in this list, nothing else."""
+
+UPWARD = {}
+"""Imports that go up all the same: (file, what it imports) and the reason."""
+
+FRAMEWORKS = {"tensorflow", "torch", "jax", "jaxlib", "triton"}
+
+KERNELS = {
+    "backends.triton_kernels": {"torch", "triton"},
+    "backends.xla_kernels": {"jax"},
+    "internals.of_tensorflow": {"tensorflow"},
+    "internals.of_torch": {"torch"},
+}
+"""Files that are written against a framework and imported where that one is used alone, and which one."""
+
+USERS_OF_FRAMEWORKS = {
+    "commands.bench.memory": "asks each framework for the memory that it has on a GPU",
+    "commands.bench.products": "writes by hand what users of each framework do",
+    "commands.bench.steps": "compiles, differentiates and waits as each framework does",
+    "commands.demo": "switches the compilation cache of JAX on",
+    "uncertainty": "compiles the passes with jax.jit, which leaves the model its weights",
+    "testing.frameworks": "compiles and differentiates on every framework, to test a noise there",
+}
+"""Files beside the backends that import frameworks, inside functions, and the reason."""
+
+USERS_OF_PRIVATE_NAMES = {
+    "internals.of_keras": "its folder is where private names are, and README.md there says why",
+    "internals.of_tensorflow": "likewise",
+}
+"""Files that import private names of Keras or a framework, and the reason."""
+
+PRIVATE_FOLDERS = {"keras": {"src"}, "tensorflow": {"python", "core", "compiler"}}
+"""Folders of a package that are private although their names have no underscore."""
+
+
+class Import(typing.NamedTuple):
+    """One name that a file imports: its full name, whether inside a function, and the line."""
+
+    name: str
+    is_lazy: bool
+    line: int
+
+    @property
+    def package(self):
+        return self.name.partition(".")[0]
+
+    @property
+    def file(self):
+        """The library's file that it comes from, by its name in `modules()`; None for other packages."""
+        if self.package != "pernodedrop":
+            return None
+        inner = self.name.removeprefix("pernodedrop").removeprefix(".")
+        return inner if inner in modules() else inner.rpartition(".")[0] or "__init__"
+
+    @property
+    def is_private(self):
+        """Whether it is a private name of Keras or of a framework."""
+        package, *rest = self.name.split(".")
+        inside = rest[:1] and rest[0] in PRIVATE_FOLDERS.get(package, ())
+        return package in FRAMEWORKS | {"keras"} and bool(inside or any(part.startswith("_") for part in rest))
+
+
+@functools.cache
+def modules():
+    """The library's files, by name: those of `pernodedrop/` without the prefix, a folder for its `__init__.py`."""
+    folder = pathlib.Path(importlib.util.find_spec("pernodedrop").origin).parent
+    backends = folder / "backends"  # in a checkout a link, which glob does not follow, or on Windows no folder
+    backends = backends if backends.is_dir() else folder.parent / "backends"
+    files = {file.relative_to(folder): file for file in folder.glob("**/*.py")}
+    files |= {"backends" / file.relative_to(backends): file for file in backends.glob("*.py")}
+    names = {".".join(path.with_suffix("").parts).removesuffix(".__init__"): file for path, file in files.items()}
+    return dict(sorted(names.items()))
+
+
+def imports(name):
+    """What a file imports, at its top and inside functions."""
+    return imports_of(modules()[name].read_text(encoding="utf-8"))
+
+
+def imports_of(text):
+    """What a text of Python imports, as a list of `Import`."""
+    tree, found = ast.parse(text), []
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.Lambda)]
+    inside = {id(node) for function in functions for node in ast.walk(function)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            start = (
+                "" if isinstance(node, ast.Import) else "." * node.level + (f"{node.module}." if node.module else "")
+            )
+            found += [Import(start + alias.name, id(node) in inside, node.lineno) for alias in node.names]
+    return found
+
+
+@functools.cache
+def graph():
+    """The library's files that each file imports."""
+    return {name: sorted({i.file for i in imports(name)} - {None, name}) for name in modules()}
+
+
+def row(name):
+    """Which row of the house a file stands in; None if in none."""
+    rows = [line.split() for line in HOUSE.strip().splitlines()]
+    exact = [n for n, names in enumerate(rows) if name in names]
+    found = exact or [n for n, names in enumerate(rows) if any(fnmatch.fnmatch(name, pattern) for pattern in names)]
+    return found[0] if found else None
+
+
+def height(name):
+    """Orders files from the ground up; those without a place come first."""
+    return -1 if row(name) is None else row(name), name
+
+
+def problems(name):
+    """What is wrong with the imports of a file, as sentences."""
+    if row(name) is None:
+        yield f"{name} has no place in HOUSE of tests/house.py"
+        return
+    for inner in graph()[name]:
+        if (name, inner) not in UPWARD and row(inner) is not None and row(inner) > row(name):
+            yield f"{name} imports {inner}, which stands above it"
+    for found in imports(name):
+        where = f"{name}, line {found.line}, imports {found.name}"
+        if found.package == "":
+            yield f"{where} relative to itself"
+        if found.package in FRAMEWORKS - KERNELS.get(name, set()) and name != f"backends.{found.package}_ops":
+            if name not in USERS_OF_FRAMEWORKS:
+                yield f"{where}, and is not in USERS_OF_FRAMEWORKS"
+            elif not found.is_lazy:
+                yield f"{where} when it is imported itself"
+        if found.is_private and name not in USERS_OF_PRIVATE_NAMES:
+            yield f"{where}, a private name, and is not in USERS_OF_PRIVATE_NAMES"
+
+
+def circle(arrows):
+    """A sentence on files that import each other in a circle, or None."""
+    try:
+        graphlib.TopologicalSorter(arrows).prepare()
+    except graphlib.CycleError as error:
+        return f"a circle: {' imports '.join(reversed(error.args[1]))}"
+    return None
+
+
+def unneeded():
+    """Rows and exceptions that no file needs any more, as sentences."""
+    for name in HOUSE.split():
+        if not fnmatch.filter(modules(), name):
+            yield f"HOUSE has {name}, which is no file"
+    for name, inner in UPWARD:
+        if inner not in graph().get(name, ()):
+            yield f"UPWARD has {name}, which does not import {inner}"
+    for name in USERS_OF_FRAMEWORKS:
+        if name not in modules() or not FRAMEWORKS & {found.package for found in imports(name)}:
+            yield f"USERS_OF_FRAMEWORKS has {name}, which imports none"
+    for name in USERS_OF_PRIVATE_NAMES:
+        if name not in modules() or not any(found.is_private for found in imports(name)):
+            yield f"USERS_OF_PRIVATE_NAMES has {name}, which imports none"
+
+
+def main():
+    """Print the files row by row, with how many import each and what it imports; return 1 if something is wrong."""
+    users = collections.Counter(inner for wanted in graph().values() for inner in wanted)
+    width = max(map(len, graph()))
+    print(f"{'file':<{width}}  imported by  imports")
+    for _, names in itertools.groupby(sorted(graph(), key=height), key=row):
+        print()
+        for name in names:
+            print(f"{name:<{width}}  {users[name]:>11}  {' '.join(sorted(graph()[name], key=height))}")
+    wrong = [sentence for name in graph() for sentence in problems(name)]
+    wrong += [*filter(None, [circle(graph())]), *unneeded()]
+    print(f"\n{len(graph())} files, {sum(users.values())} imports, {len(wrong)} problems")
+    print(*wrong, sep="\n", end="\n" if wrong else "")
+    return bool(wrong)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

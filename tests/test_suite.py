@@ -1,0 +1,94 @@
+"""The suite's own machinery."""
+
+import itertools
+import pathlib
+
+import pytest
+
+from tests import __main__ as suite
+from tests import conftest
+
+pytestmark = pytest.mark.once
+OTHER = "numpy" if conftest.BACKEND != "numpy" else "jax"
+
+
+def test_a_marked_test_runs_on_the_backends_that_it_says():
+    for names, is_under_test in (((conftest.BACKEND,), True), ((OTHER,), False), ((OTHER, conftest.BACKEND), True)):
+        skip, only = (getattr(pytest.mark, name)(*names, reason="why") for name in ("skip_backend", "only_backend"))
+        assert conftest.reason_to_skip(skip.mark, "a test") == ("why" if is_under_test else None)
+        assert conftest.reason_to_skip(only.mark, "a test") == (None if is_under_test else "why")
+    assert conftest.reason_to_skip(pytest.mark.parametrize("x", [1]).mark, "a test") is None
+
+
+@pytest.mark.parametrize("name", ["skip_backend", "only_backend"])
+@pytest.mark.parametrize(
+    ("names", "rest"),
+    [
+        ((), {"reason": "why"}),
+        (("nunpy",), {"reason": "why"}),
+        (("numpy", "theano"), {"reason": "why"}),
+        (("numpy",), {}),
+        (("numpy",), {"reason": ""}),
+        (("numpy",), {"reason": "why", "strict": True}),
+    ],
+    ids=str,
+)
+def test_a_mark_without_a_known_backend_and_a_reason_is_an_error(name, names, rest):
+    with pytest.raises(
+        pytest.UsageError, match=f"^{name} of a test: expected names of numpy, .*, and reason='...'. Received: "
+    ):
+        conftest.reason_to_skip(getattr(pytest.mark, name)(*names, **rest).mark, "a test")
+
+
+BACKENDS = ["tensorflow", "jax", "torch", "numpy"]
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3])
+def test_a_run_has_every_file_once_for_each_backend_and_one_process_for_what_says_the_same_on_all(parts):
+    first, *others = suite.jobs(BACKENDS, ["-x"], parts)
+    files = sorted(file.name for file in pathlib.Path(__file__).parent.glob("test_*.py"))
+    assert (first.backend, first.marks, named(first)) == ("numpy", "once", files)
+    assert "--doctest-modules" in first.arguments
+    assert {job.marks for job in others} == {"not once"}
+    assert [backend for backend, _ in itertools.groupby(job.backend for job in others)] == BACKENDS
+    for backend in BACKENDS:
+        assert sorted(name for job in others if job.backend == backend for name in named(job)) == files
+    assert all(job.arguments[-1] == "-x" for job in (first, *others))
+
+
+def named(job):
+    """The test files that a process is given."""
+    return [pathlib.Path(argument).name for argument in job.arguments if argument.startswith("tests/")]
+
+
+@pytest.mark.parametrize("test", ["tests/test_ops.py", "tests/test_ops.py::test_name"])
+def test_tests_that_are_named_run_in_one_process_for_each_backend(test):
+    found = [(job.backend, job.marks, job.arguments) for job in suite.jobs(["jax", "numpy"], [test, "-k", "x"], 2)]
+    assert found == [("numpy", "", [test, "-k", "x"]), ("jax", "not once", [test, "-k", "x"])]
+
+
+def test_a_run_fails_where_a_process_does_or_where_nothing_is_selected(monkeypatch, capsys):
+    codes = {"numpy": 0, "jax": suite.NOTHING_SELECTED}
+    monkeypatch.setenv("BACKENDS", "numpy jax")
+    monkeypatch.setattr(suite, "run", lambda job, environment: (codes[job.backend], f"of {job.backend}", 1.0))
+    assert suite.main(["tests/test_ops.py"]) == 0
+    assert capsys.readouterr().out.endswith("passed: numpy\nfailed: none\n")
+    codes["numpy"] = suite.NOTHING_SELECTED
+    assert suite.main(["tests/test_ops.py"]) == 1
+    assert capsys.readouterr().out.endswith("passed: none\nfailed: none\n")
+    codes["jax"] = 1
+    assert suite.main(["tests/test_ops.py"]) == 1
+    assert capsys.readouterr().out.endswith("failed: jax\n")
+
+
+def test_a_fast_run_leaves_out_what_is_slow(monkeypatch):
+    asked = []
+    monkeypatch.setattr(suite, "run", lambda job, environment: asked.append(job) or (0, "", 1.0))
+    assert suite.main(["--fast"]) == 0
+    assert {job.marks for job in asked} == {"once and not slow", "not once and not slow"}
+
+
+def test_a_backend_that_is_none_is_refused(monkeypatch):
+    monkeypatch.setenv("BACKENDS", "numpy theano")
+    with pytest.raises(SystemExit, match=r"BACKENDS: expected names of .*\. Received: numpy theano"):
+        suite.main([])
