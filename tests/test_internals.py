@@ -15,7 +15,7 @@ import pytest
 from pernodedrop.internals import of_keras
 from pernodedrop.layers.base.inner import KINDS
 from tests.frameworks import NAME
-from tests.test_imports import modules
+from tests.house import modules
 
 layers = keras.layers
 

@@ -15,6 +15,8 @@ import pernodedrop
 from pernodedrop.report import environment, process, results, table
 from tests.commands import IMPOSSIBLE
 
+pytestmark = pytest.mark.once
+
 ROOT = pathlib.Path(pernodedrop.__file__).parent.parent
 
 
