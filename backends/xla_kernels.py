@@ -24,6 +24,7 @@ from pernodedrop.backends import cpu_kernels, methods
 from pernodedrop.backends.methods import Decisions
 
 _METADATA = 1  # the extension of a call that only asks
+_UNNAMED = 1 << 32  # version 0.1, that of JAX 0.6.0 to 0.8.0, whose question comes without the interface
 _CALLS = 4 * max(4, os.cpu_count() or 1)  # below a dozen steps XLA takes them one after the other
 
 
@@ -88,9 +89,11 @@ def _asks_for_version(frame):
     """
     if frame[1] == 0 or _array(frame[1] + 8, 1, types.int32)[0] != _METADATA:
         return False
-    metadata, interface = _words(_words(frame[1], 4)[3], 4), _words(frame[2], 5)
-    if _array(frame[2] + 32, 1, types.int32)[0] == 0:
-        metadata[3] = interface[4]
+    metadata = _words(_words(frame[1], 4)[3], 4)
+    if frame[2] == 0:
+        metadata[3] = _UNNAMED
+    elif _array(frame[2] + 32, 1, types.int32)[0] == 0:
+        metadata[3] = _words(frame[2], 5)[4]
     return True
 
 

@@ -1,5 +1,7 @@
 """Kernels written by hand: the masks and sums of the other ways, where and only where they can be had."""
 
+import ctypes
+
 import keras
 import numpy as np
 import pytest
@@ -115,6 +117,30 @@ def test_sums_do_not_depend_on_how_they_are_shared_out(monkeypatch):
         dx, dw = cpu_kernels.gradients(upstream, x, w, mask)
         found.add((y.tobytes(), dx.tobytes(), dw.tobytes()))
     assert len(found) == 1
+
+
+@pytest.mark.only_backend("jax", reason="checks the handlers that are given to XLA")
+@pytest.mark.parametrize(
+    ("interface", "answer"),
+    [((0, 3), (0, 3)), (None, (0, 1)), ((1, 0), (-1, -1))],
+    ids=["as asked", "as JAX up to 0.8.0, which does not say", "none to another major version"],
+)
+def test_a_handler_answers_which_version_of_xla_s_interface_it_is_for(interface, answer):
+    from pernodedrop.backends import xla_kernels
+
+    def structure(*fields):
+        return (ctypes.c_int64 * (1 + len(fields)))(8 * (1 + len(fields)), *fields)
+
+    def version(major, minor):
+        return minor << 32 | major & 0xFFFFFFFF
+
+    for handler in xla_kernels.handlers:
+        metadata = structure(24, 0, version(-1, -1), 0)
+        extension = structure(1, 0, ctypes.addressof(metadata))
+        api = structure(0, 24, 0, version(*interface)) if interface else None
+        frame = structure(ctypes.addressof(extension), ctypes.addressof(api) if api else 0, *[0] * 12)
+        assert handler.ctypes(ctypes.addressof(frame)) == 0
+        assert metadata[3] == version(*answer)
 
 
 @pytest.mark.only_backend("torch", reason="checks the registration of torch's custom operator")
