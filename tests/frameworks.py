@@ -30,6 +30,7 @@ def float64():
     """A context in which float64 tensors stay so."""
     if NAME == "jax":
         import jax
+        import jax.experimental
 
-        return jax.enable_x64(True)
+        return (jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64)(True)  # from 0.8 on
     return contextlib.nullcontext()
