@@ -69,11 +69,26 @@ def test_every_exception_from_a_rule_says_why():
     assert silent == []
 
 
-def test_ci_tests_the_python_versions_and_the_oldest_keras_that_the_metadata_promise(pyproject):
-    workflow = (ROOT / ".github/workflows/tests.yml").read_text(encoding="utf-8")
+def test_ci_tests_the_python_versions_that_the_metadata_promise(pyproject):
     promised = re.findall(r"Python :: (3\.\d+)", " ".join(pyproject["project"]["classifiers"]))
-    (matrix,) = re.findall(r"^ +python: \[(.+)\]$", workflow, re.MULTILINE)
+    (matrix,) = re.findall(r"^ +python: \[(.+)\]$", workflow("tests"), re.MULTILINE)
     assert re.findall(r'"(.+?)"', matrix) == promised
     assert pyproject["project"]["requires-python"] == f">={promised[0]}"
-    (keras,) = (name for name in pyproject["project"]["dependencies"] if name.startswith("keras"))
-    assert re.findall(r'OLDEST: "(.+)"$', workflow, re.MULTILINE) == [keras.removeprefix("keras>=")]
+
+
+def test_ci_tests_the_lowest_versions_that_the_metadata_declare(pyproject):
+    """uv takes the bounds of what it is asked for by name; of what has no bound, the first release there ever was."""
+    extras = pyproject["project"]["optional-dependencies"]
+    frameworks, others = {"jax", "tensorflow", "torch"}, pyproject["dependency-groups"]["test"]
+    builds = pyproject["dependency-groups"]["frameworks"]
+    assert [name.replace("-cpu", "") for name in builds] == [extras[name][0] for name in sorted(frameworks)]
+    asked = re.findall(
+        r"--resolution lowest-direct -e '\.\[(.+)\]' --group frameworks --group test$", workflow("tests"), re.M
+    )
+    assert [set(names.split(",")) for names in asked] == [set(extras) - frameworks]
+    named = [*pyproject["project"]["dependencies"], *(name for names in extras.values() for name in names), *others]
+    assert [name for name in named if ">=" not in name and not name.startswith("pernodedrop[")] == []
+
+
+def workflow(name):
+    return (ROOT / f".github/workflows/{name}.yml").read_text(encoding="utf-8")
