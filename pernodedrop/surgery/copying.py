@@ -84,12 +84,10 @@ def _match(layer: Layer, copy: Layer, copies: Changes) -> None:
         copy.trainable = layer.trainable
     changes = {}
     for place, inner in inside.items():
-        if not _alike(inner, copied[place]):
-            changes[copied[place]] = _copy(inner, copies)
-        elif inner in copies and copies[inner] is not copied[place]:  # the config has made two of one layer
-            changes[copied[place]] = copies[inner]
-        elif inner not in copies:
+        if inner not in copies and _alike(inner, copied[place]):
             _match(inner, copied[place], copies)
+        elif (right := _copy(inner, copies)) is not copied[place]:  # the config knows another, or made two of one
+            changes[copied[place]] = right
     places.put(copy, changes)
     if isinstance(layer, keras.Function):
         copy.output_names = list(layer.output_names)
