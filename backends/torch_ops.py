@@ -7,6 +7,7 @@ a custom operator: the recomputed product (its block loop would be unrolled into
 
 import contextlib
 import sys
+import typing
 
 import torch
 from torch import (
@@ -40,6 +41,8 @@ from pernodedrop.mask import Grid
 
 xp = sys.modules[__name__]
 permute_dims = permute
+
+_Tensors = typing.Sequence[torch.Tensor]  # custom_op of torch 2.6 does not take `list`
 
 if "tensorflow" in sys.modules and "triton" not in sys.modules:
     # imported after TensorFlow it would abort the process, and torch imports it where it finds it
@@ -155,7 +158,7 @@ def recomputed(x, w, grid):
 
 
 @torch.library.custom_op("pernodedrop::recomputed", mutates_args=())
-def _recomputed(x: torch.Tensor, w: torch.Tensor, noise: str, names: str, mask: list[torch.Tensor]) -> torch.Tensor:
+def _recomputed(x: torch.Tensor, w: torch.Tensor, noise: str, names: str, mask: _Tensors) -> torch.Tensor:
     y = x.new_zeros((*x.shape[:2], w.shape[1]))
     for block, entries in methods.blocks(x, w, _grid(noise, names, mask), xp):
         y += methods.forward_block(x[:, :, block], w[block], entries, xp)
@@ -169,7 +172,7 @@ def _(x, w, noise, names, mask):
 
 @torch.library.custom_op("pernodedrop::recomputed_backward", mutates_args=())
 def _recomputed_backward(
-    dy: torch.Tensor, x: torch.Tensor, w: torch.Tensor, noise: str, names: str, mask: list[torch.Tensor]
+    dy: torch.Tensor, x: torch.Tensor, w: torch.Tensor, noise: str, names: str, mask: _Tensors
 ) -> tuple[torch.Tensor, torch.Tensor]:
     dx, dw = torch.empty_like(x), torch.empty_like(w)
     for block, entries in methods.blocks(x, w, _grid(noise, names, mask), xp):
@@ -253,7 +256,7 @@ def kernel(x, w, grid):
 
 
 @torch.library.custom_op("pernodedrop::kernel", mutates_args=(), device_types="cpu")
-def _kernel(x: torch.Tensor, w: torch.Tensor, decisions: list[torch.Tensor]) -> torch.Tensor:
+def _kernel(x: torch.Tensor, w: torch.Tensor, decisions: _Tensors) -> torch.Tensor:
     from pernodedrop.backends import cpu_kernels
 
     return torch.from_numpy(cpu_kernels.product(x.numpy(), w.numpy(), _host(decisions)))
@@ -273,7 +276,7 @@ def _(x, w, decisions):
 
 @torch.library.custom_op("pernodedrop::kernel_backward", mutates_args=(), device_types="cpu")
 def _kernel_backward(
-    dy: torch.Tensor, x: torch.Tensor, w: torch.Tensor, decisions: list[torch.Tensor]
+    dy: torch.Tensor, x: torch.Tensor, w: torch.Tensor, decisions: _Tensors
 ) -> tuple[torch.Tensor, torch.Tensor]:
     from pernodedrop.backends import cpu_kernels
 
