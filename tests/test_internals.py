@@ -4,10 +4,13 @@ A test of a function here runs the framework, not the library: an upgrade that c
 """
 
 import ast
+import gc
 import pathlib
 import subprocess
 import sys
+import weakref
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -166,6 +169,16 @@ def test_forget_graph(make):
     assert model.outputs[0] is outputs[0]
 
 
+def test_forget_graph_lets_go_of_the_layers_that_follow():
+    model = graph()
+    first, last = model.get_layer("a"), weakref.ref(model.get_layer("b"))
+    of_keras.forget_graph(model)
+    del model
+    gc.collect()
+    assert first
+    assert last() is None
+
+
 def test_forget_graph_leaves_the_nodes_of_another_graph():
     x, shared = keras.Input((3,)), layers.Dense(3, name="shared")
     one, two = keras.Model(x, shared(x)), keras.Model(x, layers.ReLU()(shared(x)))
@@ -176,15 +189,23 @@ def test_forget_graph_leaves_the_nodes_of_another_graph():
     np.testing.assert_array_equal(host(again(inputs(2, 3))), y)
 
 
-def test_take_graph():
+def test_take_graph(tmp_path):
     model, new = graph(), layers.Dense(4, activation="tanh")
     of_keras.forget_graph(model)
     other = keras.Model(model.input, model.get_layer("b")(new(model.input)), name="other")
     name, counted = model.name, of_keras.layers_of(model)
     of_keras.take_graph(model, other)
     np.testing.assert_array_equal(host(model(inputs(2, 3))), host(other(inputs(2, 3))))
+    assert model.output is other.output
     assert model.layers == other.layers
     assert (model.name, of_keras.layers_of(model)) == (name, counted)
+    found = []
+    for each in (model, other):  # Keras saves what is in any attribute
+        each.save_weights(tmp_path / "it.weights.h5")
+        with h5py.File(tmp_path / "it.weights.h5") as file:
+            found.append([])
+            file.visit(found[-1].append)
+    assert found[0] == found[1]
     loaded = keras.Model.from_config(model.get_config())
     assert [one.name for one in loaded.layers] == [one.name for one in other.layers]
 
