@@ -345,7 +345,7 @@ def test_lora_is_copied_with_its_factors():
 
 
 @pytest.mark.skip_backend("numpy", reason="Keras' NumPy backend does not quantize")
-@pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method:UserWarning")
+@pytest.mark.filterwarnings("ignore:.*(`quantize` method|support quantization):UserWarning")
 @pytest.mark.parametrize("make", [sequential, own_constructor, subclassed])
 def test_int8_layers_are_copied_as_they_are(make):
     model, x = made(make), inputs(6, 4)

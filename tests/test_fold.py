@@ -260,7 +260,7 @@ def test_what_cannot_be_folded_is_refused_by_name(make, words):
 
 
 @pytest.mark.skip_backend("numpy", reason="Keras' NumPy backend does not quantize")
-@pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method:UserWarning")
+@pytest.mark.filterwarnings("ignore:.*(`quantize` method|support quantization):UserWarning")
 def test_a_folded_model_quantizes_to_int8():
     """Rounding to 8 bits moves a weight or an input by at most 1/254 of the largest, a few per cent in three layers."""
     plain, x = fold(sequential()), inputs(32, 4)

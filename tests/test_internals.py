@@ -245,7 +245,6 @@ def test_with_kernel(kind):
     assert layer.kernel is kernel
 
 
-@pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method:UserWarning")
 @pytest.mark.parametrize("lora", [False, True])
 @pytest.mark.parametrize("equation", [None, "abc,cde->abde", "abc,dce->abde"])
 def test_int8_kernel(equation, lora):
