@@ -31,8 +31,8 @@ def of_case(case: matrix.Case, rates: dict[str, float | None]) -> Limit:
     """The least time that one step of a case could take.
 
     It reads x, w and dy once and writes y, dx and dw once for each pass that has them, multiplies and adds as often as
-    the law asks for, and generates each word of the mask once in each pass. How a row does it does not matter, so rows
-    of one law have one limit.
+    the distribution asks for, and generates each word of the mask once in each pass. How a row does it does not matter,
+    so rows of one distribution have one limit.
 
     Args:
         case: a `Case`.

@@ -35,18 +35,18 @@ def product(row: str, backend: str, rate: float, form: str | None = None) -> Pro
     return OURS[row](rate)
 
 
-def _masked(noise: typing.Callable[[float], pnd.Noise], **options: typing.Any) -> typing.Callable[[float], Product]:
+def _masked(kind: typing.Callable[[float], pnd.Noise], **options: typing.Any) -> typing.Callable[[float], Product]:
     def of_rate(rate: float) -> Product:
-        law = noise(rate)
-        return lambda x, w, key: pnd.ops.masked_dense(x, w, law, key, **options)
+        noise = kind(rate)
+        return lambda x, w, key: pnd.ops.masked_dense(x, w, noise, key, **options)
 
     return of_rate
 
 
 def _fixed(rate: float) -> Product:
     """One mask for the model: the call number of its key never changes."""
-    law = pnd.Bernoulli(rate)
-    return lambda x, w, key: pnd.ops.masked_dense(x, w, law, (key[0], 0), sharing="sample+time")
+    noise = pnd.Bernoulli(rate)
+    return lambda x, w, key: pnd.ops.masked_dense(x, w, noise, (key[0], 0), sharing="sample+time")
 
 
 OURS: dict[str, typing.Callable[[float], Product]] = {

@@ -11,8 +11,8 @@ NOTES = {
     "time": "Milliseconds, the median of rounds in which all rows take turns; in brackets the multiple of this "
     "library's Dropout + Dense in the same rounds.",
     "limit": "The limit is the least time in which the machine could read and write the operands once, do the "
-    "products, and make the words of the mask once in each pass; rows of one law have one limit. Rows in grey are not "
-    "this library's.",
+    "products, and make the words of the mask once in each pass; rows of one distribution have one limit. Rows in grey "
+    "are not this library's.",
     "memory": "The peak of a step beyond operands and results, in a process of its own.",
     "network": "Stock `model.fit`, batch 128, random images: milliseconds of a step, and in brackets the multiple of "
     "the model with keras.layers.Dropout.",
