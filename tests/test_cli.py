@@ -14,12 +14,14 @@ import pytest
 
 import pernodedrop
 from pernodedrop import backends
-from pernodedrop.commands import doctor, framework, probe
+from pernodedrop.commands import doctor, framework
 from pernodedrop.commands.cli import main
 from pernodedrop.report.environment import installed_backends
 from tests.commands import IMPOSSIBLE, exits
 
 ROOT = pathlib.Path(__file__).parent.parent
+
+pytestmark = pytest.mark.once
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +31,6 @@ def variables():
         yield
 
 
-@pytest.mark.once
 def test_help_names_every_command(capsys):
     assert exits(["--help"]) == 0
     text = capsys.readouterr().out
@@ -37,7 +38,6 @@ def test_help_names_every_command(capsys):
         assert f"\n    {command} " in text
 
 
-@pytest.mark.once
 def test_version_as_a_module(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["pernodedrop", "--version"])
     with pytest.raises(SystemExit) as stop:
@@ -46,7 +46,6 @@ def test_version_as_a_module(capsys, monkeypatch):
     assert capsys.readouterr().out == f"pernodedrop {pernodedrop.__version__}\n"
 
 
-@pytest.mark.once
 @pytest.mark.parametrize(("argv", "message"), [([], "COMMAND"), (["demmo"], "demmo"), (["doctor", "-x"], "-x")])
 def test_wrong_usage_exits_2(argv, message, capsys):
     assert exits(argv) == 2
@@ -70,7 +69,6 @@ def bare(tmp_path_factory):
     return run
 
 
-@pytest.mark.once
 @pytest.mark.parametrize("backend", ["", "jax", "touch"])
 def test_with_numpy_alone_doctor_says_what_there_is(bare, backend):
     done = bare("doctor", backend=backend)
@@ -86,7 +84,6 @@ def test_with_numpy_alone_doctor_says_what_there_is(bare, backend):
     assert ("(did you mean 'torch'?)" if backend == "touch" else "Noises and ops work without it") in line
 
 
-@pytest.mark.once
 @pytest.mark.parametrize(
     ("command", "backend", "code", "message"),
     [
@@ -119,7 +116,6 @@ def there(monkeypatch, tmp_path):
     return set_up
 
 
-@pytest.mark.once
 @pytest.mark.parametrize(
     ("packages", "variable", "file", "chosen"),
     [
@@ -141,7 +137,6 @@ def test_a_command_takes_what_keras_would_and_else_what_there_is(there, packages
     assert framework.choose(framework.ALL) == chosen
 
 
-@pytest.mark.once
 @pytest.mark.parametrize(
     ("packages", "variable", "needed"),
     [
@@ -159,14 +154,12 @@ def test_what_is_not_installed_is_named(there, packages, variable, needed):
     assert missing.value.name == needed
 
 
-@pytest.mark.once
 def test_a_backend_that_will_not_do_is_refused(there):
     there("keras numpy jax", "numpy")
     with pytest.raises(ValueError, match=r"`KERAS_BACKEND`. Expected one of 'jax', 'torch', 'tensorflow'. Received"):
         framework.choose(framework.TRAIN)
 
 
-@pytest.mark.once
 def test_check_without_its_packages_says_what_to_install(monkeypatch, capsys):
     for name in [
         name for name in sys.modules if name.startswith(("pernodedrop.testing", "pernodedrop.commands.check"))
@@ -191,7 +184,6 @@ def probes(monkeypatch):
     return answering
 
 
-@pytest.mark.once
 def test_doctor_exits_0_if_all_is_well(probes, there, capsys):
     there("keras torch numba", "torch")
     probes()
@@ -202,7 +194,6 @@ def test_doctor_exits_0_if_all_is_well(probes, there, capsys):
     assert "Keras: runs on torch (KERAS_BACKEND); the layers load" in text
 
 
-@pytest.mark.once
 @pytest.mark.parametrize(
     ("answers", "told"),
     [
@@ -219,7 +210,6 @@ def test_doctor_exits_1_if_something_differs_or_fails(answers, told, probes, the
     assert told in capsys.readouterr().out
 
 
-@pytest.mark.once
 @pytest.mark.parametrize(
     ("packages", "variable", "wrong", "told"),
     [
@@ -246,21 +236,12 @@ def test_doctor_says_what_keras_runs_on(packages, variable, wrong, told, probes,
     assert part.wrong == wrong
 
 
-@pytest.mark.once
 def test_a_process_of_doctor_answers_or_says_how_it_failed():
     answers = [doctor._finish(doctor._start("mask", name)) for name in ("numpy", "theano")]
     assert answers[0] == {"version": np.__version__, "digest": doctor.KNOWN_ANSWER}
     assert "'theano'" in answers[1]["error"]
 
 
-@pytest.mark.parametrize("backend", backends.NAMES)
-def test_digest_is_the_known_answer(backend):
-    if backend not in sys.modules:
-        pytest.skip(f"{backend} is tested where it is imported")
-    assert probe.digest(backend) == doctor.KNOWN_ANSWER
-
-
-@pytest.mark.once
 def test_extras_are_those_of_the_package():
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     packages = {extra: tuple(name.partition(">=")[0] for name in names) for extra, names in extras.items()}
@@ -304,7 +285,6 @@ def my_noises(tmp_path, monkeypatch):
     sys.modules.pop("my_noises", None)
 
 
-@pytest.mark.once
 def test_check_finds_a_noise_in_the_working_folder_and_draws_it(my_noises, capsys):
     assert main(["check", "my_noises:Fair", *QUICK]) == 0
     captured = capsys.readouterr()
@@ -313,13 +293,11 @@ def test_check_finds_a_noise_in_the_working_folder_and_draws_it(my_noises, capsy
     assert (my_noises / "check-results/Fair.png").read_bytes()[:4] == b"\x89PNG"
 
 
-@pytest.mark.once
 def test_check_draws_a_noise_at_the_rates_that_it_takes(my_noises, capsys):
     assert main(["check", "my_noises:UpToHalf", *QUICK]) == 0
     assert (my_noises / "check-results/UpToHalf.png").exists()
 
 
-@pytest.mark.once
 def test_check_exits_1_for_a_noise_that_is_refused(my_noises, capsys):
     assert main(["check", "my_noises:Unfair", *QUICK, "--picture", "unfair.svg"]) == 1
     text = capsys.readouterr().out
@@ -328,7 +306,6 @@ def test_check_exits_1_for_a_noise_that_is_refused(my_noises, capsys):
     assert (my_noises / "unfair.svg").exists()
 
 
-@pytest.mark.once
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -350,7 +327,6 @@ def test_check_of_something_else_exits_2(my_noises, arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.once
 @pytest.mark.parametrize("folder", IMPOSSIBLE)
 def test_a_picture_that_cannot_be_written_is_refused_in_one_line(my_noises, folder, capsys):
     (my_noises / "taken").write_text("mine")
@@ -359,7 +335,6 @@ def test_a_picture_that_cannot_be_written_is_refused_in_one_line(my_noises, fold
     assert "argument `picture`. Expected a folder that can be written" in line
 
 
-@pytest.mark.once
 def test_a_picture_that_is_a_folder_is_refused(my_noises, capsys):
     (my_noises / "fair.png").mkdir()
     assert exits(["check", "my_noises:Fair", *QUICK, "--picture", "fair.png"]) == 2

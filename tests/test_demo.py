@@ -1,4 +1,4 @@
-"""`pernodedrop demo`: its settings, what it trains, what it writes, and the framework that it takes."""
+"""What of the command line depends on the framework under test: `pernodedrop demo`, and what doctor finds."""
 
 import json
 import os
@@ -7,7 +7,7 @@ import sys
 import keras
 import pytest
 
-from pernodedrop.commands import doctor, framework
+from pernodedrop.commands import doctor, framework, probe
 from pernodedrop.commands.cli import main
 from tests.commands import IMPOSSIBLE, exits
 from tests.processes import child
@@ -78,6 +78,10 @@ def test_without_the_variable_it_says_which_framework_it_takes(demo, monkeypatch
     line, _ = capsys.readouterr().err.splitlines()
     assert line == f"KERAS_BACKEND is not set: Keras runs on {backend}"
     assert os.environ["KERAS_BACKEND"] == backend
+
+
+def test_digest_is_the_known_answer():
+    assert probe.digest(keras.backend.backend()) == doctor.KNOWN_ANSWER
 
 
 def test_doctor_finds_that_the_layers_load():

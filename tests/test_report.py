@@ -19,6 +19,8 @@ pytestmark = pytest.mark.once
 
 ROOT = pathlib.Path(pernodedrop.__file__).parent.parent
 
+pytestmark = pytest.mark.once
+
 
 def test_the_environment_is_plain_and_imports_nothing():
     code = "import json, sys, pernodedrop.report.environment as e; print(json.dumps([e.environment(), [*sys.modules]]))"
