@@ -36,7 +36,7 @@ class State:
     >>> from pernodedrop import Bernoulli
     >>> state = State(Mask(Bernoulli(0.5)), seed=7)
     >>> state.first_key.tolist(), state.first_numbers
-    ([7, 0], {'threshold': 8388608})
+    ([7, 0], {'threshold': np.int32(8388608)})
     """
 
     def __init__(self, mask: Mask, seed: int | None = None, schedule: Schedule | None = None) -> None:

@@ -10,6 +10,7 @@ process runs it. A backend that is asked for and cannot load is a failure.
 """
 
 import concurrent.futures
+import importlib.util
 import os
 import pathlib
 import subprocess
@@ -17,6 +18,8 @@ import sys
 import tempfile
 import time
 import typing
+
+from tests import house
 
 ROOT = pathlib.Path(__file__).parent.parent
 BACKENDS = ("tensorflow", "jax", "torch", "numpy")  # the slowest first, so that no process is left over at the end
@@ -41,14 +44,25 @@ def jobs(backends, arguments, parts):
     if any((ROOT / argument.partition("::")[0]).exists() for argument in arguments):  # they name the tests
         return [Job(first, first, "", arguments), *(Job(name, name, "not once", arguments) for name in others)]
     files = sorted(file.relative_to(ROOT).as_posix() for file in (ROOT / "tests").glob("test_*.py"))
-    others = ["--ignore=pernodedrop/backends", "--ignore=pernodedrop/internals"]  # other frameworks' files are there
-    doctests = ["--doctest-modules", "pernodedrop", *others]
-    found = [Job("once", first, "once", [*doctests, *files, *arguments])]
+    examples = ["--doctest-modules", *documented(first)] if has_keras(first) else []
+    found = [Job("once", first, "once", [*examples, *files, *arguments])]
     for backend in backends:
         for part in range(parts):
             title = f"{backend}, part {part + 1} of {parts}"
             found.append(Job(title, backend, "not once", [*files[part::parts], *arguments]))
     return found
+
+
+def documented(backend):
+    """The library's files but the backends and those that import another framework: where docstrings have examples."""
+    for name, path in house.modules().items():
+        if not name.startswith("backends") and house.packages(name) & house.FRAMEWORKS <= {backend}:
+            yield path.relative_to(ROOT).as_posix()
+
+
+def has_keras(backend):
+    """Whether Keras works on a backend: its own for NumPy is made of functions of JAX."""
+    return backend != "numpy" or importlib.util.find_spec("jax") is not None
 
 
 def run(job, environment):

@@ -1,6 +1,11 @@
-"""One process tests one backend: KERAS_BACKEND chooses it, HYPOTHESIS_PROFILE how long properties are searched."""
+"""One process tests one backend: KERAS_BACKEND chooses it, HYPOTHESIS_PROFILE how long properties are searched.
+
+Where no framework is installed, the tests of NumPy run without Keras, whose NumPy backend is made of JAX' functions.
+"""
 
 import os
+import pathlib
+import random
 import tempfile
 import zlib
 
@@ -10,17 +15,41 @@ BACKEND = os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import hypothesis
-import keras
 import numpy
 import pytest
 import scipy
 
-from pernodedrop import backends
+from tests.__main__ import has_keras
 
-if BACKEND == "numpy":  # there Keras traces layers on uninitialized memory, which may hold what overflows
+HAS_KERAS = has_keras(BACKEND)
+if HAS_KERAS:
+    import keras  # before the library, which then registers its classes with Keras
+if HAS_KERAS and BACKEND == "numpy":  # there Keras traces layers on uninitialized memory, which may hold what overflows
     keras.src.backend.compute_output_spec = numpy.errstate(all="ignore")(keras.src.backend.compute_output_spec)
 
+from pernodedrop import backends
+
+HERE = pathlib.Path(__file__).parent
+CORE = (
+    "test_backends",
+    "test_dtypes",
+    "test_generator",
+    "test_kernels",
+    "test_mask",
+    "test_noise",
+    "test_ops",
+    "test_packaging",
+    "test_properties",
+    "test_refusals",
+    "test_reparameterization",
+    "test_suite",
+    "test_testing",
+)
+"""The tests that need no Keras."""
+
 collect_ignore = ["__main__.py", "package.py", "scripts"]  # for --doctest-modules: they are run, not imported
+if not HAS_KERAS:
+    collect_ignore += [file.name for file in HERE.glob("test_*.py") if file.stem not in CORE]
 
 hypothesis.settings.register_profile("ci", derandomize=True, deadline=None, max_examples=30, print_blob=True)
 hypothesis.settings.register_profile("thorough", deadline=None, max_examples=1000, print_blob=True)
@@ -48,21 +77,31 @@ def reason_to_skip(mark, test):
 
 
 def pytest_report_header():
-    return f"{BACKEND}, Keras {keras.__version__}, NumPy {numpy.__version__}, SciPy {scipy.__version__}"
+    with_keras = f"Keras {keras.__version__}" if HAS_KERAS else "no Keras, whose NumPy backend needs jax"
+    return f"{BACKEND}, {with_keras}, NumPy {numpy.__version__}, SciPy {scipy.__version__}"
+
+
+needs_keras = pytest.mark.skipif(not HAS_KERAS, reason="Keras' NumPy backend needs jax")
 
 
 @pytest.fixture(scope="session", autouse=True)
 def requested_backend():
     """A backend that was asked for and does not load is a failure, never a skip."""
-    assert keras.backend.backend() == BACKEND
-    assert backends.name_of(keras.ops.convert_to_tensor(0.0)) == BACKEND
+    if HAS_KERAS:
+        assert keras.backend.backend() == BACKEND
+        assert backends.name_of(keras.ops.convert_to_tensor(0.0)) == BACKEND
     assert backends.get(BACKEND).__name__ == f"pernodedrop.backends.{BACKEND}_ops"
 
 
 @pytest.fixture(autouse=True)
 def same_numbers_in_every_run(request):
     """Weights and seeds that a test does not give are other ones in every test, and the same ones in every run."""
-    keras.utils.set_random_seed(zlib.crc32(request.node.nodeid.encode()))
+    seed = zlib.crc32(request.node.nodeid.encode())
+    if HAS_KERAS:
+        keras.utils.set_random_seed(seed)
+    else:
+        random.seed(seed)
+        numpy.random.seed(seed)
 
 
 @pytest.fixture(scope="session")

@@ -98,7 +98,7 @@ PRIVATE_FOLDERS = {"keras": {"src"}, "tensorflow": {"python", "core", "compiler"
 
 
 class Import(typing.NamedTuple):
-    """One name that a file imports: its full name, whether inside a function, and the line."""
+    """One name that a file imports: its full name, whether not when it is imported itself, and the line."""
 
     name: str
     is_lazy: bool
@@ -144,14 +144,29 @@ def imports(name):
 def imports_of(text):
     """What a text of Python imports, as a list of `Import`."""
     tree, found = ast.parse(text), []
-    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.Lambda)]
-    inside = {id(node) for function in functions for node in ast.walk(function)}
+    later = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) or for_type_checkers(node)]
+    inside = {id(node) for outer in later for node in ast.walk(outer)}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
             start = (
                 "" if isinstance(node, ast.Import) else "." * node.level + (f"{node.module}." if node.module else "")
             )
             found += [Import(start + alias.name, id(node) in inside, node.lineno) for alias in node.names]
+    return found
+
+
+def for_type_checkers(node):
+    """Whether a node of a syntax tree is `if typing.TYPE_CHECKING`."""
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "typing.TYPE_CHECKING"
+
+
+def packages(name):
+    """The packages that are imported with a file: by itself, its folders, and the library's files that these import."""
+    files, found = [name], set()
+    for file in files:  # grows
+        now = [i for i in imports(file) if not i.is_lazy]
+        found |= {i.package for i in now}
+        files += {file.rpartition(".")[0] or name, *(i.file or name for i in now)} - set(files)
     return found
 
 

@@ -6,9 +6,8 @@ import pathlib
 import subprocess
 import sys
 
-import keras
-
 import pernodedrop
+from tests.frameworks import NAME
 
 SCRIPTS = pathlib.Path(__file__).parent / "scripts"
 
@@ -16,7 +15,7 @@ SCRIPTS = pathlib.Path(__file__).parent / "scripts"
 def child(script, *arguments, backend=None, **environment):
     """Run a script of tests/scripts and return what it printed last, as JSON."""
     root = str(pathlib.Path(pernodedrop.__file__).parent.parent)
-    env = {**os.environ, "KERAS_BACKEND": backend or keras.backend.backend(), **environment}
+    env = {**os.environ, "KERAS_BACKEND": backend or NAME, **environment}
     env["PYTHONPATH"] = os.pathsep.join([root, env.get("PYTHONPATH", "")])
     command = [sys.executable, str(SCRIPTS / script), *map(str, arguments)]
     done = subprocess.run(command, env=env, capture_output=True, text=True)

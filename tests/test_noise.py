@@ -8,7 +8,6 @@ import re
 from fractions import Fraction
 
 import hypothesis
-import keras
 import numpy as np
 import pytest
 from hypothesis import strategies as st
@@ -191,8 +190,14 @@ def test_a_rate_means_the_variance_of_bernoulli(rate):
         assert law(rate=rate).variance == pytest.approx(rate / (1 - rate), rel=1e-12)
 
 
+@pytest.fixture
+def keras():
+    """Keras, where it can be imported."""
+    return pytest.importorskip("keras", reason="Keras' NumPy backend needs jax")
+
+
 @each
-def test_config_round_trips_through_keras(noise):
+def test_config_round_trips_through_keras(noise, keras):
     text = json.dumps(keras.saving.serialize_keras_object(noise))
     again = keras.saving.deserialize_keras_object(json.loads(text))
     assert type(again) is type(noise)
@@ -200,7 +205,7 @@ def test_config_round_trips_through_keras(noise):
     assert type(noise).from_config(noise.get_config()) == noise
 
 
-def test_noises_of_one_name_in_two_modules_keep_apart_when_loaded():
+def test_noises_of_one_name_in_two_modules_keep_apart_when_loaded(keras):
     """`Noise` says it registers a class under its module and name."""
 
     def law(module):

@@ -15,6 +15,7 @@ from pernodedrop import backends
 from pernodedrop.backends import methods
 from pernodedrop.testing import chance, claims, evaluate, frameworks, integration
 from tests import wrong_noises as wrong
+from tests.conftest import needs_keras
 from tests.frameworks import NAME, needs_gradients
 from tests.noises import Near, Quantized, Triangular, UpToHalf, right_noises
 
@@ -65,12 +66,16 @@ WRONG = [
     (wrong.SaysItIsGaussian(half_width=0.5), "normality", "a distance from the normal one", "0.0", "0, to within"),
     (wrong.Doubles(), "entries", "entries have another dtype", "float16", "float32"),
     (wrong.TakesAnything(), "bad_input", "half_width=nan is accepted", "nan", "that names `half_width`"),
-    (wrong.Forgetful(0.25), "saving", "what is loaded is another noise", "0.5", "0.25"),
     (wrong.Unhashable(), "declaration", "is another noise|make unequal noises", "", ""),
 ]
+NOT_SAVED = (wrong.Forgetful(0.25), "saving", "what is loaded is another noise", "0.5", "0.25")
 
 
-@pytest.mark.parametrize(("noise", "claim", "what", "observed", "claimed"), WRONG, ids=lambda v: type(v).__name__)
+@pytest.mark.parametrize(
+    ("noise", "claim", "what", "observed", "claimed"),
+    [*WRONG, pytest.param(*NOT_SAVED, marks=needs_keras)],
+    ids=lambda v: type(v).__name__,
+)
 def test_a_wrong_noise_is_refused_by_name(noise, claim, what, observed, claimed):
     with pytest.raises(pnd.testing.Refused) as refused:
         pnd.testing.check_noise(noise, backends=[NAME], claims=[claim], examples=5)
@@ -81,8 +86,10 @@ def test_a_wrong_noise_is_refused_by_name(noise, claim, what, observed, claimed)
     assert re.search(claimed, str(outcome.finding.claimed))
 
 
-@pytest.mark.only_backend("numpy", reason="what the other claims say of a wrong noise is shown once, where it is quick")
-@pytest.mark.parametrize(("noise", "claim"), [row[:2] for row in WRONG], ids=lambda v: type(v).__name__)
+@needs_keras
+@pytest.mark.slow
+@pytest.mark.once
+@pytest.mark.parametrize(("noise", "claim"), [row[:2] for row in (*WRONG, NOT_SAVED)], ids=lambda v: type(v).__name__)
 def test_a_wrong_noise_is_refused_by_the_whole_contract(noise, claim):
     with pytest.raises(pnd.testing.Refused, match="is refused: ") as refused:
         pnd.testing.check_noise(noise, backends=["numpy"], examples=5)
@@ -122,7 +129,7 @@ WRONG_MASKS = [
 ]
 
 
-@pytest.mark.only_backend("numpy", reason="these masks are made with NumPy")
+@pytest.mark.once
 @pytest.mark.parametrize(("sample_mask", "claim", "what"), WRONG_MASKS, ids=[row[0].__name__ for row in WRONG_MASKS])
 def test_a_wrong_mask_is_refused_by_name(sample_mask, claim, what):
     ops = wrong.Ops(sample_mask=sample_mask)
@@ -335,7 +342,8 @@ class TestShifted(pnd.testing.NoiseContract):
 """
 
 
-@pytest.mark.only_backend("numpy", reason="one process is enough")
+@needs_keras
+@pytest.mark.once
 def test_the_contract_class_fails_where_the_noise_does(tmp_path):
     (tmp_path / "test_shifted.py").write_text(PYTEST_MODULE)
     paths = os.pathsep.join(str(pathlib.Path(module.__file__).parent.parent) for module in (pnd, wrong))
@@ -384,7 +392,7 @@ def test_bounds_hold_for_laws_whose_tails_are_known():
     for n, alarm in ((10, 1e-2), (1000, 1e-3), (1000, 1e-9)):
         limit = chance.bernstein(n, 1, alarm)
         assert 2 * stats.binom.sf(np.ceil((n + limit) / 2) - 1, n, 0.5) <= alarm
-        assert stats.kstwo.sf(chance.kolmogorov_bound(n, alarm), n) <= alarm
+        assert stats.kstwo.sf(chance.kolmogorov_bound(n, alarm), n) == pytest.approx(alarm)
     sample = np.random.default_rng(0).random(500)
     assert chance.kolmogorov(sample) == pytest.approx(stats.kstest(sample, "uniform").statistic)
 
