@@ -2,7 +2,6 @@
 
 import ctypes
 
-import keras
 import numpy as np
 import pytest
 
@@ -229,24 +228,3 @@ def test_no_shape_reads_or_writes_out_of_bounds(tmp_path):
     """With numba's checks of bounds, on shapes that fit and on shapes that do not."""
     seen = child("fuzz_shapes.py", NUMBA_BOUNDSCHECK="1", NUMBA_CACHE_DIR=str(tmp_path))
     assert seen == {"right": 60, "refused": 60 * 7}
-
-
-WRONG_CHANNELS = {
-    "conv_1d": (keras.layers.Conv1D(8, 1), (8, 6), (8, 1)),
-    "conv_2d_groups": (keras.layers.Conv2D(4, 2, groups=2), (5, 5, 4), (5, 5, 2)),
-    "conv_3d": (keras.layers.Conv3D(3, 2), (3, 3, 3, 2), (3, 3, 3, 4)),
-    "channels_first": (keras.layers.Conv1D(8, 1, data_format="channels_first"), (6, 8), (1, 8)),
-    "depthwise": (keras.layers.DepthwiseConv1D(2), (5, 4), (5, 1)),
-    "einsum": (keras.layers.EinsumDense("abc,cd->abd", output_shape=(None, 3)), (5, 4), (5, 1)),
-    "einsum_groups": (keras.layers.EinsumDense("abc,bcd->abd", output_shape=(5, 3)), (5, 4), (1, 4)),
-}
-
-
-@pytest.mark.parametrize("noise", ["bernoulli", "gaussian", "uniform"])
-@pytest.mark.parametrize(("layer", "shape", "wrong"), WRONG_CHANNELS.values(), ids=WRONG_CHANNELS)
-def test_a_built_layer_refuses_inputs_of_another_size(layer, shape, wrong, noise):
-    """They were multiplied by what lay behind them in memory."""
-    wrapper = pnd.PerNodeDrop(type(layer).from_config(layer.get_config()), rate=0.5, noise=noise, seed=1)
-    wrapper.build((None, *shape))
-    with pytest.raises(ValueError, match=r"inputs|incompatible"):
-        wrapper(np.ones((4, *wrong), "float32"), training=True, key=(1, 0))

@@ -427,3 +427,24 @@ def test_inputs_of_another_size_are_refused_by_name():
 def test_sample_ids_without_a_sample_coordinate_are_refused(make):
     with pytest.raises(ValueError, match=r"`sample_ids`.*same for all samples"):
         make()(inputs(2, 6), training=True, sample_ids=np.array([1, 2]))
+
+
+WRONG_CHANNELS = {
+    "conv_1d": (keras.layers.Conv1D(8, 1), (8, 6), (8, 1)),
+    "conv_2d_groups": (keras.layers.Conv2D(4, 2, groups=2), (5, 5, 4), (5, 5, 2)),
+    "conv_3d": (keras.layers.Conv3D(3, 2), (3, 3, 3, 2), (3, 3, 3, 4)),
+    "channels_first": (keras.layers.Conv1D(8, 1, data_format="channels_first"), (6, 8), (1, 8)),
+    "depthwise": (keras.layers.DepthwiseConv1D(2), (5, 4), (5, 1)),
+    "einsum": (keras.layers.EinsumDense("abc,cd->abd", output_shape=(None, 3)), (5, 4), (5, 1)),
+    "einsum_groups": (keras.layers.EinsumDense("abc,bcd->abd", output_shape=(5, 3)), (5, 4), (1, 4)),
+}
+
+
+@pytest.mark.parametrize("noise", ["bernoulli", "gaussian", "uniform"])
+@pytest.mark.parametrize(("layer", "shape", "wrong"), WRONG_CHANNELS.values(), ids=WRONG_CHANNELS)
+def test_a_built_layer_refuses_inputs_of_another_size(layer, shape, wrong, noise):
+    """They were multiplied by what lay behind them in memory."""
+    wrapper = pnd.PerNodeDrop(type(layer).from_config(layer.get_config()), rate=0.5, noise=noise, seed=1)
+    wrapper.build((None, *shape))
+    with pytest.raises(ValueError, match=r"inputs|incompatible"):
+        wrapper(np.ones((4, *wrong), "float32"), training=True, key=(1, 0))
