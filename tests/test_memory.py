@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from pernodedrop.commands.bench.memory import MALLOC
+from pernodedrop.commands.bench.command import MALLOC
 from tests.processes import child
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from Linux' /proc")
