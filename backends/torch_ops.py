@@ -67,7 +67,9 @@ def word(n):
 
 def as_word(n):
     if isinstance(n, int):
-        return _int_word(n & 0xFFFFFFFF)
+        n &= 0xFFFFFFFF
+        # an operator's first call imports torch._dynamo, which takes seconds
+        return _int_word(n) if torch.compiler.is_compiling() else torch.tensor([word(n)], dtype=torch.int32)
     n = torch.atleast_1d(torch.as_tensor(n))
     return n.view(torch.int32) if n.dtype == torch.uint32 else n.to(torch.int32)
 

@@ -6,6 +6,7 @@ NumPy, TensorFlow, PyTorch and JAX to the same bits, and never stored unless som
 
 import importlib
 import sys
+import types
 import typing
 
 from pernodedrop import backends, ops, schedules
@@ -97,13 +98,26 @@ _WINGS = ("layers", "losses", "surgery", "uncertainty", "testing")
 """What is imported when it is first used: the first four stand on Keras, the last on Hypothesis, which is an extra."""
 
 
+def _loaded(wing: str) -> types.ModuleType:
+    try:
+        return importlib.import_module(f"{__name__}.{wing}")
+    except ModuleNotFoundError as error:
+        advice = (
+            "Try: pip install 'pernodedrop[testing]'"
+            if wing == "testing"
+            else "Keras runs on the framework that the variable KERAS_BACKEND names, else on TensorFlow"
+        )
+        message = f"pernodedrop.{wing} needs {error.name}, which is not installed. {advice}."
+        raise ModuleNotFoundError(message, name=error.name) from error
+
+
 if not typing.TYPE_CHECKING:  # to a type checker it would mean that every name is there
 
     def __getattr__(name):
         if name in _WINGS:
-            return importlib.import_module(f"{__name__}.{name}")
+            return _loaded(name)
         for wing in _WINGS if name in __all__ else ():
-            module = importlib.import_module(f"{__name__}.{wing}")
+            module = _loaded(wing)
             if name in module.__all__:
                 return globals().setdefault(name, getattr(module, name))
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 import pernodedrop as pnd
-from pernodedrop.layers.base.regularizer import Regularizer
+from pernodedrop.layers.base.noise_layer import NoiseLayer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +78,7 @@ def host(tensor):
 
 def noisy_layer(model):
     """The one noisy layer of a model."""
-    (layer,) = (layer for layer in model.layers if isinstance(layer, Regularizer))
+    (layer,) = (layer for layer in model.layers if isinstance(layer, NoiseLayer))
     return layer
 
 

@@ -1,10 +1,14 @@
-"""What each regularizer gives on NumPy. `KERAS_BACKEND=numpy python -m tests.family_answers` writes it.
+"""What each regularizer gives on NumPy. `python -m tests.family_answers` writes it.
 
-Write it anew when a layer's law changes on purpose, or one is added, and say so in CHANGELOG.md.
+Write it anew when a layer's distribution changes on purpose, or one is added, and say so in CHANGELOG.md.
 """
 
 import json
+import os
 import pathlib
+
+if __name__ == "__main__":
+    os.environ["KERAS_BACKEND"] = "numpy"
 
 import numpy as np
 

@@ -26,7 +26,7 @@ HOUSE = """
     backends.xla_kernels
     backends.*_ops
     ops state
-    layers.base.contraction layers.base.regularizer
+    layers.base.contraction layers.base.noise_layer
     layers.base.convolution layers.base.noisy
     layers.base.composite layers.base.inner layers.base.stochastic
     layers.base.activation_noise layers.base.weight_noise
@@ -62,7 +62,7 @@ HOUSE = """
     commands.cli
     __main__
 """
-"""The house, from the ground up: a file imports from its own row or from rows above it in this list, nothing else."""
+"""The house, from the ground up: a file imports from its own row or from earlier rows of this list, nothing else."""
 
 UPWARD = {}
 """Imports that go up all the same: (file, what it imports) and the reason."""
@@ -196,7 +196,7 @@ def problems(name):
         return
     for inner in graph()[name]:
         if (name, inner) not in UPWARD and row(inner) is not None and row(inner) > row(name):
-            yield f"{name} imports {inner}, which stands above it"
+            yield f"{name} imports {inner}, which comes later in the house"
     for found in imports(name):
         where = f"{name}, line {found.line}, imports {found.name}"
         if found.package == "":

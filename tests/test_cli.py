@@ -40,6 +40,7 @@ def test_help_names_every_command(capsys):
 
 def test_version_as_a_module(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["pernodedrop", "--version"])
+    monkeypatch.delitem(sys.modules, "pernodedrop.__main__", raising=False)  # a search for docstrings has imported it
     with pytest.raises(SystemExit) as stop:
         runpy.run_module("pernodedrop", run_name="__main__")
     assert stop.value.code == 0

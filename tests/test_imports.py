@@ -78,6 +78,32 @@ def test_the_core_works_without_keras():
     assert python("-W", "ignore", "-c", CORE)[0].split() == ["True"]
 
 
+@pytest.mark.once
+def test_what_a_wing_needs_is_named():
+    code = "import sys; sys.modules['hypothesis'] = sys.modules['keras'] = None; import pernodedrop as pnd; pnd.{}"
+    for name, words in (
+        (
+            "testing",
+            "pernodedrop.testing needs hypothesis, which is not installed. Try: pip install 'pernodedrop[testing]'",
+        ),
+        ("PerNodeDrop", "pernodedrop.layers needs keras, which is not installed. Keras runs on the framework that the"),
+    ):
+        done = subprocess.run([sys.executable, "-c", code.format(name)], capture_output=True, text=True)
+        assert words in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.only_backend("torch", reason="torch's compiler is what it is about")
+def test_a_product_on_torch_imports_neither_its_compiler_nor_keras():
+    """torch._dynamo takes longer to import than all else."""
+    code = (
+        "import sys, torch, pernodedrop as pnd; x, w = torch.ones(2, 3), torch.ones(3, 4);"
+        "pnd.ops.masked_dense(x, w, pnd.Bernoulli(0.5), (1, 0), method='materialized');"
+        "pnd.ops.masked_dense(x, w, pnd.Gaussian(0.5), (1, 0));"
+        "print({'torch._dynamo', 'keras'} & {*sys.modules})"
+    )
+    assert python("-c", code)[0].strip() == "set()"
+
+
 def test_backends_under_another_name_are_refused():
     place = str(pathlib.Path(pernodedrop.backends.__file__).parent.parent)
     code = f"import sys; sys.path.insert(0, {place!r}); import backends"
@@ -106,9 +132,12 @@ def test_every_row_and_every_exception_is_needed():
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("from pernodedrop import layers", "noise imports layers, which stands above it"),
-        ("from pernodedrop.layers.base.noisy import xp", "noise imports layers.base.noisy, which stands above it"),
-        ("import pernodedrop", "noise imports __init__, which stands above it"),
+        ("from pernodedrop import layers", "noise imports layers, which comes later in the house"),
+        (
+            "from pernodedrop.layers.base.noisy import xp",
+            "noise imports layers.base.noisy, which comes later in the house",
+        ),
+        ("import pernodedrop", "noise imports __init__, which comes later in the house"),
         ("from . import mask", "noise, line 1, imports .mask relative to itself"),
         ("def f(): import jax.numpy", "noise, line 1, imports jax.numpy, and is not in USERS_OF_FRAMEWORKS"),
         ("from keras.src.backend import x", "imports keras.src.backend.x, a private name"),

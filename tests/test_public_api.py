@@ -68,5 +68,6 @@ def test_public_callables_have_a_docstring_with_an_example(function):
 
 
 def test_each_noise_of_a_name_is_public():
-    for law in pnd.noise.BY_NAME.values():
-        assert getattr(pnd, law.__name__) is law
+    for noise in pnd.noise.BY_NAME.values():
+        assert getattr(pnd, noise.__name__) is noise
+        assert noise.__name__ in pnd.noise.__all__

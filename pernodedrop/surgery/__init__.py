@@ -12,7 +12,7 @@ import typing
 import keras
 
 from pernodedrop import checks
-from pernodedrop.layers.base.regularizer import Regularizer
+from pernodedrop.layers.base.noise_layer import NoiseLayer
 from pernodedrop.surgery import configs, copying, places
 from pernodedrop.surgery.graphs import Changes, Layer
 
@@ -160,6 +160,6 @@ def _change(holder: Layer, rule: Rule, changes: Changes, asked: dict[Layer, None
             raise TypeError(checks.invalid("rule", expected, rule))
         if new is not None and new is not layer:
             changes[layer] = new
-        elif not isinstance(layer, Regularizer):
+        elif not isinstance(layer, NoiseLayer):
             _change(layer, rule, changes, asked)
     places.put(holder, changes)

@@ -5,7 +5,7 @@ import typing
 import keras
 
 from pernodedrop.internals import of_keras
-from pernodedrop.layers.base.regularizer import Regularizer
+from pernodedrop.layers.base.noise_layer import NoiseLayer
 
 Layer: typing.TypeAlias = keras.layers.Layer
 Changes: typing.TypeAlias = dict[Layer, Layer]
@@ -41,7 +41,7 @@ def _call_anew(model: keras.Model, changes: Changes) -> None:
     own_constructor = "input_layers" not in model.get_config()  # then an Identity keeps the places of its layers
     left_out = set() if own_constructor else _left_out(changes)
     new_ones = set(changes.values())
-    plain = {new for old, new in changes.items() if isinstance(old, Regularizer) and not isinstance(new, Regularizer)}
+    plain = {new for old, new in changes.items() if isinstance(old, NoiseLayer) and not isinstance(new, NoiseLayer)}
 
     def call(layer: Layer, *args: typing.Any, **kwargs: typing.Any) -> typing.Any:
         if layer in left_out:

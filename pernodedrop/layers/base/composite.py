@@ -3,20 +3,20 @@
 import typing
 
 from pernodedrop._types import Tensor
+from pernodedrop.layers.base.noise_layer import NoiseLayer
 from pernodedrop.layers.base.noisy import Noisy, check_built
-from pernodedrop.layers.base.regularizer import Regularizer
 from pernodedrop.mask import Mask
 from pernodedrop.noise import Noise
 from pernodedrop.schedules import Schedule
 
 
-class Composite(Regularizer):
+class Composite(NoiseLayer):
     """Base of layers that hold several noisy ones, all of one kind, with a key and numbers each.
 
     Subclasses give:
         parts: the noisy layers by name, a dict that `build` fills.
         call(..., keys): what it does with its parts, which take their key of `keys`, or draw where that is None.
-        fold: as for `Regularizer`.
+        fold: as for `NoiseLayer`.
 
     Args:
         like: a noisy layer like its parts, which is asked for their mask and schedule before they are built.

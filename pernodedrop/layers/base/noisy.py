@@ -10,7 +10,7 @@ import numpy as np
 
 from pernodedrop import backends, checks, ops, registry
 from pernodedrop._types import Config, Key, Tensor, Words
-from pernodedrop.layers.base.regularizer import Regularizer
+from pernodedrop.layers.base.noise_layer import NoiseLayer
 from pernodedrop.mask import Field, Mask
 from pernodedrop.noise import Bernoulli, Noise
 from pernodedrop.schedules import Schedule
@@ -26,7 +26,7 @@ NOISE = ("rate", "base_rate", "noise")
 """What a config may have a schedule or a noise under."""
 
 
-class Noisy(Regularizer):
+class Noisy(NoiseLayer):
     """Base of noisy layers; it stands before `keras.layers.Wrapper` where a layer is both.
 
     Its state is saved with the model and restored on any backend:

@@ -3,7 +3,7 @@
 import keras
 
 
-class Regularizer(keras.layers.Layer):
+class NoiseLayer(keras.layers.Layer):
     """Base of all layers of this library: `Noisy` ones, which have a key, and `Composite` ones, which hold several.
 
     Both have:
