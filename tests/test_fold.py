@@ -121,6 +121,14 @@ def test_names_stay_and_identities_go():
     assert not any(isinstance(layer, layers.Identity | layers.Dropout) for layer in plain.layers)
 
 
+def test_attention_keeps_its_key():
+    """In a graph its name is that of a key of noise."""
+    x, key = keras.Input((5, 4)), keras.Input((5, 4))
+    attention = pnd.NoisyAttention(layers.MultiHeadAttention(2, 3), pnd.PerNodeDrop)
+    model, values = keras.Model([x, key], attention(x, x, key=key)), [inputs(6, 5, 4), inputs(6, 5, 4)[::-1]]
+    np.testing.assert_allclose(host(fold(model)(values)), host(model(values)), atol=1e-5)
+
+
 def test_a_graph_of_identities_only_keeps_one():
     model = keras.Sequential([keras.Input((4,)), pnd.Dropout(0.5), pnd.GaussianDropout(0.5)])
     np.testing.assert_array_equal(host(fold(model)(inputs(6, 4))), inputs(6, 4))

@@ -6,6 +6,7 @@ import keras
 
 from pernodedrop.internals import of_keras
 from pernodedrop.layers.base.noise_layer import NoiseLayer
+from pernodedrop.layers.base.noisy import Noisy
 
 Layer: typing.TypeAlias = keras.layers.Layer
 Changes: typing.TypeAlias = dict[Layer, Layer]
@@ -41,14 +42,18 @@ def _call_anew(model: keras.Model, changes: Changes) -> None:
     own_constructor = "input_layers" not in model.get_config()  # then an Identity keeps the places of its layers
     left_out = set() if own_constructor else _left_out(changes)
     new_ones = set(changes.values())
-    plain = {new for old, new in changes.items() if isinstance(old, NoiseLayer) and not isinstance(new, NoiseLayer)}
+    of_noise = {
+        new: {"sample_ids", "key" if isinstance(old, Noisy) else "keys"}  # the `key` of attention is its own
+        for old, new in changes.items()
+        if isinstance(old, NoiseLayer) and not isinstance(new, NoiseLayer)
+    }
 
     def call(layer: Layer, *args: typing.Any, **kwargs: typing.Any) -> typing.Any:
         if layer in left_out:
             return args[0]
         if layer in new_ones:
             # what only the old one knows: arguments that were not given, as a loaded graph has them, and those of noise
-            unknown = {"key", "keys", "sample_ids"} if layer in plain else set()
+            unknown = of_noise.get(layer, ())
             kwargs = {name: value for name, value in kwargs.items() if value is not None and name not in unknown}
         return layer(*args, **kwargs)
 
