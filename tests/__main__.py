@@ -87,6 +87,8 @@ def main(arguments):
         environment = {"TF_CPP_MIN_LOG_LEVEL": "2", **ONE_THREAD, **jax_cache(cache), **os.environ}
         futures = {pool.submit(run, job, environment): job for job in planned}
         print(f"running {len(planned)} processes, {WORKERS} at a time", flush=True)
+        if "numpy" in asked and not has_keras("numpy"):
+            print("Keras' NumPy backend needs jax, which is not installed: NumPy is tested without Keras", flush=True)
         for future in concurrent.futures.as_completed(futures):
             job, (code, output, seconds) = futures[future], future.result()
             if code != NOTHING_SELECTED:

@@ -32,6 +32,8 @@ from pernodedrop import backends
 HERE = pathlib.Path(__file__).parent
 CORE = (
     "test_backends",
+    "test_cli",
+    "test_report",
     "test_dtypes",
     "test_generator",
     "test_kernels",
