@@ -1,7 +1,7 @@
 # make demo        train the demo on one backend: BACKEND=jax (the lightest), torch or tensorflow
 # make test        the whole suite on all backends; BACKENDS="numpy jax" installs and tests some
 #                  ARGS="tests/test_ops.py -k product" or ARGS=tests/test_ops.py::test_name are some tests
-# make test-fast   the same without the tests that are marked slow
+# make test-fast   without the tests marked slow, on NumPy and torch, which compile nothing, or on BACKENDS
 # make lint        style, types, and how safe the workflows are
 # make bench       what a step costs on all backends; ARGS="--profile paper --output benchmarks/results" as committed
 # make docs        build the site in docs/_build/html
@@ -15,7 +15,8 @@ PYTHON ?= python3
 BACKEND ?= jax
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --quiet --disable-pip-version-check
-BACKENDS ?= numpy jax torch tensorflow
+ALL := numpy jax torch tensorflow
+EAGER := numpy torch
 FRAMEWORK_jax := jax
 FRAMEWORK_torch := torch
 FRAMEWORK_tensorflow := tensorflow-cpu
@@ -28,11 +29,11 @@ KERAS_HUB := keras-hub==0.32.0 kagglehub==1.0.3 kagglesdk==0.1.38 pyyaml==6.0.3 
 demo: $(VENV)/.demo-$(BACKEND)
 	KERAS_BACKEND=$(BACKEND) $(BIN)/pernodedrop demo
 
-test: $(BACKENDS:%=$(VENV)/.test-%)
-	BACKENDS="$(BACKENDS)" $(BIN)/python -m tests $(ARGS)
+test: $(patsubst %,$(VENV)/.test-%,$(or $(BACKENDS),$(ALL)))
+	BACKENDS="$(or $(BACKENDS),$(ALL))" $(BIN)/python -m tests $(ARGS)
 
-test-fast: $(BACKENDS:%=$(VENV)/.test-%)
-	BACKENDS="$(BACKENDS)" $(BIN)/python -m tests --fast $(ARGS)
+test-fast: $(patsubst %,$(VENV)/.test-%,$(or $(BACKENDS),$(EAGER)))
+	BACKENDS="$(or $(BACKENDS),$(EAGER))" $(BIN)/python -m tests --fast $(ARGS)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -183,6 +183,7 @@ def test_every_dense_layer_is_wrapped_once_and_every_variable_tracked_once(make,
     assert not {id(variable) for variable in noisy.weights} & {id(variable) for variable in model.weights}
 
 
+@pytest.mark.slow
 @needs_training
 @every_model
 def test_fit_trains_every_weight_of_the_copy_and_advances_every_key(make, x):

@@ -106,6 +106,7 @@ def test_the_noise_of_a_row_depends_on_the_coordinates_that_it_says(row):
             np.testing.assert_allclose(np.unique(noise.round(3)), [0, 2])
 
 
+@pytest.mark.slow
 def test_the_command_measures_writes_and_goes_on(tiny, tmp_path, capsys):
     assert bench(tmp_path / "new", "--rows", "dense") == 0
     first = kept(tmp_path / "new")
@@ -133,6 +134,7 @@ def test_a_run_with_nothing_left_to_measure_starts_no_process(tiny, tmp_path, mo
     assert bench(tmp_path) == 0
 
 
+@pytest.mark.slow
 def test_the_peak_of_a_case_is_measured_in_a_process(tmp_path):
     found = Figures(tmp_path / "results.json")
     case = matrix.Case(NAME, "dense", (2, 6, 4), "float32", MODE)

@@ -102,6 +102,7 @@ def test_steps_after_the_first_epoch_compile_nothing(programs, method):
     assert not programs
 
 
+@pytest.mark.slow
 @pytest.mark.only_backend("torch", reason="torch.compile is torch's")
 @pytest.mark.parametrize("method", ["auto", "recomputed"])
 def test_a_compiled_step_is_made_for_two_sizes_of_a_batch_at_most(method):
@@ -122,6 +123,7 @@ def test_a_compiled_step_is_made_for_two_sizes_of_a_batch_at_most(method):
     assert counters["stats"]["unique_graphs"] <= 2
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # inductor's own
 @pytest.mark.only_backend("torch", reason="inductor is torch's")
 def test_inductor_makes_the_masks_of_a_key_of_two_ints():

@@ -100,6 +100,7 @@ def test_what_keras_takes_by_itself_is_known_beforehand(by, tmp_path):
     assert found == [backend, backend, str(file) if by == "file" else "KERAS_BACKEND"]
 
 
+@pytest.mark.slow
 @trains
 def test_demo_writes_results_and_never_over_earlier_ones(demo, tmp_path, capsys):
     argv = [*TINY, "--output", str(tmp_path / "new" / "folder")]

@@ -19,6 +19,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 def test_examples_run():
     code, output = documents.run(BACKEND, PYTHONPATH=HERE)
     assert code == 0, output[-5000:]
@@ -67,6 +68,7 @@ def test_an_example_for_any_backend_sets_the_one_under_test(tmp_path, monkeypatc
     assert documents.examples("numpy") == []
 
 
+@pytest.mark.slow
 @pytest.mark.once
 def test_masks_of_all_four_frameworks_have_the_same_hash():
     script = documents.ROOT / "docs" / "examples" / "same_masks.py"

@@ -8,7 +8,7 @@ import pernodedrop as pnd
 from tests.family import FAMILY, host, inputs
 from tests.frameworks import needs_training
 from tests.processes import child
-from tests.test_layers import BACKEND, mask
+from tests.test_layers import BACKEND, OF_EACH_KIND, mask
 
 
 def sgd_step(x, y, w, m):
@@ -171,6 +171,7 @@ def test_backup_and_restore_resumes_the_very_run(tmp_path):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 @pytest.mark.skip_backend("numpy", reason="compares this backend with NumPy")
 def test_state_crosses_backends(tmp_path):
     """Weights saved here draw the same next masks on NumPy, and the other way round."""
@@ -253,25 +254,35 @@ def test_data_parallel_has_the_masks_of_one_device():
 torch_only = pytest.mark.only_backend("torch", reason="torch.compile is torch's")
 
 
+@pytest.mark.slow
 @torch_only
-@pytest.mark.parametrize("case", FAMILY.values(), ids=FAMILY)
-def test_compiled_model_has_no_graph_break_and_the_same_masks(case):
+@pytest.mark.parametrize(
+    ("case", "in_a_model"),
+    [
+        *(pytest.param(case, False, id=name) for name, case in FAMILY.items()),
+        *(pytest.param(FAMILY[name], True, id=f"{name}-model") for name in OF_EACH_KIND),
+    ],
+)
+def test_what_is_compiled_has_no_graph_break_and_the_same_masks(case, in_a_model):
     import torch
 
-    model, x = case.model(), torch.from_numpy(inputs(5, 6))
-    state = [host(variable).copy() for variable in model.non_trainable_variables]
+    layer, x = (case.model(), inputs(5, 6)) if in_a_model else (case.make(), case.inputs(5))
+    x = keras.tree.map_structure(torch.from_numpy, x)
+    layer(x)
+    state = [host(variable).copy() for variable in layer.non_trainable_variables]
 
     def step(run):
-        for variable, value in zip(model.non_trainable_variables, state, strict=True):
+        for variable, value in zip(layer.non_trainable_variables, state, strict=True):
             variable.assign(value)
-        model.zero_grad()
+        layer.zero_grad()
         y = run(x, training=True)
-        y.sum().backward()
-        return [host(y.detach()), *(host(p.grad) for p in model.parameters() if p.grad is not None)]
+        if y.requires_grad:
+            y.sum().backward()
+        return [host(y.detach()), *(host(p.grad) for p in layer.parameters() if p.grad is not None)]
 
     torch._dynamo.reset()
-    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
-    for got, wanted in zip(step(compiled), step(model), strict=True):
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    for got, wanted in zip(step(compiled), step(layer), strict=True):
         np.testing.assert_allclose(got, wanted, atol=1e-5)
 
 

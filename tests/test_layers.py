@@ -249,6 +249,7 @@ def test_keras_file_round_trip(case, tmp_path):
         np.testing.assert_array_equal(host(again(x, training=training)), host(model(x, training=training)))
 
 
+@pytest.mark.slow
 @needs_training
 @pytest.mark.parametrize(
     ("case", "jit_compile"),

@@ -7,7 +7,10 @@ import pytest
 from pernodedrop.commands.bench.command import MALLOC
 from tests.processes import child
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from Linux' /proc")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from Linux' /proc"),
+]
 
 MIB = 2**20
 

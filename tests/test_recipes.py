@@ -12,7 +12,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 LEFT = shutil.ignore_patterns(".*", "_build", "__pycache__", "*.egg-info", "dist", "build", "results", "*-results")
-pytestmark = pytest.mark.once
+pytestmark = [pytest.mark.once, pytest.mark.slow]
 
 
 def recipes():

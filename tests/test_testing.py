@@ -30,6 +30,7 @@ RIGHT = [
 ]
 
 
+@pytest.mark.slow
 # where all is compiled, one that is exact, a Gaussian, and one of a user's
 @pytest.mark.parametrize("noise", RIGHT if NAME == "numpy" else [*RIGHT[:2], RIGHT[-1]], ids=repr)
 def test_a_right_noise_passes(noise):
@@ -39,11 +40,13 @@ def test_a_right_noise_passes(noise):
     assert ("normality" in report.held) == ("reparameterization" in report.held) == noise.gaussian
 
 
+@pytest.mark.slow
 def test_random_right_noises_pass():
     """A thousand on all backends, each against the whole contract: benchmarks/noise_contract."""
     assert pnd.testing.check_noise(right_noises(), backends=[NAME], examples=40 if NAME == "numpy" else 10).broken == ()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stddev", [0.0, 1e-30, 1e-8, 1e-4])
 def test_a_spread_that_float32_does_not_resolve_is_no_false_alarm(stddev):
     assert pnd.testing.check_noise(pnd.Gaussian(stddev=stddev), backends=[NAME], examples=2).broken == ()
@@ -342,6 +345,7 @@ class TestShifted(pnd.testing.NoiseContract):
 """
 
 
+@pytest.mark.slow
 @needs_keras
 @pytest.mark.once
 def test_the_contract_class_fails_where_the_noise_does(tmp_path):
