@@ -1,12 +1,13 @@
 """The suite's own machinery."""
 
+import ast
 import itertools
 import pathlib
 
 import pytest
 
 from tests import __main__ as suite
-from tests import conftest
+from tests import conftest, mutate
 
 pytestmark = pytest.mark.once
 OTHER = "numpy" if conftest.BACKEND != "numpy" else "jax"
@@ -92,3 +93,37 @@ def test_a_backend_that_is_none_is_refused(monkeypatch):
     monkeypatch.setenv("BACKENDS", "numpy theano")
     with pytest.raises(SystemExit, match=r"BACKENDS: expected names of .*\. Received: numpy theano"):
         suite.main([])
+
+
+CODE = """
+def f(x: int | None = 1) -> bool:
+    if x < 2 and not x:
+        raise ValueError('2')
+    return x + g(x)
+"""
+CHANGED = [
+    ["def f(x: int | None=2) -> bool:"],
+    ["if True:"],
+    ["if False:"],
+    ["if x < 2 or not x:"],
+    ["if x < 2:"],
+    ["if not x:"],
+    ["if x <= 2 and (not x):"],
+    ["if x < 3 and (not x):"],
+    ["if x < 2 and x:"],
+    ["pass"],
+    ["return None"],
+    ["return x - g(x)"],
+]
+
+
+def test_mutants_differ_in_one_place_and_leave_texts_and_annotations_alone():
+    found = []
+    for number in range(len(CHANGED)):
+        tree = ast.parse(CODE)
+        change = list(mutate.changes(tree, "f.py"))[number]
+        found.append(ast.unparse(ast.fix_missing_locations(mutate.Exchange(change).visit(tree))))
+    plain = ast.unparse(ast.parse(CODE)).splitlines()
+    lines = [[new.strip() for new, old in zip(text.splitlines(), plain, strict=True) if new != old] for text in found]
+    assert sorted(lines) == sorted(CHANGED)
+    assert len(list(mutate.changes(ast.parse(CODE), "f.py"))) == len(CHANGED)
