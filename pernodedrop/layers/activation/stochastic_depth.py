@@ -64,7 +64,7 @@ class StochasticDepth(Noisy):
 
     def compute_mask(self, inputs: list[Tensor], previous_mask: list[Tensor] | None) -> Tensor | None:
         """The mask of the sum, that of `keras.layers.Add`."""
-        return keras.layers.Add().compute_mask(inputs, previous_mask)
+        return keras.layers.Add.compute_mask(self, inputs, previous_mask)  # which asks nothing of a layer
 
     def compute_output_shape(self, input_shape: tuple[Shape, Shape]) -> Shape:
         return _pair(input_shape)[0]
