@@ -3,6 +3,7 @@
 Where no framework is installed, the tests of NumPy run without Keras, whose NumPy backend is made of JAX' functions.
 """
 
+import functools
 import os
 import pathlib
 import random
@@ -104,6 +105,17 @@ def same_numbers_in_every_run(request):
     else:
         random.seed(seed)
         numpy.random.seed(seed)
+
+
+@pytest.fixture(autouse=True)
+def no_compilation_by_older_torch(monkeypatch):
+    """Before 2.12 torch.compile stops at Keras' sets, at `isinstance(x, A | B)` or at noises."""
+    if BACKEND == "torch":
+        import torch
+
+        if torch.__version__ < "2.12":
+            skip = functools.partial(pytest.skip, "torch.compile traces Keras and the library from torch 2.12 on")
+            monkeypatch.setattr(torch, "compile", lambda *_, **__: skip())
 
 
 @pytest.fixture(scope="session")
