@@ -132,7 +132,7 @@ def attention(**kwargs):
     """How it is made around an attention of two heads."""
     of_inner = {"dtype": kwargs.pop("dtype")} if "dtype" in kwargs else {}
     inner = keras.layers.MultiHeadAttention(2, 3, **of_inner)
-    return SelfAttention(inner, pnd.PerNodeDrop, **{"seed": 1, "rate": 0.5, **kwargs})
+    return SelfAttention(inner, pnd.PerNodeDrop, **{"seed": 1, "rate": 0.1, **kwargs})
 
 
 relu = functools.partial(keras.layers.Dense, activation="relu")
