@@ -2,7 +2,6 @@
 
 import os
 import pathlib
-import runpy
 import subprocess
 import sys
 import tomllib
@@ -38,13 +37,9 @@ def test_help_names_every_command(capsys):
         assert f"\n    {command} " in text
 
 
-def test_version_as_a_module(capsys, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["pernodedrop", "--version"])
-    monkeypatch.delitem(sys.modules, "pernodedrop.__main__", raising=False)  # a search for docstrings has imported it
-    with pytest.raises(SystemExit) as stop:
-        runpy.run_module("pernodedrop", run_name="__main__")
-    assert stop.value.code == 0
-    assert capsys.readouterr().out == f"pernodedrop {pernodedrop.__version__}\n"
+def test_version_as_a_module():
+    command = [sys.executable, "-m", "pernodedrop", "--version"]
+    assert subprocess.check_output(command, text=True) == f"pernodedrop {pernodedrop.__version__}\n"
 
 
 @pytest.mark.parametrize(("argv", "message"), [([], "COMMAND"), (["demmo"], "demmo"), (["doctor", "-x"], "-x")])
