@@ -203,8 +203,9 @@ def _cut(start, length, x, w, grid):
 
 
 def draw(variable):
-    key = variable.value
-    variable.assign(key + np.asarray([0, 1], key.dtype))
+    with methods.DRAWING:
+        key = variable.value
+        variable.assign(key + np.asarray([0, 1], key.dtype))
     return key
 
 

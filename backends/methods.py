@@ -7,6 +7,7 @@ and o over outputs. An input of rank 2 has one position a row. x and w are of on
 import collections.abc
 import functools
 import importlib
+import threading
 import typing
 
 from pernodedrop._types import Namespace, Tensor, Words
@@ -18,6 +19,9 @@ BLOCK_ENTRIES = 2**18
 
 TYPICAL_BATCH = 128
 """Sizes the blocks of a graph that is traced with an unknown batch."""
+
+DRAWING = threading.Lock()
+"""Held from the reading of a key's state to its advance, so that no two threads draw one key."""
 
 
 class Decisions(typing.NamedTuple):

@@ -152,8 +152,9 @@ def kernel(x, w, grid):
 
 def draw(variable):
     """The next key of a Keras variable [seed, call], whose call number it advances."""
-    key = np.array(variable.value)
-    variable.assign(key + np.asarray([0, 1], key.dtype))
+    with methods.DRAWING:
+        key = np.array(variable.value)
+        variable.assign(key + np.asarray([0, 1], key.dtype))
     return key
 
 

@@ -243,8 +243,9 @@ def _cut(start, length, x, w, grid):
 
 
 def draw(variable):
-    key = tf.identity(variable.value)
-    variable.assign(key + tf.constant([0, 1], key.dtype))
+    with methods.DRAWING:
+        key = tf.identity(variable.value)
+        variable.assign(key + tf.constant([0, 1], key.dtype))
     return key
 
 

@@ -320,15 +320,16 @@ _kernel.register_autograd(_backward_of_kernel, setup_context=_setup_kernel_conte
 def draw(variable):
     if torch.compiler.is_compiling():
         return _draw(variable.value)
-    key = variable.value.detach().clone()
-    variable.assign(key + torch.tensor([0, 1], dtype=key.dtype, device=key.device))
+    with methods.DRAWING:
+        key = variable.value.detach().clone()
+        variable.assign(key + torch.tensor([0, 1], dtype=key.dtype, device=key.device))
     return key
 
 
 @torch.library.custom_op("pernodedrop::draw", mutates_args=("state",))
 def _draw(state: torch.Tensor) -> torch.Tensor:
-    key = state.detach().clone()
-    with torch.no_grad():
+    with methods.DRAWING, torch.no_grad():
+        key = state.detach().clone()
         state[1] += 1
     return key
 
