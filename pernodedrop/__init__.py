@@ -45,7 +45,7 @@ if typing.TYPE_CHECKING:
         depth_rates,
     )
     from pernodedrop.losses import RDropModel
-    from pernodedrop.surgery import apply, fold
+    from pernodedrop.surgery import apply, copy_weights, fold
 
 __all__ = [
     "Bernoulli",
@@ -83,6 +83,7 @@ __all__ = [
     "__version__",
     "apply",
     "backends",
+    "copy_weights",
     "depth_rates",
     "fold",
     "layers",

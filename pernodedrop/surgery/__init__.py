@@ -1,8 +1,8 @@
-"""Changing a model: a copy with noise put in (`apply`), a copy with noise taken out (`fold`).
+"""Changing a model: a copy with noise put in (`apply`), a copy with noise taken out (`fold`), weights across them.
 
-Both copy the model (`copying`), ask a rule about every layer of the copy, and put what it answers in the layer's place
-(`places`): a node of a Sequential or functional graph (`graphs`), or an attribute of a composite layer, alone or in a
-list, tuple or dict. What no config describes afterwards, `configs` refuses to save.
+The first two copy the model (`copying`), ask a rule about every layer of the copy, and put what it answers in the
+layer's place (`places`): a node of a Sequential or functional graph (`graphs`), or an attribute of a composite layer,
+alone or in a list, tuple or dict. What no config describes afterwards, `configs` refuses to save.
 """
 
 import collections
@@ -15,8 +15,9 @@ from pernodedrop import checks
 from pernodedrop.layers.base.noise_layer import NoiseLayer
 from pernodedrop.surgery import configs, copying, places
 from pernodedrop.surgery.graphs import Changes, Layer
+from pernodedrop.surgery.weights import copy_weights
 
-__all__ = ["apply", "fold"]
+__all__ = ["apply", "copy_weights", "fold"]
 
 Rule: typing.TypeAlias = collections.abc.Callable[[Layer], Layer | None]
 

@@ -30,7 +30,7 @@ SMALL_GROUP = 1024
 class WeightNoise(Noisy, keras.layers.Wrapper):
     """Base of wrappers that put noise on the kernel of a layer.
 
-    The inner layer keeps its weights, its checkpoint path, LoRA and `quantize`; where a call has no noise it is the
+    The inner layer keeps its weights, LoRA and `quantize`; where a call has no noise it is the
     inner layer that is called. Bias and activation are the inner layer's and have no noise.
 
     Args:
