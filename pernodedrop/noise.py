@@ -140,8 +140,8 @@ class Noise:
 
     @classmethod
     def from_config(cls, config: Config) -> typing.Self:
-        """The noise that `get_config` described."""
-        return cls(**config)
+        """The noise that `get_config` described, or an error if something of it is missing."""
+        return registry.made(cls, config)
 
     def _has(self, params: Params) -> bool:
         return all(own == params[name] for name, own in self.params().items())

@@ -14,9 +14,11 @@ table has an entry for each step up to 4095 steps. For more steps the rate chang
 most 4095 times, and comes to its end at the next multiple of these. There it stays.
 """
 
+import bisect
 import collections.abc
 import dataclasses
 import math
+import types
 import typing
 
 from pernodedrop import checks, registry
@@ -87,8 +89,8 @@ class Schedule:
 
     @classmethod
     def from_config(cls, config: Config) -> typing.Self:
-        """The schedule that `get_config` described."""
-        return cls(**config)
+        """The schedule that `get_config` described, or an error if something of it is missing."""
+        return registry.made(cls, config)
 
 
 class Constant(Schedule):
@@ -208,6 +210,10 @@ class Step(Schedule):
     boundaries: collections.abc.Sequence[int]
 
     def __post_init__(self) -> None:
+        if len(self.boundaries) >= TABLE_ROWS:  # before anything is made of them: a file may ask for any number
+            raise ValueError(
+                checks.invalid("boundaries", f"fewer than {TABLE_ROWS}", f"{len(self.boundaries)} of them")
+            )
         object.__setattr__(self, "rates", tuple(self.rates))
         object.__setattr__(self, "boundaries", tuple(checks.check_count(n, "boundaries") for n in self.boundaries))
         if list(self.boundaries) != sorted(set(self.boundaries)) or not self.boundaries:
@@ -224,7 +230,7 @@ class Step(Schedule):
         return self.boundaries[-1]
 
     def rate_at(self, step: int) -> float:
-        return self.rates[sum(step >= boundary for boundary in self.boundaries)]
+        return self.rates[bisect.bisect_right(self.boundaries, step)]
 
 
 class Custom(Schedule):
@@ -232,8 +238,8 @@ class Custom(Schedule):
 
     Args:
         function: function(step), a rate in [0, 1 - 2**-24] for each update number from 0 to `steps`. It is called on
-            the host, when the layer is made. A model that has it is saved if the function is registered:
-            `@keras.saving.register_keras_serializable()`.
+            the host, when the layer is made. A model that has it is saved by the function's name, which has to be
+            registered: `@keras.saving.register_keras_serializable()`. So it is with `pernodedrop.apply` and `fold`.
         steps: update number from which the rate stays what it is.
 
     >>> Custom(lambda step: 0.5 if step % 2 else 0.1, steps=100)(3)
@@ -254,13 +260,21 @@ class Custom(Schedule):
     def get_config(self) -> Config:
         import keras
 
-        return {**super().get_config(), "function": keras.saving.serialize_keras_object(self.function)}
+        name = keras.saving.get_registered_name(self.function)
+        if keras.saving.get_registered_object(name) is not self.function:
+            expected = "one registered by @keras.saving.register_keras_serializable(), so that it is found again"
+            raise ValueError(checks.invalid("function", expected, self.function))
+        return {**super().get_config(), "function": name}
 
     @classmethod
     def from_config(cls, config: Config) -> typing.Self:
         import keras
 
-        return cls(**{**config, "function": keras.saving.deserialize_keras_object(config["function"])})
+        function = keras.saving.get_registered_object(config.get("function"))
+        if not isinstance(function, types.FunctionType):  # a file could name whatever Keras can make
+            expected = "the name of a function registered by @keras.saving.register_keras_serializable()"
+            raise ValueError(checks.invalid("function", expected, config.get("function")))
+        return super().from_config({**config, "function": function})
 
 
 def get(rate: typing.Any, argument: str = "rate") -> tuple[float, Schedule | None]:

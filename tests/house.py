@@ -26,7 +26,8 @@ HOUSE = """
     backends.xla_kernels
     backends.*_ops
     ops state
-    layers.base.contraction layers.base.noise_layer
+    layers.base.contraction layers.base.saving
+    layers.base.noise_layer
     layers.base.convolution layers.base.noisy
     layers.base.composite layers.base.inner layers.base.stochastic
     layers.base.activation_noise layers.base.weight_noise
@@ -40,6 +41,7 @@ HOUSE = """
     surgery.places
     surgery.configs
     surgery.copying
+    surgery.weights
     surgery
     losses uncertainty
     report

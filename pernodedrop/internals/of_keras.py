@@ -69,6 +69,25 @@ def list_variables(layer: Layer) -> None:
     layer._post_build()
 
 
+class Placed(Layer):
+    """A layer that has variables before its place in a model is known. They get their paths when it is.
+
+    Keras' own layers make theirs in `build`, inside the name scope of the layer that holds them. Where two models have
+    a layer of one name each, paths are otherwise equal, and by them torch's `state_dict` and Keras' `get_state_tree`
+    tell variables apart.
+    """
+
+    def _open_name_scope(self) -> typing.Any:
+        unknown = self._parent_path is None
+        scope = super()._open_name_scope()
+        if unknown and self._parent_path:
+            for variable in own_variables(self):
+                variable._path = f"{self._parent_path}/{self.name}/{variable.name}"
+            if hasattr(self, "_torch_params"):
+                list_variables(self)
+        return scope
+
+
 # The graph of a Sequential or functional model
 
 

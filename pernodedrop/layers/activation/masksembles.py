@@ -18,6 +18,9 @@ ASSIGNMENTS = ("random", "contiguous", "repeat")
 COLUMNS, COUNTS = 1, 2
 """Lanes of the words that choose the columns of masks, and how many of them are new; lane 0 chooses members."""
 
+MOST_MEMBERS = 1024
+"""More than anyone trains."""
+
 NEGLIGIBLE = 40
 """Logarithms this far below the greatest add nothing to a sum of float64 numbers: e**40 is above 2**57."""
 
@@ -92,7 +95,8 @@ class Masksembles(Noisy):
         seed: int | None = None,
         **kwargs: typing.Any,
     ) -> None:
-        checks.check_count(members, "members")
+        if checks.check_count(members, "members") > MOST_MEMBERS:  # before anything is made: a file may ask for any
+            raise ValueError(checks.invalid("members", f"at most {MOST_MEMBERS}", members))
         if checks.check_finite(scale, "scale", "a finite float from 1") < 1:
             raise ValueError(checks.invalid("scale", "a finite float from 1", scale))
         checks.check_choice(train_assignment, "train_assignment", ASSIGNMENTS)

@@ -14,7 +14,7 @@ class Composite(NoiseLayer):
     """Base of layers that hold several noisy ones, all of one kind, with a key and numbers each.
 
     Subclasses give:
-        parts: the noisy layers by name, a dict that `build` fills.
+        build(...): which hands them to `set_parts`, by name.
         call(..., keys): what it does with its parts, which take their key of `keys`, or draw where that is None.
         fold: as for `NoiseLayer`.
 
@@ -23,11 +23,20 @@ class Composite(NoiseLayer):
         **kwargs: those of `keras.layers.Layer`, or of the Keras class that stands after this one.
     """
 
-    parts: dict[str, typing.Any]
-
     def __init__(self, like: Noisy, **kwargs: typing.Any) -> None:
         super().__init__(**kwargs)
         self._like: typing.Callable[[], Noisy] = lambda: like  # Keras would track an attribute that is a layer
+
+    @property
+    def parts(self) -> dict[str, typing.Any]:
+        """The noisy layers by name."""
+        return {name: getattr(self, f"{name}_part") for name in self._part_names}
+
+    def set_parts(self, parts: dict[str, typing.Any]) -> None:
+        """Have these as the noisy layers, by name."""
+        self._part_names = tuple(parts)
+        for name, part in parts.items():  # in attributes: tf.train.Checkpoint passes by dicts
+            setattr(self, f"{name}_part", part)
 
     @property
     def mask(self) -> Mask:

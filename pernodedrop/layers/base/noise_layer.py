@@ -1,6 +1,12 @@
 """What may be asked of any regularizer, be it one noisy layer or several as one."""
 
+import contextlib
+import typing
+
 import keras
+
+from pernodedrop._types import Config
+from pernodedrop.layers.base import saving
 
 
 class NoiseLayer(keras.layers.Layer):
@@ -18,3 +24,14 @@ class NoiseLayer(keras.layers.Layer):
         draw(): the next key, for a call that is to have no other.
         fold(): a plain Keras layer, built, with weights of its own, that computes what this one does at inference.
     """
+
+    def get_config(self) -> Config:
+        return saving.with_format(super().get_config())
+
+    @classmethod
+    def from_config(cls, config: Config, custom_objects: dict[str, typing.Any] | None = None) -> typing.Self:
+        # a scope of nothing would hide the one around it
+        with keras.saving.custom_object_scope(custom_objects) if custom_objects else contextlib.nullcontext():
+            made = super().from_config(saving.restored(saving.without_format(config, cls.__name__)))
+        saving.check_complete(config, made)
+        return made

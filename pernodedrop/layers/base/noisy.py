@@ -1,6 +1,5 @@
 """What every noisy Keras layer has: a mask, its noise's numbers and its key in variables, one draw a call."""
 
-import contextlib
 import dataclasses
 import math
 import typing
@@ -10,6 +9,8 @@ import numpy as np
 
 from pernodedrop import backends, checks, ops, registry
 from pernodedrop._types import Config, Key, Tensor, Words
+from pernodedrop.internals import of_keras
+from pernodedrop.layers.base import saving
 from pernodedrop.layers.base.noise_layer import NoiseLayer
 from pernodedrop.mask import Field, Mask
 from pernodedrop.noise import Bernoulli, Noise
@@ -22,11 +23,7 @@ xp = backends.get(keras.backend.backend())
 registry.connect(lambda cls, package: keras.saving.register_keras_serializable(package)(cls))
 
 
-NOISE = ("rate", "base_rate", "noise")
-"""What a config may have a schedule or a noise under."""
-
-
-class Noisy(NoiseLayer):
+class Noisy(of_keras.Placed, NoiseLayer):
     """Base of noisy layers; it stands before `keras.layers.Wrapper` where a layer is both.
 
     Its state is saved with the model and restored on any backend:
@@ -46,7 +43,9 @@ class Noisy(NoiseLayer):
         super().__init__(**kwargs)
         self.state = state
         self._key = self._variable("key", state.first_key)
-        self._numbers = {name: self._variable(name, value) for name, value in state.first_numbers.items()}
+        self._names = tuple(state.first_numbers)
+        for name, value in state.first_numbers.items():  # in attributes: tf.train.Checkpoint passes by dicts
+            setattr(self, f"_noise_{name}", self._variable(name, value))
 
     @property
     def seed(self) -> int | None:
@@ -151,14 +150,15 @@ class Noisy(NoiseLayer):
     def get_config(self) -> Config:
         return {**super().get_config(), "seed": self.seed}
 
-    @classmethod
-    def from_config(cls, config: Config, custom_objects: dict[str, typing.Any] | None = None) -> typing.Self:
-        # a scope of nothing would hide the one around it
-        scope = keras.saving.custom_object_scope(custom_objects) if custom_objects else contextlib.nullcontext()
-        with scope:
-            saved = {name: config[name] for name in NOISE if isinstance(config.get(name), dict)}
-            noise = {name: keras.saving.deserialize_keras_object(one) for name, one in saved.items()}
-            return super().from_config({**config, **noise})
+    def save_own_variables(self, store: typing.Any) -> None:
+        saving.write(self, self._kind, store)
+
+    def load_own_variables(self, store: typing.Any) -> None:
+        values = saving.read(self, self._kind, store)
+        if numbers := {name: values[name][()] for name in self._names}:
+            self.state.mask.noise.with_params(numbers)  # refuses what is out of range
+        for name, variable in saving.named_variables(self).items():
+            variable.assign(values[name])
 
     def has_noise(self, training: bool | None) -> bool:
         """Whether a call has noise."""
@@ -198,6 +198,15 @@ class Noisy(NoiseLayer):
         if mask.regime != "fixed":
             words = words + xp.as_word(xp.replica_offset(batch))
         return mask.samples(words, xp)
+
+    @property
+    def _numbers(self) -> dict[str, keras.Variable]:
+        return {name: getattr(self, f"_noise_{name}") for name in self._names}
+
+    @property
+    def _kind(self) -> str:
+        """Of which noise the numbers are, as files of weights have it."""
+        return keras.saving.get_registered_name(type(self.state.mask.noise))
 
     def _variable(self, name: str, value: np.generic | np.typing.NDArray[typing.Any]) -> keras.Variable:
         value = np.asarray(value)

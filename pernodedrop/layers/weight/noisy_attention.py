@@ -86,7 +86,7 @@ class NoisyAttention(Composite, keras.layers.Wrapper):
         if not self.layer.built:
             self.layer.build(query_shape, value_shape, key_shape)
             self.layer.built = True
-        self.parts = {name: self._wrapped(name) for name in self.projections}
+        self.set_parts({name: self._wrapped(name) for name in self.projections})
 
     def call(
         self,
@@ -129,29 +129,18 @@ class NoisyAttention(Composite, keras.layers.Wrapper):
         return self.layer.compute_output_spec(query, value, *args, **kwargs)
 
     def get_config(self) -> Config:
-        given = {*self._arguments(), *({"rate", "noise"} if "rate" in self._arguments() else ())}
-        own = {name: value for name, value in self._one.get_config().items() if name in given}
         return {
+            **self._one.get_config(),
             **super().get_config(),
             "wrapper": keras.saving.get_registered_name(self.wrapper),
             "projections": list(self.projections),
             "seed": self.seed,
-            **own,
         }
 
     @classmethod
     def from_config(cls, config: Config, custom_objects: dict[str, typing.Any] | None = None) -> typing.Self:
-        own = {"layer", "wrapper", "projections", "seed", *OF_LAYER}
-        config = {
-            **config,
-            "wrapper": keras.saving.get_registered_object(config["wrapper"], custom_objects),
-            **{
-                name: keras.saving.deserialize_keras_object(value, custom_objects=custom_objects)
-                for name, value in config.items()
-                if name not in own
-            },
-        }
-        return super().from_config(config, custom_objects=custom_objects)
+        wrapper = keras.saving.get_registered_object(config["wrapper"], custom_objects)
+        return super().from_config({**config, "wrapper": wrapper}, custom_objects)
 
     def fold(self) -> keras.layers.Layer:
         """A plain attention layer, built, with weights of its own, that computes what this layer does at inference.

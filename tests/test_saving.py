@@ -1,0 +1,303 @@
+"""What is saved comes back: every variable, in every kind of file, and nothing that does not fit."""
+
+import copy
+import itertools
+import pickle
+import random
+import sys
+import threading
+
+import keras
+import numpy as np
+import pytest
+
+import pernodedrop as pnd
+from pernodedrop.layers.base import saving
+from tests.family import FAMILY, host, inputs, noisy_layer
+
+every_layer = pytest.mark.parametrize("case", [pytest.param(case, id=name) for name, case in FAMILY.items()])
+
+
+def next_calls(model):
+    """What the next calls of a model give: its masks, its rate and where its schedule stands."""
+    x = inputs(5, 6)
+    rates = [layer.rate for layer in model.layers if isinstance(layer, pnd.layers.Dropout)]
+    return [host(model(x, training=training)) for training in (False, True, True)], rates
+
+
+def assert_goes_on_alike(again, model):
+    for found, expected in zip(*(next_calls(one)[0] for one in (again, model)), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+# Where state goes
+
+
+def branches(seeds=(1, 2)):
+    """Two branches, with noise of the same names in both."""
+    x = keras.Input((6,))
+
+    def branch(name, seed):
+        noise = pnd.GaussianDropout(0.5, seed=seed, name="noise")
+        wrapped = pnd.PerNodeDrop(keras.layers.Dense(6), seed=seed, name="wrapper")
+        return keras.Sequential([keras.Input((6,)), keras.layers.Dense(6), noise, wrapped], name=name)(x)
+
+    return keras.Model(x, keras.layers.Add()([branch("left", seeds[0]), branch("right", seeds[1])]))
+
+
+def test_layers_of_one_name_have_paths_of_their_own():
+    model = branches()
+    paths = [variable.path for variable in model.variables]
+    assert len(set(paths)) == len(paths)
+    assert {"left/noise/key", "left/noise/stddev", "right/wrapper/key"} <= set(paths)
+
+
+def test_a_state_tree_brings_every_key_back():
+    model, again = branches((1, 2)), branches((3, 4))
+    model(inputs(5, 6), training=True)
+    model.compile("sgd"), again.compile("sgd")
+    tree = model.get_state_tree(value_format="numpy_array")
+    flat = {name: tree[name] for name in ("trainable_variables", "non_trainable_variables")}
+    names = [layer.name for layer in model.layers if not isinstance(layer, keras.layers.InputLayer)]
+    assert {"left", "right"} <= set(names)
+    assert flat["non_trainable_variables"].keys() == {"left", "right"}
+    again.set_state_tree(renamed(flat, model, again))
+    assert_goes_on_alike(again, model)
+
+
+def renamed(tree, model, again):
+    """A state tree of a model under the names that Keras has made up for the layers of another one."""
+    names = {
+        old.name: new.name
+        for one, other in zip(model.layers, again.layers, strict=True)
+        for old, new in zip(one._flatten_layers(), other._flatten_layers(), strict=True)
+    }
+
+    def of(value):
+        return {names.get(name, name): of(inner) for name, inner in value.items()} if isinstance(value, dict) else value
+
+    return of(tree)
+
+
+@pytest.mark.only_backend("torch", reason="a state_dict is torch's")
+@every_layer
+def test_a_state_dict_has_every_variable(case):
+    model, again = case.model(), case.model()
+    model(inputs(5, 6), training=True)
+    state = model.state_dict()
+    assert len(state) == len(model.variables)
+    again.load_state_dict(dict(zip(again.state_dict(), state.values(), strict=True)))
+    assert_goes_on_alike(again, model)
+
+
+@pytest.mark.only_backend("tensorflow", reason="a tf.train.Checkpoint is TensorFlow's")
+@every_layer
+def test_a_checkpoint_of_tensorflow_has_every_variable(case, tmp_path):
+    import tensorflow as tf
+
+    model, again = case.model(), case.model()
+    if case.rated and not case.scheduled:
+        noisy_layer(model).rate = 0.3
+    model(inputs(5, 6), training=True)
+    path = tf.train.Checkpoint(model=model).save(tmp_path / "checkpoint")
+    tf.train.Checkpoint(model=again).restore(path).assert_consumed()
+    assert noisy_layer(again).rate == noisy_layer(model).rate
+    assert_goes_on_alike(again, model)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("again_of", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+@every_layer
+def test_copies_go_on_alike(case, again_of):
+    model = case.model()
+    model(inputs(5, 6), training=True)
+    assert_goes_on_alike(again_of(model), model)
+
+
+def test_threads_draw_no_key_twice():
+    layer, drawn = pnd.Dropout(0.5, seed=1), []
+
+    def draw():
+        drawn.extend([tuple(host(layer.draw()).tolist()) for _ in range(1000)])
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=draw) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert sorted(drawn) == [(1, call) for call in range(8000)]
+
+
+# What does not fit
+
+NOISES = {
+    "Bernoulli": pnd.Bernoulli(0.5),
+    "Gaussian": pnd.Gaussian(0.5),
+    "PartialGaussian": pnd.PartialGaussian(0.5, 0.5),
+    "Uniform": pnd.Uniform(0.5),
+    "schedule": pnd.Bernoulli(0.5),
+}
+
+
+def model_of(noise):
+    rate = pnd.schedules.Linear(0.1, 0.5, 5) if noise == "schedule" else None
+    layer = pnd.PerNodeDrop(keras.layers.Dense(2), rate, noise=NOISES[noise], name="noisy")
+    return keras.Sequential([keras.Input((6,)), layer])
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(("saved", "wanted"), [*itertools.permutations(NOISES, 2)])
+def test_weights_of_another_noise_are_refused_by_name(saved, wanted, tmp_path):
+    path = tmp_path / "m.weights.h5"
+    model_of(saved).save_weights(path)
+    with pytest.raises(ValueError, match=rf"'noisy'.*{type(NOISES[wanted]).__name__}.*{type(NOISES[saved]).__name__}"):
+        model_of(wanted).load_weights(path)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("threshold", [0, -1, 2**24 + 1])
+def test_numbers_that_no_noise_has_are_refused(threshold, tmp_path):
+    model, path = model_of("Bernoulli"), tmp_path / "m.weights.h5"
+    (variable,) = (one for one in model.variables if one.name == "threshold")
+    variable.assign(threshold)
+    model.save_weights(path)
+    with pytest.raises(ValueError, match="rate"):
+        model_of("Bernoulli").load_weights(path)
+
+
+@pytest.mark.once
+def test_weights_of_a_plain_model_say_what_to_do(tmp_path):
+    path = tmp_path / "m.weights.h5"
+    keras.Sequential([keras.Input((6,)), keras.layers.Dense(2)]).save_weights(path)
+    with pytest.raises(ValueError, match="copy_weights"):
+        model_of("Bernoulli").load_weights(path)
+
+
+@pytest.mark.once
+def test_a_flipped_bit_is_noticed_or_changes_nothing(tmp_path):
+    def model():
+        layers = [pnd.Dropout(0.25, seed=1), pnd.GaussianDropout(0.3, seed=2), pnd.TabuDropout(0.5, seed=3)]
+        return keras.Sequential([keras.Input((6,)), *layers])
+
+    first, second, path = model(), model(), tmp_path / "m.weights.h5"
+    first(inputs(5, 6), training=True)
+    first.save_weights(path)
+    data, right = path.read_bytes(), [host(one) for one in first.weights]
+    generator, noticed = random.Random(0), 0
+    for _ in range(400):
+        place, flipped = generator.randrange(len(data) * 8), bytearray(data)
+        flipped[place // 8] ^= 1 << place % 8
+        path.write_bytes(flipped)
+        for one, other in zip(second.weights, right, strict=True):
+            one.assign(other)
+        try:
+            second.load_weights(path)
+        except Exception:  # h5py has many
+            noticed += 1
+        else:
+            for one, other in zip(second.weights, right, strict=True):
+                np.testing.assert_array_equal(host(one), other)
+    assert noticed > 20
+
+
+@pytest.mark.once
+def test_weights_of_a_later_format_say_so(tmp_path, monkeypatch):
+    path = tmp_path / "m.weights.h5"
+    monkeypatch.setattr(saving, "FORMAT", 2)
+    model_of("Bernoulli").save_weights(path)
+    config = model_of("Bernoulli").layers[0].get_config()
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match=r"'noisy'.*later version of pernodedrop, in format 2; .* up to 1"):
+        model_of("Bernoulli").load_weights(path)
+    with pytest.raises(ValueError, match="PerNodeDrop was written by a later version of pernodedrop, in format 2"):
+        pnd.PerNodeDrop.from_config(config)
+
+
+@pytest.mark.once
+@every_layer
+def test_a_config_without_one_of_its_arguments_is_refused(case):
+    layer = case.make()
+    config = layer.get_config()
+    for name in config.keys() - saving.OF_ANY_LAYER:
+        with pytest.raises((ValueError, KeyError, TypeError), match=name):
+            type(layer).from_config({key: value for key, value in config.items() if key != name})
+    for name in ("noise", "rate"):
+        if isinstance(config.get(name), dict):
+            fields = config[name]["config"]
+            for field in fields:
+                less = {**config[name], "config": {key: value for key, value in fields.items() if key != field}}
+                with pytest.raises((ValueError, TypeError), match=field):
+                    type(layer).from_config({**config, name: less})
+
+
+CALLED = []
+
+
+def called(step):
+    """A function that nothing in a file may call."""
+    CALLED.append(step)
+    return 0.5
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    "function", ["keras.config.set_epsilon", "set_epsilon", "tests.test_saving.called", "Dense", 3]
+)
+def test_a_file_calls_no_function_that_was_not_registered(function):
+    config = {"function": function, "steps": 3}
+    with pytest.raises(ValueError, match="`function`"):
+        pnd.schedules.Custom.from_config(config)
+    described = {"class_name": "Custom", "registered_name": "pernodedrop>Custom", "config": config}
+    layer = {**pnd.Dropout(0.5).get_config(), "rate": described}
+    with pytest.raises(ValueError, match="`function`"):
+        pnd.Dropout.from_config(layer)
+    assert not CALLED
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    "described",
+    [
+        {"class_name": "function", "registered_name": "VGG16", "module": "keras.applications", "config": "VGG16"},
+        {"class_name": "Dense", "registered_name": None, "module": "keras.layers", "config": {"units": 3}},
+        {"class_name": "Dropout", "registered_name": "pernodedrop>Dropout", "config": {"rate": 0.5}},
+        {"class_name": ["Bernoulli"], "config": {}},
+        {},
+    ],
+)
+def test_a_config_makes_nothing_but_noises_and_schedules(described):
+    with pytest.raises(ValueError, match="noise"):
+        pnd.PerNodeDrop.from_config({**model_of("Gaussian").layers[0].get_config(), "noise": described})
+
+
+@keras.saving.register_keras_serializable("tests")
+def wave(step):
+    return 0.1 * (step % 3)
+
+
+@pytest.mark.once
+def test_a_function_of_ones_own_is_saved_by_its_registered_name(tmp_path):
+    model = keras.Sequential([keras.Input((6,)), pnd.Dropout(pnd.schedules.Custom(wave, steps=9), seed=1)])
+    model(inputs(5, 6), training=True)
+    model.save(tmp_path / "m.keras")
+    assert_goes_on_alike(keras.saving.load_model(tmp_path / "m.keras"), model)
+
+
+@pytest.mark.once
+def test_a_function_that_could_not_be_found_again_is_refused_when_it_is_saved(tmp_path):
+    model = keras.Sequential([keras.Input((6,)), pnd.Dropout(pnd.schedules.Custom(lambda step: 0.5, steps=9))])
+    with pytest.raises(ValueError, match=r"`function`.*register_keras_serializable"):
+        model.save(tmp_path / "m.keras")
+
+
+@pytest.mark.once
+def test_no_more_is_made_than_anyone_needs():
+    with pytest.raises(ValueError, match=r"`boundaries`.*100000 of them"):
+        pnd.schedules.Step([0.5] * 100001, range(1, 100001))
+    with pytest.raises(ValueError, match=r"`members`.*at most 1024"):
+        pnd.Masksembles(members=10**6)
