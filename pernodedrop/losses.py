@@ -8,7 +8,7 @@ import warnings
 
 import keras
 
-from pernodedrop import checks
+from pernodedrop import checks, registry
 from pernodedrop._types import Config, Shape, Tensor
 from pernodedrop.internals import of_keras
 from pernodedrop.layers.base import stochastic
@@ -210,7 +210,7 @@ class RDrop(keras.losses.Loss):
 
     @classmethod
     def from_config(cls, config: Config) -> typing.Self:
-        return cls(**{**config, "loss": keras.saving.deserialize_keras_object(config["loss"])})
+        return registry.made(cls, {**config, "loss": keras.saving.deserialize_keras_object(config["loss"])})
 
 
 @keras.saving.register_keras_serializable("pernodedrop")

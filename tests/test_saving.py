@@ -1,6 +1,7 @@
 """What is saved comes back: every variable, in every kind of file, and nothing that does not fit."""
 
 import copy
+import functools
 import itertools
 import pickle
 import random
@@ -233,6 +234,38 @@ def test_a_config_without_one_of_its_arguments_is_refused(case):
                 less = {**config[name], "config": {key: value for key, value in fields.items() if key != field}}
                 with pytest.raises((ValueError, TypeError), match=field):
                     type(layer).from_config({**config, name: less})
+
+
+WRONG = [None, -1, 10**9, -0.5, float("nan"), "x", [], {}, True, {"class_name": "Lambda", "config": {}}]
+NOT_LOOKED_AT = {"module", "class_name"}  # beside the name that a class is registered under
+ALIASES = {"sharing": (None, []), "data_format": (None,), "noise_shape": ([],)}  # that stand for what is there
+
+
+@pytest.mark.once
+@every_layer
+def test_a_config_with_another_value_is_refused_or_means_what_it_says(case):
+    kind, right = type(case.make()), case.make().get_config()
+    for place in places(right):
+        for value in WRONG:
+            config = copy.deepcopy(right)
+            *folders, name = place
+            functools.reduce(dict.__getitem__, folders, config)[name] = value
+            if name in NOT_LOOKED_AT or value in ALIASES.get(name, ()):
+                continue
+            try:
+                made = kind.from_config(copy.deepcopy(config))
+            except (TypeError, ValueError):
+                continue
+            assert made.get_config() == config, place
+
+
+def places(config, above=()):
+    """The places of all values in a config that are this library's own to read."""
+    for name, value in config.items():
+        if above or name not in {"layer", "initializer", *saving.OF_ANY_LAYER}:
+            yield (*above, name)
+            if isinstance(value, dict):
+                yield from places(value, (*above, name))
 
 
 CALLED = []
