@@ -53,6 +53,14 @@ def test_layers_of_one_name_have_paths_of_their_own():
     assert {"left/noise/key", "left/noise/stddev", "right/wrapper/key"} <= set(paths)
 
 
+def test_a_layer_that_was_built_before_has_its_path_too():
+    dense = keras.layers.Dense(3, name="dense")
+    dense.build((None, 6))
+    layer = pnd.PerNodeDrop(dense, name="wrapper")
+    keras.Sequential([keras.Input((6,)), layer], name="model")
+    assert dense.kernel.path == "model/wrapper/dense/kernel"
+
+
 def test_a_state_tree_brings_every_key_back():
     model, again = branches((1, 2)), branches((3, 4))
     model(inputs(5, 6), training=True)
@@ -85,9 +93,9 @@ def renamed(tree, model, again):
 def test_a_state_dict_has_every_variable(case):
     model, again = case.model(), case.model()
     model(inputs(5, 6), training=True)
-    state = model.state_dict()
-    assert len(state) == len(model.variables)
-    again.load_state_dict(dict(zip(again.state_dict(), state.values(), strict=True)))
+    state, names = model.state_dict(), [[f"_torch_params.{v.path}" for v in one.variables] for one in (again, model)]
+    assert state.keys() == set(names[1])
+    again.load_state_dict({new: state[old] for new, old in zip(*names, strict=True)})
     assert_goes_on_alike(again, model)
 
 

@@ -70,22 +70,28 @@ def list_variables(layer: Layer) -> None:
 
 
 class Placed(Layer):
-    """A layer that has variables before its place in a model is known. They get their paths when it is.
+    """A layer that has variables, or built layers inside it, before its place in a model is known.
 
-    Keras' own layers make theirs in `build`, inside the name scope of the layer that holds them. Where two models have
-    a layer of one name each, paths are otherwise equal, and by them torch's `state_dict` and Keras' `get_state_tree`
-    tell variables apart.
+    Their paths are those that they had if they were made in its `build`, inside the name scope of the layer that holds
+    it, as Keras' own layers make theirs. By them torch's `state_dict` and Keras' `get_state_tree` tell variables apart.
     """
 
     def _open_name_scope(self) -> typing.Any:
         unknown = self._parent_path is None
         scope = super()._open_name_scope()
-        if unknown and self._parent_path:
-            for variable in own_variables(self):
-                variable._path = f"{self._parent_path}/{self.name}/{variable.name}"
-            if hasattr(self, "_torch_params"):
-                list_variables(self)
+        if unknown and self._parent_path is not None:
+            place(self, "/".join(filter(None, (self._parent_path, self.name))))
         return scope
+
+
+def place(layer: Layer, path: str) -> None:
+    """Give the variables of a layer, and of those inside it, the paths that follow from its own."""
+    for variable in own_variables(layer):
+        variable._path = f"{path}/{variable.name}"
+    for inner in layer._layers:
+        place(inner, f"{path}/{inner.name}")
+    if hasattr(layer, "_torch_params"):
+        list_variables(layer)
 
 
 # The graph of a Sequential or functional model
