@@ -128,6 +128,22 @@ def test_seed_generators():
     assert not of_keras.seed_generators(keras.Sequential([inner]))
 
 
+def test_retrack_variable(tmp_path):
+    """It is listed and saved in the place of the other, and a layer that is built takes it."""
+    layer, new = composite(), keras.Variable(5.0, name="scale")
+    old, count = layer.scale, layer.count
+    of_keras.retrack_variable(layer, old, new)
+    layer.scale = new
+    assert [id(one) for one in of_keras.own_variables(layer)] == [id(new), id(count)]
+    layer.scale = new
+    assert len(of_keras.own_variables(layer)) == 2
+    store = {}
+    layer.save_own_variables(store)
+    assert float(host(store["0"])) == 5.0
+    with pytest.raises(ValueError, match="already built"):
+        layer.scale = old
+
+
 def test_retrack():
     layer, new = composite(), layers.Dense(3, name="new")
     new.build((None, 3))

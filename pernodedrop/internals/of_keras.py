@@ -64,6 +64,17 @@ def retrack(holder: Layer, old: Layer, new: Layer | None) -> None:
         tracker.replace_tracked_value("layers", old, new)
 
 
+def retrack_variable(holder: Layer, old: keras.Variable, new: keras.Variable) -> None:
+    """Have a layer count another variable as its own where it counts `old`, in its position, by which it is saved."""
+    for variables in (holder._trainable_variables, holder._non_trainable_variables):
+        for index, variable in enumerate(variables):
+            if variable is old:
+                variables[index] = new
+    for ids in holder._tracker.stored_ids.values():
+        if id(old) in ids:
+            ids.symmetric_difference_update({id(old), id(new)})
+
+
 def list_variables(layer: Layer) -> None:
     """Tell Keras of the variables inside a layer: on torch it lists them as parameters once, when a layer is built."""
     layer._post_build()

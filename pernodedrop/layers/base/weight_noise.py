@@ -7,6 +7,7 @@ import keras
 from pernodedrop import checks, ops
 from pernodedrop._types import Config, Key, Shape, Tensor, Words
 from pernodedrop.layers.base.activation_noise import apply_mask
+from pernodedrop.layers.base.around import Around
 from pernodedrop.layers.base.contraction import Contraction
 from pernodedrop.layers.base.convolution import Convolution
 from pernodedrop.layers.base.inner import (
@@ -27,11 +28,11 @@ SMALL_GROUP = 1024
 """Entries of a group's kernel up to which all groups are multiplied in one go, with their masks in memory."""
 
 
-class WeightNoise(Noisy, keras.layers.Wrapper):
+class WeightNoise(Noisy, Around):
     """Base of wrappers that put noise on the kernel of a layer.
 
-    The inner layer keeps its weights, LoRA and `quantize`; where a call has no noise it is the
-    inner layer that is called. Bias and activation are the inner layer's and have no noise.
+    The inner layer keeps its weights, LoRA and `quantize`, and its public attributes are those of the wrapper too; where
+    a call has no noise it is the inner layer that is called. Bias and activation are the inner layer's and have no noise.
 
     Args:
         layer: the inner layer, of one of `kinds`.

@@ -9,6 +9,7 @@ import keras
 from pernodedrop import checks, generator
 from pernodedrop._types import Config, Shape, Tensor
 from pernodedrop.internals import of_keras
+from pernodedrop.layers.base.around import Around
 from pernodedrop.layers.base.composite import Composite, key_of
 from pernodedrop.layers.base.inner import copy_of
 from pernodedrop.layers.base.noisy import check_built
@@ -19,7 +20,7 @@ OF_LAYER = ("name", "dtype", "trainable")
 
 
 @keras.saving.register_keras_serializable("pernodedrop")
-class NoisyAttention(Composite, keras.layers.Wrapper):
+class NoisyAttention(Composite, Around):
     """Puts weight noise on the projections of a `keras.layers.MultiHeadAttention`.
 
     Each projection multiplies its input by a kernel, and is wrapped by a weight noise of its own, whose mask is that of
