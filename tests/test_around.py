@@ -102,7 +102,7 @@ def test_spectral_normalization_around_it_trains_saves_loads_and_folds(wrapper, 
     np.testing.assert_allclose(host(plain(x)), host(folded(x)), atol=1e-6)
 
 
-@keras.saving.register_keras_serializable("tests")
+@keras.saving.register_keras_serializable("around")
 class Tied(keras.Model):
     """An autoencoder whose decoder has the encoder's kernel."""
 
@@ -141,3 +141,84 @@ def test_a_model_with_tied_weights_takes_it(tmp_path):
     noisy.save(tmp_path / "tied.keras")
     for other in (noisy, pnd.fold(noisy), keras.saving.load_model(tmp_path / "tied.keras")):
         np.testing.assert_allclose(host(other(x)), x @ kernel @ kernel.T, atol=1e-5)
+
+
+BUILT_BY_NOBODY = {
+    name: case for name, case in FAMILY.items() if type(case.make()).build is layers.Layer.build and case.shape == (6,)
+}
+
+
+class Held(layers.Layer):
+    """A layer and noise, of which its own `build` builds what has weights. As a cell it is a recurrent layer's."""
+
+    def __init__(self, noise=None, **kwargs):
+        super().__init__(**kwargs)
+        self.units = self.state_size = 6
+        self.dense = layers.Dense(6)
+        self.noise = pnd.Dropout(0.3, seed=1) if noise is None else noise
+
+    def build(self, shape):
+        self.dense.build(shape)
+
+    def call(self, x, states=(), training=None):
+        y = self.noise(self.dense(x), training=training)
+        return (y, [y]) if states else y
+
+    def get_config(self):
+        return {**super().get_config(), "noise": keras.saving.serialize_keras_object(self.noise)}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**{**config, "noise": keras.saving.deserialize_keras_object(config["noise"])})
+
+
+@keras.saving.register_keras_serializable("around")
+class HoldingModel(Held, keras.Model):
+    """It in a model."""
+
+
+keras.saving.register_keras_serializable("around")(Held)
+HOLDERS = {
+    **{name: (lambda case=case: HoldingModel(case.make()), (4, 6)) for name, case in BUILT_BY_NOBODY.items()},
+    "noise_shape": (lambda: HoldingModel(pnd.Dropout(0.3, noise_shape=(None, 1), seed=1)), (4, 6)),
+    "cell": (lambda: keras.Sequential([keras.Input((3, 6)), layers.RNN(Held())]), (4, 3, 6)),
+}
+
+
+def test_noise_without_a_build_is_built_from_the_start_as_keras_dropout_is():
+    assert {"dropout", "gaussian_dropout", "drop_path", "scheduled_drop_path"} <= BUILT_BY_NOBODY.keys()
+    for case in BUILT_BY_NOBODY.values():
+        layer = case.make()
+        assert layer.built == layers.Dropout(0.5).built
+        again = type(layer).from_config(layer.get_config())
+        again.build((None, 6))  # whoever builds it all the same, as files of older versions do
+        assert len(again.variables) == len(layer.variables)
+
+
+@pytest.mark.parametrize(("make", "shape"), HOLDERS.values(), ids=HOLDERS)
+def test_who_builds_what_has_weights_need_not_build_noise(make, shape, tmp_path):
+    model, x = make(), inputs(*shape)
+    wanted = host(model(x))
+    model.save(tmp_path / "held.keras")
+
+    def rule(layer):
+        return pnd.PerNodeDrop(layer, 0.2, seed=2) if isinstance(layer, layers.Dense) else None
+
+    loaded = keras.saving.load_model(tmp_path / "held.keras")
+    for other in (pnd.fold(model), pnd.apply(model, rule), loaded, pnd.fold(loaded)):
+        np.testing.assert_allclose(host(other(x)), wanted, atol=1e-6)
+    np.testing.assert_allclose(host(loaded(x, training=True)), host(model(x, training=True)), atol=1e-6)
+    assert not np.allclose(host(model(x, training=True)), wanted)
+
+
+def test_noise_that_needs_building_is_copied_as_the_call_built_it():
+    model, x = HoldingModel(pnd.PerNodeDrop(layers.Dense(3), regime="fixed", seed=1)), inputs(4, 6)
+    wanted = host(model(x))
+    np.testing.assert_allclose(host(pnd.fold(model)(x)), wanted, atol=1e-6)
+
+
+def test_a_noise_shape_that_does_not_fit_is_refused_at_inference_and_without_a_call():
+    layer = pnd.Dropout(0.5, noise_shape=(None, 2))
+    for call in (lambda: layer(inputs(2, 3)), lambda: layer(keras.Input((3,)))):
+        with pytest.raises(ValueError, match="`noise_shape`"):
+            call()
