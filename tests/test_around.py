@@ -222,3 +222,42 @@ def test_a_noise_shape_that_does_not_fit_is_refused_at_inference_and_without_a_c
     for call in (lambda: layer(inputs(2, 3)), lambda: layer(keras.Input((3,)))):
         with pytest.raises(ValueError, match="`noise_shape`"):
             call()
+
+
+DTYPES = [("float32", "mixed_float16", False), ("bfloat16", "float32", False), ("float32", "bfloat16", True)]
+
+
+def with_a_dtype_of_its_own(case, inner, own, late):
+    """A wrapper of one dtype policy around a layer of another, from the start or set when it is built."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(inner)
+    try:
+        layer = case.make() if late or case is FAMILY["noisy_attention"] else case.make(dtype=own)
+        layer.build(case.shape_of(2))
+    finally:
+        keras.config.set_dtype_policy(before)
+    layer.dtype_policy = own
+    return layer
+
+
+@every_wrapper
+@pytest.mark.parametrize(("inner", "own", "late"), DTYPES)
+def test_a_dtype_policy_of_its_own_is_that_of_all_its_outputs(case, inner, own, late):
+    layer, x = with_a_dtype_of_its_own(case, inner, own, late), case.inputs(2)
+    outputs = [layer(x, training=True), layer(x), layer(keras.Input(case.shape, dtype=layer.compute_dtype))]
+    if case.folds:
+        outputs.append(layer.fold()(x))
+    assert {keras.backend.standardize_dtype(y.dtype) for y in outputs} == {layer.compute_dtype}
+    wanted = host(keras.ops.cast(layer.layer(x, x) if isinstance(layer, pnd.NoisyAttention) else layer(x), "float32"))
+    np.testing.assert_allclose(host(keras.ops.cast(layer(x), "float32")), wanted, atol=0.05)
+
+
+@pytest.mark.skip_backend("numpy", reason="Keras warns of it there")
+def test_a_quantized_inner_layer_is_folded_with_the_dtype_of_the_wrapper():
+    layer, x = pnd.PerNodeDrop(layers.Dense(4), dtype="mixed_bfloat16"), inputs(2, 3)
+    layer.build((None, 3))
+    layer.layer.quantize("int8")
+    plain = layer.fold()
+    assert plain.quantization_mode == "int8"
+    assert keras.backend.standardize_dtype(plain(x).dtype) == "bfloat16"
+    np.testing.assert_allclose(host(keras.ops.cast(plain(x) - layer(x), "float32")), 0, atol=0.05)

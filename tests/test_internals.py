@@ -315,6 +315,15 @@ def test_calling():
     assert "call" not in vars(layer)
 
 
+def test_autocast():
+    kernel, count = keras.Variable(np.ones(2, "float32")), keras.Variable(np.ones(2, "int32"), trainable=False)
+    exact = keras.Variable(np.ones(2, "float32"), autocast=False)
+    with of_keras.autocast("bfloat16"):
+        assert (kernel.dtype, count.dtype, exact.dtype) == ("bfloat16", "int32", "float32")
+        assert keras.backend.standardize_dtype((kernel * 1).dtype) == "bfloat16"
+    assert keras.backend.standardize_dtype((kernel * 1).dtype) == "float32"
+
+
 def test_without_remat():
     class Counted(layers.Layer):
         again = 0

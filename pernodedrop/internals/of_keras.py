@@ -5,7 +5,7 @@ import contextlib
 import typing
 
 import keras
-from keras.src.backend.common import masking
+from keras.src.backend.common import masking, variables
 
 from pernodedrop._types import Tensor
 
@@ -66,10 +66,10 @@ def retrack(holder: Layer, old: Layer, new: Layer | None) -> None:
 
 def retrack_variable(holder: Layer, old: keras.Variable, new: keras.Variable) -> None:
     """Have a layer count another variable as its own where it counts `old`, in its position, by which it is saved."""
-    for variables in (holder._trainable_variables, holder._non_trainable_variables):
-        for index, variable in enumerate(variables):
+    for own in (holder._trainable_variables, holder._non_trainable_variables):
+        for index, variable in enumerate(own):
             if variable is old:
-                variables[index] = new
+                own[index] = new
     for ids in holder._tracker.stored_ids.values():
         if id(old) in ids:
             ids.symmetric_difference_update({id(old), id(new)})
@@ -171,6 +171,11 @@ def calling(layer: Layer, function: typing.Callable[..., typing.Any]) -> Context
         del own["call"]
         if before is not None:
             own["call"] = before
+
+
+def autocast(dtype: str | None) -> typing.ContextManager[typing.Any]:
+    """Has floating variables read in a dtype, or as they are; Keras does so for layers whose own ones have another."""
+    return variables.AutocastScope(dtype)
 
 
 @contextlib.contextmanager
