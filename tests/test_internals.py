@@ -128,6 +128,22 @@ def test_seed_generators():
     assert not of_keras.seed_generators(keras.Sequential([inner]))
 
 
+def test_retrack_variable(tmp_path):
+    """It is listed and saved in the place of the other, and a layer that is built takes it."""
+    layer, new = composite(), keras.Variable(5.0, name="scale")
+    old, count = layer.scale, layer.count
+    of_keras.retrack_variable(layer, old, new)
+    layer.scale = new
+    assert [id(one) for one in of_keras.own_variables(layer)] == [id(new), id(count)]
+    layer.scale = new
+    assert len(of_keras.own_variables(layer)) == 2
+    store = {}
+    layer.save_own_variables(store)
+    assert float(host(store["0"])) == 5.0
+    with pytest.raises(ValueError, match="already built"):
+        layer.scale = old
+
+
 def test_retrack():
     layer, new = composite(), layers.Dense(3, name="new")
     new.build((None, 3))
@@ -307,6 +323,15 @@ def test_calling():
         np.testing.assert_array_equal(host(layer(x)), 2 * x)
     np.testing.assert_array_equal(host(layer(x)), y)
     assert "call" not in vars(layer)
+
+
+def test_autocast():
+    kernel, count = keras.Variable(np.ones(2, "float32")), keras.Variable(np.ones(2, "int32"), trainable=False)
+    exact = keras.Variable(np.ones(2, "float32"), autocast=False)
+    with of_keras.autocast("bfloat16"):
+        assert (kernel.dtype, count.dtype, exact.dtype) == ("bfloat16", "int32", "float32")
+        assert keras.backend.standardize_dtype((kernel * 1).dtype) == "bfloat16"
+    assert keras.backend.standardize_dtype((kernel * 1).dtype) == "float32"
 
 
 def test_without_remat():

@@ -5,7 +5,7 @@ import contextlib
 import typing
 
 import keras
-from keras.src.backend.common import masking
+from keras.src.backend.common import masking, variables
 
 from pernodedrop._types import Tensor
 
@@ -62,6 +62,17 @@ def retrack(holder: Layer, old: Layer, new: Layer | None) -> None:
         tracker.untrack(old)
     else:
         tracker.replace_tracked_value("layers", old, new)
+
+
+def retrack_variable(holder: Layer, old: keras.Variable, new: keras.Variable) -> None:
+    """Have a layer count another variable as its own where it counts `old`, in its position, by which it is saved."""
+    for own in (holder._trainable_variables, holder._non_trainable_variables):
+        for index, variable in enumerate(own):
+            if variable is old:
+                own[index] = new
+    for ids in holder._tracker.stored_ids.values():
+        if id(old) in ids:
+            ids.symmetric_difference_update({id(old), id(new)})
 
 
 def list_variables(layer: Layer) -> None:
@@ -166,6 +177,11 @@ def calling(layer: Layer, function: typing.Callable[..., typing.Any]) -> Context
         del own["call"]
         if before is not None:
             own["call"] = before
+
+
+def autocast(dtype: str | None) -> typing.ContextManager[typing.Any]:
+    """Has floating variables read in a dtype, or as they are; Keras does so for layers whose own ones have another."""
+    return variables.AutocastScope(dtype)
 
 
 @contextlib.contextmanager

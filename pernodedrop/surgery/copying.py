@@ -12,6 +12,7 @@ import numpy as np
 
 from pernodedrop import checks
 from pernodedrop.internals import of_keras
+from pernodedrop.layers.base.noise_layer import NoiseLayer
 from pernodedrop.surgery import configs, places
 from pernodedrop.surgery.graphs import Changes, Layer
 
@@ -76,6 +77,8 @@ def _uncompiled(config: typing.Any) -> typing.Any:
 def _match(layer: Layer, copy: Layer, copies: Changes) -> None:
     """Give a copy the state of the original, and inside it copies of what is not as the config made it."""
     copies[layer] = copy
+    if isinstance(layer, NoiseLayer) and layer.built and not copy.built:  # by a call: it is left to it by who holds it
+        copy.build_from_config(layer.get_build_config())
     inside, copied = places.inside(layer), places.inside(copy)
     if inside.keys() != copied.keys() or copy.built != layer.built:
         expected = f"a model whose config and build config rebuild it: they do not rebuild the layer {layer.name!r}"

@@ -52,6 +52,8 @@ def put(holder: Layer, changes: Changes) -> None:
     for name, value in of_keras.attributes(holder).items():
         if (changed := _exchanged(value, here)) is not value:
             setattr(holder, name, changed)
+    for old, new in here.items():
+        _take_variables(holder, old, new)
 
 
 def list_variables(layer: Layer) -> None:
@@ -59,6 +61,16 @@ def list_variables(layer: Layer) -> None:
     for inner in inside(layer).values():
         list_variables(inner)
     of_keras.list_variables(layer)
+
+
+def _take_variables(holder: Layer, old: Layer, new: Layer) -> None:
+    """Have a layer hold variables of another one where it held those of `old`, as a SpectralNormalization does."""
+    theirs = {id(variable) for variable in old.weights} - {id(variable) for variable in new.weights}
+    named = {variable.name: variable for variable in new.weights}
+    for name, value in of_keras.attributes(holder).items():
+        if id(value) in theirs and value.name in named:
+            of_keras.retrack_variable(holder, value, named[value.name])
+            setattr(holder, name, named[value.name])
 
 
 def _build_like(old: Layer, new: Layer) -> None:

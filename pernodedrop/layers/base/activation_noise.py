@@ -17,7 +17,8 @@ class ActivationNoise(Noisy):
 
     Coordinates of an entry are the sample, the position in the axes between first and last (row-major, the mask's time)
     and that in the last axis (its in): at the same key it is the entry that weight noise of `sharing="out"` has there.
-    Subclasses give `entries`.
+    Subclasses give `entries`. One without a `build` of its own is built from the start, as Keras' Dropout is, so that
+    it need not be built by the `build` of who holds it.
 
     Args:
         mask: which mask, a `pernodedrop.Mask`.
@@ -31,6 +32,7 @@ class ActivationNoise(Noisy):
     ) -> None:
         super().__init__(mask=mask, seed=seed, schedule=schedule, **kwargs)
         self.supports_masking = True
+        self.built = type(self).build is keras.layers.Layer.build
 
     def call(
         self,

@@ -130,12 +130,14 @@ def copy_of(
         layer: a built layer.
         kernel: instead of its own; None leaves everything as it is.
         bias: instead of its own, beside a kernel.
-        dtype: policy instead of its own, beside a kernel: that of the wrapper, which computes with such a kernel.
+        dtype: the policy of the wrapper, which has its compute dtype where the layer's own has another.
 
     Raises:
         NotImplementedError: another kernel for a quantized layer.
     """
     config = layer.get_config()
+    if dtype is not None and dtype.compute_dtype != layer.compute_dtype:
+        config["dtype"] = f"{mode}_from_{dtype.name}" if (mode := layer.quantization_mode) else dtype
     if kernel is None:
         again = type(layer).from_config(config)
         again.build_from_config(layer.get_build_config())
@@ -144,7 +146,6 @@ def copy_of(
     if getattr(layer, "quantization_mode", None) is not None:
         raise NotImplementedError(f"Layer {layer.name!r} is quantized; fold its model before it is quantized.")
     config.pop("lora_rank", None)  # LoRA is in the kernel that was handed in
-    config["dtype"] = config["dtype"] if dtype is None else dtype
     again = type(layer).from_config(config)
     again.build_from_config(layer.get_build_config())
     again.kernel.assign(kernel)

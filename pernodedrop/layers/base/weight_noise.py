@@ -1,12 +1,15 @@
 """Weight noise: what the wrappers of a kernel-bearing layer share."""
 
+import contextlib
 import typing
 
 import keras
 
 from pernodedrop import checks, ops
 from pernodedrop._types import Config, Key, Shape, Tensor, Words
+from pernodedrop.internals import of_keras
 from pernodedrop.layers.base.activation_noise import apply_mask
+from pernodedrop.layers.base.around import Around
 from pernodedrop.layers.base.contraction import Contraction
 from pernodedrop.layers.base.convolution import Convolution
 from pernodedrop.layers.base.inner import (
@@ -27,11 +30,12 @@ SMALL_GROUP = 1024
 """Entries of a group's kernel up to which all groups are multiplied in one go, with their masks in memory."""
 
 
-class WeightNoise(Noisy, keras.layers.Wrapper):
+class WeightNoise(Noisy, Around):
     """Base of wrappers that put noise on the kernel of a layer.
 
-    The inner layer keeps its weights, LoRA and `quantize`; where a call has no noise it is the
-    inner layer that is called. Bias and activation are the inner layer's and have no noise.
+    The inner layer keeps its weights, LoRA and `quantize`, and its public attributes are those of the wrapper too.
+    Where a call has no noise it is the inner layer that is called. Bias and activation are the inner layer's and have
+    no noise. Outputs have the compute dtype of the wrapper.
 
     Args:
         layer: the inner layer, of one of `kinds`.
@@ -70,10 +74,19 @@ class WeightNoise(Noisy, keras.layers.Wrapper):
         key: Key | None = None,
         sample_ids: Tensor | None = None,
     ) -> Tensor:
-        if not self.has_noise(training):
-            return self.call_without_noise(inputs)
-        inputs = floating(inputs)
-        return self.call_with_noise(inputs, self.field(key, xp.device(inputs)), self.samples(inputs, sample_ids))
+        with self._dtype_of_inner():
+            if self.has_noise(training):
+                inputs = floating(inputs)
+                y = self.call_with_noise(inputs, self.field(key, xp.device(inputs)), self.samples(inputs, sample_ids))
+            else:
+                y = self.call_without_noise(inputs)
+        return keras.ops.cast(y, self.compute_dtype)
+
+    def _dtype_of_inner(self) -> contextlib.AbstractContextManager[typing.Any]:
+        """Has the inner layer's variables read in the dtype that this one computes in."""
+        if self.autocast and self.layer.variable_dtype != self.compute_dtype:
+            return of_keras.autocast(self.compute_dtype)
+        return contextlib.nullcontext()
 
     def call_without_noise(self, inputs: Tensor) -> Tensor:
         """What a call without noise gives: what the inner layer does."""
@@ -143,7 +156,7 @@ class WeightNoise(Noisy, keras.layers.Wrapper):
         if self.regime == "bank":
             raise ValueError(checks.invalid("regime", "one with one function at inference, to be folded", "bank"))
         if not self.state.mask.at_inference:
-            return copy_of(self.layer)
+            return copy_of(self.layer, dtype=self.dtype_policy)
         product = product_of(self.layer, len(self.layer.get_build_config()["input_shape"]))
         return copy_of(self.layer, self.masked_kernel(product, self.field(None, None)), dtype=self.dtype_policy)
 

@@ -9,6 +9,7 @@ import keras
 from pernodedrop import checks, generator
 from pernodedrop._types import Config, Shape, Tensor
 from pernodedrop.internals import of_keras
+from pernodedrop.layers.base.around import Around
 from pernodedrop.layers.base.composite import Composite, key_of
 from pernodedrop.layers.base.inner import copy_of
 from pernodedrop.layers.base.noisy import check_built
@@ -19,7 +20,7 @@ OF_LAYER = ("name", "dtype", "trainable")
 
 
 @keras.saving.register_keras_serializable("pernodedrop")
-class NoisyAttention(Composite, keras.layers.Wrapper):
+class NoisyAttention(Composite, Around):
     """Puts weight noise on the projections of a `keras.layers.MultiHeadAttention`.
 
     Each projection multiplies its input by a kernel, and is wrapped by a weight noise of its own, whose mask is that of
@@ -37,7 +38,7 @@ class NoisyAttention(Composite, keras.layers.Wrapper):
     Call arguments: those of the inner layer, (query, value, key=None, ...), where `key` is attention's, and
         keys: the keys to use instead of drawing them, one for each projection, from `draw()`.
 
-    Input and output shapes, dtypes: the inner layer's.
+    Input and output shapes: the inner layer's. Output dtype: this layer's compute dtype.
 
     Raises:
         TypeError, ValueError: an argument that is not as described, named in the message.
@@ -107,7 +108,7 @@ class NoisyAttention(Composite, keras.layers.Wrapper):
             return functools.partial(part, training=training, key=key_of(name, keys))
 
         projections = {name: projection(name, part) for name, part in self.parts.items()}
-        return type(self.layer).call(
+        outputs = type(self.layer).call(
             of_keras.with_projections(self.layer, projections),
             query,
             value,
@@ -120,13 +121,15 @@ class NoisyAttention(Composite, keras.layers.Wrapper):
             training=training,
             use_causal_mask=use_causal_mask,
         )
+        return keras.tree.map_structure(lambda tensor: keras.ops.cast(tensor, self.compute_dtype), outputs)
 
     def compute_output_shape(self, query_shape: Shape, value_shape: Shape, key_shape: Shape | None = None) -> Shape:
         return self.layer.compute_output_shape(query_shape, value_shape, key_shape)
 
     def compute_output_spec(self, query: Tensor, value: Tensor, *args: typing.Any, **kwargs: typing.Any) -> typing.Any:
         kwargs.pop("keys", None)
-        return self.layer.compute_output_spec(query, value, *args, **kwargs)
+        specs = self.layer.compute_output_spec(query, value, *args, **kwargs)
+        return keras.tree.map_structure(lambda spec: keras.KerasTensor(spec.shape, self.compute_dtype), specs)
 
     def get_config(self) -> Config:
         return {
@@ -149,7 +152,7 @@ class NoisyAttention(Composite, keras.layers.Wrapper):
             ValueError: a layer that is not built.
         """
         check_built(self)
-        plain = copy_of(self.layer)
+        plain = copy_of(self.layer, dtype=self.dtype_policy)
         for name, part in self.parts.items():
             of_keras.projection(plain, name).set_weights(part.fold().get_weights())
         return plain
