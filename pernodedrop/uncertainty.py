@@ -1,8 +1,9 @@
 """MC Dropout: predictions with their uncertainty, from passes that keep the noise (arXiv 1506.02142).
 
 The passes are those of the model as it is at inference, except that its noise layers make noise. Nothing is added to
-the model and nothing of it is changed: while a pass is traced, the `call` of each noise layer is replaced on the layer
-itself by one that trains, and afterwards the layers have their variables back.
+the model and nothing of it is changed: a pass is a function of the model's variables, which it is given other keys for
+and whose new values are dropped. While it is traced, the `call` of each noise layer is replaced on the layer itself by
+one that trains.
 """
 
 import collections.abc
@@ -149,21 +150,19 @@ def predict(
     x, size = _arrays(x)
     batch_size = min(checks.check_count(batch_size, "batch_size"), size)
     if not all(layer.built for layer in of_keras.layers_of(model)):
-        model(_rows(x, 0, batch_size))
+        _build(model, _rows(x, 0, batch_size))
     passes = _Passes(model, seed, batch_size)
     samples = passes.default_samples() if samples is None else checks.check_count(samples, "samples")
     progress = keras.utils.Progbar(samples * math.ceil(size / batch_size), verbose=verbose, unit_name="pass")
     found = []
-    with _kept(passes.state()) as restore:
-        for start in range(0, size, batch_size):
-            batch = _Statistics(keep, probabilities)
-            rows = _rows(x, start, batch_size)
-            for sample in range(samples):
-                restore()  # what a layer counts in training does not run on from pass to pass
-                output = _outputs(passes.run(rows, start, sample), batch_size, from_logits)
-                batch.add(output[: size - start])
-                progress.add(1)
-            found.append(batch.result())
+    for start in range(0, size, batch_size):
+        batch = _Statistics(keep, probabilities)
+        rows = _rows(x, start, batch_size)
+        for sample in range(samples):
+            output = _outputs(passes.run(rows, start, sample), batch_size, from_logits)
+            batch.add(output[: size - start])
+            progress.add(1)
+        found.append(batch.result())
     whole = {name: _joined([part[name] for part in found], axis=int(name == "outputs")) for name in found[0]}
     if samples > 1 and not whole["variance"].any():
         warnings.warn(EQUAL.format(samples), stacklevel=2)
@@ -181,30 +180,32 @@ class _Passes:
         if not self.noisy and not self.ensembles:
             raise ValueError(checks.invalid("model", "a model with noise layers: its passes would all be equal", model))
         # a call number stays what it is, since a schedule's rate depends on it
-        self.keys = [(layer._key, _host(layer._key)[1]) for layer in self.noisy if isinstance(layer, Noisy)]
+        self.keys = [(layer, _host(layer._key)[1]) for layer in self.noisy if isinstance(layer, Noisy)]
         self.generators = _generators(self.noisy)
         self.forward = _Forward(model, self.changed)
+        self.variables = [one for one, value in self.state(0, 0) if value is not None]
 
     def default_samples(self) -> int:
         """The number of passes that treats all members alike."""
         members = math.lcm(*(typing.cast(int, layer.members) for layer in self.ensembles))
         return math.ceil(SAMPLES / members) * members if self.noisy else members
 
-    def state(self) -> list[keras.Variable]:
-        """The variables that noise may change."""
-        own = [variable for layer in self.noisy for variable in of_keras.own_variables(layer) if not variable.trainable]
-        return own + [generator.state for generator in self.generators]
-
     def run(self, x: typing.Any, start: int, sample: int) -> typing.Any:
         """The outputs of pass `sample` for the batch whose first row is row `start` of the whole."""
-        for index, (key, call) in enumerate(self.keys):
-            key.assign(np.array([_word(self.seed, index, sample), call], WORD))
-        for layer in self.noisy:
-            if isinstance(layer, Noisy):
+        values = [value for _, value in self.state(start, sample) if value is not None]
+        numbers = {"start": np.asarray(start, WORD), "sample": np.asarray(sample, WORD)}
+        return self.forward.run({"x": x, "values": values, **numbers})
+
+    def state(self, start: int, sample: int) -> list[tuple[keras.Variable, Tensor | None]]:
+        """The values of variables that a pass is given; None: it finds that of the model itself."""
+        with keras.StatelessScope() as state:
+            for index, (layer, call) in enumerate(self.keys):
+                layer._key.assign(np.array([_word(self.seed, index, sample), call], WORD))
                 layer.to_steady_state()
-        for index, one in enumerate(self.generators):
-            one.state.assign([_word(self.seed, index, sample, start), 0])
-        return self.forward.run({"x": x, "start": np.asarray(start, WORD), "sample": np.asarray(sample, WORD)})
+            for index, one in enumerate(self.generators):
+                one.state.assign([_word(self.seed, index, sample, start), 0])
+            given = state.get_current_value if keras.backend.backend() != "jax" else lambda variable: variable.value
+            return [(variable, given(variable)) for variable in self.forward.model.variables]
 
     @contextlib.contextmanager
     def changed(self, data: Arguments) -> collections.abc.Iterator[None]:
@@ -222,6 +223,7 @@ class _Passes:
             arguments["sample_ids"] = keras.ops.zeros((rows,), WORD) + data["sample"]
 
         with contextlib.ExitStack() as stack:
+            stack.enter_context(keras.StatelessScope(zip(self.variables, data["values"], strict=True)))
             for layer in of_keras.layers_of(self.forward.model):
                 stack.enter_context(of_keras.without_remat(layer))
             for layer in self.noisy:
@@ -251,15 +253,13 @@ class _Forward(keras.Model):
         if keras.backend.backend() != "jax":
             return self.predict_on_batch(data)
         # Keras' own function donates the weights to the step: an interrupted one would leave the model without them
-        weights = [variable.value for variable in self.trainable_variables]
-        others = [variable.value for variable in self.non_trainable_variables]
-        return keras.tree.map_structure(np.asarray, self._jitted(weights, others, data)[0])
+        return keras.tree.map_structure(np.asarray, self._jitted(data))
 
     @functools.cached_property
     def _jitted(self) -> typing.Any:
         import jax
 
-        return jax.jit(self.stateless_call)
+        return jax.jit(self)
 
 
 class _Statistics:
@@ -359,6 +359,20 @@ def _rows(x: typing.Any, start: int, count: int) -> typing.Any:
     return keras.tree.map_structure(lambda leaf: leaf[np.minimum(np.arange(start, start + count), len(leaf) - 1)], x)
 
 
+def _build(model: keras.Model, x: typing.Any) -> None:
+    """Calls a model that is not built, and leaves the states of its recurrent layers as they were, or to begin with."""
+    built = [layer for layer in of_keras.layers_of(model) if layer.built]
+    kept = [(variable, _host(variable)) for variable in model.variables if not variable.trainable]
+    try:
+        model(x, training=False)
+    finally:
+        for variable, value in kept:
+            variable.assign(value)
+        for layer in of_keras.layers_of(model):
+            if layer not in built and getattr(layer, "stateful", False):
+                layer.reset_state()
+
+
 def _host(variable: keras.Variable) -> typing.Any:
     return np.array(keras.ops.convert_to_numpy(variable.value))
 
@@ -373,21 +387,6 @@ def _generators(layers: list[keras.layers.Layer]) -> list[keras.random.SeedGener
 def _word(*numbers: int) -> int:
     """31 bits mixed from integers: sums of seeds and places would give siblings and neighbours the same masks."""
     return generator.digest(repr(numbers)) >> 1
-
-
-@contextlib.contextmanager
-def _kept(variables: list[keras.Variable]) -> collections.abc.Iterator[typing.Callable[[], None]]:
-    """Gives variables back their values at the end, and whenever the function that it yields is called."""
-    values = [_host(variable) for variable in variables]
-
-    def restore() -> None:
-        for variable, value in zip(variables, values, strict=True):
-            variable.assign(value)
-
-    try:
-        yield restore
-    finally:
-        restore()
 
 
 def _changed(

@@ -251,6 +251,22 @@ def test_what_a_layer_counts_in_training_starts_each_pass_where_training_left_it
     assert host(layer.count) == 10
 
 
+@pytest.mark.parametrize("built", [True, False])
+def test_passes_of_a_stateful_network_start_from_the_state_of_the_model(built):
+    """By the model itself, whose state is put back before each of its calls."""
+    gru, drop, dense = keras.layers.GRU(5, stateful=True), pnd.Dropout(0.5, seed=1), keras.layers.Dense(2)
+    model, x = keras.Sequential([gru, drop, dense]), inputs(4, 5, 3)
+    if built:
+        model(x)
+    state = host(gru.states[0]) if built else np.zeros((4, 5))
+    found, again = (uncertainty.predict(model, x, 3, seed=SEED, batch_size=4, keep=True) for _ in range(2))
+    np.testing.assert_array_equal(found.outputs, again.outputs)
+    np.testing.assert_array_equal(host(gru.states[0]), state)
+    hidden = host(gru(x))
+    expected = [dense(hidden * mask(sample, (4, 5, 1))[:, :, 0]) for sample in range(3)]
+    np.testing.assert_allclose(found.outputs, list(map(host, expected)), atol=1e-5)
+
+
 def test_a_schedule_is_where_training_left_it():
     layer = pnd.Dropout(pnd.schedules.Step([0.0, 0.5], [4]), seed=1)
     model, x = chain(layer), np.ones((3, 6), "float32")
