@@ -34,6 +34,16 @@ WORD = "int32"
 Array: typing.TypeAlias = np.typing.NDArray[np.float64]
 Arguments: typing.TypeAlias = dict[str, typing.Any]
 
+
+class _Untold(int):
+    """`training` of a call that is in inference because nobody says otherwise: false, and yet another than False.
+
+    Layers hand it on, be it by name or by Keras' context, where in training they would hand on True.
+    """
+
+
+UNTOLD = _Untold(0)
+
 EQUAL = (
     "All {} passes were equal. Expected noise that differs between them; a schedule may be at rate 0, and "
     "DynamicDropConnect drops nothing until it was trained."
@@ -85,10 +95,11 @@ def predict(
     """Predict with the noise left on, many times, and say how much the passes differ (arXiv 1506.02142).
 
     Noise layers are found in the model at any depth: those of this library, Keras' dropout and Gaussian noise, also
-    inside attention, and the dropout of Keras' recurrent layers. They behave as in training. All others are in
-    inference: BatchNormalization uses its moving statistics and leaves them as they are. Fixed masks are part of the
-    model and stay. Afterwards the model is as it was, the state of its random numbers included, also after an
-    exception.
+    inside attention, and the dropout of Keras' recurrent layers; on torch, in a `keras.layers.TorchModuleWrapper`, also
+    the modules of `torch.nn` that drop. They behave as in training: what the model itself calls with `training=False`
+    makes no noise. All others are in inference: BatchNormalization uses its moving statistics and leaves them as they
+    are. Fixed masks are part of the model and stay. Afterwards the model is as it was, the state of its random numbers
+    included, also after an exception.
 
     Members: a layer with a number of fixed `members` (regime "bank", Masksembles) is not sampled. Pass s uses its
     member s modulo their number for all samples, so that the same call averages an ensemble.
@@ -96,8 +107,8 @@ def predict(
     With a layer of this library, the mask of sample n of x in pass s depends on (seed, the layer's place in the model,
     its call number, s, n), not on `batch_size`, and a mask shared by the samples of a batch is shared by all of x. Only
     `DropBlock` with `normalize="batch"` depends on `batch_size`, over which it counts. A schedule is where training
-    left it. Masks of Keras' own layers depend on the batch size and on the backend. In the regime "example" samples
-    have masks of fresh seeds.
+    left it. Masks of Keras' and torch's own layers depend on the batch size and on the backend. In the regime "example"
+    samples have masks of fresh seeds.
 
     A layer at rate 0 is no noise, but for one that follows a schedule. Where all passes were equal all the same, as
     after a schedule that ends at rate 0, a warning says so.
@@ -177,7 +188,10 @@ class _Passes:
         layers = of_keras.layers_of(model)
         self.ensembles = [layer for layer in layers if isinstance(layer, Noisy) and layer.members]
         self.noisy = [layer for layer in layers if stochastic.is_stochastic(layer) and layer not in self.ensembles]
-        if not self.noisy and not self.ensembles:
+        self.torch = {layer: modules for layer in layers if (modules := stochastic.torch_noise(layer))}
+        noise = {*self.noisy, *self.torch}
+        self.quiet = [layer for layer in layers if noise.isdisjoint(of_keras.layers_of(layer))]
+        if not (self.noisy or self.ensembles or self.torch):
             raise ValueError(checks.invalid("model", "a model with noise layers: its passes would all be equal", model))
         # a call number stays what it is, since a schedule's rate depends on it
         self.keys = [(layer, _host(layer._key)[1]) for layer in self.noisy if isinstance(layer, Noisy)]
@@ -188,7 +202,7 @@ class _Passes:
     def default_samples(self) -> int:
         """The number of passes that treats all members alike."""
         members = math.lcm(*(typing.cast(int, layer.members) for layer in self.ensembles))
-        return math.ceil(SAMPLES / members) * members if self.noisy else members
+        return math.ceil(SAMPLES / members) * members if self.noisy or self.torch else members
 
     def run(self, x: typing.Any, start: int, sample: int) -> typing.Any:
         """The outputs of pass `sample` for the batch whose first row is row `start` of the whole."""
@@ -212,6 +226,8 @@ class _Passes:
         """Has the layers make noise, and be the members that the pass asks for."""
 
         def make_noise(layer: keras.layers.Layer, arguments: Arguments, rows: typing.Any) -> None:
+            if not _is_noisy_in_training(arguments):
+                return
             arguments["training"] = True
             takes_ids = isinstance(layer, Noisy) and not stochastic.shares_noise(layer)
             if takes_ids and arguments.get("sample_ids") is None:
@@ -222,14 +238,32 @@ class _Passes:
         def be_member(layer: keras.layers.Layer, arguments: Arguments, rows: typing.Any) -> None:
             arguments["sample_ids"] = keras.ops.zeros((rows,), WORD) + data["sample"]
 
+        def stay_in_inference(layer: keras.layers.Layer, arguments: Arguments, rows: typing.Any) -> None:
+            if "training" in arguments:
+                arguments["training"] = arguments["training"] is not UNTOLD and arguments["training"]
+
+        def make_noise_of_torch(layer: keras.layers.Layer, arguments: Arguments, rows: typing.Any) -> None:
+            of_torch[layer] = _is_noisy_in_training(arguments)
+            arguments["training"] = False
+
+        of_torch: dict[keras.layers.Layer, bool] = {}
         with contextlib.ExitStack() as stack:
             stack.enter_context(keras.StatelessScope(zip(self.variables, data["values"], strict=True)))
             for layer in of_keras.layers_of(self.forward.model):
                 stack.enter_context(of_keras.without_remat(layer))
+                if isinstance(layer, keras.layers.TorchModuleWrapper):
+                    stack.enter_context(_modes_kept(layer))
             for layer in self.noisy:
                 stack.enter_context(_changed(layer, make_noise))
             for layer in self.ensembles:
                 stack.enter_context(_changed(layer, be_member))
+            for layer in {*self.quiet} - {*self.ensembles}:
+                stack.enter_context(_changed(layer, stay_in_inference))
+            for layer in self.torch:
+                stack.enter_context(_changed(layer, make_noise_of_torch))
+            if self.torch:
+                word = _word(self.seed, len(self.noisy), int(data["sample"]), int(data["start"]))
+                stack.enter_context(_training(self.torch, of_torch, word))
             for generator in self.generators:
                 stack.enter_context(of_keras.seeded(generator))
             yield
@@ -248,6 +282,9 @@ class _Forward(keras.Model):
         with self.changed(data):
             return self.model(data["x"])
 
+    def predict_step(self, data: tuple[Arguments, ...]) -> Tensor:
+        return self(data[0], training=UNTOLD)
+
     def run(self, data: Arguments) -> typing.Any:
         """The outputs, as NumPy arrays."""
         if keras.backend.backend() != "jax":
@@ -259,7 +296,7 @@ class _Forward(keras.Model):
     def _jitted(self) -> typing.Any:
         import jax
 
-        return jax.jit(self)
+        return jax.jit(functools.partial(self, training=UNTOLD))
 
 
 class _Statistics:
@@ -387,6 +424,43 @@ def _generators(layers: list[keras.layers.Layer]) -> list[keras.random.SeedGener
 def _word(*numbers: int) -> int:
     """31 bits mixed from integers: sums of seeds and places would give siblings and neighbours the same masks."""
     return generator.digest(repr(numbers)) >> 1
+
+
+def _is_noisy_in_training(arguments: Arguments) -> bool:
+    """Whether a call that has these arguments in a pass makes noise in training."""
+    training = arguments.get("training")
+    return training is UNTOLD or bool(training)
+
+
+@contextlib.contextmanager
+def _modes_kept(layer: keras.layers.Layer) -> collections.abc.Iterator[None]:
+    """Has a layer of torch, whose calls note on its modules whether they train, leave them as they were."""
+    modes = [(module, module.training) for module in layer.modules()]
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextlib.contextmanager
+def _training(
+    modules: dict[keras.layers.Layer, list[typing.Any]], noisy: dict[keras.layers.Layer, bool], word: int
+) -> collections.abc.Iterator[None]:
+    """Has modules of torch, by the layer that they are in, train where it is `noisy`, with random numbers of a word."""
+    import torch
+
+    def put(layer: keras.layers.Layer, module: typing.Any) -> typing.Any:
+        return module.register_forward_pre_hook(lambda *_: setattr(module, "training", noisy[layer]))
+
+    hooks = [put(layer, module) for layer, inside in modules.items() for module in inside]
+    try:
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            torch.manual_seed(word)
+            yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _changed(

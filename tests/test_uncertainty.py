@@ -186,6 +186,109 @@ def test_a_model_that_was_never_called_is_built():
     assert (uncertainty.predict(Subclassed(), inputs(7, 6), 3).variance > 0).any()
 
 
+class Student(keras.Model):
+    """A model that adds its own noise, which is off, to what its teacher says, told to be in inference or not."""
+
+    def __init__(self, **told):
+        super().__init__()
+        self.told, self.own = told, pnd.Dropout(0.5, seed=2)
+        self.teacher = chain(keras.layers.Dropout(0.5, seed=1), pnd.Dropout(0.5, seed=3), Block())
+
+    def call(self, x, training=None):
+        return 0 * self.own(x, training=training) + self.teacher(x, **self.told)
+
+
+@pytest.mark.parametrize(("told", "noisy"), [({}, True), ({"training": True}, True), ({"training": False}, False)])
+def test_what_a_model_calls_in_inference_makes_noise_in_passes_as_in_training(told, noisy):
+    """As a call in training does. By chance all of 4 x 6 entries are as without noise: below 1e-6."""
+    model, x = Student(**told), np.ones((4, 6), "float32")
+    quiet = host(model.teacher(x, training=False))
+    model.teacher.layers[-1].norm.trainable = False  # which has training calls of it use its moving statistics
+    assert np.array_equal(host(model(x, training=True)), quiet) != noisy
+    before = values(model)
+    passes = uncertainty.predict(model, x, 4, seed=1, keep=True).outputs if noisy else []
+    if not noisy:
+        with pytest.warns(UserWarning, match="passes were equal"):
+            passes = uncertainty.predict(model, x, 4, seed=1, keep=True).outputs
+    for y in passes:
+        assert np.array_equal(y.astype("float32"), quiet) != noisy
+    for now, then in zip(values(model), before, strict=True):
+        np.testing.assert_array_equal(now, then)
+
+
+@pytest.mark.parametrize("told", [None, True, False])
+def test_normalization_is_in_inference_whoever_has_noise_inside(told):
+    """Unless the model itself says that it trains."""
+
+    class Whole(keras.layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.drop, self.norm = pnd.Dropout(0.5, seed=1), keras.layers.BatchNormalization(epsilon=0.0)
+
+        def call(self, x, training=None):
+            told_norm = training if told is None else told
+            return 0 * self.drop(x, training=training) + self.norm(x, training=told_norm)
+
+    model, x = chain(Whole()), inputs(64, 6)
+    model.layers[0].norm.moving_variance.assign(np.full(6, 4.0))
+    expected = (x - x.mean(0)) / x.std(0) if told else x / 2
+    with pytest.warns(UserWarning, match="passes were equal"):
+        found = uncertainty.predict(model, x, 2, batch_size=64)
+    np.testing.assert_allclose(found.mean, expected, atol=1e-4)
+    np.testing.assert_array_equal(host(model.layers[0].norm.moving_variance), np.full(6, 4.0))
+
+
+@pytest.mark.only_backend("torch", reason="modules of torch run on torch only")
+def test_dropout_of_torch_is_noise_and_comes_again_from_its_seed():
+    """Each value is 0 or doubled. That the share of zeros of 2400 is off by 6 deviations has a probability of 2e-9."""
+    import torch
+
+    drop, norm = torch.nn.Dropout(0.5), torch.nn.BatchNorm1d(6, affine=False, eps=0.0)
+    norm.running_var.fill_(4.0)
+    inside = torch.nn.Sequential(norm, torch.nn.Sequential(drop))
+    layer = keras.layers.TorchModuleWrapper(inside, output_shape=(None, 6))
+    model, x = chain(layer), np.ones((40, 6), "float32")
+    layer.module.train()
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    found, again = (uncertainty.predict(model, x, 10, seed=1, keep=True) for _ in range(2))
+    np.testing.assert_array_equal(found.outputs, again.outputs)
+    assert set(np.unique(found.outputs)) == {0.0, 1.0}  # 1 / 2 by normalization, doubled
+    assert abs((found.outputs == 0).mean() - 0.5) < 6 * 0.5 / 2400**0.5
+    assert len(np.unique(found.outputs.reshape(-1, 240)[:, :192], axis=0)) == 10
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(module.training for module in layer.module.modules())
+    assert not drop._forward_pre_hooks
+    np.testing.assert_array_equal(norm.running_var, np.full(6, 4.0))
+    with pytest.raises(ValueError, match="with noise layers"):
+        uncertainty.predict(chain(keras.layers.TorchModuleWrapper(norm, output_shape=(None, 6))), x)
+
+
+@pytest.mark.only_backend("torch", reason="modules of torch run on torch only")
+@pytest.mark.parametrize("kind", ["attention", "encoder", "lstm"])
+def test_dropout_inside_modules_of_torch_is_found(kind):
+    import torch
+
+    class Module(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            if kind == "attention":
+                self.inside = torch.nn.MultiheadAttention(6, 2, dropout=0.5, batch_first=True)
+            elif kind == "encoder":
+                self.inside = torch.nn.TransformerEncoderLayer(6, 2, 8, dropout=0.5, batch_first=True)
+            else:
+                self.inside = torch.nn.LSTM(6, 6, num_layers=2, dropout=0.5, batch_first=True)
+
+        def forward(self, x):
+            y = self.inside(x, x, x) if kind == "attention" else self.inside(x)
+            return y[0] if isinstance(y, tuple) else y
+
+    model = chain(keras.layers.TorchModuleWrapper(Module(), output_shape=(None, 4, 6)), shape=(4, 6))
+    found, again = (uncertainty.predict(model, inputs(3, 4, 6), 3, seed=1) for _ in range(2))
+    assert (found.variance.max((1, 2)) > 0).all()
+    np.testing.assert_array_equal(found.mean, again.mean)
+
+
 class Interrupts(keras.layers.Layer):
     """Fails after the noise before it was made."""
 
