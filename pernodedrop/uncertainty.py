@@ -13,6 +13,7 @@ import functools
 import inspect
 import math
 import random
+import threading
 import typing
 import warnings
 
@@ -33,6 +34,14 @@ WORD = "int32"
 
 Array: typing.TypeAlias = np.typing.NDArray[np.float64]
 Arguments: typing.TypeAlias = dict[str, typing.Any]
+
+CHANGING = threading.RLock()
+"""Held while layers are changed, one prediction at a time: models may have layers in common."""
+
+IN_TRAINING = (
+    "The model is in training, in which JAX has its variables to itself. Expected a call "
+    "of `predict` before `fit`, after it, or in a callback at the end of an epoch."
+)
 
 
 class _Untold(int):
@@ -99,7 +108,8 @@ def predict(
     the modules of `torch.nn` that drop. They behave as in training: what the model itself calls with `training=False`
     makes no noise. All others are in inference: BatchNormalization uses its moving statistics and leaves them as they
     are. Fixed masks are part of the model and stay. Afterwards the model is as it was, the state of its random numbers
-    included, also after an exception.
+    included, also after an exception. Other threads may use the model at the same time, and predict as well; beside
+    `fit`, passes have the weights of their moment, or an error says that JAX has them.
 
     Members: a layer with a number of fixed `members` (regime "bank", Masksembles) is not sampled. Pass s uses its
     member s modulo their number for all samples, so that the same call averages an ensemble.
@@ -137,6 +147,7 @@ def predict(
     Raises:
         TypeError, ValueError: a model without noise, or with several outputs, or an argument that is not as described,
             such as `probabilities=True` of outputs that cannot be probabilities.
+        RuntimeError: a model that `fit` trains at the same time, on JAX.
 
     Warns:
         UserWarning: all of several passes were equal.
@@ -185,6 +196,9 @@ class _Passes:
 
     def __init__(self, model: keras.Model, seed: int, batch_size: int) -> None:
         self.seed, self.batch_size = seed, batch_size
+        if keras.backend.backend() == "jax":
+            for variable in model.variables:
+                _held(variable)
         layers = of_keras.layers_of(model)
         self.ensembles = [layer for layer in layers if isinstance(layer, Noisy) and layer.members]
         self.noisy = [layer for layer in layers if stochastic.is_stochastic(layer) and layer not in self.ensembles]
@@ -218,8 +232,13 @@ class _Passes:
                 layer.to_steady_state()
             for index, one in enumerate(self.generators):
                 one.state.assign([_word(self.seed, index, sample, start), 0])
-            given = state.get_current_value if keras.backend.backend() != "jax" else lambda variable: variable.value
-            return [(variable, given(variable)) for variable in self.forward.model.variables]
+        in_jax = keras.backend.backend() == "jax"
+
+        def given(variable: keras.Variable) -> Tensor | None:
+            value = state.get_current_value(variable)
+            return _held(variable) if in_jax and value is None else value
+
+        return [(variable, given(variable)) for variable in self.forward.model.variables]
 
     @contextlib.contextmanager
     def changed(self, data: Arguments) -> collections.abc.Iterator[None]:
@@ -248,6 +267,7 @@ class _Passes:
 
         of_torch: dict[keras.layers.Layer, bool] = {}
         with contextlib.ExitStack() as stack:
+            stack.enter_context(CHANGING)
             stack.enter_context(keras.StatelessScope(zip(self.variables, data["values"], strict=True)))
             for layer in of_keras.layers_of(self.forward.model):
                 stack.enter_context(of_keras.without_remat(layer))
@@ -266,6 +286,8 @@ class _Passes:
                 stack.enter_context(_training(self.torch, of_torch, word))
             for generator in self.generators:
                 stack.enter_context(of_keras.seeded(generator))
+            for layer in of_keras.layers_of(self.forward.model):
+                stack.callback(_forget_masks, layer)
             yield
 
 
@@ -410,6 +432,21 @@ def _build(model: keras.Model, x: typing.Any) -> None:
                 layer.reset_state()
 
 
+def _held(variable: keras.Variable) -> Tensor:
+    """The value of a variable, or an error where a training on JAX has taken it."""
+    value = of_keras.value_held(variable)
+    if value is None or value.is_deleted():
+        raise RuntimeError(IN_TRAINING)
+    return value
+
+
+def _forget_masks(layer: keras.layers.Layer) -> None:
+    """Has a recurrent cell forget the masks that it kept for all steps of a pass which did not end."""
+    if hasattr(layer, "reset_dropout_mask"):
+        layer.reset_dropout_mask()
+        layer.reset_recurrent_dropout_mask()
+
+
 def _host(variable: keras.Variable) -> typing.Any:
     return np.array(keras.ops.convert_to_numpy(variable.value))
 
@@ -466,11 +503,16 @@ def _training(
 def _changed(
     layer: keras.layers.Layer, change: typing.Callable[[keras.layers.Layer, Arguments, typing.Any], None]
 ) -> contextlib.AbstractContextManager[None]:
-    """Has `change(layer, arguments, rows)` change the arguments of calls of a layer, those that its `call` knows."""
-    call = layer.call
+    """Has `change(layer, arguments, rows)` change the arguments of this thread's calls of a layer.
+
+    Those, that is, which the layer's `call` knows.
+    """
+    call, thread = layer.call, threading.get_ident()
     signature = inspect.signature(call)
 
     def changed(*args: typing.Any, **kwargs: typing.Any) -> typing.Any:
+        if threading.get_ident() != thread:
+            return call(*args, **kwargs)
         bound = signature.bind(*args, **kwargs)
         first = keras.tree.flatten(next(iter(bound.arguments.values())))[0]
         change(layer, bound.arguments, keras.ops.shape(first)[0])

@@ -1,6 +1,7 @@
 """Predictions with the noise left on: which layers make noise, what the numbers are, and what is left behind."""
 
 import random
+import threading
 
 import keras
 import numpy as np
@@ -315,6 +316,97 @@ def test_an_interrupted_prediction_leaves_the_model_as_it_was():
     assert not any("call" in vars(layer) for layer in (drop, of_keras))
     assert of_keras.seed_generator._initial_seed is None
     assert host(drop.draw()).tolist() == [1, 1]
+
+
+class Waits(keras.layers.Layer):
+    """Stops its first call in a pass until a function has run in another thread."""
+
+    meanwhile = None
+
+    def call(self, x, training=None):
+        if self.meanwhile is not None:
+            run, self.meanwhile = self.meanwhile, None
+            thread = threading.Thread(target=run)
+            thread.start()
+            thread.join()
+        return x
+
+
+def test_other_threads_call_the_model_as_it_is_while_passes_are_made():
+    drop, wait, norm = pnd.Dropout(0.5, seed=1), Waits(), keras.layers.Dropout(0.5, seed=2)
+    model, x, seen = chain(wait, drop, norm), np.ones((4, 64), "float32"), []
+    model = chain(wait, drop, norm, shape=(64,))
+    alone = uncertainty.predict(model, x, 3, seed=SEED).mean
+    wanted = pnd.Dropout(0.5, seed=1)(x, training=True)
+    wait.meanwhile = lambda: seen.extend([host(model(x, training=False)), host(drop(x, training=True))])
+    found = uncertainty.predict(model, x, 3, seed=SEED).mean
+    np.testing.assert_array_equal(found, alone)
+    np.testing.assert_array_equal(seen[0], x)
+    np.testing.assert_array_equal(seen[1], host(wanted))
+    assert host(drop.draw()).tolist() == [1, 1]
+
+
+def test_predictions_in_threads_are_those_of_one_after_the_other():
+    first, second = chain(pnd.Dropout(0.5, seed=1), keras.layers.Dropout(0.5)), chain(pnd.Dropout(0.25, seed=1))
+    whole, x = keras.Sequential([keras.Input((6,)), first, second]), inputs(5, 6)
+    work = [(model, seed) for model in (whole, first, second) for seed in (1, 2)]
+    expected = [uncertainty.predict(model, x, 5, seed=seed).mean for model, seed in work]
+    before, found = values(whole), {}
+
+    def run(index):
+        model, seed = work[index]
+        found[index] = uncertainty.predict(model, x, 5, seed=seed).mean
+
+    threads = [threading.Thread(target=run, args=(index,)) for index in range(len(work))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    np.testing.assert_array_equal([found[index] for index in range(len(work))], expected)
+    assert not any("call" in vars(layer) for layer in of_keras.layers_of(whole))
+    for now, then in zip(values(whole), before, strict=True):
+        np.testing.assert_array_equal(now, then)
+
+
+@pytest.mark.skip_backend("numpy", reason="Keras cannot train on NumPy")
+def test_a_model_in_training_is_predicted_with_or_refused_and_trains_on():
+    """From its data, which come in moments of the training that are like any in another thread."""
+    told, ends, x = [], [], inputs(8, 6)
+
+    def data(model, predicts):
+        for _ in range(6):
+            if predicts:
+                try:
+                    uncertainty.predict(model, x, 2, seed=1)
+                except RuntimeError as error:
+                    told.append(str(error))
+            yield x, x[:, :2]
+
+    for predicts in (False, True):
+        keras.utils.set_random_seed(1)
+        model = chain(pnd.Dropout(0.5, seed=1), keras.layers.Dense(2))
+        model.compile("sgd", "mse")
+        model.fit(data(model, predicts), steps_per_epoch=6, shuffle=False, verbose=0)
+        ends.append(values(model))
+    for alone, beside in zip(*ends, strict=True):
+        np.testing.assert_array_equal(alone, beside)
+    assert bool(told) == (BACKEND == "jax")
+    assert all("The model is in training" in text for text in told)
+
+
+def test_an_interrupted_prediction_leaves_no_mask_in_a_recurrent_cell():
+    """There Keras keeps the mask of a pass for all its steps, and would use it in the next call."""
+
+    class Fails(keras.layers.SimpleRNNCell):
+        def call(self, *args, **kwargs):
+            super().call(*args, **kwargs)
+            raise KeyboardInterrupt
+
+    cell = Fails(4, dropout=0.5)
+    with pytest.raises(KeyboardInterrupt):
+        uncertainty.predict(model := chain(keras.layers.RNN(cell), shape=(5, 6)), inputs(3, 5, 6), 2)
+    assert not any("call" in vars(layer) for layer in of_keras.layers_of(model))
+    assert (cell._dropout_mask, cell._recurrent_dropout_mask) == (None, None)
 
 
 @pytest.mark.skip_backend("numpy", reason="Keras cannot rematerialize on NumPy")
