@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import functools
 import inspect
+import itertools
 import math
 import random
 import threading
@@ -94,7 +95,7 @@ def predict(
     x: typing.Any,
     samples: int | None = None,
     *,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     seed: int | None = None,
     from_logits: bool = False,
     probabilities: bool | None = None,
@@ -126,11 +127,15 @@ def predict(
     Args:
         model: a Keras model with one output: functional, Sequential or subclassed. It is compiled once in each call of
             `predict`, for all passes.
-        x: array (n, ...), or a list or dict of them as the model takes it; NumPy's or the backend's.
+        x: what `model.predict` takes: an array (n, ...), or a list or dict of them as the model takes it, of NumPy, the
+            backend, pandas or SciPy, where sparse ones are made dense batch by batch; or batches of them, as a
+            `keras.utils.PyDataset`, a `tf.data.Dataset`, a torch `DataLoader` or a generator, that end. Of a batch
+            (x, y) or (x, y, sample_weight), only x is used.
         samples: number of passes. None is the number of members where the model has members and no other noise, so
             that the mean is that of the ensemble; otherwise 50, or the next multiple of the number of members. (Of
             layers that differ in it: of the least common multiple.)
-        batch_size: samples in a forward pass; 32. The last batch is filled up, so that all have one shape.
+        batch_size: samples in a forward pass; None is 32. The last batch is filled up, so that all have one shape. With
+            x as batches it is theirs, and None here.
         seed: int, any; None takes one from Python's `random`. A seed gives the same prediction each time.
         from_logits: whether outputs are logits. A softmax, or a sigmoid where the last axis has size 1, is applied
             first, in float64.
@@ -165,26 +170,30 @@ def predict(
     if not isinstance(model, keras.Model):
         raise TypeError(checks.invalid("model", "a keras.Model", model))
     checks.check_seed(seed)
-    if probabilities not in (None, True, False) or (from_logits and probabilities is False):
-        expected = "None or True with from_logits=True" if from_logits else "True, False or None"
-        raise ValueError(checks.invalid("probabilities", expected, probabilities))
+    from_logits, keep = checks.check_bool(from_logits, "from_logits"), checks.check_bool(keep, "keep")
+    probabilities = checks.check_optional_bool(probabilities, "probabilities")
+    if from_logits and probabilities is False:
+        raise ValueError(checks.invalid("probabilities", "None or True with from_logits=True", probabilities))
     seed = random.getrandbits(32) if seed is None else int(seed)
-    x, size = _arrays(x)
-    batch_size = min(checks.check_count(batch_size, "batch_size"), size)
+    batches, number = _batches(x, batch_size)
+    first, width = next(batches, (None, 0))
+    if not width:
+        raise ValueError(checks.invalid("x", "at least one batch", x))
     if not all(layer.built for layer in of_keras.layers_of(model)):
-        _build(model, _rows(x, 0, batch_size))
-    passes = _Passes(model, seed, batch_size)
+        _build(model, first)
+    passes = _Passes(model, seed)
     samples = passes.default_samples() if samples is None else checks.check_count(samples, "samples")
-    progress = keras.utils.Progbar(samples * math.ceil(size / batch_size), verbose=verbose, unit_name="pass")
-    found = []
-    for start in range(0, size, batch_size):
+    progress = keras.utils.Progbar(number and samples * number, verbose=verbose, unit_name="pass")
+    found, start = [], 0
+    for rows, size in itertools.chain([(first, width)], batches):
+        width = max(width, size)  # all batches have one shape where none is larger than those before
         batch = _Statistics(keep, probabilities)
-        rows = _rows(x, start, batch_size)
+        filled = _rows(rows, 0, width)
         for sample in range(samples):
-            output = _outputs(passes.run(rows, start, sample), batch_size, from_logits)
-            batch.add(output[: size - start])
+            batch.add(_outputs(passes.run(filled, start, sample), width, from_logits)[:size])
             progress.add(1)
         found.append(batch.result())
+        start += size
     whole = {name: _joined([part[name] for part in found], axis=int(name == "outputs")) for name in found[0]}
     if samples > 1 and not whole["variance"].any():
         warnings.warn(EQUAL.format(samples), stacklevel=2)
@@ -194,8 +203,8 @@ def predict(
 class _Passes:
     """The noisy passes of a model, compiled once."""
 
-    def __init__(self, model: keras.Model, seed: int, batch_size: int) -> None:
-        self.seed, self.batch_size = seed, batch_size
+    def __init__(self, model: keras.Model, seed: int) -> None:
+        self.seed = seed
         if keras.backend.backend() == "jax":
             for variable in model.variables:
                 _held(variable)
@@ -251,7 +260,7 @@ class _Passes:
             takes_ids = isinstance(layer, Noisy) and not stochastic.shares_noise(layer)
             if takes_ids and arguments.get("sample_ids") is None:
                 # the layer's rows are the batch's, or each sample of the batch has been made several of them
-                first = data["start"] * (rows // self.batch_size)
+                first = data["start"] * (rows // keras.ops.shape(keras.tree.flatten(data["x"])[0])[0])
                 arguments["sample_ids"] = first + keras.ops.arange(rows, dtype=WORD)
 
         def be_member(layer: keras.layers.Layer, arguments: Arguments, rows: typing.Any) -> None:
@@ -401,8 +410,37 @@ def _joined(parts: list[Array | None], axis: int) -> typing.Any:
     return np.concatenate(arrays, axis) if len(arrays) == len(parts) else None
 
 
+def _batches(
+    x: typing.Any, batch_size: int | None
+) -> tuple[collections.abc.Iterator[tuple[typing.Any, int]], int | None]:
+    """The batches of `x` with NumPy arrays, each with how many samples it has, and the number of batches, if known.
+
+    All that `model.predict` takes is one of two: arrays, or what gives batches of them.
+    """
+    if isinstance(x, keras.utils.PyDataset):
+        if x.num_batches is None:
+            raise ValueError(checks.invalid("x", "a PyDataset whose `num_batches` is not None", x))
+        given, number = map(x.__getitem__, range(x.num_batches)), x.num_batches
+    elif isinstance(x, list | tuple | dict | str) or hasattr(x, "shape") or not hasattr(x, "__iter__"):
+        batch_size = 32 if batch_size is None else checks.check_count(batch_size, "batch_size")
+        arrays, size = _arrays(x)
+        starts = range(0, size, batch_size)
+        sizes = [min(batch_size, size - start) for start in starts]
+        return ((_rows(arrays, start, count), count) for start, count in zip(starts, sizes, strict=True)), len(starts)
+    else:
+        given, number = iter(x), len(x) if isinstance(x, collections.abc.Sized) else None
+    if batch_size is not None:
+        raise ValueError(checks.invalid("batch_size", "None where `x` gives batches, which have their own", batch_size))
+
+    def inputs_of(batch: typing.Any) -> tuple[typing.Any, int]:
+        arrays, size = _arrays(keras.utils.unpack_x_y_sample_weight(batch)[0])
+        return _rows(arrays, 0, size), size
+
+    return map(inputs_of, given), number
+
+
 def _arrays(x: typing.Any) -> tuple[typing.Any, int]:
-    """`x` with NumPy arrays, and how many samples they have."""
+    """`x` with arrays of NumPy, or of SciPy where it has such, and how many samples they have."""
     leaves = keras.tree.flatten(x)
     expected = "an array with samples first, or a list or dict of them, of equal lengths from 1"
     if not all(hasattr(leaf, "shape") for leaf in leaves):
@@ -410,12 +448,21 @@ def _arrays(x: typing.Any) -> tuple[typing.Any, int]:
     sizes = {tuple(leaf.shape)[:1] for leaf in leaves}
     if len(sizes) != 1 or sizes & {(), (0,)}:
         raise ValueError(checks.invalid("x", expected, [tuple(leaf.shape) for leaf in leaves]))
-    return keras.tree.map_structure(keras.ops.convert_to_numpy, x), sizes.pop()[0]
+
+    def of_numpy(leaf: typing.Any) -> typing.Any:
+        return leaf.tocsr() if hasattr(leaf, "tocsr") else keras.ops.convert_to_numpy(leaf)
+
+    return keras.tree.map_structure(of_numpy, x), sizes.pop()[0]
 
 
 def _rows(x: typing.Any, start: int, count: int) -> typing.Any:
-    """Rows of `x` from `start`; its last row stands for those that are missing."""
-    return keras.tree.map_structure(lambda leaf: leaf[np.minimum(np.arange(start, start + count), len(leaf) - 1)], x)
+    """Rows of `x` from `start`, as NumPy arrays; its last row stands for those that are missing."""
+
+    def of(leaf: typing.Any) -> typing.Any:
+        rows = leaf[np.minimum(np.arange(start, start + count), leaf.shape[0] - 1)]
+        return rows.toarray() if hasattr(rows, "toarray") else rows
+
+    return keras.tree.map_structure(of, x)
 
 
 def _build(model: keras.Model, x: typing.Any) -> None:

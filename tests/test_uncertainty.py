@@ -6,6 +6,7 @@ import threading
 import keras
 import numpy as np
 import pytest
+import scipy.sparse
 import scipy.stats
 
 import pernodedrop as pnd
@@ -606,6 +607,70 @@ def test_several_inputs_and_arrays_of_the_backend_are_taken():
     np.testing.assert_allclose(found.mean, alone.mean, atol=1e-6)
 
 
+def data_of_tensorflow(x):
+    import tensorflow as tf
+
+    return tf.data.Dataset.from_tensor_slices(x).batch(3)
+
+
+def data_of_torch(x):
+    import torch
+
+    return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.from_numpy(x)), batch_size=3)
+
+
+class Batches(keras.utils.PyDataset):
+    """Batches of three samples with targets and weights."""
+
+    def __init__(self, x):
+        super().__init__()
+        self.x = x
+
+    def __len__(self):
+        return -(-len(self.x) // 3)
+
+    def __getitem__(self, index):
+        rows = self.x[3 * index : 3 * index + 3]
+        return rows, rows[:, 0], np.ones(len(rows))
+
+
+DATA = {
+    "csr": scipy.sparse.csr_matrix,
+    "coo_array": scipy.sparse.coo_array,
+    "py_dataset": Batches,
+    "generator": lambda x: (x[start : start + 3] for start in range(0, 7, 3)),
+    "iterator_of_pairs": lambda x: iter([(x[:2], x[:2, 0]), (x[2:], x[2:, 0])]),
+    "dicts": lambda x: ({"x": x[start : start + 3]} for start in range(0, 7, 3)),
+    "tf_data": data_of_tensorflow,
+    "torch_loader": data_of_torch,
+}
+
+
+@pytest.mark.parametrize("make", DATA.values(), ids=DATA)
+def test_whatever_a_model_predicts_is_taken_and_its_batches_are_not_seen(make):
+    if make in (data_of_tensorflow, data_of_torch) and make.__name__ != f"data_of_{BACKEND}":
+        pytest.skip("frameworks are tested in processes of their own")
+    x = keras.Input((6,), name="x")
+    layer = pnd.PerNodeDense(3, seed=1)
+    model, data = keras.Model({"x": x}, layer(x)) if make is DATA["dicts"] else chain(layer), np.abs(inputs(7, 6))
+    found = uncertainty.predict(model, make(data), 3, seed=SEED, keep=True)
+    masks = [mask(sample, (7, 6, 3)) for sample in range(3)]
+    expected = [np.einsum("bi,io,bio->bo", data, host(layer.layer.kernel), one) for one in masks]
+    np.testing.assert_allclose(found.outputs, expected, atol=1e-5)
+
+
+def test_batches_build_a_model_and_their_number_is_shown_if_known(capsys):
+    model = keras.Sequential([keras.layers.Dense(3), pnd.Dropout(0.5)])
+    assert uncertainty.predict(model, Batches(inputs(7, 6)), 2, verbose=1).mean.shape == (7, 3)
+    assert "6/6" in capsys.readouterr().out
+    uncertainty.predict(model, iter([inputs(7, 6)]), 2, verbose=1)
+    assert "Unknown" in capsys.readouterr().out
+
+
+class Endless(Batches):
+    num_batches = None
+
+
 def entropies(p):
     """By SciPy, of (passes, samples, classes)."""
     whole, part = scipy.stats.entropy(p.mean(0), axis=-1), scipy.stats.entropy(p, axis=-1).mean(0)
@@ -666,9 +731,10 @@ def test_entropies_are_those_of_the_values_unless_the_call_says_what_outputs_are
     model = chain(pnd.Dropout(0.5), keras.layers.Dense(1, activation="sigmoid"))
     assert uncertainty.predict(model, inputs(7, 6), 3).predictive_entropy.shape == (7,)
     assert uncertainty.predict(model, inputs(7, 6), 3, probabilities=True).predictive_entropy.shape == (7,)
-    found = uncertainty.predict(model, inputs(7, 6), 3, probabilities=False)
-    assert found.predictive_entropy is found.aleatoric is found.mutual_information is found.variation_ratio is None
-    assert (found.variance > 0).any()
+    for no in (False, np.False_):
+        found = uncertainty.predict(model, inputs(7, 6), 3, probabilities=no)
+        assert found.predictive_entropy is found.aleatoric is found.mutual_information is found.variation_ratio is None
+        assert (found.variance > 0).any()
 
 
 @pytest.mark.parametrize("activation", ["linear", "sigmoid"])
@@ -713,6 +779,10 @@ def two_outputs():
         ({"model": two_outputs()}, r"`model`.*one output"),
         ({"model": chain(pnd.Dropout(0.5), keras.layers.Lambda(keras.ops.sum, output_shape=()))}, r"`model`.*\b2 samp"),
         ({"x": [[1.0, 2.0]]}, r"`x`.*samples first"),
+        ({"x": iter([])}, r"`x`.*at least one batch"),
+        ({"x": Endless(inputs(7, 6))}, r"`x`.*num_batches"),
+        ({"x": 3}, r"`x`.*samples first"),
+        ({"x": Batches(inputs(7, 6)), "batch_size": 4}, r"`batch_size`.*None where `x` gives batches.*batch_size=4"),
         ({"x": inputs(0, 6)}, r"`x`.*lengths from 1"),
         ({"x": [inputs(2, 6), inputs(3, 6)]}, r"`x`.*equal lengths.*\(3, 6\)"),
         ({"samples": 0}, r"`samples`.*an int from 1.*samples=0"),
@@ -720,6 +790,10 @@ def two_outputs():
         ({"batch_size": -1}, r"`batch_size`.*an int from 1"),
         ({"probabilities": True}, r"`probabilities`.*None or False for outputs"),
         ({"probabilities": "yes"}, r"`probabilities`.*True, False or None"),
+        ({"probabilities": 0}, r"`probabilities`.*True, False or None.*probabilities=0"),
+        ({"probabilities": 1}, r"`probabilities`.*True, False or None.*probabilities=1"),
+        ({"from_logits": 0}, r"`from_logits`.*True or False.*from_logits=0"),
+        ({"keep": "no"}, r"`keep`.*True or False"),
         ({"probabilities": False, "from_logits": True}, r"`probabilities`.*from_logits=True"),
         ({"seed": 1.5}, r"`seed`.*an int or None"),
     ],
