@@ -314,7 +314,7 @@ class _Forward(keras.Model):
             return self.model(data["x"])
 
     def predict_step(self, data: tuple[Arguments, ...]) -> Tensor:
-        return self(data[0], training=UNTOLD)
+        return self.__call__(data[0], training=UNTOLD)
 
     def run(self, data: Arguments) -> typing.Any:
         """The outputs, as NumPy arrays."""
@@ -327,7 +327,7 @@ class _Forward(keras.Model):
     def _jitted(self) -> typing.Any:
         import jax
 
-        return jax.jit(functools.partial(self, training=UNTOLD))
+        return jax.jit(lambda data: self.predict_step((data,)))
 
 
 class _Statistics:
