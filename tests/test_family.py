@@ -112,6 +112,16 @@ def test_a_rate_that_is_set_is_given_back_as_it_was_also_by_configs_and_weights(
 
 
 @every_layer
+def test_a_seed_is_not_set_and_the_error_says_how_a_layer_gets_another(case):
+    layer = case.make()
+    with pytest.raises(AttributeError, match=r"seed of layer .* cannot be set.*from_config\(.*'seed': 5.*key=\(5, 0\)"):
+        layer.seed = 5
+    assert layer.seed == 1
+    again = type(layer).from_config({**layer.get_config(), "seed": 5})
+    assert again.seed == 5
+
+
+@every_layer
 def test_equal_seeds_give_equal_calls_and_others_do_not(case):
     x = case.inputs(4)
     layers = [case.make(), case.make(), case.make(seed=2)]

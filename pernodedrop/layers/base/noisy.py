@@ -49,8 +49,8 @@ class Noisy(NoiseLayer):
         self._numbers = {name: self._variable(name, value) for name, value in state.first_numbers.items()}
 
     @property
-    def seed(self) -> int | None:
-        """The seed that was given."""
+    def given_seed(self) -> int | None:
+        """What `seed` is."""
         return self.state.seed
 
     @property
