@@ -75,10 +75,17 @@ def check_count(value: typing.Any, argument: str, least: int = 1) -> int:
 
 
 def check_bool(value: typing.Any, argument: str) -> bool:
-    """Return `value` if it is True or False, or raise."""
-    if not isinstance(value, bool):
+    """Return `value` as a bool if it is True or False, those of NumPy too, or raise."""
+    if not isinstance(value, bool | np.bool_):
         raise TypeError(invalid(argument, "True or False", value))
-    return value
+    return bool(value)
+
+
+def check_optional_bool(value: typing.Any, argument: str) -> bool | None:
+    """Return `value` as a bool if it is True or False, or as it is if it is None, or raise."""
+    if value is not None and not isinstance(value, bool | np.bool_):
+        raise TypeError(invalid(argument, "True, False or None", value))
+    return None if value is None else bool(value)
 
 
 def check_seed(seed: typing.Any) -> int | None:

@@ -63,7 +63,7 @@ def symmetric_kl(p: Tensor, q: Tensor, from_logits: bool = False, kl: str = "mea
         A tensor (...), float32, or float64 where both are.
 
     Raises:
-        ValueError: another `kl`.
+        TypeError, ValueError: another `kl`, or a `from_logits` that is neither True nor False.
 
     Example:
 
@@ -74,6 +74,7 @@ def symmetric_kl(p: Tensor, q: Tensor, from_logits: bool = False, kl: str = "mea
     >>> bool(np.allclose(once, twice))
     True
     """
+    from_logits = checks.check_bool(from_logits, "from_logits")
     half = TOTALS[checks.check_choice(kl, "kl", TOTALS)] / 2
     (p, log_p), (q, log_q) = (_probabilities(predictions, from_logits) for predictions in (p, q))
     return half * keras.ops.sum((p - q) * (log_p - log_q), axis=-1)
@@ -170,9 +171,7 @@ class RDrop(keras.losses.Loss):
         self.ce = checks.check_choice(ce, "ce", TOTALS)
         self.kl = checks.check_choice(kl, "kl", TOTALS)
         self.from_logits = _agreed(from_logits, _from_logits(self.loss))
-        if paired not in (None, True, False):
-            raise TypeError(checks.invalid("paired", "True, False or None", paired))
-        self.paired = paired
+        self.paired = checks.check_optional_bool(paired, "paired")
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         if self.paired is None:
@@ -356,8 +355,7 @@ def _from_logits(loss: typing.Any) -> bool | None:
 
 
 def _agreed(from_logits: bool | None, of_loss: bool | None) -> bool:
-    if from_logits not in (None, True, False):
-        raise TypeError(checks.invalid("from_logits", "True, False or None", from_logits))
+    from_logits = checks.check_optional_bool(from_logits, "from_logits")
     if None not in (from_logits, of_loss) and from_logits != of_loss:
         raise ValueError(checks.invalid("from_logits", f"{of_loss}, as its loss has it, or None", from_logits))
     return bool(of_loss if from_logits is None else from_logits)

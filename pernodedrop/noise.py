@@ -20,6 +20,7 @@ A noise of your own is one small class: its annotated fields are its numbers.
 True
 """
 
+import collections.abc
 import dataclasses
 import math
 import typing
@@ -126,7 +127,7 @@ class Noise:
         """The same distribution with other numbers: the inverse of `params()`."""
         own = self.params()
         changed = {name: value for name, value in params.items() if value != own[name]}
-        return dataclasses.replace(self, **{k: type(getattr(self, k))(v) for k, v in changed.items()})
+        return dataclasses.replace(self, **{k: type(getattr(self, k))(number_of(v)) for k, v in changed.items()})
 
     def with_rate(self, rate: float) -> typing.Self:
         """The same distribution at another drop rate."""
@@ -179,7 +180,7 @@ class Bernoulli(Noise):
         return {"threshold": np.int32(self.threshold)}
 
     def with_params(self, params: Params) -> typing.Self:
-        return self if self._has(params) else dataclasses.replace(self, rate=rate_of(params["threshold"]))
+        return self if self._has(params) else self.with_rate(rate_of(params["threshold"]))
 
     def from_words(self, words: list[Words], params: Params, xp: Namespace) -> Tensor:
         threshold = params["threshold"]
@@ -259,11 +260,10 @@ class _ScaledNoise(Noise):
     def with_params(self, params: Params) -> typing.Self:
         if self._has(params):
             return self
-        scale = float(params[self.scale_name])
         if self.rate is None:
-            return dataclasses.replace(self, **{self.scale_name: scale})
-        odds = (scale / self.scale_per_stddev) ** 2
-        return self.with_rate(odds / (1 + odds))
+            return dataclasses.replace(self, **{self.scale_name: number_of(params[self.scale_name])})
+        odds = (float(params[self.scale_name]) / self.scale_per_stddev) ** 2
+        return self.with_rate(shortest(odds / (1 + odds), lambda rate: self.with_rate(rate)._has(params)))
 
     def with_rate(self, rate: float) -> typing.Self:
         if self.rate is None:
@@ -328,13 +328,13 @@ class PartialGaussian(Noise):
 
     @property
     def variance(self) -> float:
-        return rate_of(_threshold_of(self.rate)) * self.stddev**2
+        return (1 - _threshold_of(self.rate) / LEVELS) * self.stddev**2
 
     def params(self) -> dict[str, np.generic]:
         return {"threshold": np.int32(_threshold_of(self.rate)), "stddev": np.float32(self.stddev)}
 
     def with_params(self, params: Params) -> typing.Self:
-        numbers = {"rate": rate_of(params["threshold"]), "stddev": float(params["stddev"])}
+        numbers = {"rate": rate_of(params["threshold"]), "stddev": number_of(params["stddev"])}
         return self if self._has(params) else dataclasses.replace(self, **numbers)
 
     def from_words(self, words: list[Words], params: Params, xp: Namespace) -> Tensor:
@@ -406,5 +406,16 @@ def _threshold_of(rate: float) -> int:
 
 
 def rate_of(threshold: typing.SupportsInt) -> float:
-    """The drop rate of a threshold."""
-    return 1 - int(threshold) / LEVELS
+    """The drop rate of a threshold: of those that have it, the one that is written with the fewest digits."""
+    return shortest(1 - int(threshold) / LEVELS, lambda rate: _threshold_of(rate) == int(threshold))
+
+
+def number_of(value: np.generic) -> typing.Any:
+    """The number that a NumPy scalar stands for: of those that it is the float32 of, the one with the fewest digits."""
+    return float(str(value)) if isinstance(value, np.floating) else value.item()
+
+
+def shortest(rate: float, makes_the_same: collections.abc.Callable[[float], bool]) -> float:
+    """A rate with as few decimals as make the same as it does: what was given, and not what rounding made of it."""
+    rounded = (round(rate, decimals) for decimals in range(1, 17))
+    return next((short for short in rounded if short <= checks.HIGHEST_RATE and makes_the_same(short)), rate)

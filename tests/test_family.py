@@ -99,6 +99,28 @@ def test_rate_may_be_a_schedule(case):
     assert again.schedule == layer.schedule
 
 
+@every(lambda case: case.rated and not case.scheduled)
+def test_a_rate_that_is_set_is_given_back_as_it_was_also_by_configs_and_weights(case):
+    """Not as the number that a layer makes of it: 0.8999999761581421 has the threshold of 0.9."""
+    layer, again = case.make(), case.make()
+    layer(case.inputs(2)), again(case.inputs(2))
+    for rate in (0.9, 0.1, 0.3, 0.123):
+        layer.rate = rate
+        assert (layer.rate, type(layer).from_config(layer.get_config()).rate) == (rate, rate)
+    again.set_weights(layer.get_weights())
+    assert again.rate == 0.123
+
+
+@every_layer
+def test_a_seed_is_not_set_and_the_error_says_how_a_layer_gets_another(case):
+    layer = case.make()
+    with pytest.raises(AttributeError, match=r"seed of layer .* cannot be set.*from_config\(.*'seed': 5.*key=\(5, 0\)"):
+        layer.seed = 5
+    assert layer.seed == 1
+    again = type(layer).from_config({**layer.get_config(), "seed": 5})
+    assert again.seed == 5
+
+
 @every_layer
 def test_equal_seeds_give_equal_calls_and_others_do_not(case):
     x = case.inputs(4)

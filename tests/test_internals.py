@@ -372,6 +372,25 @@ def test_seeded():
     assert layer.seed_generator.get_config()["seed"] is None
 
 
+def test_value_held():
+    """On JAX `fit` takes the values of variables, which Keras then cannot show."""
+    seen = []
+
+    def data():
+        for _ in range(4):
+            seen.append(of_keras.value_held(kernel) is None)
+            yield inputs(4, 3), inputs(4, 2)
+
+    model = keras.Sequential([keras.Input((3,)), layers.Dense(2)])
+    kernel = model.layers[0].kernel
+    assert of_keras.value_held(kernel) is kernel.value
+    if NAME == "numpy":
+        return
+    model.compile("sgd", "mse")
+    model.fit(data(), steps_per_epoch=4, shuffle=False, verbose=0)
+    assert {*seen} == ({False, True} if NAME == "jax" else {False})
+
+
 @pytest.mark.skip_backend("numpy", reason="NumPy arrays cannot carry a Keras mask")
 def test_masks():
     """Keras' losses note the positions of `ignore_class` with the values, and leave out those that are noted so."""

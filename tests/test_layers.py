@@ -1,5 +1,7 @@
 """The layers as Keras citizens: build, shapes, dtypes, configs, saving, training, on the current backend."""
 
+import inspect
+
 import keras
 import numpy as np
 import pytest
@@ -449,3 +451,33 @@ def test_a_built_layer_refuses_inputs_of_another_size(layer, shape, wrong, noise
     wrapper.build((None, *shape))
     with pytest.raises(ValueError, match=r"inputs|incompatible"):
         wrapper(np.ones((4, *wrong), "float32"), training=True, key=(1, 0))
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"drop_rate": 0.3}, r"`drop_rate`.*Expected rate=0.3,.*words of this library.*drop_rate=0.3"),
+        ({"stir_type": "drop"}, r"`stir_type`.*Expected noise='bernoulli'"),
+        ({"stir_type": "gaussian"}, r"`stir_type`.*Expected noise='gaussian'"),
+        ({"fixed_mask": True}, r"`fixed_mask`.*Expected regime='fixed'"),
+        ({"fixed_mask": False}, r"`fixed_mask`.*Expected regime='dynamic'"),
+        ({"return_masks": True}, r"`return_masks`.*ops.sample_mask"),
+    ],
+)
+def test_words_of_the_author_are_translated(given, words):
+    for make in (lambda: pnd.PerNodeDense(4, **given), lambda: pnd.PerNodeDrop(keras.layers.Dense(4), **given)):
+        with pytest.raises(TypeError, match=words):
+            make()
+
+
+@pytest.mark.parametrize("name", [name for name in pnd.layers.__all__ if hasattr(keras.layers, name)])
+def test_a_layer_that_keras_has_too_takes_arguments_in_its_order(name):
+    """So that `GaussianDropout(0.5, 3)` has the seed 3. What Keras does not have comes after."""
+
+    def names(layer):
+        parameters = inspect.signature(layer).parameters.values()
+        return [each.name for each in parameters if each.kind is each.POSITIONAL_OR_KEYWORD]
+
+    ours = names(getattr(pnd, name))
+    theirs = [each for each in names(getattr(keras.layers, name)) if each not in ("name", "dtype")]
+    assert ours[: len(theirs)] == theirs

@@ -1,5 +1,6 @@
 """R-Drop against NumPy in float64: its loss, its gradients, and a training step of it with masks that are known."""
 
+import json
 import warnings
 
 import keras
@@ -533,6 +534,9 @@ def test_training_without_the_loss_is_refused():
             r"`paired`.*True for .*RDropModel.*paired=None",
         ),
         (lambda: losses.RDropModel(keras.layers.Dense(3)), r"`model`.*keras.Model"),
+        (lambda: losses.RDrop(from_logits(), paired=0), r"`paired`.*True, False or None.*paired=0"),
+        (lambda: losses.RDrop(from_logits(), from_logits=1), r"`from_logits`.*True, False or None.*from_logits=1"),
+        (lambda: losses.symmetric_kl(normal(2, 3), normal(2, 3), "no"), r"`from_logits`.*True or False"),
         (
             lambda: losses.RDrop(from_logits(), paired=True)(np.zeros(3), normal(3, 2)),
             r"`y_pred`.*2 \* batch rows.*\(3, 2\)",
@@ -554,3 +558,9 @@ def test_training_without_the_loss_is_refused():
 def test_bad_arguments_are_refused_by_name(make, words):
     with pytest.raises((TypeError, ValueError), match=words):
         make()
+
+
+def test_switches_of_numpy_are_those_of_python():
+    loss = losses.RDrop(from_logits(), from_logits=np.True_, paired=np.False_)
+    assert (loss.from_logits, loss.paired) == (True, False)
+    assert json.loads(json.dumps(loss.get_config()))["paired"] is False

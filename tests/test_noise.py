@@ -172,6 +172,33 @@ def test_bernoulli_with_params_has_the_very_threshold(rate, other):
     assert taken.threshold == pnd.Bernoulli(other).threshold
 
 
+@pytest.mark.parametrize("decimals", [1, 2, 4, 6])
+@pytest.mark.parametrize(
+    "make", [pnd.Bernoulli, pnd.Gaussian, pnd.Uniform, lambda rate: pnd.PartialGaussian(rate, 0.1)]
+)
+def test_a_rate_is_the_number_with_the_fewest_digits_that_makes_the_same(make, decimals):
+    """The numbers stay what they are; of the rates that have them it is the one that was meant."""
+    for rate in np.random.default_rng(0).uniform(0, 0.94, 100).round(decimals).tolist():
+        noise, taken = make(rate), make(0.25).with_params(make(rate).params())
+        assert taken.rate == rate
+        assert taken.params() == noise.params()
+        rough = make(rate + 1e-9)
+        assert make(0.25).with_params(rough.params()).params() == rough.params()
+
+
+def test_a_scale_is_the_number_with_the_fewest_digits_that_makes_the_same():
+    for taken in (
+        pnd.Gaussian(stddev=1.0),
+        pnd.Uniform(half_width=1.0),
+        pnd.PartialGaussian(0.5, 1.0),
+        Triangular(1.0),
+    ):
+        numbers = {name: np.float32(0.1) if name != "threshold" else value for name, value in taken.params().items()}
+        again = taken.with_params(numbers)
+        assert 0.1 in again.get_config().values()
+        assert again.params() == numbers
+
+
 def test_with_rate_is_the_same_law_at_another_rate():
     assert pnd.Bernoulli(0.3).with_rate(0.7) == pnd.Bernoulli(0.7)
     assert pnd.Gaussian(rate=0.3).with_rate(0.7) == pnd.Gaussian(rate=0.7)

@@ -1,10 +1,12 @@
 """Predictions with the noise left on: which layers make noise, what the numbers are, and what is left behind."""
 
 import random
+import threading
 
 import keras
 import numpy as np
 import pytest
+import scipy.sparse
 import scipy.stats
 
 import pernodedrop as pnd
@@ -186,6 +188,109 @@ def test_a_model_that_was_never_called_is_built():
     assert (uncertainty.predict(Subclassed(), inputs(7, 6), 3).variance > 0).any()
 
 
+class Student(keras.Model):
+    """A model that adds its own noise, which is off, to what its teacher says, told to be in inference or not."""
+
+    def __init__(self, **told):
+        super().__init__()
+        self.told, self.own = told, pnd.Dropout(0.5, seed=2)
+        self.teacher = chain(keras.layers.Dropout(0.5, seed=1), pnd.Dropout(0.5, seed=3), Block())
+
+    def call(self, x, training=None):
+        return 0 * self.own(x, training=training) + self.teacher(x, **self.told)
+
+
+@pytest.mark.parametrize(("told", "noisy"), [({}, True), ({"training": True}, True), ({"training": False}, False)])
+def test_what_a_model_calls_in_inference_makes_noise_in_passes_as_in_training(told, noisy):
+    """As a call in training does. By chance all of 4 x 6 entries are as without noise: below 1e-6."""
+    model, x = Student(**told), np.ones((4, 6), "float32")
+    quiet = host(model.teacher(x, training=False))
+    model.teacher.layers[-1].norm.trainable = False  # which has training calls of it use its moving statistics
+    assert np.array_equal(host(model(x, training=True)), quiet) != noisy
+    before = values(model)
+    passes = uncertainty.predict(model, x, 4, seed=1, keep=True).outputs if noisy else []
+    if not noisy:
+        with pytest.warns(UserWarning, match="passes were equal"):
+            passes = uncertainty.predict(model, x, 4, seed=1, keep=True).outputs
+    for y in passes:
+        assert np.array_equal(y.astype("float32"), quiet) != noisy
+    for now, then in zip(values(model), before, strict=True):
+        np.testing.assert_array_equal(now, then)
+
+
+@pytest.mark.parametrize("told", [None, True, False])
+def test_normalization_is_in_inference_whoever_has_noise_inside(told):
+    """Unless the model itself says that it trains."""
+
+    class Whole(keras.layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.drop, self.norm = pnd.Dropout(0.5, seed=1), keras.layers.BatchNormalization(epsilon=0.0)
+
+        def call(self, x, training=None):
+            told_norm = training if told is None else told
+            return 0 * self.drop(x, training=training) + self.norm(x, training=told_norm)
+
+    model, x = chain(Whole()), inputs(64, 6)
+    model.layers[0].norm.moving_variance.assign(np.full(6, 4.0))
+    expected = (x - x.mean(0)) / x.std(0) if told else x / 2
+    with pytest.warns(UserWarning, match="passes were equal"):
+        found = uncertainty.predict(model, x, 2, batch_size=64)
+    np.testing.assert_allclose(found.mean, expected, atol=1e-4)
+    np.testing.assert_array_equal(host(model.layers[0].norm.moving_variance), np.full(6, 4.0))
+
+
+@pytest.mark.only_backend("torch", reason="modules of torch run on torch only")
+def test_dropout_of_torch_is_noise_and_comes_again_from_its_seed():
+    """Each value is 0 or doubled. That the share of zeros of 2400 is off by 6 deviations has a probability of 2e-9."""
+    import torch
+
+    drop, norm = torch.nn.Dropout(0.5), torch.nn.BatchNorm1d(6, affine=False, eps=0.0)
+    norm.running_var.fill_(4.0)
+    inside = torch.nn.Sequential(norm, torch.nn.Sequential(drop))
+    layer = keras.layers.TorchModuleWrapper(inside, output_shape=(None, 6))
+    model, x = chain(layer), np.ones((40, 6), "float32")
+    layer.module.train()
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    found, again = (uncertainty.predict(model, x, 10, seed=1, keep=True) for _ in range(2))
+    np.testing.assert_array_equal(found.outputs, again.outputs)
+    assert set(np.unique(found.outputs)) == {0.0, 1.0}  # 1 / 2 by normalization, doubled
+    assert abs((found.outputs == 0).mean() - 0.5) < 6 * 0.5 / 2400**0.5
+    assert len(np.unique(found.outputs.reshape(-1, 240)[:, :192], axis=0)) == 10
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(module.training for module in layer.module.modules())
+    assert not drop._forward_pre_hooks
+    np.testing.assert_array_equal(norm.running_var, np.full(6, 4.0))
+    with pytest.raises(ValueError, match="with noise layers"):
+        uncertainty.predict(chain(keras.layers.TorchModuleWrapper(norm, output_shape=(None, 6))), x)
+
+
+@pytest.mark.only_backend("torch", reason="modules of torch run on torch only")
+@pytest.mark.parametrize("kind", ["attention", "encoder", "lstm"])
+def test_dropout_inside_modules_of_torch_is_found(kind):
+    import torch
+
+    class Module(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            if kind == "attention":
+                self.inside = torch.nn.MultiheadAttention(6, 2, dropout=0.5, batch_first=True)
+            elif kind == "encoder":
+                self.inside = torch.nn.TransformerEncoderLayer(6, 2, 8, dropout=0.5, batch_first=True)
+            else:
+                self.inside = torch.nn.LSTM(6, 6, num_layers=2, dropout=0.5, batch_first=True)
+
+        def forward(self, x):
+            y = self.inside(x, x, x) if kind == "attention" else self.inside(x)
+            return y[0] if isinstance(y, tuple) else y
+
+    model = chain(keras.layers.TorchModuleWrapper(Module(), output_shape=(None, 4, 6)), shape=(4, 6))
+    found, again = (uncertainty.predict(model, inputs(3, 4, 6), 3, seed=1) for _ in range(2))
+    assert (found.variance.max((1, 2)) > 0).all()
+    np.testing.assert_array_equal(found.mean, again.mean)
+
+
 class Interrupts(keras.layers.Layer):
     """Fails after the noise before it was made."""
 
@@ -212,6 +317,97 @@ def test_an_interrupted_prediction_leaves_the_model_as_it_was():
     assert not any("call" in vars(layer) for layer in (drop, of_keras))
     assert of_keras.seed_generator._initial_seed is None
     assert host(drop.draw()).tolist() == [1, 1]
+
+
+class Waits(keras.layers.Layer):
+    """Stops its first call in a pass until a function has run in another thread."""
+
+    meanwhile = None
+
+    def call(self, x, training=None):
+        if self.meanwhile is not None:
+            run, self.meanwhile = self.meanwhile, None
+            thread = threading.Thread(target=run)
+            thread.start()
+            thread.join()
+        return x
+
+
+def test_other_threads_call_the_model_as_it_is_while_passes_are_made():
+    drop, wait, norm = pnd.Dropout(0.5, seed=1), Waits(), keras.layers.Dropout(0.5, seed=2)
+    model, x, seen = chain(wait, drop, norm), np.ones((4, 64), "float32"), []
+    model = chain(wait, drop, norm, shape=(64,))
+    alone = uncertainty.predict(model, x, 3, seed=SEED).mean
+    wanted = pnd.Dropout(0.5, seed=1)(x, training=True)
+    wait.meanwhile = lambda: seen.extend([host(model(x, training=False)), host(drop(x, training=True))])
+    found = uncertainty.predict(model, x, 3, seed=SEED).mean
+    np.testing.assert_array_equal(found, alone)
+    np.testing.assert_array_equal(seen[0], x)
+    np.testing.assert_array_equal(seen[1], host(wanted))
+    assert host(drop.draw()).tolist() == [1, 1]
+
+
+def test_predictions_in_threads_are_those_of_one_after_the_other():
+    first, second = chain(pnd.Dropout(0.5, seed=1), keras.layers.Dropout(0.5)), chain(pnd.Dropout(0.25, seed=1))
+    whole, x = keras.Sequential([keras.Input((6,)), first, second]), inputs(5, 6)
+    work = [(model, seed) for model in (whole, first, second) for seed in (1, 2)]
+    expected = [uncertainty.predict(model, x, 5, seed=seed).mean for model, seed in work]
+    before, found = values(whole), {}
+
+    def run(index):
+        model, seed = work[index]
+        found[index] = uncertainty.predict(model, x, 5, seed=seed).mean
+
+    threads = [threading.Thread(target=run, args=(index,)) for index in range(len(work))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    np.testing.assert_array_equal([found[index] for index in range(len(work))], expected)
+    assert not any("call" in vars(layer) for layer in of_keras.layers_of(whole))
+    for now, then in zip(values(whole), before, strict=True):
+        np.testing.assert_array_equal(now, then)
+
+
+@pytest.mark.skip_backend("numpy", reason="Keras cannot train on NumPy")
+def test_a_model_in_training_is_predicted_with_or_refused_and_trains_on():
+    """From its data, which come in moments of the training that are like any in another thread."""
+    told, ends, x = [], [], inputs(8, 6)
+
+    def data(model, predicts):
+        for _ in range(6):
+            if predicts:
+                try:
+                    uncertainty.predict(model, x, 2, seed=1)
+                except RuntimeError as error:
+                    told.append(str(error))
+            yield x, x[:, :2]
+
+    for predicts in (False, True):
+        keras.utils.set_random_seed(1)
+        model = chain(pnd.Dropout(0.5, seed=1), keras.layers.Dense(2))
+        model.compile("sgd", "mse")
+        model.fit(data(model, predicts), steps_per_epoch=6, shuffle=False, verbose=0)
+        ends.append(values(model))
+    for alone, beside in zip(*ends, strict=True):
+        np.testing.assert_array_equal(alone, beside)
+    assert bool(told) == (BACKEND == "jax")
+    assert all("The model is in training" in text for text in told)
+
+
+def test_an_interrupted_prediction_leaves_no_mask_in_a_recurrent_cell():
+    """There Keras keeps the mask of a pass for all its steps, and would use it in the next call."""
+
+    class Fails(keras.layers.SimpleRNNCell):
+        def call(self, *args, **kwargs):
+            super().call(*args, **kwargs)
+            raise KeyboardInterrupt
+
+    cell = Fails(4, dropout=0.5)
+    with pytest.raises(KeyboardInterrupt):
+        uncertainty.predict(model := chain(keras.layers.RNN(cell), shape=(5, 6)), inputs(3, 5, 6), 2)
+    assert not any("call" in vars(layer) for layer in of_keras.layers_of(model))
+    assert (cell._dropout_mask, cell._recurrent_dropout_mask) == (None, None)
 
 
 @pytest.mark.skip_backend("numpy", reason="Keras cannot rematerialize on NumPy")
@@ -249,6 +445,22 @@ def test_what_a_layer_counts_in_training_starts_each_pass_where_training_left_it
         found = uncertainty.predict(model, np.zeros((3, 6), "float32"), 3, batch_size=2, keep=True)
     np.testing.assert_array_equal(found.outputs, np.full((3, 3, 6), 11.0))
     assert host(layer.count) == 10
+
+
+@pytest.mark.parametrize("built", [True, False])
+def test_passes_of_a_stateful_network_start_from_the_state_of_the_model(built):
+    """By the model itself, whose state is put back before each of its calls."""
+    gru, drop, dense = keras.layers.GRU(5, stateful=True), pnd.Dropout(0.5, seed=1), keras.layers.Dense(2)
+    model, x = keras.Sequential([gru, drop, dense]), inputs(4, 5, 3)
+    if built:
+        model(x)
+    state = host(gru.states[0]) if built else np.zeros((4, 5))
+    found, again = (uncertainty.predict(model, x, 3, seed=SEED, batch_size=4, keep=True) for _ in range(2))
+    np.testing.assert_array_equal(found.outputs, again.outputs)
+    np.testing.assert_array_equal(host(gru.states[0]), state)
+    hidden = host(gru(x))
+    expected = [dense(hidden * mask(sample, (4, 5, 1))[:, :, 0]) for sample in range(3)]
+    np.testing.assert_allclose(found.outputs, list(map(host, expected)), atol=1e-5)
 
 
 def test_a_schedule_is_where_training_left_it():
@@ -395,6 +607,70 @@ def test_several_inputs_and_arrays_of_the_backend_are_taken():
     np.testing.assert_allclose(found.mean, alone.mean, atol=1e-6)
 
 
+def data_of_tensorflow(x):
+    import tensorflow as tf
+
+    return tf.data.Dataset.from_tensor_slices(x).batch(3)
+
+
+def data_of_torch(x):
+    import torch
+
+    return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.from_numpy(x)), batch_size=3)
+
+
+class Batches(keras.utils.PyDataset):
+    """Batches of three samples with targets and weights."""
+
+    def __init__(self, x):
+        super().__init__()
+        self.x = x
+
+    def __len__(self):
+        return -(-len(self.x) // 3)
+
+    def __getitem__(self, index):
+        rows = self.x[3 * index : 3 * index + 3]
+        return rows, rows[:, 0], np.ones(len(rows))
+
+
+DATA = {
+    "csr": scipy.sparse.csr_matrix,
+    "coo_array": scipy.sparse.coo_array,
+    "py_dataset": Batches,
+    "generator": lambda x: (x[start : start + 3] for start in range(0, 7, 3)),
+    "iterator_of_pairs": lambda x: iter([(x[:2], x[:2, 0]), (x[2:], x[2:, 0])]),
+    "dicts": lambda x: ({"x": x[start : start + 3]} for start in range(0, 7, 3)),
+    "tf_data": data_of_tensorflow,
+    "torch_loader": data_of_torch,
+}
+
+
+@pytest.mark.parametrize("make", DATA.values(), ids=DATA)
+def test_whatever_a_model_predicts_is_taken_and_its_batches_are_not_seen(make):
+    if make in (data_of_tensorflow, data_of_torch) and make.__name__ != f"data_of_{BACKEND}":
+        pytest.skip("frameworks are tested in processes of their own")
+    x = keras.Input((6,), name="x")
+    layer = pnd.PerNodeDense(3, seed=1)
+    model, data = keras.Model({"x": x}, layer(x)) if make is DATA["dicts"] else chain(layer), np.abs(inputs(7, 6))
+    found = uncertainty.predict(model, make(data), 3, seed=SEED, keep=True)
+    masks = [mask(sample, (7, 6, 3)) for sample in range(3)]
+    expected = [np.einsum("bi,io,bio->bo", data, host(layer.layer.kernel), one) for one in masks]
+    np.testing.assert_allclose(found.outputs, expected, atol=1e-5)
+
+
+def test_batches_build_a_model_and_their_number_is_shown_if_known(capsys):
+    model = keras.Sequential([keras.layers.Dense(3), pnd.Dropout(0.5)])
+    assert uncertainty.predict(model, Batches(inputs(7, 6)), 2, verbose=1).mean.shape == (7, 3)
+    assert "6/6" in capsys.readouterr().out
+    uncertainty.predict(model, iter([inputs(7, 6)]), 2, verbose=1)
+    assert "Unknown" in capsys.readouterr().out
+
+
+class Endless(Batches):
+    num_batches = None
+
+
 def entropies(p):
     """By SciPy, of (passes, samples, classes)."""
     whole, part = scipy.stats.entropy(p.mean(0), axis=-1), scipy.stats.entropy(p, axis=-1).mean(0)
@@ -455,9 +731,10 @@ def test_entropies_are_those_of_the_values_unless_the_call_says_what_outputs_are
     model = chain(pnd.Dropout(0.5), keras.layers.Dense(1, activation="sigmoid"))
     assert uncertainty.predict(model, inputs(7, 6), 3).predictive_entropy.shape == (7,)
     assert uncertainty.predict(model, inputs(7, 6), 3, probabilities=True).predictive_entropy.shape == (7,)
-    found = uncertainty.predict(model, inputs(7, 6), 3, probabilities=False)
-    assert found.predictive_entropy is found.aleatoric is found.mutual_information is found.variation_ratio is None
-    assert (found.variance > 0).any()
+    for no in (False, np.False_):
+        found = uncertainty.predict(model, inputs(7, 6), 3, probabilities=no)
+        assert found.predictive_entropy is found.aleatoric is found.mutual_information is found.variation_ratio is None
+        assert (found.variance > 0).any()
 
 
 @pytest.mark.parametrize("activation", ["linear", "sigmoid"])
@@ -502,6 +779,10 @@ def two_outputs():
         ({"model": two_outputs()}, r"`model`.*one output"),
         ({"model": chain(pnd.Dropout(0.5), keras.layers.Lambda(keras.ops.sum, output_shape=()))}, r"`model`.*\b2 samp"),
         ({"x": [[1.0, 2.0]]}, r"`x`.*samples first"),
+        ({"x": iter([])}, r"`x`.*at least one batch"),
+        ({"x": Endless(inputs(7, 6))}, r"`x`.*num_batches"),
+        ({"x": 3}, r"`x`.*samples first"),
+        ({"x": Batches(inputs(7, 6)), "batch_size": 4}, r"`batch_size`.*None where `x` gives batches.*batch_size=4"),
         ({"x": inputs(0, 6)}, r"`x`.*lengths from 1"),
         ({"x": [inputs(2, 6), inputs(3, 6)]}, r"`x`.*equal lengths.*\(3, 6\)"),
         ({"samples": 0}, r"`samples`.*an int from 1.*samples=0"),
@@ -509,6 +790,10 @@ def two_outputs():
         ({"batch_size": -1}, r"`batch_size`.*an int from 1"),
         ({"probabilities": True}, r"`probabilities`.*None or False for outputs"),
         ({"probabilities": "yes"}, r"`probabilities`.*True, False or None"),
+        ({"probabilities": 0}, r"`probabilities`.*True, False or None.*probabilities=0"),
+        ({"probabilities": 1}, r"`probabilities`.*True, False or None.*probabilities=1"),
+        ({"from_logits": 0}, r"`from_logits`.*True or False.*from_logits=0"),
+        ({"keep": "no"}, r"`keep`.*True or False"),
         ({"probabilities": False, "from_logits": True}, r"`probabilities`.*from_logits=True"),
         ({"seed": 1.5}, r"`seed`.*an int or None"),
     ],

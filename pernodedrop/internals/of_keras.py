@@ -45,6 +45,11 @@ def own_variables(layer: Layer) -> list[keras.Variable]:
     return [*layer._trainable_variables, *layer._non_trainable_variables]
 
 
+def value_held(variable: keras.Variable) -> Tensor | None:
+    """The value that a variable holds: none while `fit` on JAX has it, for which Keras has no word."""
+    return variable._value
+
+
 def seed_generators(layer: Layer) -> list[keras.random.SeedGenerator]:
     """The seed generators of a layer itself, whatever its attributes are called."""
     return layer._seed_generators

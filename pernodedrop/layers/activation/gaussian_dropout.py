@@ -19,7 +19,8 @@ class GaussianDropout(ShapedNoise):
 
     Args:
         rate: drop rate in [0, 1) of the Dropout with the same variance, or a schedule of `pernodedrop.schedules`.
-        noise_shape, seed, **kwargs: as for `pernodedrop.Dropout`.
+        seed, noise_shape, **kwargs: as for `pernodedrop.Dropout`, in the order of `keras.layers.GaussianDropout`, which
+            has no `noise_shape`.
 
     Call arguments, shapes and dtypes: as for `pernodedrop.Dropout`.
 
@@ -35,7 +36,7 @@ class GaussianDropout(ShapedNoise):
     """
 
     def __init__(
-        self, rate: float | Schedule, noise_shape: Shape | None = None, seed: int | None = None, **kwargs: typing.Any
+        self, rate: float | Schedule, seed: int | None = None, noise_shape: Shape | None = None, **kwargs: typing.Any
     ) -> None:
         start, schedule = schedules.get(rate)
         super().__init__(Gaussian(rate=start), noise_shape=noise_shape, seed=seed, schedule=schedule, **kwargs)

@@ -21,6 +21,9 @@ COLUMNS, COUNTS = 1, 2
 MOST_MEMBERS = 1024
 """More than anyone trains."""
 
+ROUNDING = 1e-9
+"""By more than this the expected number of ones is not below an integer that it is."""
+
 NEGLIGIBLE = 40
 """Logarithms this far below the greatest add nothing to a sum of float64 numbers: e**40 is above 2**57."""
 
@@ -35,8 +38,8 @@ class Masksembles(Noisy):
     nothing has to be calibrated. Each mask is a member of an ensemble that shares its weights. At scale 1 all masks are
     ones; the higher the scale, the less the masks overlap, and the more the members differ.
 
-    Every mask has the same number of ones, C * k to the nearest integer and C / members at least, where C is the number
-    of channels and
+    Every mask has the same number of ones, C * k rounded down, as in the authors' code and in torch-uncertainty, and
+    C / members at least, where C is the number of channels and
 
         k = 1 / (scale * (1 - (1 - 1 / scale)**members)),
 
@@ -60,6 +63,7 @@ class Masksembles(Noisy):
             torch-uncertainty.
         axis: the axis of the channels, an int; -1.
         seed: int, any; None takes one from Python's `random`.
+        rounding: how the number of ones is made an integer, "down" or to the "nearest", which is closer to k.
         **kwargs: those of `keras.layers.Layer`.
 
     Call arguments:
@@ -83,7 +87,7 @@ class Masksembles(Noisy):
     >>> layer = pnd.Masksembles(members=4, scale=2.0, seed=1)
     >>> y = keras.ops.convert_to_numpy(layer(np.ones((4, 16), "float32")))
     >>> y.sum(axis=1).tolist(), bool(y.any(axis=0).all())
-    ([9.0, 9.0, 9.0, 9.0], True)
+    ([8.0, 8.0, 8.0, 8.0], True)
     """
 
     def __init__(
@@ -93,6 +97,7 @@ class Masksembles(Noisy):
         train_assignment: str = "random",
         axis: int = -1,
         seed: int | None = None,
+        rounding: str = "down",
         **kwargs: typing.Any,
     ) -> None:
         if checks.check_count(members, "members") > MOST_MEMBERS:  # before anything is made: a file may ask for any
@@ -109,6 +114,7 @@ class Masksembles(Noisy):
         self.scale = float(scale)
         self.train_assignment = train_assignment
         self.axis = int(axis)
+        self.rounding = checks.check_choice(rounding, "rounding", ("down", "nearest"))
         self._first = int(keras.ops.convert_to_numpy(self._key).view("uint32")[0])
         self.supports_masking = True
 
@@ -127,7 +133,7 @@ class Masksembles(Noisy):
         if not -rank < self.axis < rank or input_shape[self.axis] is None:
             raise ValueError(checks.invalid("axis", f"an axis of known size, from 1, of {input_shape}", self.axis))
         channels = input_shape[self.axis]
-        ones = ones_of(self.members, channels, self.scale)
+        ones = ones_of(self.members, channels, self.scale, self.rounding)
         self.masks = self._variable("masks", draw_masks(self.members, channels, ones, self._first))
 
     def call(
@@ -184,6 +190,7 @@ class Masksembles(Noisy):
             "scale": self.scale,
             "train_assignment": self.train_assignment,
             "axis": self.axis,
+            "rounding": self.rounding,
         }
 
     def _member(self, inputs: Tensor, training: bool | None, key: Key | None, sample_ids: Tensor | None) -> Tensor:
@@ -200,14 +207,15 @@ class Masksembles(Noisy):
         return xp.astype(xp.modulo(samples, self.members), "int32")
 
 
-def ones_of(members: int, channels: int, scale: float) -> int:
-    """How many ones a mask has: the expected share of them, as the nearest integer that lets masks cover all channels.
+def ones_of(members: int, channels: int, scale: float, rounding: str = "down") -> int:
+    """How many ones a mask has: the expected share of them, as an integer that lets masks cover all channels.
 
-    >>> [ones_of(*numbers) for numbers in ((4, 64, 2.0), (4, 12, 6.0), (4, 64, 1.0))]
-    [34, 4, 64]
+    >>> [ones_of(*numbers) for numbers in ((4, 64, 2.0), (4, 12, 6.0), (4, 64, 1.0), (4, 16, 2.0, "nearest"))]
+    [34, 3, 64, 9]
     """
     kept = 1.0 if scale == 1 else -1 / (scale * math.expm1(members * math.log1p(-1 / scale)))
-    return max(round(channels * kept), -(-channels // members))
+    ones = round(channels * kept) if rounding == "nearest" else math.floor(channels * kept + ROUNDING)
+    return max(ones, -(-channels // members))
 
 
 def draw_masks(members: int, channels: int, ones: int, seed: int) -> np.typing.NDArray[np.float32]:

@@ -10,7 +10,7 @@ from pernodedrop._types import Config, Key, Params, Shape, Tensor
 from pernodedrop.layers.base.activation_noise import ActivationNoise
 from pernodedrop.layers.base.noisy import check_built, refuse_sample_ids, xp
 from pernodedrop.mask import Mask
-from pernodedrop.noise import Bernoulli, rate_of
+from pernodedrop.noise import LEVELS, Bernoulli, shortest
 from pernodedrop.schedules import Schedule
 
 
@@ -41,8 +41,15 @@ class Tries(Bernoulli):
         return Bernoulli(self.rate / (1 - self.tenure * self.rate)).threshold
 
     def with_params(self, params: Params) -> typing.Self:
-        tried = rate_of(params["threshold"])
-        return self if self._has(params) else self.with_rate(tried / (1 + self.tenure * tried))
+        if self._has(params):
+            return self
+        tried = 1 - int(params["threshold"]) / LEVELS
+        return self.with_rate(shortest(tried / (1 + self.tenure * tried), self._makes(params)))
+
+    def _makes(self, params: Params) -> typing.Callable[[float], bool]:
+        """Whether a rate has these numbers."""
+        highest = 1 / (1 + self.tenure)
+        return lambda rate: rate < highest and self.with_rate(rate)._has(params)
 
 
 @keras.saving.register_keras_serializable("pernodedrop")

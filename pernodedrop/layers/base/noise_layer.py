@@ -23,7 +23,26 @@ class NoiseLayer(keras.layers.Layer):
         has_noise(training): whether a call has noise.
         draw(): the next key, for a call that is to have no other.
         fold(): a plain Keras layer, built, with weights of its own, that computes what this one does at inference.
+        seed: the seed that was given, which cannot be set.
     """
+
+    @property
+    def seed(self) -> int | None:
+        """The seed that was given. Another one makes another layer, since the key is a variable that was made of it."""
+        return self.given_seed
+
+    @seed.setter
+    def seed(self, seed: typing.Any) -> typing.NoReturn:
+        raise AttributeError(
+            f"The seed of layer {self.name!r} cannot be set: its key was made of it. Make a layer with another one, "
+            f"`type(layer).from_config({{**layer.get_config(), 'seed': {seed!r}}})`, or give a call its key, "
+            f"`layer(x, training=True, key=({seed!r}, 0))`."
+        )
+
+    @property
+    def given_seed(self) -> int | None:
+        """What `seed` is."""
+        raise NotImplementedError(f"{type(self).__name__} must define `given_seed`")
 
     def get_config(self) -> Config:
         return saving.with_format(super().get_config())

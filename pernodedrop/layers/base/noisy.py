@@ -48,8 +48,8 @@ class Noisy(of_keras.Placed, NoiseLayer):
             setattr(self, f"_noise_{name}", self._variable(name, value))
 
     @property
-    def seed(self) -> int | None:
-        """The seed that was given."""
+    def given_seed(self) -> int | None:
+        """What `seed` is."""
         return self.state.seed
 
     @property

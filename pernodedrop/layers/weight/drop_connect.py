@@ -97,7 +97,8 @@ class DropConnect(MaskedProduct):
     ) -> None:
         start, schedule = schedules.get(rate)
         mask = Mask(Bernoulli(start), sharing)
-        if checks.check_bool(mask_bias, "mask_bias") and "time" not in mask.sharing:
+        mask_bias = checks.check_bool(mask_bias, "mask_bias")
+        if mask_bias and "time" not in mask.sharing:
             raise ValueError(checks.invalid("sharing", "coordinates with 'time' beside mask_bias=True", sharing))
         super().__init__(layer, mask, seed=seed, method=method, schedule=schedule, **kwargs)
         self.mask_bias = mask_bias

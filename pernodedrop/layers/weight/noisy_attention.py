@@ -78,7 +78,7 @@ class NoisyAttention(Composite, Around):
         super().__init__(like, layer=layer, **{"dtype": layer.dtype_policy, **of_layer})
         self.wrapper: typing.Any = wrapper
         self.projections = names
-        self.seed = checks.check_seed(seed)
+        self._seed = checks.check_seed(seed)
         self.supports_masking = True
         # Keras would turn containers in an attribute into its own
         self._arguments: typing.Callable[[], dict[str, typing.Any]] = lambda: kwargs
@@ -156,6 +156,11 @@ class NoisyAttention(Composite, Around):
         for name, part in self.parts.items():
             of_keras.projection(plain, name).set_weights(part.fold().get_weights())
         return plain
+
+    @property
+    def given_seed(self) -> int | None:
+        """What `seed` is."""
+        return self._seed
 
     def _wrapped(self, name: str) -> typing.Any:
         projection = of_keras.projection(self.layer, name)

@@ -4,12 +4,15 @@ import typing
 
 import keras
 
-from pernodedrop import schedules
+from pernodedrop import checks, schedules
 from pernodedrop._types import Config, Sharing
 from pernodedrop.layers.base.weight_noise import MaskedProduct
 from pernodedrop.mask import Mask
 from pernodedrop.noise import Noise
 from pernodedrop.schedules import Schedule
+
+STIR_TYPES = {"drop": "bernoulli", "binary": "bernoulli"}
+"""The author's words for noises, where ours are others."""
 
 
 @keras.saving.register_keras_serializable("pernodedrop")
@@ -78,6 +81,7 @@ class PerNodeDrop(MaskedProduct):
         method: str = "auto",
         **kwargs: typing.Any,
     ) -> None:
+        refuse_words_of_the_author(kwargs)
         noise, schedule = schedules.get_noise(noise, rate)
         mask = Mask(noise, sharing, regime, bank_size)
         super().__init__(layer, mask, seed=seed, method=method, schedule=schedule, **kwargs)
@@ -115,6 +119,19 @@ def PerNodeDense(  # noqa: N802 - it makes a layer, and is named like one
     >>> pnd.PerNodeDense(8, rate=0.3, use_bias=False, seed=1).layer.units
     8
     """
+    refuse_words_of_the_author(kwargs)
     of_wrapper = {name: kwargs.pop(name) for name in ("sharing", "bank_size", "method", "name") if name in kwargs}
     dense = keras.layers.Dense(units, activation=activation, **kwargs)
     return PerNodeDrop(dense, rate=rate, noise=noise, regime=regime, seed=seed, **of_wrapper)
+
+
+def refuse_words_of_the_author(given: Config) -> None:
+    """Raise, and say the word of this library, where arguments are named as in the code of the paper's author."""
+    words: dict[str, typing.Callable[[typing.Any], str]] = {
+        "drop_rate": lambda rate: f"rate={rate!r}",
+        "stir_type": lambda noise: f"noise={STIR_TYPES.get(str(noise).lower(), noise)!r}",
+        "fixed_mask": lambda fixed: f"regime={'fixed' if fixed else 'dynamic'!r}",
+        "return_masks": lambda _: "an output alone: pernodedrop.ops.sample_mask gives the mask of a key",
+    }
+    for name in given.keys() & words.keys():
+        raise TypeError(checks.invalid(name, words[name](given[name]) + ", in the words of this library", given[name]))
