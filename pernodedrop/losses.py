@@ -304,6 +304,10 @@ class RDropModel(keras.Model):
             for loss, paired in reversed(before):  # a loss may be that of several outputs
                 loss.paired = paired
 
+    def export(self, *args: typing.Any, **kwargs: typing.Any) -> None:
+        """Export the wrapped model, with the arguments of `keras.Model.export`."""
+        self.model.export(*args, **kwargs)
+
     def fold(self) -> keras.Model:
         """The wrapped model, folded: what `pernodedrop.fold` makes of it."""
         return fold(self.model)

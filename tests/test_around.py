@@ -1,6 +1,7 @@
 """A layer around another one, in other people's layers: what they read of the inner layer, its files, its dtype."""
 
 import copy
+import warnings
 
 import keras
 import numpy as np
@@ -261,3 +262,26 @@ def test_a_quantized_inner_layer_is_folded_with_the_dtype_of_the_wrapper():
     assert plain.quantization_mode == "int8"
     assert keras.backend.standardize_dtype(plain(x).dtype) == "bfloat16"
     np.testing.assert_allclose(host(keras.ops.cast(plain(x) - layer(x), "float32")), 0, atol=0.05)
+
+
+@pytest.mark.skip_backend("numpy", reason="it cannot train")
+@pytest.mark.parametrize("case", FAMILY.values(), ids=FAMILY)
+def test_it_trains_in_float64(case):
+    """On JAX, where that is not enabled, in float32."""
+    before = keras.config.floatx()
+    keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Explicitly requested dtype float64")
+            loss = loss_of_a_step(case.model(), inputs(8, 6).astype("float64"))
+    finally:
+        keras.config.set_floatx(before)
+        keras.config.set_dtype_policy(before)
+    assert np.isfinite(loss)
+
+
+def loss_of_a_step(model, x):
+    """The loss of a training step, not compiled, in which every weight may take part."""
+    model.compile("sgd", "mse", run_eagerly=keras.backend.backend() == "tensorflow")
+    return model.train_on_batch(x, x[:, :2])

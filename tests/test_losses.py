@@ -564,3 +564,21 @@ def test_switches_of_numpy_are_those_of_python():
     loss = losses.RDrop(from_logits(), from_logits=np.True_, paired=np.False_)
     assert (loss.from_logits, loss.paired) == (True, False)
     assert json.loads(json.dumps(loss.get_config()))["paired"] is False
+
+
+@pytest.mark.only_backend("tensorflow", "jax", reason="Keras exports no plain model of Dense layers on the others")
+@pytest.mark.filterwarnings("ignore:The `native_serialization` parameter:DeprecationWarning")
+@pytest.mark.parametrize("loaded", [False, True])
+def test_a_model_exports_as_the_one_that_it_wraps(loaded, tmp_path):
+    tf = pytest.importorskip("tensorflow")
+
+    layers = [keras.Input((6,)), pnd.Dropout(0.5, seed=1), keras.layers.Dense(3, activation="softmax")]
+    model, x = pnd.RDropModel(keras.Sequential(layers)), np.random.default_rng(0).normal(size=(4, 6)).astype("float32")
+    model.compile("sgd", pnd.losses.RDrop("sparse_categorical_crossentropy"))
+    model.fit(x, np.arange(4) % 3, verbose=0)
+    if loaded:
+        model.save(tmp_path / "model.keras")
+        model = keras.saving.load_model(tmp_path / "model.keras")
+    model.export(tmp_path / "exported", verbose=0)
+    exported = tf.saved_model.load(tmp_path / "exported")
+    np.testing.assert_allclose(exported.serve(x), np.asarray(keras.ops.convert_to_numpy(model.model(x))), atol=1e-6)

@@ -8,7 +8,7 @@ from pernodedrop import checks
 from pernodedrop._types import Config, Tensor, Words
 from pernodedrop.layers.base.activation_noise import apply_mask
 from pernodedrop.layers.base.inner import bias_and_activation, float_kernel, product_with
-from pernodedrop.layers.base.noisy import at_least_float32, floating, uniforms
+from pernodedrop.layers.base.noisy import at_least_float32, floating, uniforms, xp
 from pernodedrop.layers.base.weight_noise import WeightNoise
 from pernodedrop.mask import Field, Mask
 from pernodedrop.noise import UniformNumber
@@ -79,8 +79,9 @@ class Standout(WeightNoise):
 
     def call_with_noise(self, inputs: Tensor, field: Field, samples: Words) -> Tensor:
         z = self._product(inputs)
+        probability = self._probability(inputs, z)
         # no gradient passes through a comparison
-        kept = uniforms(z, field, samples, lane=0, of="out") < self._probability(inputs, z)
+        kept = xp.astype(uniforms(z, field, samples, lane=0, of="out"), xp.dtype(probability)) < probability
         return apply_mask(bias_and_activation(self.layer, z), kept)
 
     def _product(self, inputs: Tensor) -> Tensor:

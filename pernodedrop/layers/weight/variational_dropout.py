@@ -54,6 +54,10 @@ class Variational(WeightNoise):
         """What the divergence is multiplied by to make the layer's loss."""
         return 1 / self.examples
 
+    def _loss(self, _: Tensor) -> Tensor:
+        """The layer's loss, in the dtype of Keras' losses, to which it is added."""
+        return keras.ops.cast(self.divergence() * self.divergence_weight(), keras.config.floatx())
+
     def reparameterized(self, x: Tensor, spread: Tensor, variances: Tensor, field: Field, samples: Words) -> Tensor:
         """The layer with its product y ~ N(x W, spread**2 variances), normal numbers apart for all entries of y.
 
@@ -83,7 +87,7 @@ class Variational(WeightNoise):
             dtype="float32",
             initializer=keras.initializers.Constant(start),
             autocast=False,
-            regularizer=lambda _: self.divergence() * self.divergence_weight(),
+            regularizer=self._loss,
             **kwargs,
         )
 
