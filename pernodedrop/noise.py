@@ -127,7 +127,7 @@ class Noise:
         """The same distribution with other numbers: the inverse of `params()`."""
         own = self.params()
         changed = {name: value for name, value in params.items() if value != own[name]}
-        return dataclasses.replace(self, **{k: type(getattr(self, k))(number_of(v)) for k, v in changed.items()})
+        return dataclasses.replace(self, **{k: type(getattr(self, k))(_number_of(v)) for k, v in changed.items()})
 
     def with_rate(self, rate: float) -> typing.Self:
         """The same distribution at another drop rate."""
@@ -180,7 +180,7 @@ class Bernoulli(Noise):
         return {"threshold": np.int32(self.threshold)}
 
     def with_params(self, params: Params) -> typing.Self:
-        return self if self._has(params) else self.with_rate(rate_of(params["threshold"]))
+        return self if self._has(params) else self.with_rate(_rate_of(params["threshold"]))
 
     def from_words(self, words: list[Words], params: Params, xp: Namespace) -> Tensor:
         threshold = params["threshold"]
@@ -261,7 +261,7 @@ class _ScaledNoise(Noise):
         if self._has(params):
             return self
         if self.rate is None:
-            return dataclasses.replace(self, **{self.scale_name: number_of(params[self.scale_name])})
+            return dataclasses.replace(self, **{self.scale_name: _number_of(params[self.scale_name])})
         odds = (float(params[self.scale_name]) / self.scale_per_stddev) ** 2
         return self.with_rate(shortest(odds / (1 + odds), lambda rate: self.with_rate(rate)._has(params)))
 
@@ -334,7 +334,7 @@ class PartialGaussian(Noise):
         return {"threshold": np.int32(_threshold_of(self.rate)), "stddev": np.float32(self.stddev)}
 
     def with_params(self, params: Params) -> typing.Self:
-        numbers = {"rate": rate_of(params["threshold"]), "stddev": number_of(params["stddev"])}
+        numbers = {"rate": _rate_of(params["threshold"]), "stddev": _number_of(params["stddev"])}
         return self if self._has(params) else dataclasses.replace(self, **numbers)
 
     def from_words(self, words: list[Words], params: Params, xp: Namespace) -> Tensor:
@@ -405,12 +405,12 @@ def _threshold_of(rate: float) -> int:
     return round((1 - rate) * LEVELS)
 
 
-def rate_of(threshold: typing.SupportsInt) -> float:
+def _rate_of(threshold: typing.SupportsInt) -> float:
     """The drop rate of a threshold: of those that have it, the one that is written with the fewest digits."""
     return shortest(1 - int(threshold) / LEVELS, lambda rate: _threshold_of(rate) == int(threshold))
 
 
-def number_of(value: np.generic) -> typing.Any:
+def _number_of(value: np.generic) -> typing.Any:
     """The number that a NumPy scalar stands for: of those that it is the float32 of, the one with the fewest digits."""
     return float(str(value)) if isinstance(value, np.floating) else value.item()
 

@@ -26,7 +26,7 @@ from pernodedrop import noise as noises
 from pernodedrop._types import Config
 from pernodedrop.noise import Noise
 
-__all__ = ["Annealed", "Constant", "Curriculum", "Custom", "Linear", "Schedule", "Step"]
+__all__ = ["Annealed", "Constant", "Curriculum", "Custom", "Exponential", "Linear", "Schedule", "Step"]
 
 DEFAULT_RATE = 0.5
 TABLE_ROWS = 4096
@@ -155,7 +155,49 @@ class Annealed(Schedule):
         return self.rate * (1 - step / self.steps)
 
 
-class Curriculum(Schedule):
+class _OfGamma(Schedule):
+    """Base of schedules whose rate goes with exp(-gamma * step), which `steps` or `gamma` says."""
+
+    rate: float
+    steps: int | None = None  # type: ignore[assignment]  # an int once it is made
+    gamma: float | None = None
+
+    def __post_init__(self) -> None:
+        if (self.steps is None) == (self.gamma is None):
+            raise ValueError(f"{type(self).__name__} takes one of `steps` and `gamma`. Received: {self!r}")
+        if self.gamma is None:
+            object.__setattr__(self, "gamma", 10 / checks.check_count(self.steps, "steps"))
+        else:  # where the rate is its limit, to the threshold's rounding
+            until = math.ceil(25 * math.log(2) / checks.check_positive(self.gamma, "gamma"))
+            object.__setattr__(self, "steps", min(until, LAST_STEP - 1))
+        super().__post_init__()
+
+    def get_config(self) -> Config:
+        of_steps = self.gamma == 10 / typing.cast(int, self.steps)
+        return {**super().get_config(), "gamma" if of_steps else "steps": None}
+
+
+class Exponential(_OfGamma):
+    """Exponential annealing: rate * exp(-gamma * step), the comparison of Morerio et al., arXiv 1703.06229.
+
+    Args:
+        rate: the rate at step 0, a float in [0, 1 - 2**-24].
+        steps: number of updates of the training; gamma is then 10 / steps, and rate * exp(-10) stays. Give one of the
+            two.
+        gamma: a finite float above zero.
+
+    Raises:
+        TypeError, ValueError: neither or both given, or a number out of range.
+
+    >>> round(Exponential(0.5, steps=1000)(100), 4)
+    0.1839
+    """
+
+    def rate_at(self, step: int) -> float:
+        return self.rate * math.exp(-typing.cast(float, self.gamma) * step)
+
+
+class Curriculum(_OfGamma):
     """Curriculum dropout: rate * (1 - exp(-gamma * step)) (Morerio et al., arXiv 1703.06229).
 
     Args:
@@ -170,26 +212,8 @@ class Curriculum(Schedule):
     0.3161
     """
 
-    rate: float
-    steps: int | None = None  # type: ignore[assignment]  # an int once it is made
-    gamma: float | None = None
-
-    def __post_init__(self) -> None:
-        if (self.steps is None) == (self.gamma is None):
-            raise ValueError(f"Curriculum takes one of `steps` and `gamma`. Received: {self!r}")
-        if self.gamma is None:
-            object.__setattr__(self, "gamma", 10 / checks.check_count(self.steps, "steps"))
-        else:  # where the rate is its limit, to the threshold's rounding
-            until = math.ceil(25 * math.log(2) / checks.check_positive(self.gamma, "gamma"))
-            object.__setattr__(self, "steps", min(until, LAST_STEP - 1))
-        super().__post_init__()
-
     def rate_at(self, step: int) -> float:
         return -self.rate * math.expm1(-typing.cast(float, self.gamma) * step)
-
-    def get_config(self) -> Config:
-        of_steps = self.gamma == 10 / typing.cast(int, self.steps)
-        return {**super().get_config(), "gamma" if of_steps else "steps": None}
 
 
 class Step(Schedule):

@@ -84,8 +84,8 @@ USERS_OF_FRAMEWORKS = {
     "commands.bench.products": "writes by hand what users of each framework do",
     "commands.bench.steps": "compiles, differentiates and waits as each framework does",
     "commands.demo": "switches the compilation cache of JAX on",
-    "layers.base.stochastic": "looks for the noise of modules of torch inside layers",
-    "uncertainty": "compiles the passes with jax.jit, which leaves the model its weights",
+    "layers.base.stochastic": "knows the modules of torch.nn that make noise",
+    "uncertainty": "compiles the passes with jax.jit, which leaves the model its weights, and seeds the modules of torch",
     "testing.frameworks": "compiles and differentiates on every framework, to test a noise there",
 }
 """Files beside the backends that import frameworks, inside functions, and the reason."""

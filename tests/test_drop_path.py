@@ -184,6 +184,9 @@ def test_a_sum_has_a_value_where_one_of_its_parts_has(masks, expected):
         (lambda: pnd.ScheduledDropPath(0.5, 0), r"`steps`.*an int from 1"),
         (lambda: pnd.depth_rates(1.5, 3), r"`rate`.*rate=1.5"),
         (lambda: pnd.depth_rates(0.5, 0), r"`depth`.*an int from 1"),
+        (lambda: pnd.depth_rates(0.5, [2, 0]), r"`depth`.*an int from 1"),
+        (lambda: pnd.depth_rates(0.5, []), r"`depth`.*an int from 1"),
+        (lambda: pnd.DropPath(0.5, scale_by_keep="no"), r"`scale_by_keep`.*True or False"),
         (lambda: pnd.depth_rates(0.5, 3, "timm"), r"`keep_first`.*True or False"),
         (lambda: pnd.StochasticDepth(0.5)(inputs(2, 3)), r"`inputs`.*\[shortcut, branch\]"),
         (lambda: pnd.StochasticDepth(0.5)([inputs(2, 3)] * 3), r"`inputs`.*\[shortcut, branch\]"),
@@ -194,3 +197,25 @@ def test_a_sum_has_a_value_where_one_of_its_parts_has(masks, expected):
 def test_bad_arguments_are_refused_by_name(make, words):
     with pytest.raises((TypeError, ValueError), match=words):
         make()
+
+
+def test_branches_that_are_kept_are_left_as_they_are_where_that_is_asked_for():
+    """As timm's switch does: the same branches are dropped, and inference is the identity all the same."""
+    x = inputs(40, 3, 2)
+    scaled, plain = pnd.DropPath(0.25, seed=1), pnd.DropPath(0.25, seed=1, scale_by_keep=False)
+    wanted = host(scaled(x, training=True))
+    assert 0 < (wanted == 0).mean() < 1
+    np.testing.assert_allclose(host(plain(x, training=True)), 0.75 * wanted, rtol=1e-6)
+    np.testing.assert_array_equal(host(plain(x)), x)
+    again = pnd.DropPath.from_config(plain.get_config())
+    assert again.scale_by_keep is False
+    on_time = pnd.ScheduledDropPath(0.25, 1, seed=1, scale_by_keep=np.False_)
+    assert pnd.ScheduledDropPath.from_config(on_time.get_config()).scale_by_keep is False
+
+
+@pytest.mark.parametrize("keep_first", [False, True])
+def test_rates_of_stages_rise_over_all_of_them(keep_first):
+    stages = pnd.depth_rates(0.3, [2, 2, 6, 2], keep_first)
+    assert list(map(len, stages)) == [2, 2, 6, 2]
+    rates = np.linspace(0, 0.3, 12) if keep_first else np.linspace(0, 0.3, 13)[1:]
+    np.testing.assert_allclose([rate for stage in stages for rate in stage], rates, atol=1e-12)

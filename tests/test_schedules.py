@@ -26,6 +26,8 @@ FORMULAS = {
     "constant": (schedules.Constant(0.3), lambda t: 0.3),
     "linear": (schedules.Linear(0.1, 0.5, steps=40, begin=10), lambda t: 0.1 + 0.4 * min(max(t - 10, 0) / 30, 1)),
     "annealed": (schedules.Annealed(0.5, steps=50), lambda t: max(0, 1 - t / 50) * 0.5),
+    "exponential": (schedules.Exponential(0.5, steps=100), lambda t: 0.5 * math.exp(-0.1 * min(t, 100))),
+    "exponential_gamma": (schedules.Exponential(0.5, gamma=0.01), lambda t: 0.5 * math.exp(-0.01 * t)),
     "curriculum": (schedules.Curriculum(0.5, steps=100), lambda t: 0.5 * (1 - math.exp(-0.1 * min(t, 100)))),
     "curriculum_gamma": (schedules.Curriculum(0.5, gamma=0.01), lambda t: 0.5 * (1 - math.exp(-0.01 * t))),
     "step": (schedules.Step([0.0, 0.2, 0.5], [3, 10]), lambda t: 0.0 if t < 3 else 0.2 if t < 10 else 0.5),

@@ -59,6 +59,20 @@ def test_kind_b_is_gaussian_noise_on_weights_by_local_reparameterization():
     np.testing.assert_allclose(host(layer(x, training=True)), host(same(x, training=True)), atol=1e-5)
 
 
+@pytest.mark.parametrize("clip_noise", [False, True])
+def test_noise_of_the_sparse_kind_is_clipped_where_it_is_asked_for(clip_noise):
+    layer, x = built(SparseVariationalDropout, clip_noise=clip_noise), inputs(4, 6)
+    log_variance = np.linspace(-20, 20, 30).reshape(6, 5).astype("float32")
+    layer.log_variance.assign(log_variance)
+    w = host(layer.layer.kernel)
+    clipped = np.exp(np.clip(log_variance - np.log(w**2 + 1e-8), -8, 8)) * w**2
+    deviation = np.sqrt(x**2 @ (clipped if clip_noise else np.exp(log_variance)))
+    y = x @ w + deviation * normals((4, 1, 5), lane=1)[:, 0]
+    np.testing.assert_allclose(host(layer(x, training=True)), y, rtol=1e-4, atol=1e-4)
+    again = SparseVariationalDropout.from_config(layer.get_config())
+    assert again.clip_noise is clip_noise
+
+
 @pytest.mark.parametrize("kind", ["A", "B"])
 def test_units_have_their_own_alpha(kind):
     layer, x = built(VariationalDropout, kind=kind, per="unit"), inputs(4, 6)

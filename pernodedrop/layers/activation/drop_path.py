@@ -1,5 +1,7 @@
 """DropPath: residual branches are dropped sample by sample (Larsson et al., arXiv 1605.07648)."""
 
+import collections.abc
+import itertools
 import typing
 
 import keras
@@ -27,6 +29,8 @@ class DropPath(ActivationNoise):
         rate: drop rate in [0, 1), or a schedule of `pernodedrop.schedules`; `pernodedrop.depth_rates` has one for each
             block of a network.
         seed: int, any; None takes one from Python's `random`.
+        scale_by_keep: whether branches that are kept are scaled by 1 / (1 - rate), so that training has the mean of
+            inference; False leaves them as they are, as timm's switch of this name does; True.
         **kwargs: those of `keras.layers.Layer`.
 
     Call arguments:
@@ -50,37 +54,62 @@ class DropPath(ActivationNoise):
            [0., 0., 0.]], dtype=float32)
     """
 
-    def __init__(self, rate: float | Schedule, seed: int | None = None, **kwargs: typing.Any) -> None:
+    def __init__(
+        self,
+        rate: float | Schedule,
+        seed: int | None = None,
+        scale_by_keep: bool = True,
+        **kwargs: typing.Any,
+    ) -> None:
+        self.scale_by_keep = checks.check_bool(scale_by_keep, "scale_by_keep")
         start, schedule = schedules.get(rate)
         super().__init__(Mask(Bernoulli(start), "time+in+out"), seed=seed, schedule=schedule, **kwargs)
 
     def entries(self, inputs: Tensor, key: Key | None, sample_ids: Tensor | None) -> Tensor:
         batch, *rest = xp.shape(inputs)
-        return self.entries_of((batch, *(1 for _ in rest)), inputs, key, sample_ids)
+        entries = self.entries_of((batch, *(1 for _ in rest)), inputs, key, sample_ids)
+        return entries if self.scale_by_keep else xp.astype(entries > 0, "float32")
 
     def get_config(self) -> Config:
-        return {**super().get_config(), "rate": self.rate_config}
+        return {**super().get_config(), "rate": self.rate_config, "scale_by_keep": self.scale_by_keep}
 
 
-def depth_rates(rate: float, depth: int, keep_first: bool = False) -> list[float]:
+@typing.overload
+def depth_rates(rate: float, depth: int, keep_first: bool = False) -> list[float]: ...
+
+
+@typing.overload
+def depth_rates(rate: float, depth: collections.abc.Sequence[int], keep_first: bool = False) -> list[list[float]]: ...
+
+
+def depth_rates(
+    rate: float, depth: int | collections.abc.Sequence[int], keep_first: bool = False
+) -> list[float] | list[list[float]]:
     """Drop rates that rise linearly with the depth of a block, from the first block to the last.
 
     Args:
         rate: rate of the last block, a float in [0, 1 - 2**-24].
-        depth: how many blocks there are, an int from 1; all those of a network, over its stages.
+        depth: how many blocks there are, an int from 1; all those of a network, over its stages. Or a list with the
+            number of blocks of each stage.
         keep_first: False: rate * l / depth with l from 1 (stochastic depth, arXiv 1603.09382; NASNet, arXiv
             1707.07012). True: rate * l / (depth - 1) with l from 0, so the first block is never dropped (timm, Swin,
             ConvNeXt); a single block then has rate 0.
 
     Returns:
-        A list of `depth` floats.
+        A list of `depth` floats; of a list, one for each stage, of rates that rise over all stages.
 
     Raises:
         TypeError, ValueError: an argument that is not as described.
 
     >>> depth_rates(0.5, depth=4), depth_rates(0.75, depth=4, keep_first=True)
     ([0.125, 0.25, 0.375, 0.5], [0.0, 0.25, 0.5, 0.75])
+    >>> depth_rates(0.5, depth=[1, 3])
+    [[0.125], [0.25, 0.375, 0.5]]
     """
+    if isinstance(depth, list | tuple):
+        stages = [checks.check_count(blocks, "depth") for blocks in depth]
+        rates = iter(depth_rates(rate, sum(stages), keep_first))
+        return [list(itertools.islice(rates, blocks)) for blocks in stages]
     rate, depth = checks.check_rate(rate), checks.check_count(depth, "depth")
     first, last = (0, max(depth - 1, 1)) if checks.check_bool(keep_first, "keep_first") else (1, depth)
     return [rate * ((first + block) / last) for block in range(depth)]

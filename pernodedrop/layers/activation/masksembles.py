@@ -74,8 +74,11 @@ class Masksembles(Noisy):
 
     Output shape and dtype: the input's.
 
-    Inference: sample i of a batch has member i modulo `members`, unless `sample_ids` says otherwise. For the ensemble's
-    predictions call the model on `repeated(x)`, or use `pernodedrop.uncertainty.predict`. On replicas of TensorFlow the
+    Inference: sample i of a batch has member i modulo `members`, unless `sample_ids` says otherwise. So a prediction
+    depends on the order of the samples and on the batch size, and `model.evaluate(x, y)` is a mean over members of
+    different samples. For the ensemble's predictions call the model on `repeated(x)`, or use
+    `pernodedrop.uncertainty.predict`; `model.evaluate(*repeated((x, y)))` is the mean over all members of all samples,
+    in batches that `members` divides. On replicas of TensorFlow the
     batch is the replica's in the contiguous assignment, and the whole one in the others.
 
     Raises:

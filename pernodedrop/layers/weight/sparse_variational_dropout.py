@@ -43,6 +43,8 @@ class SparseVariationalDropout(Variational):
         threshold: ln(alpha) above which a weight is pruned, a finite float; 3, the paper's, an alpha of 20. None is
             pruned from 8 on. It can be set at any time.
         log_variance: where ln(sigma**2) starts, a finite float; -10.
+        clip_noise: whether noise is drawn with the clipped alpha, y ~ N(x theta, x**2 alpha theta**2), as in the
+            authors' code: a weight near 0 then has little noise; False.
         seed, **kwargs: as for `pernodedrop.PerNodeDrop`. Noise is drawn apart for all samples and, as in the paper's
             convolutions, for all positions of sequences and images, where the noise of a kernel would be one for all.
 
@@ -69,8 +71,10 @@ class SparseVariationalDropout(Variational):
         threshold: float = 3.0,
         log_variance: float = -10.0,
         seed: int | None = None,
+        clip_noise: bool = False,
         **kwargs: typing.Any,
     ) -> None:
+        self.clip_noise = checks.check_bool(clip_noise, "clip_noise")
         self.warm_up = checks.check_count(warm_up, "warm_up", least=0)
         checks.check_finite(threshold, "threshold")
         self.start = checks.check_finite(log_variance, "log_variance")
@@ -95,7 +99,13 @@ class SparseVariationalDropout(Variational):
 
     def call_with_noise(self, inputs: Tensor, field: Field, samples: Words) -> Tensor:
         x = at_least_float32(inputs)
-        variances = keras.ops.exp(xp.astype(keras.ops.convert_to_tensor(self.log_variance), xp.dtype(x)))
+        if self.clip_noise:
+            variances = keras.ops.exp(self.log_alpha()) * keras.ops.square(
+                xp.astype(float_kernel(self.layer), "float32")
+            )
+        else:
+            variances = keras.ops.exp(keras.ops.convert_to_tensor(self.log_variance))
+        variances = xp.astype(variances, xp.dtype(x))
         return self.reparameterized(inputs, x, variances, field, samples)
 
     def log_alpha(self) -> Tensor:
@@ -145,6 +155,7 @@ class SparseVariationalDropout(Variational):
             "warm_up": self.warm_up,
             "threshold": self.threshold,
             "log_variance": self.start,
+            "clip_noise": self.clip_noise,
         }
 
     def _pruned(self) -> Tensor:
