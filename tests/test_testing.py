@@ -140,7 +140,10 @@ def test_a_wrong_mask_is_refused_by_name(sample_mask, claim, what):
         pnd.testing.check_noise(pnd.Bernoulli(0.5), backends=["numpy"], claims=[claim], ops=ops)
 
 
-@pytest.mark.parametrize("masked_dense", [wrong.product_of_another_seed, wrong.product_without_its_offset])
+@pytest.mark.parametrize(
+    "masked_dense",
+    [wrong.product_of_another_seed, wrong.product_without_its_offset, wrong.product_that_divides_by_the_kernel],
+)
 def test_a_wrong_product_is_refused_by_name(masked_dense):
     ops = wrong.Ops(masked_dense=masked_dense)
     with pytest.raises(pnd.testing.Refused, match=f"product, on {NAME}: with method='recomputed' and sharing=None"):
