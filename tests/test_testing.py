@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 import pernodedrop as pnd
 from pernodedrop import backends
 from pernodedrop.backends import methods
-from pernodedrop.testing import chance, claims, evaluate, frameworks, integration
+from pernodedrop.report.environment import installed_backends
+from pernodedrop.testing import chance, claims, evaluate, integration
 from tests import wrong_noises as wrong
 from tests.conftest import needs_keras
 from tests.frameworks import NAME, needs_gradients
@@ -405,4 +406,4 @@ def test_bounds_hold_for_laws_whose_tails_are_known():
 
 
 def test_all_frameworks_of_the_development_environment_are_found():
-    assert set(BACKENDS) <= set(frameworks.installed())
+    assert set(BACKENDS) <= set(installed_backends())
