@@ -131,13 +131,13 @@ def kernel_gradient_block(x: Tensor, mask: Tensor, dy: Tensor, xp: Namespace) ->
 
 
 def kernel_noise_obstacle(noise: Noise) -> str | None:
-    """Why no kernel is written for `noise`, or None."""
+    """What the kernels ask for and `noise` is not, as text for an error, or None."""
     return None if type(noise).from_words is Bernoulli.from_words else "Bernoulli noise"
 
 
 @functools.cache
 def numba_obstacle() -> str | None:
-    """Why numba, which compiles the kernels for CPUs, cannot be used, or None."""
+    """numba, which the kernels for CPUs ask for, if it cannot be used here, as text for an error, or None."""
     try:
         importlib.import_module("numba")
     except ImportError as error:
@@ -146,7 +146,7 @@ def numba_obstacle() -> str | None:
 
 
 def cpu_kernel_obstacle(noise: Noise) -> str | None:
-    """Why the kernels of cpu_kernels.py cannot multiply by a mask of `noise`, or None."""
+    """What the kernels of cpu_kernels.py ask for and do not have here, as text for an error, or None."""
     return kernel_noise_obstacle(noise) or numba_obstacle()
 
 

@@ -29,7 +29,7 @@ def is_int(value: object) -> typing.TypeGuard[int]:
 
 def check_rate(rate: typing.Any, argument: str = "rate") -> float:
     """Return `rate` as a float in [0, 1 - 2**-24], or raise."""
-    expected = "a float in [0, 1 - 2**-24], the probability that an entry is perturbed"
+    expected = "a float in [0, 1 - 2**-24], a drop rate"
     if not is_real(rate):
         raise TypeError(invalid(argument, expected, rate))
     if not 0 <= rate <= HIGHEST_RATE:  # also refuses NaN

@@ -8,11 +8,11 @@ import pytest
 from scipy import special
 
 from pernodedrop import backends
-from pernodedrop.testing import frameworks
+from pernodedrop.report.environment import installed_backends
 from tests.frameworks import NAME, XP, array, tensor
 
 
-@pytest.mark.parametrize("name", frameworks.installed() if NAME == "numpy" else [NAME])
+@pytest.mark.parametrize("name", installed_backends() if NAME == "numpy" else [NAME])
 def test_a_backend_defines_every_op(name):
     namespace = backends.get(name)
     missing = [op for op in backends.OPS if not callable(getattr(namespace, op, None))]

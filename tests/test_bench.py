@@ -16,6 +16,7 @@ import pytest
 from pernodedrop import backends, generator
 from pernodedrop.commands import framework
 from pernodedrop.commands.bench import (
+    charts,
     command,
     limits,
     matrix,
@@ -163,6 +164,21 @@ def test_the_network_is_trained_in_turn(monkeypatch):
     ]
     assert [(f["variant"], f["rounds"]) for f in figures] == [("dropout", 2), ("bernoulli", 2)]
     assert all(f["beside"]["dropout"] == figures[0]["seconds"] > 0 for f in figures)
+
+
+@pytest.mark.once
+def test_of_the_network_is_asked_what_has_no_figure_and_what_it_is_compared_with(tmp_path):
+    asked = matrix.Network(("none", "dropout", "bernoulli"), steps=3, batch=4)
+    found = Figures(tmp_path / "results.json")
+    for variant, lacking in (("none", ["dropout", "bernoulli"]), ("dropout", ["dropout", "bernoulli"])):
+        found.add("networks", {"key": f"torch/{variant}"})
+        wanted = {"variants": lacking, "step_count": 3, "batch": 4}
+        assert command.lacking_network("torch", asked, found) == wanted
+    found.add("networks", {"key": "torch/bernoulli"})
+    assert command.lacking_network("torch", asked, found) is None
+    assert command.lacking_network("jax", asked, found)["variants"] == list(asked.variants)
+    assert command.lacking_network("numpy", asked, found) is None, "it cannot train"
+    assert command.lacking_network("jax", None, found) is None
 
 
 def test_every_variant_of_the_network_is_built():
@@ -435,6 +451,27 @@ def test_what_is_asked_first_is_the_ratio_of_two_rows():
     assert table.ratios({**plain, "times": [], "memory": [], "networks": []}) == [["", *names]]
 
 
+def marks(figure):
+    """Where the marks of a chart are: {(the title of a line, the label of a kind of mark): value}."""
+    (axes,) = figure.axes
+    titles = [label.get_text() for label in axes.get_yticklabels()]
+    points = ((kind.get_label(), kind.lines[0].get_xydata()) for kind in axes.containers)
+    return {(titles[round(y)], label): x for label, found in points for x, y in found}
+
+
+@pytest.mark.once
+def test_charts_show_multiples_of_dropout_and_the_memory_of_a_step(monkeypatch):
+    monkeypatch.setattr(charts, "svg", lambda figure, name: figure)
+    plain, shape = planted(), (128, 1024, 64)
+    mode = matrix.MODES["torch"][0]
+    record = table.of_part(plain, (shape, "float32"))["bernoulli", "torch", mode]
+    place = ("PerNodeDrop Bernoulli", f"torch {mode}")
+    assert marks(charts.ratios(plain, (shape, "float32")))[place] == pytest.approx(record["seconds"] / 2e-3)
+    extra = table.of_part(plain, (shape, "float32"), "memory")["bernoulli", "torch", mode]["extra"]
+    assert marks(charts.memory(plain, (shape, "float32")))[place] == pytest.approx(extra / 1e6)
+    assert marks(charts.networks(plain))["PerNodeDrop Bernoulli", "torch"] == pytest.approx(0.5 / 0.2)
+
+
 def test_a_share_is_the_limit_by_the_time():
     plain = planted()
     record = table.of_part(plain, ((128, 1024, 64), "float32"))["bernoulli", "torch", "eager"]
@@ -505,6 +542,14 @@ def test_a_command_without_its_packages_says_what_to_install(monkeypatch, capsys
     monkeypatch.setitem(sys.modules, "tqdm", None)
     assert exits(["bench"]) == 1
     assert "Try: pip install 'pernodedrop[bench]'" in capsys.readouterr().err
+
+
+@pytest.mark.once
+def test_a_part_has_cases_on_the_backends_that_it_is_for():
+    part = matrix.Part((2, 6, 4), ("dense", "dropout"), "bfloat16", one_mode=True, backends=("jax", "torch"))
+    shape_and_dtype = ((2, 6, 4), "bfloat16")
+    assert part.cases("numpy") == part.cases("tensorflow") == []
+    assert part.cases("jax") == [matrix.Case("jax", row, *shape_and_dtype, "jit") for row in ("dense", "dropout")]
 
 
 def test_profiles_name_what_there_is():

@@ -150,6 +150,16 @@ def test_what_is_not_installed_is_named(there, packages, variable, needed):
     assert missing.value.name == needed
 
 
+def test_the_file_of_keras_is_elsewhere_where_home_cannot_be_written(monkeypatch):
+    """As in keras/src/backend/config.py."""
+    monkeypatch.delenv("KERAS_BACKEND", raising=False)
+    monkeypatch.delenv("KERAS_HOME", raising=False)
+    monkeypatch.setattr(pathlib.Path, "read_text", lambda path, encoding: '{"backend": "torch"}')
+    for writable, home in ((True, "~"), (False, "/tmp")):
+        monkeypatch.setattr(os, "access", lambda path, mode, writable=writable: writable)
+        assert framework.of_keras() == ("torch", str(pathlib.Path(home, ".keras", "keras.json")))
+
+
 def test_a_backend_that_will_not_do_is_refused(there):
     there("keras numpy jax", "numpy")
     with pytest.raises(ValueError, match=r"`KERAS_BACKEND`. Expected one of 'jax', 'torch', 'tensorflow'. Received"):
@@ -186,7 +196,8 @@ def test_doctor_exits_0_if_all_is_well(probes, there, capsys):
     assert main(["doctor"]) == 0
     text = capsys.readouterr().out
     for name in installed_backends():
-        assert f"\n{name} " in text
+        (line,) = (line for line in text.splitlines() if line.startswith(f"{name} "))
+        assert line.split() == [name, "1.0", doctor.KNOWN_ANSWER, "equal"]
     assert "Keras: runs on torch (KERAS_BACKEND); the layers load" in text
 
 
@@ -238,6 +249,19 @@ def test_a_process_of_doctor_answers_or_says_how_it_failed():
     assert "'theano'" in answers[1]["error"]
 
 
+def test_doctor_says_which_packages_an_extra_lacks(there, monkeypatch):
+    there("keras torch")
+    versions = dict.fromkeys(("matplotlib", "pytest", "tqdm"), "1.0")
+    monkeypatch.setattr(doctor, "_version", versions.get)
+    _, *lines = doctor.extras().text.splitlines()
+    assert {line.split()[0]: line.partition(" ")[2].strip() for line in lines} == {
+        "fast": "lacks numba: pip install 'pernodedrop[fast]'",
+        "testing": "lacks hypothesis: pip install 'pernodedrop[testing]'",
+        "bench": "matplotlib 1.0, tqdm 1.0",
+        "demo": "lacks scikit-learn: pip install 'pernodedrop[demo]'",
+    }
+
+
 def test_extras_are_those_of_the_package():
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     packages = {extra: tuple(name.partition(">=")[0] for name in names) for extra, names in extras.items()}
@@ -287,6 +311,8 @@ def test_check_finds_a_noise_in_the_working_folder_and_draws_it(my_noises, capsy
     assert captured.out.splitlines() == ["Fair: 2 claims hold on numpy.", "picture: check-results/Fair.png"]
     assert "moments on numpy" in captured.err
     assert (my_noises / "check-results/Fair.png").read_bytes()[:4] == b"\x89PNG"
+    pyplot = sys.modules["matplotlib.pyplot"]
+    assert pyplot.get_fignums() == [], "figures stay in memory"
 
 
 def test_check_draws_a_noise_at_the_rates_that_it_takes(my_noises, capsys):

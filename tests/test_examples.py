@@ -9,7 +9,7 @@ import keras
 import pytest
 
 import pernodedrop
-from pernodedrop.testing import frameworks
+from pernodedrop.report.environment import installed_backends
 from tests import documents
 
 BACKEND = keras.backend.backend()
@@ -73,7 +73,7 @@ def test_an_example_for_any_backend_sets_the_one_under_test(tmp_path, monkeypatc
 @pytest.mark.once
 def test_masks_of_all_frameworks_have_the_same_hash():
     """By the script of the documents, in one process, with the frameworks that are installed."""
-    script, names = documents.ROOT / "docs" / "examples" / "same_masks.py", frameworks.installed()
+    script, names = documents.ROOT / "docs" / "examples" / "same_masks.py", installed_backends()
     code = f"import runpy; print(*map(runpy.run_path({str(script)!r})['masks_hash'], {names}))"
     env = {**os.environ, "PYTHONPATH": HERE}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)

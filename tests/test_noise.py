@@ -276,9 +276,7 @@ def test_get_makes_a_noise_of_a_name_and_a_rate():
     assert noises.get(Triangular(0.2)) == Triangular(0.2)
 
 
-RATE = (
-    "Invalid value for argument `rate`. Expected a float in [0, 1 - 2**-24], the probability that an entry is perturbed"
-)
+RATE = "Invalid value for argument `rate`. Expected a float in [0, 1 - 2**-24], a drop rate"
 NUMBER = "Invalid value for argument `{0}`. Expected a finite float. Received: {0}={1}"
 FROM_ZERO = "Invalid value for argument `{0}`. Expected a finite float from zero. Received: {0}={1}"
 BAD = [

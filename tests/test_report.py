@@ -6,6 +6,7 @@ import pathlib
 import platform
 import subprocess
 import sys
+import types
 import xml.etree.ElementTree as ET
 
 import numpy as np
@@ -45,6 +46,32 @@ def test_a_version_is_found_by_the_name_that_is_imported():
     assert environment.version("numpy") == np.__version__
     assert environment.version("pytest") == pytest.__version__
     assert environment.version("no_such_package") is None
+
+
+CPUINFO = """processor\t: {}
+cpu family\t: 6
+model\t\t: 85
+model name\t: A Processor @ 2.00GHz
+flags\t\t: fpu sse2 avx avx2 {}
+
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("".join(CPUINFO.format(n, "avx512f") for n in (0, 1)), "A Processor @ 2.00GHz, family/model 6/85, avx512f"),
+        (CPUINFO.format(0, ""), "A Processor @ 2.00GHz, family/model 6/85, avx2"),
+        ("processor\t: 0\nFeatures\t: fp asimd\n", platform.machine()),
+        (None, platform.processor() or platform.machine()),
+    ],
+)
+def test_the_processor_is_what_the_system_says(text, name, tmp_path, monkeypatch):
+    file = tmp_path / "cpuinfo"
+    if text is not None:
+        file.write_text(text)
+    monkeypatch.setattr(environment, "pathlib", types.SimpleNamespace(Path={"/proc/cpuinfo": file}.get))
+    assert environment.processor() == name
 
 
 def test_the_machine_is_not_named():

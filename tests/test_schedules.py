@@ -1,5 +1,7 @@
 """Rates over time: each schedule against its formula, in layers as they train, and after saving."""
 
+import copy
+import dataclasses
 import math
 
 import keras
@@ -57,6 +59,16 @@ def test_config_round_trip_keeps_the_schedule(schedule, formula):
     again = pnd.Dropout.from_config(layer.get_config())
     assert again.schedule == schedule
     assert again.get_config() == layer.get_config()
+
+
+@each_schedule
+def test_schedules_compare_and_hash_by_value_and_are_frozen(schedule, formula):
+    twin = copy.deepcopy(schedule)
+    assert twin is not schedule
+    assert {schedule: 1}[twin] == 1
+    assert schedule != schedules.Constant(0.123)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(schedule, dataclasses.fields(schedule)[0].name, 0.5)
 
 
 def test_a_long_schedule_changes_at_powers_of_two_and_ends_on_its_end():

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 import pernodedrop as pnd
 from pernodedrop import backends
 from pernodedrop.backends import methods
-from pernodedrop.testing import chance, claims, evaluate, frameworks, integration
+from pernodedrop.report.environment import installed_backends
+from pernodedrop.testing import chance, claims, evaluate, integration
 from tests import wrong_noises as wrong
 from tests.conftest import needs_keras
 from tests.frameworks import NAME, needs_gradients
@@ -140,7 +141,10 @@ def test_a_wrong_mask_is_refused_by_name(sample_mask, claim, what):
         pnd.testing.check_noise(pnd.Bernoulli(0.5), backends=["numpy"], claims=[claim], ops=ops)
 
 
-@pytest.mark.parametrize("masked_dense", [wrong.product_of_another_seed, wrong.product_without_its_offset])
+@pytest.mark.parametrize(
+    "masked_dense",
+    [wrong.product_of_another_seed, wrong.product_without_its_offset, wrong.product_that_divides_by_the_kernel],
+)
 def test_a_wrong_product_is_refused_by_name(masked_dense):
     ops = wrong.Ops(masked_dense=masked_dense)
     with pytest.raises(pnd.testing.Refused, match=f"product, on {NAME}: with method='recomputed' and sharing=None"):
@@ -402,4 +406,4 @@ def test_bounds_hold_for_laws_whose_tails_are_known():
 
 
 def test_all_frameworks_of_the_development_environment_are_found():
-    assert set(BACKENDS) <= set(frameworks.installed())
+    assert set(BACKENDS) <= set(installed_backends())

@@ -218,6 +218,12 @@ def product_without_its_offset(x, w, noise, key, sample_offset=0, **kwargs):
     return pnd.ops.masked_dense(x, w, noise, key, **kwargs)
 
 
+def product_that_divides_by_the_kernel(x, w, noise, key, **kwargs):
+    """It is not a number where a weight is zero, as all are that were pruned."""
+    with np.errstate(invalid="ignore"):
+        return pnd.ops.masked_dense(x, w * (w / w), noise, key, **kwargs)
+
+
 def seed_plus_call(noise, key, shape, **kwargs):
     """The seed of a call is seed + call, as Keras has it on torch: seed 1's second call is seed 2's first."""
     seed, call = key

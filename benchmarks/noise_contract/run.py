@@ -22,8 +22,7 @@ import hypothesis
 from tqdm import tqdm
 
 import pernodedrop as pnd
-from pernodedrop.report.environment import describe, environment
-from pernodedrop.testing import frameworks
+from pernodedrop.report.environment import describe, environment, installed_backends
 from tests.noises import right_noises
 
 
@@ -56,7 +55,7 @@ def main():
     """Run what the results lack."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--count", type=int, default=1000, help="how many noises (default: 1000)")
-    parser.add_argument("--backends", nargs="+", default=frameworks.installed(), help="default: all installed")
+    parser.add_argument("--backends", nargs="+", default=installed_backends(), help="default: all installed")
     parser.add_argument("--examples", type=int, default=3, help="examples for a claim and backend (default: 3)")
     parser.add_argument("--most", type=int, help="stop after so many runs")
     parser.add_argument("--results", type=pathlib.Path, default=pathlib.Path(__file__).parent / "results-all.txt")

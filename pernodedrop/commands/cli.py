@@ -53,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_demo(commands: Commands) -> None:
-    text = "train one small network with every regularizer on handwritten digits, and compare"
+    text = "train one small network on handwritten digits with six regularizers and without, and compare"
     parser = commands.add_parser("demo", help=text, description=text)
     parser.add_argument("--seeds", type=int, default=5, metavar="N", help="runs of each variant (default: 5)")
     parser.add_argument("--epochs", type=int, default=25, metavar="N", help="epochs of each run (default: 25)")
@@ -71,7 +71,7 @@ def _add_demo(commands: Commands) -> None:
 
 
 def _add_bench(commands: Commands) -> None:
-    text = "measure what a training step costs with every regularizer and method, on every backend, against the machine"
+    text = "measure what a training step costs with the usual regularizers, on every backend, against the machine"
     parser = commands.add_parser("bench", help=text, description=text)
     parser.add_argument(
         "--profile", default="quick", metavar="NAME", help="quick, paper, growth, full (default: quick)"

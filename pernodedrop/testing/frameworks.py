@@ -1,4 +1,4 @@
-"""What a test needs of a framework and a layer does not: which are installed, tensors, compilation, gradients."""
+"""What a test needs of a framework and a layer does not: whether Keras is there, tensors, compilation, gradients."""
 
 import functools
 import importlib.util
@@ -11,11 +11,6 @@ from pernodedrop import backends
 # imported after TensorFlow, which Keras may import to save a model, triton aborts the process
 if "tensorflow" not in sys.modules and importlib.util.find_spec("triton"):
     importlib.import_module("triton")
-
-
-def installed():
-    """Names of the backends whose framework is installed."""
-    return tuple(name for name in backends.NAMES if importlib.util.find_spec(name))
 
 
 @functools.cache

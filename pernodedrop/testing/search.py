@@ -14,6 +14,7 @@ from pernodedrop import backends as known
 from pernodedrop import checks
 from pernodedrop import ops as own_ops
 from pernodedrop.noise import Noise
+from pernodedrop.report.environment import installed_backends
 from pernodedrop.testing import chance, frameworks
 from pernodedrop.testing.claims import CLAIMS, RATES, at_rates
 from pernodedrop.testing.report import Finding, Outcome, Refused, Report
@@ -93,7 +94,7 @@ def check_noise(
 
 def chosen_backends(backends: collections.abc.Iterable[str] | None) -> tuple[str, ...]:
     """The backends that an argument `backends` means, all of which can be loaded."""
-    names = _names(backends, "backends", frameworks.installed(), known.NAMES)
+    names = _names(backends, "backends", installed_backends(), known.NAMES)
     for name in names:
         known.get(name)
     return names
