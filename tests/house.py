@@ -46,6 +46,14 @@ HOUSE = """
     report.environment report.figures report.process report.table
     report.results
     testing testing.*
+    study.plan study.variants
+    study.slot study.storage
+    study.epoch_end
+    study.trial
+    study.runner
+    study.study
+    study.named
+    study
     __init__
     commands
     commands.framework commands.probe
@@ -58,7 +66,7 @@ HOUSE = """
     commands.bench.charts
     commands.bench.page
     commands.bench commands.bench.command commands.bench.worker
-    commands.check commands.demo
+    commands.check commands.demo commands.study
     commands.cli
     __main__
 """
@@ -82,6 +90,7 @@ USERS_OF_FRAMEWORKS = {
     "commands.bench.products": "writes by hand what users of each framework do",
     "commands.bench.steps": "compiles, differentiates and waits as each framework does",
     "commands.demo": "switches the compilation cache of JAX on",
+    "study.runner": "switches the compilation cache of JAX on",
     "uncertainty": "compiles the passes with jax.jit, which leaves the model its weights",
     "testing.frameworks": "compiles and differentiates on every framework, to test a noise there",
 }

@@ -1,0 +1,65 @@
+"""`pernodedrop study`: studies by name, or of a file, run and gone on with, and what they found."""
+
+import argparse
+
+from pernodedrop import checks
+from pernodedrop.report.table import as_text
+from pernodedrop.study import named
+from pernodedrop.study.study import Study
+
+
+def listing() -> str:
+    """The studies that come with the package, with their titles."""
+    return as_text([[name, named.read(name)["title"]] for name in named.names()])
+
+
+def load(args: argparse.Namespace) -> Study:
+    """The study that the arguments of the command ask for.
+
+    Raises:
+        TypeError, ValueError: a study that is not there, or one that has not begun where it must have.
+    """
+    given = {name: value for name in ("folder", "storage", "seeds") if (value := getattr(args, name, None)) is not None}
+    study = named.load(args.name, getattr(args, "data", None), **given)
+    if args.action != "run" and not begun(study):
+        expected = f"the folder of a study that has begun (pernodedrop study run {args.name})"
+        raise ValueError(checks.invalid("folder", expected, str(study.folder)))
+    if (hours := getattr(args, "hours", None)) is not None:
+        checks.check_positive(hours, "hours")
+    if args.action in ("run", "resume"):
+        study.data  # noqa: B018 - what is wrong with the data is known before anything is trained
+    return study
+
+
+def begun(study: Study) -> bool:
+    """Whether there is something to go on with, or to report."""
+    return study.storage is not None or any((study.folder / file).exists() for file in ("study.db", "records.jsonl"))
+
+
+def run(study: Study, args: argparse.Namespace) -> int:
+    """Do what a command asks of a study that it has loaded.
+
+    Returns:
+        The exit code, 0.
+    """
+    if args.action in ("run", "resume"):
+        try:
+            study.run(args.hours)
+        finally:
+            print(status(study))
+    elif args.action == "status":
+        print(status(study))
+    if args.action == "report" or (args.action in ("run", "resume") and study.records()):
+        print(f"report: {study.report()}")
+    return 0
+
+
+def status(study: Study) -> str:
+    """How far a study is, as text."""
+    found = study.status()
+    lines = [["stage", "finished", "of"]]
+    lines += [[stage, str(done), "?" if of is None else str(of)] for stage, (done, of) in found.items()]
+    text = f"{study.name} in {study.folder}\n{as_text(lines)}"
+    if all(done == of for done, of in found.values()):
+        return text
+    return f"{text}\nTo go on: pernodedrop study resume {study.name}"
