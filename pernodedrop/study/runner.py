@@ -113,13 +113,14 @@ def compiled_once() -> collections.abc.Iterator[None]:
             "jax_persistent_cache_min_compile_time_secs": 0.0,
             "jax_persistent_cache_min_entry_size_bytes": -1,
         }
-        before = {name: getattr(jax.config, name) for name in options}
+        config: typing.Any = jax.config  # its methods have no types
+        before = {name: getattr(config, name) for name in options}
         reset_cache()
         for name, value in options.items():
-            jax.config.update(name, value)
+            config.update(name, value)
         try:
             yield
         finally:
             for name, value in before.items():
-                jax.config.update(name, value)
+                config.update(name, value)
             reset_cache()
