@@ -46,6 +46,10 @@ HOUSE = """
     report.environment report.figures report.process report.table
     report.results
     testing testing.*
+    study.datasets.files study.datasets.mel
+    study.datasets.images study.datasets.speech study.datasets.text
+    study.datasets study.networks
+    study
     __init__
     commands
     commands.framework commands.probe
