@@ -52,6 +52,9 @@ HOUSE = """
     study.trial
     study.runner
     study.study
+    study.datasets.files study.datasets.mel
+    study.datasets.images study.datasets.speech study.datasets.text
+    study.datasets study.networks
     study.named
     study
     __init__
