@@ -48,7 +48,7 @@ HOUSE = """
     testing testing.*
     study.datasets.files study.datasets.mel
     study.datasets.images study.datasets.speech study.datasets.text
-    study.datasets study.networks
+    study.datasets study.networks study.statistics
     study
     __init__
     commands
