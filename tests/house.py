@@ -47,14 +47,14 @@ HOUSE = """
     report.results
     testing testing.*
     study.plan study.variants
+    study.datasets.files study.datasets.mel
+    study.datasets.images study.datasets.speech study.datasets.text
+    study.datasets study.networks study.statistics
     study.slot study.storage
     study.epoch_end
     study.trial
     study.runner
     study.study
-    study.datasets.files study.datasets.mel
-    study.datasets.images study.datasets.speech study.datasets.text
-    study.datasets study.networks
     study.named
     study
     __init__

@@ -8,6 +8,8 @@ from pernodedrop import checks
 from pernodedrop.study import datasets, networks
 from pernodedrop.study.study import Study
 
+__all__ = ["load", "names", "read"]
+
 FOLDER = pathlib.Path(__file__).parent / "studies"
 
 OF_DATA = "options"

@@ -167,6 +167,22 @@ class Study:
         checks.check_choice(stage, "stage", self.stages)
         return plan.plan(self.design, stage, self.records() if stage == plan.CONFIRM else ())
 
+    def candidate(self, variant: str, rate: float | None = None, seed: int = 0, **settings: typing.Any) -> Trial:
+        """A trial of your own for `trial`, which no plan has: what a search of other values than a grid's runs.
+
+        Args:
+            variant: the name of one of the study's variants.
+            rate: a float in [0, 1), or None.
+            seed: an int from 0.
+            **settings: those that differ from the study's.
+
+        Returns:
+            A dict as `plan` gives them, of the first stage.
+        """
+        checks.check_choice(variant, "variant", tuple(self.variants))
+        rate = None if rate is None else checks.check_rate(rate)
+        return self.design.trial(self.stages[0], variant, rate, checks.check_count(seed, "seed", 0), settings)
+
     def records(self) -> list[Trial]:
         """The records of all trials that have finished, as dicts of plain values, whatever their settings.
 

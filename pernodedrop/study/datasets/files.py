@@ -131,9 +131,9 @@ def kept(name: str, key: dict[str, typing.Any], make: collections.abc.Callable[[
     arrays = make()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.stem, suffix=".part", delete=False) as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type] # its own keyword is `allow_pickle`
-        pathlib.Path(file.name).replace(path)  # at once, so that it is whole or not there
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.stem, suffix=".part", delete=False) as part:
+            np.savez(part, **arrays)  # type: ignore[arg-type] # its own keyword is `allow_pickle`
+        pathlib.Path(part.name).replace(path)  # at once, so that it is whole or not there
     except OSError:
         pass  # the next run decodes again
     return arrays
