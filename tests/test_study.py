@@ -18,7 +18,7 @@ from pernodedrop.study import plan, variants
 from pernodedrop.study.epoch_end import Batches, evaluate
 from pernodedrop.study.slot import Slot
 from pernodedrop.study.storage import Queue, Records
-from tests import studies
+from tests import postgresql, studies
 from tests.processes import SCRIPTS, child
 
 trains = pytest.mark.skip_backend("numpy", reason="Keras on NumPy cannot train")
@@ -360,10 +360,9 @@ def test_a_study_selects_and_confirms_and_goes_on_with_more_seeds(tmp_path):
 def test_after_kill_9_the_records_are_those_of_an_undisturbed_run(tmp_path):
     """Killed in the selection, and in the middle of the confirmation."""
     for fatal in (2, 3):
-        arguments = [sys.executable, str(SCRIPTS / "study_run.py"), str(tmp_path / "killed"), str(fatal)]
-        root = pathlib.Path(pnd.__file__).parents[1]
-        env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])}
-        assert subprocess.run(arguments, env=env, capture_output=True).returncode == -signal.SIGKILL
+        process = started(tmp_path / "killed", fatal)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
     finished, begun = child("study_run.py", tmp_path / "killed", 0)
     assert (finished, begun) == (True, 6 - (1 + 2))
     whole = studies.small(tmp_path / "whole")
@@ -371,6 +370,35 @@ def test_after_kill_9_the_records_are_those_of_an_undisturbed_run(tmp_path):
     assert found(whole.records()) == found(studies.small(tmp_path / "killed").records())
     lines = (tmp_path / "killed" / "records.jsonl").read_text().splitlines()
     assert len(lines) == len({plan.key(json.loads(line)) for line in lines}) == 6
+
+
+def started(*arguments):
+    """A process that runs the small study."""
+    root = pathlib.Path(pnd.__file__).parents[1]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])}
+    command = [sys.executable, str(SCRIPTS / "study_run.py"), *map(str, arguments)]
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@in_processes
+@pytest.mark.slow
+@pytest.mark.skipif(postgresql.BINARIES is None, reason="there is no PostgreSQL here")
+def test_workers_on_one_postgresql_of_which_one_is_killed_do_every_trial_once(tmp_path):
+    with postgresql.server() as url:
+        killed = started(tmp_path / "killed", 2, url)
+        killed.communicate()
+        assert killed.returncode == -signal.SIGKILL
+        workers = [started(tmp_path / str(n), 0, url) for n in range(2)]
+        ends = [worker.communicate() for worker in workers]
+        assert [worker.returncode for worker in workers] == [0, 0], ends
+    answers = [json.loads(output.splitlines()[-1]) for output, _ in ends]
+    assert [finished for finished, _ in answers] == [True, True]
+    assert sum(begun for _, begun in answers) == 6 - 1  # the killed one finished one trial
+    studies_of = [studies.small(tmp_path / str(n)).records() for n in range(2)]
+    assert found(studies_of[0]) == found(studies_of[1])
+    whole = studies.small(tmp_path / "whole")
+    assert whole.run(progress=False)
+    assert found(whole.records()) == found(studies_of[0])
 
 
 def faked(study, monkeypatch, end=None, error=None):

@@ -20,6 +20,8 @@ EXTRAS = {
     "testing": ("hypothesis", "matplotlib", "pytest", "tqdm"),
     "bench": ("matplotlib", "tqdm"),
     "demo": ("matplotlib", "scikit-learn", "tqdm"),
+    "study": ("jinja2", "matplotlib", "optuna", "pillow", "scikit-learn", "tqdm"),
+    "postgresql": ("psycopg", "psycopg-binary"),
 }
 """The packages of each extra that is not a framework."""
 

@@ -27,6 +27,9 @@ HEARTBEAT, GRACE = 10, 90
 MOST_DEATHS = 3
 """How often a trial may end with the process that runs it, while another one looks on."""
 
+LOCK = 20251212
+"""The number of the lock of a PostgreSQL; studies in one database wait for each other for a moment."""
+
 Run: typing.TypeAlias = collections.abc.Callable[[Trial], Trial]
 
 
@@ -80,7 +83,7 @@ class Queue:
         self, url: str | None, name: str, folder: pathlib.Path, heartbeat: int = HEARTBEAT, grace: int = GRACE
     ) -> None:
         self.local = url is None
-        self.folder = folder
+        self.folder, self.shared = folder, url if url is not None and url.startswith("postgresql") else None
         # a writer of SQLite waits for others; the database itself is in the folder
         options = {"connect_args": {"timeout": 60}} if self.local else None
         url = f"sqlite:///{(folder / 'study.db').absolute()}" if url is None else url
@@ -180,9 +183,8 @@ class Queue:
         """One at a time among the workers of a folder, and of a PostgreSQL."""
         with contextlib.ExitStack() as stack:
             stack.enter_context(locked(self.folder / "queue.lock"))
-            storage = getattr(self, "storage", None)
-            if storage is not None and storage.engine.dialect.name == "postgresql":
-                stack.enter_context(_advisory(storage.engine))
+            if self.shared is not None:
+                stack.enter_context(_advisory(self.shared))
             yield
 
 
@@ -234,13 +236,14 @@ def _fcntl() -> typing.Any:
 
 
 @contextlib.contextmanager
-def _advisory(engine: typing.Any) -> collections.abc.Iterator[None]:
+def _advisory(url: str) -> collections.abc.Iterator[None]:
+    """Hold a lock of a PostgreSQL, which ends with the connection."""
     import sqlalchemy
 
+    engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.pool.NullPool)
     with engine.connect() as connection:
-        connection.execute(sqlalchemy.text("SELECT pg_advisory_xact_lock(20251212)"))
+        connection.execute(sqlalchemy.text(f"SELECT pg_advisory_lock({LOCK})"))
         yield
-        connection.rollback()
 
 
 @contextlib.contextmanager
