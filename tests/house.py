@@ -49,6 +49,11 @@ HOUSE = """
     study.datasets.files study.datasets.mel
     study.datasets.images study.datasets.speech study.datasets.text
     study.datasets study.networks study.statistics
+    study.report.published
+    study.report.findings
+    study.report.charts study.report.verdict
+    study.report.tables
+    study.report
     study
     __init__
     commands
