@@ -50,6 +50,11 @@ HOUSE = """
     study.datasets.files study.datasets.mel
     study.datasets.images study.datasets.speech study.datasets.text
     study.datasets study.networks study.statistics
+    study.report.published
+    study.report.findings
+    study.report.charts study.report.verdict
+    study.report.tables
+    study.report
     study.slot study.storage
     study.epoch_end
     study.trial

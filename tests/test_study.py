@@ -5,6 +5,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -14,11 +15,13 @@ import numpy as np
 import pytest
 
 import pernodedrop as pnd
-from pernodedrop.study import plan, variants
+from pernodedrop.commands.cli import main
+from pernodedrop.study import named, plan, variants
 from pernodedrop.study.epoch_end import Batches, evaluate
 from pernodedrop.study.slot import Slot
 from pernodedrop.study.storage import Queue, Records
 from tests import postgresql, studies
+from tests.commands import exits
 from tests.processes import SCRIPTS, child
 
 trains = pytest.mark.skip_backend("numpy", reason="Keras on NumPy cannot train")
@@ -98,6 +101,15 @@ def test_a_loss_that_is_no_number_is_never_selected():
     losses = {None: (1.0,), 0.2: (math.nan, 9.0, math.inf), 0.5: (math.nan,)}
     records = [record(one, *losses[one["rate"]]) for one in plan.plan(design(), "select")]
     assert plan.selected(design(), records)["dropout"]["rate"] == 0.2
+
+
+@pytest.mark.once
+def test_records_of_a_design_are_those_of_its_settings_whatever_their_seeds():
+    ours = [record(one, 1.0) for one in plan.plan(design(), "select")]
+    ours += [record(one, 1.0) for one in plan.plan(design(seeds=9), "confirm", ours)]
+    others = [{**ours[0], **change} for change in ({"backend": "torch"}, {"settings": {}}, {"variant": "more"})]
+    others += [{**ours[1], "rate": 0.3}, {**ours[0], "stage": "grid"}]
+    assert plan.belonging(design(select_seeds=1), [*others, *ours]) == ours
 
 
 @pytest.mark.once
@@ -517,3 +529,91 @@ def test_records_are_kept_once_and_a_torn_line_is_none(tmp_path):
     records.add([two])
     assert records.read() == [one, two]
     assert records.path.read_text().count("\n") == 2
+
+
+# The command line
+
+
+TINY = """
+title = "Tiny"
+data = "digits"
+network = "digits"
+metrics = ["accuracy"]
+variants = ["none", "dropout"]
+rates = [0.5]
+select_seeds = 1
+seeds = 2
+epochs = 1
+batch_size = 30
+
+[options]
+sizes = [60, 50, 50]
+"""
+
+
+@trains
+def test_a_file_is_run_shown_and_reported(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.toml").write_text(TINY)
+    assert exits(["study", "status", "tiny.toml"]) == 2
+    assert "has begun (pernodedrop study run tiny.toml)" in capsys.readouterr().err
+    assert main(["study", "run", "tiny.toml", "--hours", "1"]) == 0
+    output = capsys.readouterr().out
+    assert re.search(r"confirm +4 +4\nreport: study-results/tiny/report.html", output)
+    page = (tmp_path / "study-results" / "tiny" / "report.html").read_text()
+    assert "Handwritten digits" in page
+    records = (tmp_path / "study-results" / "tiny" / "records.jsonl").read_text()
+    assert main(["study", "resume", "tiny.toml"]) == main(["study", "status", "tiny.toml"]) == 0
+    assert (tmp_path / "study-results" / "tiny" / "records.jsonl").read_text() == records
+    assert main(["study", "report", "tiny.toml", "--folder", "study-results/tiny"]) == 0
+
+
+@trains
+def test_an_interrupted_command_says_how_to_go_on(tmp_path, monkeypatch, capsys):
+    def interrupted(self, planned, on_epoch=None):
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.toml").write_text(TINY)
+    monkeypatch.setattr(pnd.study.Study, "trial", interrupted)
+    assert main(["study", "run", "tiny.toml"]) == 130
+    captured = capsys.readouterr()
+    assert "To go on: pernodedrop study resume tiny" in captured.out
+    assert "Traceback" not in captured.err
+
+
+@pytest.mark.once
+def test_the_command_lists_studies_and_all_of_them_can_be_planned(capsys):
+    assert main(["study", "list"]) == 0
+    listed = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert listed == list(named.names())
+    for name in listed:
+        study = named.load(name)
+        rated = sum(study.design.variants.values())
+        assert len(study.plan("select")) == 2 * (3 * rated + len(study.variants) - rated)
+
+
+@trains
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["run", "digit"], "did you mean 'digits'"),
+        (["run", "none.toml"], "or a .toml file"),
+        (["run", "wrong.toml"], "a file of TOML"),
+        (["run", "untitled.toml"], "`title`"),
+        (["run", "unknown.toml"], "unexpected keyword argument 'epoch'"),
+        (["run", "digits", "--hours", "-1"], "`hours`"),
+        (["run", "digits", "--seeds", "0"], "`seeds`"),
+        (["report", "digits"], "has begun"),
+        (["run", "cifar10", "--data", "nowhere"], "nowhere"),
+    ],
+)
+def test_what_is_wrong_with_a_command_is_said_in_one_line(argv, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "wrong.toml").write_text("title =")
+    (tmp_path / "untitled.toml").write_text(TINY.replace("title", "untitled"))
+    (tmp_path / "unknown.toml").write_text(TINY.replace("epochs", "epoch"))
+    assert exits(["study", *argv]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+    assert not (tmp_path / "study-results").exists()

@@ -119,6 +119,18 @@ def selected(design: Design, records: Records) -> dict[str, Trial]:
     }
 
 
+def belonging(design: Design, records: Records) -> list[Trial]:
+    """Those of the records that are of this design, with any seeds."""
+    first, *_ = stages = STAGES[design.protocol]
+    once = dataclasses.replace(design, select_seeds=1, seeds=1)
+    keys = {key(_of_no_seed(trial)) for trial in plan(once, first)}
+    return [record for record in records if record["stage"] in stages and key(_of_no_seed(record)) in keys]
+
+
+def _of_no_seed(trial: Trial) -> Trial:
+    return {**trial, "seed": None, "stage": None}
+
+
 def best_loss(record: Trial) -> float:
     """The least validation loss of a record; infinite if it has none that is a number."""
     losses = [epoch["val_loss"] for epoch in record["epochs"]]

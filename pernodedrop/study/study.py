@@ -188,7 +188,8 @@ class Study:
 
         A record is the trial and what was found: "epochs", a list of dicts of train_loss, val_loss and the metrics;
         "best_epoch", from 0; "test", of that epoch's weights (None unless it confirms); "seconds_per_epoch", the median
-        of the training alone; "start", a digest of the initial weights; "environment"; "format".
+        of the training alone; "start", a digest of the initial weights; "data", their title if they have one;
+        "environment"; "format".
         """
         from pernodedrop.study.storage import Records
 
@@ -216,6 +217,7 @@ class Study:
             self._optimizer,
             self.has_slot,
             on_epoch,
+            self._title,
         )
 
     @functools.cached_property
@@ -259,20 +261,28 @@ class Study:
         return found
 
     def report(self) -> pathlib.Path:
-        """Write what the records say, in words, tables and figures.
+        """Write what the records say, in words, tables and figures, into the study's folder.
+
+        Records of other settings than this study's are left out, and of seeds none.
 
         Returns:
-            The folder, in which the report is.
-        """
-        from pernodedrop.study import report
+            The path of report.html, which needs nothing but itself.
 
-        report.write(self.records(), self.folder)
-        return self.folder
+        Raises:
+            ValueError: there are no records.
+        """
+        from pernodedrop.study import report  # needs Jinja2 and matplotlib
+
+        records = plan.belonging(self.design, self.records())
+        titles = {name: variant.title for name, variant in self.variants.items()}
+        data = next((record["data"] for record in reversed(records) if "data" in record), None)
+        return report.write(records, self.folder, titles, data)
 
     def _load(self, seed: int) -> Data:
         data = self._data
         if callable(data):
             data = data(seed=seed) if self._seeded_data else data()
+        self._title = getattr(data, "title", None)
         if isinstance(data, tuple) and len(data) == 2:
             data = _split(data)
         if not isinstance(data, tuple) or len(data) != 3:

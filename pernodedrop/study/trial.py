@@ -76,6 +76,7 @@ def run(
     optimizer: collections.abc.Callable[[], typing.Any] | None = None,
     has_slot: bool = True,
     on_epoch: OnEpoch | None = None,
+    title: str | None = None,
 ) -> Trial:
     """Run one trial.
 
@@ -88,6 +89,7 @@ def run(
         loss, metrics, optimizer: those of `Study`.
         has_slot: whether `make` takes one.
         on_epoch: called with the number of each epoch and its figures.
+        title: that of the data, if they have one.
 
     Returns:
         The record: the trial, and what was found.
@@ -119,6 +121,7 @@ def run(
         # the first epoch compiles
         "seconds_per_epoch": round(statistics.median(timer.seconds[1:] or timer.seconds), 4),
         "start": start,
+        **({} if title is None else {"data": title}),
         "environment": environment(keras.backend.backend()),
         "format": FORMAT,
     }
