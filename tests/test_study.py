@@ -517,6 +517,25 @@ def test_a_trial_that_ends_its_process_again_and_again_is_told(tmp_path):
 
 
 @pytest.mark.once
+def test_a_worker_that_was_taken_for_dead_goes_on_and_its_trial_counts_once(tmp_path):
+    queue = Queue(None, "s", tmp_path)
+    planned = plan.plan(design(variants={"none": False}), "select")
+
+    def stopped(planned):
+        queue.free_the_dead()
+        queue.fill([planned])
+        return record(planned, 1.0)
+
+    queue.fill(planned)
+    queue.work(planned, stopped)
+    assert queue.records() == []
+    for _ in range(2):
+        queue.work(planned, lambda planned: record(planned, 1.0))
+    assert sorted(map(plan.key, queue.records())) == sorted(map(plan.key, planned))
+    assert queue.fill(planned) == {"complete": 2, "running": 0, "waiting": 0}
+
+
+@pytest.mark.once
 def test_records_are_kept_once_and_a_torn_line_is_none(tmp_path):
     records = Records(tmp_path)
     one, two = (record(trial, 1.0) for trial in plan.plan(design(variants={"none": False}), "select"))
@@ -578,10 +597,11 @@ def test_an_interrupted_command_says_how_to_go_on(tmp_path, monkeypatch, capsys)
     monkeypatch.setattr(pnd.study.Study, "trial", interrupted)
     assert main(["study", "run", "tiny.toml"]) == 130
     captured = capsys.readouterr()
-    assert "To go on: pernodedrop study resume tiny" in captured.out
+    assert "To go on: pernodedrop study resume tiny.toml" in captured.out
     assert "Traceback" not in captured.err
 
 
+@trains
 @pytest.mark.once
 def test_the_command_lists_studies_and_all_of_them_can_be_planned(capsys):
     assert main(["study", "list"]) == 0

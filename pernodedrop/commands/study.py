@@ -46,15 +46,15 @@ def run(study: Study, args: argparse.Namespace) -> int:
         try:
             study.run(args.hours)
         finally:
-            print(status(study))
+            print(status(study, args.name))
     elif args.action == "status":
-        print(status(study))
+        print(status(study, args.name))
     if args.action == "report" or (args.action in ("run", "resume") and study.records()):
         print(f"report: {study.report()}")
     return 0
 
 
-def status(study: Study) -> str:
+def status(study: Study, name: str) -> str:
     """How far a study is, as text."""
     found = study.status()
     lines = [["stage", "finished", "of"]]
@@ -62,4 +62,4 @@ def status(study: Study) -> str:
     text = f"{study.name} in {study.folder}\n{as_text(lines)}"
     if all(done == of for done, of in found.values()):
         return text
-    return f"{text}\nTo go on: pernodedrop study resume {study.name}"
+    return f"{text}\nTo go on: pernodedrop study resume {name}"

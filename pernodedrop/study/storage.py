@@ -146,19 +146,29 @@ class Queue:
     def work(self, planned: list[Trial], run: Run) -> None:
         """Run the next trial that waits, if it is still planned and no other worker was quicker."""
         wanted = {key(one) for one in planned}
+        given_away = False
 
         def objective(trial: optuna.Trial) -> float:
+            nonlocal given_away
             planned = trial.user_attrs.get("planned")
             if planned is None or key(planned) not in wanted:
                 raise optuna.TrialPruned
             for name, value in _parameters(planned).items():
                 _suggest(trial, name, value)
             record = run(planned)
-            trial.set_user_attr("record", record)
+            try:
+                trial.set_user_attr("record", record)
+            except optuna.exceptions.UpdateFinishedTrialError:
+                given_away = True
+                raise
             return best_loss(record)
 
         with quiet():
-            self.study.optimize(objective, n_trials=1)
+            try:
+                self.study.optimize(objective, n_trials=1)
+            except Exception:
+                if not given_away:  # this process had stopped, was taken for dead, and others have the trial now
+                    raise
 
     def free_the_dead(self) -> None:
         """Queue again what was running in this folder, where no process is: without waiting for heartbeats."""
