@@ -74,7 +74,8 @@ HOUSE = """
     commands.bench.charts
     commands.bench.page
     commands.bench commands.bench.command commands.bench.worker
-    commands.check commands.demo commands.study
+    commands.check commands.study
+    commands.demo
     commands.cli
     __main__
 """
@@ -97,7 +98,6 @@ USERS_OF_FRAMEWORKS = {
     "commands.bench.memory": "asks each framework for the memory that it has on a GPU",
     "commands.bench.products": "writes by hand what users of each framework do",
     "commands.bench.steps": "compiles, differentiates and waits as each framework does",
-    "commands.demo": "switches the compilation cache of JAX on",
     "study.runner": "switches the compilation cache of JAX on",
     "uncertainty": "compiles the passes with jax.jit, which leaves the model its weights",
     "testing.frameworks": "compiles and differentiates on every framework, to test a noise there",

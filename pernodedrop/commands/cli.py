@@ -55,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_demo(commands: Commands) -> None:
     text = "train one small network with every regularizer on handwritten digits, and compare"
     parser = commands.add_parser("demo", help=text, description=text)
-    parser.add_argument("--seeds", type=int, default=5, metavar="N", help="runs of each variant (default: 5)")
+    parser.add_argument("--seeds", type=int, default=5, metavar="N", help="fresh seeds that confirm (default: 5)")
     parser.add_argument("--epochs", type=int, default=25, metavar="N", help="epochs of each run (default: 25)")
     parser.add_argument("--variants", nargs="+", metavar="NAME", help="some of the variants, by name (default: all)")
     parser.add_argument("--output", metavar="DIR", help="where results go (default: demo-results/<backend>)")

@@ -4,7 +4,11 @@ import argparse
 
 from pernodedrop import checks
 from pernodedrop.report.table import as_text
-from pernodedrop.study import named
+from pernodedrop.study import (
+    named,
+    report,  # noqa: F401 - with it and the runner, what is not installed is known at once
+    runner,  # noqa: F401
+)
 from pernodedrop.study.study import Study
 
 
@@ -17,7 +21,7 @@ def load(args: argparse.Namespace) -> Study:
     """The study that the arguments of the command ask for.
 
     Raises:
-        TypeError, ValueError: a study that is not there, or one that has not begun where it must have.
+        TypeError, ValueError, OSError: a study or its data that are not there, or one that has not begun and must have.
     """
     given = {name: value for name in ("folder", "storage", "seeds") if (value := getattr(args, name, None)) is not None}
     study = named.load(args.name, getattr(args, "data", None), **given)
@@ -42,24 +46,37 @@ def run(study: Study, args: argparse.Namespace) -> int:
     Returns:
         The exit code, 0.
     """
-    if args.action in ("run", "resume"):
-        try:
-            study.run(args.hours)
-        finally:
-            print(status(study, args.name))
-    elif args.action == "status":
-        print(status(study, args.name))
-    if args.action == "report" or (args.action in ("run", "resume") and study.records()):
-        print(f"report: {study.report()}")
+    again = f"pernodedrop study resume {args.name}"
+    if args.action == "status":
+        print(status(study, again))
+    elif args.action == "report":
+        conclude(study)
+    else:
+        go_on(study, again, args.hours)
     return 0
 
 
-def status(study: Study, name: str) -> str:
-    """How far a study is, as text."""
+def go_on(study: Study, again: str, hours: float | None = None) -> None:
+    """Run what has not run yet; then, or after Ctrl-C, say how far it is, and report what there is."""
+    try:
+        study.run(hours)
+    finally:
+        print(status(study, again))
+        if study.records():
+            conclude(study)
+
+
+def conclude(study: Study) -> None:
+    """Write the report, and print what it says first and where it is."""
+    path = study.report()
+    said, _, _ = path.with_name("report.md").read_text(encoding="utf-8").partition("\n## ")
+    print(f"\n{said.strip()}\n\nreport: {path}")
+
+
+def status(study: Study, again: str) -> str:
+    """How far a study is, as text, and what to do to go on."""
     found = study.status()
     lines = [["stage", "finished", "of"]]
     lines += [[stage, str(done), "?" if of is None else str(of)] for stage, (done, of) in found.items()]
     text = f"{study.name} in {study.folder}\n{as_text(lines)}"
-    if all(done == of for done, of in found.values()):
-        return text
-    return f"{text}\nTo go on: pernodedrop study resume {name}"
+    return text if all(done == of for done, of in found.values()) else f"{text}\nTo go on: {again}"

@@ -54,7 +54,7 @@ def read(name: str) -> dict[str, typing.Any]:
     return found
 
 
-def load(name: str, data: str | None = None, **arguments: typing.Any) -> Study:
+def load(name: str, /, data: str | None = None, **arguments: typing.Any) -> Study:
     """The study that a file describes.
 
     The file has a title, the names of `data` and `network` (those of `pernodedrop.study.datasets` and `networks`), and
