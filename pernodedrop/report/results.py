@@ -1,6 +1,5 @@
 """Files of results: in a folder that can be written, never over those of another run, and gone on from."""
 
-import collections.abc
 import json
 import os
 import pathlib
