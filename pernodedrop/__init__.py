@@ -15,7 +15,7 @@ from pernodedrop.mask import Mask
 from pernodedrop.noise import Bernoulli, Gaussian, Noise, PartialGaussian, Uniform
 
 if typing.TYPE_CHECKING:
-    from pernodedrop import layers, losses, surgery, testing, uncertainty
+    from pernodedrop import layers, losses, study, surgery, testing, uncertainty
     from pernodedrop.layers import (
         DropBlock1D,
         DropBlock2D,
@@ -90,13 +90,14 @@ __all__ = [
     "losses",
     "ops",
     "schedules",
+    "study",
     "surgery",
     "testing",
     "uncertainty",
 ]
 
-_WINGS = ("layers", "losses", "surgery", "uncertainty", "testing")
-"""What is imported when it is first used: the first four stand on Keras, the last on Hypothesis, which is an extra."""
+_WINGS = ("layers", "losses", "surgery", "uncertainty", "study", "testing")
+"""What is imported when it is first used: the first five stand on Keras, the last on Hypothesis, which is an extra."""
 
 
 def _loaded(wing: str) -> types.ModuleType:

@@ -48,6 +48,22 @@ HOUSE = """
     report.environment report.figures report.process report.table
     report.results
     testing testing.*
+    study.plan study.variants
+    study.datasets.files study.datasets.mel
+    study.datasets.images study.datasets.speech study.datasets.text
+    study.datasets study.networks study.statistics
+    study.report.published
+    study.report.findings
+    study.report.charts study.report.verdict
+    study.report.tables
+    study.report
+    study.slot study.storage
+    study.epoch_end
+    study.trial
+    study.runner
+    study.study
+    study.named
+    study
     __init__
     commands
     commands.framework commands.probe
@@ -60,7 +76,8 @@ HOUSE = """
     commands.bench.charts
     commands.bench.page
     commands.bench commands.bench.command commands.bench.worker
-    commands.check commands.demo
+    commands.check commands.study
+    commands.demo
     commands.cli
     __main__
 """
@@ -83,7 +100,7 @@ USERS_OF_FRAMEWORKS = {
     "commands.bench.memory": "asks each framework for the memory that it has on a GPU",
     "commands.bench.products": "writes by hand what users of each framework do",
     "commands.bench.steps": "compiles, differentiates and waits as each framework does",
-    "commands.demo": "switches the compilation cache of JAX on",
+    "study.runner": "switches the compilation cache of JAX on",
     "layers.base.stochastic": "knows the modules of torch.nn that make noise",
     "uncertainty": "compiles the passes with jax.jit, which leaves the model its weights, and seeds the modules of torch",
     "testing.frameworks": "compiles and differentiates on every framework, to test a noise there",

@@ -33,7 +33,7 @@ def variables():
 def test_help_names_every_command(capsys):
     assert exits(["--help"]) == 0
     text = capsys.readouterr().out
-    for command in ("demo", "bench", "doctor", "check"):
+    for command in ("demo", "study", "bench", "doctor", "check"):
         assert f"\n    {command} " in text
 
 

@@ -7,12 +7,13 @@ import sys
 import keras
 import pytest
 
+import pernodedrop as pnd
 from pernodedrop.commands import doctor, framework, probe
 from pernodedrop.commands.cli import main
 from tests.commands import IMPOSSIBLE, exits
 from tests.processes import child
 
-TINY = ["demo", "--seeds", "1", "--epochs", "1", "--variants", "none", "bernoulli"]
+TINY = ["demo", "--seeds", "1", "--epochs", "1", "--variants", "none", "per_node_drop"]
 
 trains = pytest.mark.skip_backend("numpy", reason="Keras on NumPy cannot train")
 
@@ -60,12 +61,15 @@ def test_demo_on_numpy_says_that_it_cannot_train(capsys):
 
 
 @trains
-def test_demo_without_its_packages_says_what_to_install(monkeypatch, capsys):
-    monkeypatch.delitem(sys.modules, "pernodedrop.commands.demo", raising=False)
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+@pytest.mark.parametrize("missing", ["sklearn.datasets", "optuna"])
+def test_demo_without_its_packages_says_what_to_install(missing, monkeypatch, capsys):
+    for module in ("commands.demo", "commands.study", "study.runner", "study.storage"):
+        monkeypatch.delitem(sys.modules, f"pernodedrop.{module}", raising=False)
+    monkeypatch.delattr("pernodedrop.study.runner", raising=False)
+    monkeypatch.setitem(sys.modules, missing, None)
     assert exits(["demo"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("pernodedrop demo: import of sklearn.datasets halted")
+    assert line.startswith(f"pernodedrop demo: import of {missing} halted")
     assert line.endswith("Try: pip install 'pernodedrop[demo]'")
 
 
@@ -102,64 +106,41 @@ def test_what_keras_takes_by_itself_is_known_beforehand(by, tmp_path):
 
 @pytest.mark.slow
 @trains
-def test_demo_writes_results_and_never_over_earlier_ones(demo, tmp_path, capsys):
+def test_demo_says_what_it_found_and_goes_on_with_more_seeds(demo, tmp_path, capsys):
     argv = [*TINY, "--output", str(tmp_path / "new" / "folder")]
     assert main(argv) == 0
     printed = capsys.readouterr().out
-    assert "2 of 2 runs" in printed
-    assert "PerNodeDrop Bernoulli" in printed
+    assert doctor.KNOWN_ANSWER in printed
+    assert "Does it help? Handwritten digits" in printed
     folder = tmp_path / "new" / "folder"
-    first = {path.name: path.read_bytes() for path in folder.iterdir()}
-    assert set(first) == {"demo.json", "demo.png"}
-    assert first["demo.png"].startswith(b"\x89PNG")
+    assert (folder / "report.html").exists()
+    records = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
+    assert [one["variant"] for one in records] == ["none", "per_node_drop", "per_node_drop", "none", "per_node_drop"]
+    assert {one["backend"] for one in records} == {keras.backend.backend()}
+    plain, noisy, *_ = records
+    assert plain["start"] == noisy["start"]
+    assert plain["epochs"] != noisy["epochs"]
 
-    results = json.loads(first["demo.json"])
-    assert results["environment"]["backend"] == keras.backend.backend()
-    assert [row["variant"] for row in results["table"]] == ["none", "bernoulli"]
-    plain, noisy = results["runs"]
-    assert plain["initial_weights"] == noisy["initial_weights"]
-    assert plain["val_loss"] != noisy["val_loss"]
-
-    assert main(argv) == 0
-    assert {path.name for path in folder.iterdir()} == {*first, "demo-2.json", "demo-2.png"}
-    assert {name: (folder / name).read_bytes() for name in first} == first
-    again = json.loads((folder / "demo-2.json").read_text())
-    assert [run["initial_weights"] for run in again["runs"]] == [run["initial_weights"] for run in results["runs"]]
+    assert main([*argv, "--seeds", "2"]) == 0
+    more = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
+    assert more[: len(records)] == records
+    assert len(more) == len(records) + 2
 
 
 @trains
-@pytest.mark.parametrize("finished", [0, 1, 3])
-def test_interrupted_demo_keeps_what_has_finished(demo, finished, tmp_path, monkeypatch, capsys):
-    def train(variant, seed, epochs, digits, bar):
-        if len(done) == finished:
+def test_interrupted_demo_keeps_what_has_finished(demo, tmp_path, monkeypatch, capsys):
+    def trial(self, planned, on_epoch=None):
+        if done:
             raise KeyboardInterrupt
-        done.append(variant)
-        figures = {"train_loss": [0.5], "val_loss": [1.0], "val_accuracy": [0.25], "seconds": [0.1]}
-        return {"variant": variant, "seed": seed, "initial_weights": "", **figures}
+        done.append(planned)
+        return trained(self, planned)
 
-    done = []
-    monkeypatch.setattr(demo, "train", train)
-    assert main([*TINY, "--seeds", "2", "--output", str(tmp_path)]) == 130
+    done, trained = [], pnd.study.Study.trial
+    monkeypatch.setattr(pnd.study.Study, "trial", trial)
+    assert main([*TINY, "--output", str(tmp_path)]) == 130
     captured = capsys.readouterr()
     assert captured.err.endswith("pernodedrop: interrupted\n")
     assert "Traceback" not in captured.err
-    assert (f"{finished} of 4 runs" in captured.out) == bool(finished)
-    assert {path.name for path in tmp_path.iterdir()} == ({"demo.json", "demo.png"} if finished else set())
-    if finished:
-        assert len(json.loads((tmp_path / "demo.json").read_text())["runs"]) == finished
-
-
-@trains
-@pytest.mark.parametrize("variant", ["none", "dropout", "gaussian_dropout", "drop_connect", "gaussian", "fixed"])
-def test_variants_differ_in_their_regularizer_only(demo, variant):
-    reference, model = demo.network("bernoulli", 3, epochs=1), demo.network(variant, 3, epochs=1)
-    for ours, theirs in zip(model.trainable_variables, reference.trainable_variables, strict=True):
-        assert (keras.ops.convert_to_numpy(ours) == keras.ops.convert_to_numpy(theirs)).all()
-
-
-@trains
-def test_unequal_initial_weights_are_noticed(demo):
-    runs = [{"variant": name, "seed": 0, "initial_weights": name} for name in ("none", "dropout")]
-    demo.check_equal_start(runs[:1])
-    with pytest.raises(RuntimeError, match="dropout, seed 0: the initial weights differ"):
-        demo.check_equal_start(runs)
+    assert "To go on: pernodedrop demo" in captured.out
+    assert (tmp_path / "report.html").exists()
+    assert len((tmp_path / "records.jsonl").read_text().splitlines()) == 1

@@ -10,7 +10,21 @@ import pytest
 import pernodedrop as pnd
 from tests import house
 
-MODULES = ("backends", "layers", "losses", "mask", "noise", "ops", "schedules", "surgery", "testing", "uncertainty")
+MODULES = (
+    "backends",
+    "layers",
+    "losses",
+    "mask",
+    "noise",
+    "ops",
+    "schedules",
+    "study",
+    "study.named",
+    "study.variants",
+    "surgery",
+    "testing",
+    "uncertainty",
+)
 """Public modules: what is in their `__all__` is public, under the top level's name if it has one."""
 
 PUBLIC = sorted(name for name in pnd.__all__ if callable(getattr(pnd, name)))

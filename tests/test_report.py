@@ -94,17 +94,6 @@ def test_a_folder_is_made_and_left_as_it_was(tmp_path):
     assert [path.name for path in folder.iterdir()] == ["mine"]
 
 
-def test_a_path_is_free_of_all_that_will_be_written(tmp_path):
-    def free():
-        return results.free_path(tmp_path, "demo", (".json", ".png")).name
-
-    assert free() == "demo.json"
-    (tmp_path / "demo.png").touch()
-    assert free() == "demo-2.json"
-    (tmp_path / "demo-2.json").touch()
-    assert free() == "demo-3.json"
-
-
 class Runs(results.Results):
     facts = ("rate",)
     kinds = ("runs",)

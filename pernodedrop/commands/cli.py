@@ -1,4 +1,4 @@
-"""The command line: `pernodedrop demo | bench | doctor | check`, also as `python -m pernodedrop`.
+"""The command line: `pernodedrop demo | study | bench | doctor | check`, also as `python -m pernodedrop`.
 
 A command is one function: it adds its parser to the others and says what to run. What it runs imports what it needs
 itself, takes the parsed arguments and returns the exit code: 0, 1 for a finding, a failure or something that is not
@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"pernodedrop {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add_command in (_add_demo, _add_bench, _add_doctor, _add_check):
+    for add_command in (_add_demo, _add_study, _add_bench, _add_doctor, _add_check):
         add_command(commands)
     return parser
 
@@ -55,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_demo(commands: Commands) -> None:
     text = "train one small network on handwritten digits with six regularizers and without, and compare"
     parser = commands.add_parser("demo", help=text, description=text)
-    parser.add_argument("--seeds", type=int, default=5, metavar="N", help="runs of each variant (default: 5)")
+    parser.add_argument("--seeds", type=int, default=5, metavar="N", help="fresh seeds that confirm (default: 5)")
     parser.add_argument("--epochs", type=int, default=25, metavar="N", help="epochs of each run (default: 25)")
     parser.add_argument("--variants", nargs="+", metavar="NAME", help="some of the variants, by name (default: all)")
     parser.add_argument("--output", metavar="DIR", help="where results go (default: demo-results/<backend>)")
@@ -68,6 +68,44 @@ def _add_demo(commands: Commands) -> None:
         return demo.run(settings)
 
     parser.set_defaults(run=run)
+
+
+def _add_study(commands: Commands) -> None:
+    text = "find out which regularizer helps, at which rate, beyond chance: the papers' experiments, or your own"
+    parser = commands.add_parser("study", help=text, description=text)
+    actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True, dest="action")
+    _study_action(actions, "list", "the studies that come with the package")
+    for name, text in (
+        ("run", "run a study, or go on with it; Ctrl-C, and even kill -9, lose nothing that has finished"),
+        ("resume", "go on with a study that has begun, also from records.jsonl of another machine alone"),
+        ("status", "how far a study is"),
+        ("report", "write what the records of a study say"),
+    ):
+        action = _study_action(actions, name, text)
+        action.add_argument("name", metavar="NAME", help="a study of `pernodedrop study list`, or a .toml file")
+        action.add_argument("--folder", metavar="DIR", help="where results go (default: study-results/<NAME>)")
+        action.add_argument("--seeds", type=int, metavar="N", help="fresh seeds that confirm (default: the study's)")
+        if name in ("run", "resume"):
+            action.add_argument("--hours", type=float, metavar="N", help="begin no trial that would end after that")
+            action.add_argument("--data", metavar="DIR", help="where the data lie (default: $PERNODEDROP_DATA)")
+            action.add_argument("--storage", metavar="URL", help="a PostgreSQL that many workers share")
+
+
+def _study_action(actions: Commands, name: str, text: str) -> argparse.ArgumentParser:
+    parser = actions.add_parser(name, help=text, description=text)
+
+    def run(args: argparse.Namespace) -> int:
+        ready = functools.partial(framework.settle, framework.TRAIN)
+        command = _needing("study", "pernodedrop.commands.study", parser, ready)
+        if args.action == "list":
+            print(command.listing())
+            return 0
+        with _refusing(parser, TypeError, ValueError, FileNotFoundError, ConnectionError):
+            study = command.load(args)
+        return command.run(study, args)
+
+    parser.set_defaults(run=run)
+    return parser
 
 
 def _add_bench(commands: Commands) -> None:

@@ -19,7 +19,9 @@ EXTRAS = {
     "fast": ("numba",),
     "testing": ("hypothesis", "matplotlib", "pytest", "tqdm"),
     "bench": ("matplotlib", "tqdm"),
-    "demo": ("matplotlib", "scikit-learn", "tqdm"),
+    "demo": ("jinja2", "matplotlib", "optuna", "scikit-learn", "tqdm"),
+    "study": ("jinja2", "matplotlib", "optuna", "pillow", "scikit-learn", "tqdm"),
+    "postgresql": ("psycopg", "psycopg-binary"),
 }
 """The packages of each extra that is not a framework."""
 

@@ -1,7 +1,5 @@
 """Files of results: in a folder that can be written, never over those of another run, and gone on from."""
 
-import collections.abc
-import itertools
 import json
 import os
 import pathlib
@@ -39,16 +37,6 @@ def output_file(path: str | os.PathLike[str], argument: str) -> pathlib.Path:
     if path.is_dir() or (path.exists() and not os.access(path, os.W_OK)):
         raise ValueError(checks.invalid(argument, "a file that can be written", str(path)))
     return path
-
-
-def free_path(folder: pathlib.Path, name: str, endings: collections.abc.Collection[str]) -> pathlib.Path:
-    """A path in a folder with the first of the endings, such that no file is there with any of them.
-
-    It is <name>.json, or <name>-2.json and so on.
-    """
-    first, *_ = endings
-    paths = (folder / (f"{name}-{n}{first}" if n > 1 else f"{name}{first}") for n in itertools.count(1))
-    return next(path for path in paths if not any(path.with_suffix(ending).exists() for ending in endings))
 
 
 class Results:

@@ -1,0 +1,82 @@
+"""`pernodedrop study`: studies by name, or of a file, run and gone on with, and what they found."""
+
+import argparse
+
+from pernodedrop import checks
+from pernodedrop.report.table import as_text
+from pernodedrop.study import (
+    named,
+    report,  # noqa: F401 - with it and the runner, what is not installed is known at once
+    runner,  # noqa: F401
+)
+from pernodedrop.study.study import Study
+
+
+def listing() -> str:
+    """The studies that come with the package, with their titles."""
+    return as_text([[name, named.read(name)["title"]] for name in named.names()])
+
+
+def load(args: argparse.Namespace) -> Study:
+    """The study that the arguments of the command ask for.
+
+    Raises:
+        TypeError, ValueError, OSError: a study or its data that are not there, or one that has not begun and must have.
+    """
+    given = {name: value for name in ("folder", "storage", "seeds") if (value := getattr(args, name, None)) is not None}
+    study = named.load(args.name, getattr(args, "data", None), **given)
+    if args.action != "run" and not begun(study):
+        expected = f"the folder of a study that has begun (pernodedrop study run {args.name})"
+        raise ValueError(checks.invalid("folder", expected, str(study.folder)))
+    if (hours := getattr(args, "hours", None)) is not None:
+        checks.check_positive(hours, "hours")
+    if args.action in ("run", "resume"):
+        study.data  # noqa: B018 - what is wrong with the data is known before anything is trained
+    return study
+
+
+def begun(study: Study) -> bool:
+    """Whether there is something to go on with, or to report."""
+    return study.storage is not None or any((study.folder / file).exists() for file in ("study.db", "records.jsonl"))
+
+
+def run(study: Study, args: argparse.Namespace) -> int:
+    """Do what a command asks of a study that it has loaded.
+
+    Returns:
+        The exit code, 0.
+    """
+    again = f"pernodedrop study resume {args.name}"
+    if args.action == "status":
+        print(status(study, again))
+    elif args.action == "report":
+        conclude(study)
+    else:
+        go_on(study, again, args.hours)
+    return 0
+
+
+def go_on(study: Study, again: str, hours: float | None = None) -> None:
+    """Run what has not run yet; then, or after Ctrl-C, say how far it is, and report what there is."""
+    try:
+        study.run(hours)
+    finally:
+        print(status(study, again))
+        if study.records():
+            conclude(study)
+
+
+def conclude(study: Study) -> None:
+    """Write the report, and print what it says first and where it is."""
+    path = study.report()
+    said, _, _ = path.with_name("report.md").read_text(encoding="utf-8").partition("\n## ")
+    print(f"\n{said.strip()}\n\nreport: {path}")
+
+
+def status(study: Study, again: str) -> str:
+    """How far a study is, as text, and what to do to go on."""
+    found = study.status()
+    lines = [["stage", "finished", "of"]]
+    lines += [[stage, str(done), "?" if of is None else str(of)] for stage, (done, of) in found.items()]
+    text = f"{study.name} in {study.folder}\n{as_text(lines)}"
+    return text if all(done == of for done, of in found.values()) else f"{text}\nTo go on: {again}"

@@ -1,0 +1,128 @@
+"""The networks of the papers' experiments, each with slots for a regularized Dense layer.
+
+A slot is a function of (width, activation="relu") that gives a list of Keras layers: a Dense layer of that width,
+regularized in some way. A network is a function of it that gives a model whose weights are not yet trained or compiled.
+"""
+
+import typing
+
+import keras
+
+from pernodedrop import checks
+
+__all__ = ["LOSSES", "NAMES", "get"]
+
+Layers: typing.TypeAlias = list[keras.layers.Layer]
+Shape: typing.TypeAlias = tuple[int, ...]
+
+
+class Slot(typing.Protocol):
+    """Gives the layers that stand for one Dense layer; every call is another place."""
+
+    def __call__(self, width: int, activation: str = "relu") -> Layers: ...
+
+
+Network: typing.TypeAlias = typing.Callable[..., keras.Model]
+"""Gives a model with the layers of the slot, its first argument, in it; the others are settings."""
+
+
+def digits(slot: Slot, width: int = 64, shape: Shape = (8, 8, 1), classes: int = 10) -> keras.Model:
+    """Two slots on the pixels."""
+    return classifier(shape, [keras.layers.Flatten(), *slot(width), *slot(width)], classes)
+
+
+def conv_pool(shape: Shape, classes: int) -> Network:
+    """The network for data of one shape: two blocks of a convolution and a pooling, then slots (arXiv 2512.12663)."""
+
+    def network(
+        slot: Slot, width: int = 64, slots: int = 1, shape: Shape = shape, classes: int = classes
+    ) -> keras.Model:
+        """Two blocks of a convolution and a pooling, then slots."""
+        checks.check_count(slots, "slots")
+        return classifier(
+            shape,
+            [
+                keras.layers.Conv2D(32, 3, padding="same", activation="relu"),
+                keras.layers.MaxPooling2D(),
+                keras.layers.Conv2D(64, 3, padding="same", activation="relu"),
+                keras.layers.MaxPooling2D(),
+                keras.layers.Flatten(),
+                *(layer for _ in range(slots) for layer in slot(width)),
+            ],
+            classes,
+        )
+
+    return network
+
+
+def mnist(slot: Slot, width: int = 64, shape: Shape = (28, 28, 1), classes: int = 10) -> keras.Model:
+    """SimpleCNN of Dynamic DropConnect (arXiv 2502.19948): three convolutions with overlapping pooling, then a slot."""
+    return classifier(
+        shape,
+        [
+            keras.layers.Conv2D(32, 5, padding="same"),
+            keras.layers.MaxPooling2D(3, 2),
+            keras.layers.Conv2D(32, 5, padding="same", activation="relu"),
+            keras.layers.AveragePooling2D(3, 2),
+            keras.layers.Conv2D(64, 5, padding="same", activation="relu"),
+            keras.layers.AveragePooling2D(3, 2),
+            keras.layers.Flatten(),
+            *slot(width),
+        ],
+        classes,
+    )
+
+
+def rcv1(slot: Slot, width: int = 128, slots: int = 1, terms: int = 4096, topics: int = 25) -> keras.Model:
+    """Dense layers of 1024, 256 and `width` units, the last ones in slots; independent topics (arXiv 2512.12663)."""
+    if checks.check_count(slots, "slots") > 3:
+        raise ValueError(checks.invalid("slots", "an int from 1 to 3", slots))
+    widths = (1024, 256, width)
+    layers: Layers = [keras.layers.Dense(units, activation="relu") for units in widths[:-slots]]
+    layers += [layer for units in widths[-slots:] for layer in slot(units)]
+    return keras.Sequential([keras.Input((terms,)), *layers, keras.layers.Dense(topics, activation="sigmoid")])
+
+
+def classifier(shape: Shape, layers: Layers, classes: int) -> keras.Model:
+    """A model of an input, some layers, and a softmax."""
+    return keras.Sequential([keras.Input(shape), *layers, keras.layers.Dense(classes, activation="softmax")])
+
+
+NETWORKS: dict[str, Network] = {
+    "digits": digits,
+    "mnist": mnist,
+    "cifar10": conv_pool((32, 32, 3), 10),
+    "cifar100": conv_pool((32, 32, 3), 100),
+    "rcv1": rcv1,
+    "speech": conv_pool((64, 64, 1), 8),
+}
+
+NAMES = tuple(NETWORKS)
+
+LOSSES = {name: "binary_crossentropy" if name == "rcv1" else "sparse_categorical_crossentropy" for name in NAMES}
+"""The loss that each network is trained with, on the data of the same name."""
+
+
+def get(name: str) -> Network:
+    """The network for the data of the same name, as a function of a slot and of settings.
+
+    - `digits`: two slots of `width` 64 on the pixels.
+    - `cifar10`, `cifar100`, `speech`: two blocks of a convolution and a pooling, then `slots`, 1, of `width` 64 (arXiv
+      2512.12663, which tried widths from 32 to 128).
+    - `mnist`: SimpleCNN, with a slot of `width` 64 (arXiv 2502.19948).
+    - `rcv1`: Dense layers of 1024, 256 and `width` 128 units, of which the last `slots`, 1, are in slots.
+
+    Where data have another shape, `shape` and `classes` say so, of `rcv1` `terms` and `topics`.
+
+    Args:
+        name: one of `NAMES`.
+
+    Raises:
+        ValueError: another name.
+
+    >>> import keras
+    >>> model = get("cifar10")(lambda width, activation="relu": [keras.layers.Dense(width, activation)], width=32)
+    >>> model.output_shape
+    (None, 10)
+    """
+    return NETWORKS[checks.check_choice(name, "name", NAMES)]

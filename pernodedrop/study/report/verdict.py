@@ -1,0 +1,166 @@
+"""The answer in plain words: a loss is called a loss, a tie a tie, and what cannot be said yet is said to be so."""
+
+from pernodedrop.study.report.findings import Findings, rank
+from pernodedrop.study.statistics import Comparison
+
+OURS = "per_node_drop"
+"""What names of PerNodeDrop's variants begin with."""
+
+
+def sentences(found: Findings) -> list[str]:
+    """The verdict, the first sentence being the answer."""
+    if not found.confirmed:
+        return unconfirmed(found)
+    if not found.baselines or len(found.confirmed) < 2:
+        return [
+            f"Whether anything helps on {found.data} cannot be said: neither Dropout nor a model without a regularizer "
+            "is among what is confirmed, beside another variant.",
+            *caveats(found),
+        ]
+    answer = headline(found)
+    against_each = [line for base in found.baselines for line in against(found, base)]
+    return [f"So far: {answer}" if unfinished(found) else answer, *leader(found), *against_each, *caveats(found)]
+
+
+def unfinished(found: Findings) -> bool:
+    """Whether variants differ in how many seeds they have, or are selected and not confirmed."""
+    counts = {len(arm.values("loss")) for arm in found.confirmed.values()}
+    return len(counts) > 1 or any(name not in found.confirmed for name in found.selected)
+
+
+def headline(found: Findings) -> str:
+    """One sentence on PerNodeDrop against Dropout, or on all variants against what there is."""
+    base = found.baselines[0]
+    every = found.comparisons[base]
+    ours = {name: one for name, one in every.items() if name.startswith(OURS)}
+    who, chosen = ("PerNodeDrop", ours) if ours else ("A regularizer", every)
+    other, where = found.title(base), f"on {found.data}"
+    less, more, known = (
+        [name for name, one in chosen.items() if one.verdict in verdicts]
+        for verdicts in (("less",), ("more",), ("less", "more", "tie"))
+    )
+    if not known:
+        return f"Whether {who} beats {other} {where} cannot be said yet: {seeds(found)}."
+    if less and not more:
+        ties = f"; no other kind of {who} differs from it" if len(known) > len(less) and ours else ""
+        return f"{have(found, less)} a lower test loss than {other} {where}, beyond chance{ties}."
+    if more and not less:
+        rest = "; no kind of it has a lower one" if ours else ""
+        return f"{who} loses to {other} {where}: {have(found, more)} a higher test loss, beyond chance{rest}."
+    if less and more:
+        return (
+            f"It depends on the kind of {who} {where}: {have(found, less)} a lower test loss than {other}, and "
+            f"{have(found, more)} a higher one, beyond chance."
+        )
+    sizes = [one.detectable for one in chosen.values() if one.detectable is not None]
+    span = " to ".join(dict.fromkeys(number(size) for size in (min(sizes), max(sizes))))
+    return (
+        f"{who} neither beats {other} {where} nor loses to it: no difference in test loss is beyond chance. "
+        f"{seeds(found).capitalize()} would have shown, in four of five such studies, a difference of {span}."
+    )
+
+
+def have(found: Findings, variants: list[str]) -> str:
+    """Titles, and "has" or "have"."""
+    return f"{names(found, variants)} {'has' if len(variants) == 1 else 'have'}"
+
+
+def leader(found: Findings) -> list[str]:
+    """Which variant has the least mean, and that this alone says little."""
+    order = sorted(found.confirmed, key=lambda name: rank(found.mean(name, "loss")[0]))
+    return [f"The least mean test loss is that of {found.title(order[0])}, {number(found.mean(order[0], 'loss')[0])}."]
+
+
+def against(found: Findings, base: str) -> list[str]:
+    """One sentence a verdict on all variants against a baseline."""
+    by_verdict: dict[str, list[Comparison]] = {}
+    for one in found.comparisons[base].values():
+        by_verdict.setdefault(one.verdict, []).append(one)
+    other, lines = found.title(base), []
+    for verdict, word in (("less", "Lower"), ("more", "Higher")):
+        if ones := by_verdict.get(verdict):
+            lines.append(f"{word} than with {other}: {'; '.join(difference(found, one) for one in ones)}.")
+    if ties := by_verdict.get("tie"):
+        each = "; ".join(f"{difference(found, one)}, detectable {number(one.detectable or 0)}" for one in ties)
+        lines.append(f"A tie with {other}: {each}.")
+    if unknown := by_verdict.get("unknown"):
+        lines.append(f"Too few seeds in common with {other}: {names(found, [one.variant for one in unknown])}.")
+    if failed := by_verdict.get("failed"):
+        each = ", ".join(
+            f"{found.title(one.variant)} or {other} in {one.failed} of {one.seeds} seeds" for one in failed
+        )
+        lines.append(f"No finite loss, and so no comparison: {each}.")
+    return lines
+
+
+def difference(found: Findings, one: Comparison) -> str:
+    """A comparison in a number; the rest of it is in a table."""
+    return f"{found.title(one.variant)} {signed(one.difference or 0)}"
+
+
+def unconfirmed(found: Findings) -> list[str]:
+    """What can be said where no setting is confirmed."""
+    chosen = {name: own[0] for name, own in found.selected.items()}
+    runs = sum(len(one.arm.records) for own in found.selected.values() for one in own)
+    if found.searching == "grid":
+        when, why = "from this", "the paper's protocol has no test set, and chooses by the very losses that it reports"
+    else:
+        when = "yet"
+        why = f"settings are being selected, in {count(runs, 'run')} so far, and none is confirmed on fresh seeds"
+    lines = [f"Whether anything helps on {found.data} cannot be said {when}: {why}."]
+    if chosen:
+        first = min(chosen, key=lambda name: rank(chosen[name].loss))
+        lines.append(
+            f"So far the least validation loss is that of {found.title(first)}, {number(chosen[first].loss)} at "
+            f"{found.settings(chosen[first].arm)}: the best of several tries, which flatters whoever has more of them."
+        )
+    return lines
+
+
+def caveats(found: Findings) -> list[str]:
+    """What a reader has to know of the seeds."""
+    lines, counts = [], {name: len(arm.values("loss")) for name, arm in found.confirmed.items()}
+    if len(set(counts.values())) > 1:
+        each = ", ".join(f"{found.title(name)} {n}" for name, n in counts.items())
+        lines.append(f"The confirmation is not finished, or some of it failed. Seeds so far: {each}.")
+    if missing := [name for name in found.selected if name not in found.confirmed]:
+        lines.append(f"Not confirmed so far: {names(found, missing)}.")
+    if 1 < len(found.seeds) < 6:
+        lines.append(
+            f"{count(len(found.seeds), 'seed').capitalize()} are few: by signs alone, p cannot be below "
+            f"{2 / 2 ** len(found.seeds):.3g}."
+        )
+    if found.left_out:
+        lines.append(f"Left out: {count(found.left_out, 'run')} that confirmed settings which are selected no more.")
+    return lines
+
+
+def seeds(found: Findings) -> str:
+    """How many seeds there are."""
+    return f"{count(len(found.seeds), 'seed')} in common"
+
+
+def names(found: Findings, variants: list[str]) -> str:
+    """Titles as a list in words."""
+    titles = [found.title(name) for name in variants]
+    return " and ".join([", ".join(titles[:-1]), titles[-1]] if len(titles) > 1 else titles)
+
+
+def count(n: int, what: str) -> str:
+    """A number of things."""
+    return f"{n or 'no'} {what}{'' if n == 1 else 's'}"
+
+
+def number(value: float) -> str:
+    """A loss, a share or a difference of them as text."""
+    return f"{value:.4f}" if abs(value) < 100 else f"{value:.4g}"
+
+
+def signed(value: float) -> str:
+    """A difference as text, with its sign."""
+    return f"{value:+.4f}".replace("-", "−")
+
+
+def p_value(p: float | None) -> str:
+    """A p value as text."""
+    return "-" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"

@@ -1,0 +1,346 @@
+"""Is a difference more than chance? The sound answer, and the one of arXiv 2512.12663 beside it.
+
+Sound: settings are selected on some seeds, and confirmed on fresh ones and on a test set that nothing saw before.
+Blocks are seeds, so differences are paired: a t interval, a sign-flip permutation test, Holm's correction for the
+number of variants, and the difference that such a number of seeds would have found.
+"""
+
+import collections.abc
+import dataclasses
+import functools
+import itertools
+import json
+import math
+import typing
+
+import numpy as np
+from scipy import optimize, stats
+
+from pernodedrop import checks
+
+__all__ = [
+    "Comparison",
+    "Concordance",
+    "compare",
+    "concordance",
+    "detectable",
+    "holm",
+    "paired",
+    "power",
+    "seeds_for",
+    "sign_flip",
+    "simulated_null",
+]
+
+Record: typing.TypeAlias = dict[str, typing.Any]
+Records: typing.TypeAlias = collections.abc.Iterable[Record]
+Block: typing.TypeAlias = tuple[str, int]
+
+LEVEL = 0.05
+POWER = 0.8
+EXACT = 14
+"""Up to so many differences, all ways to flip their signs are counted."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """One variant against a baseline, over the seeds that both have.
+
+    Attributes:
+        variant, baseline: their names.
+        seeds: how many there are in common.
+        difference: mean of variant minus baseline; None without a seed in common, or if a loss is not finite.
+        interval: (low, high), where the true difference is in 95 % of such studies; None below two seeds.
+        deviation: the standard deviation of the differences.
+        p_t: of the paired t test, two-sided.
+        p_flip: of the sign-flip permutation test, two-sided; with n seeds it is at least 2 / 2**n.
+        p_holm: `p_t` after Holm's correction for all variants that are compared with this baseline.
+        detectable: the least true difference that so many seeds find with a probability of 80 %, at the level 5 %
+            divided by the number of comparisons, if the deviation is what was seen.
+        failed: in how many seeds one of the two has no finite loss.
+    """
+
+    variant: str
+    baseline: str
+    seeds: int
+    difference: float | None = None
+    interval: tuple[float, float] | None = None
+    deviation: float | None = None
+    p_t: float | None = None
+    p_flip: float | None = None
+    p_holm: float | None = None
+    detectable: float | None = None
+    failed: int = 0
+
+    @property
+    def verdict(self) -> str:
+        """ "less", "more" or "tie", at 5 % after Holm's correction; "failed" or "unknown" if it has no p."""
+        if self.p_holm is None or self.difference is None:
+            return "failed" if self.failed else "unknown"
+        return "tie" if self.p_holm >= LEVEL else "less" if self.difference < 0 else "more"
+
+
+def compare(
+    values: collections.abc.Mapping[str, collections.abc.Mapping[typing.Any, float]], baseline: str
+) -> list[Comparison]:
+    """Each variant against a baseline.
+
+    Args:
+        values: from the name of each variant to its values by block (a seed).
+        baseline: one of these names.
+
+    Returns:
+        A list of `Comparison`, in the order of the variants, the baseline left out.
+
+    Raises:
+        ValueError: a baseline that is none of the variants.
+
+    >>> losses = {"none": {1: 0.50, 2: 0.54, 3: 0.49}, "dropout": {1: 0.41, 2: 0.46, 3: 0.40}}
+    >>> found, = compare(losses, "none")
+    >>> round(found.difference, 3), found.verdict
+    (-0.087, 'less')
+    """
+    checks.check_choice(baseline, "baseline", tuple(values))
+    others = [name for name in values if name != baseline]
+    found = []
+    for name in others:
+        blocks = [block for block in values[name] if block in values[baseline]]
+        pairs = [(values[name][block], values[baseline][block]) for block in blocks]
+        found.append(paired(name, baseline, pairs, len(others)))
+    corrected = holm([one.p_t for one in found if one.p_t is not None])
+    return [dataclasses.replace(one, p_holm=next(corrected)) if one.p_t is not None else one for one in found]
+
+
+def paired(
+    variant: str, baseline: str, pairs: collections.abc.Sequence[tuple[float, float]], comparisons: int = 1
+) -> Comparison:
+    """One comparison, by pairs (of the variant, of the baseline), without Holm's correction of its p."""
+    failed = sum(not (math.isfinite(a) and math.isfinite(b)) for a, b in pairs)
+    if failed or not pairs:
+        return Comparison(variant, baseline, len(pairs), failed=failed)
+    differences = np.array([a - b for a, b in pairs])
+    mean, n = float(differences.mean()), len(differences)
+    if n == 1:
+        return Comparison(variant, baseline, n, mean)
+    deviation = float(differences.std(ddof=1))
+    error = deviation / math.sqrt(n)
+    half = float(stats.t.ppf(1 - LEVEL / 2, n - 1)) * error
+    return Comparison(
+        variant,
+        baseline,
+        n,
+        mean,
+        (mean - half, mean + half),
+        deviation,
+        p_t=float(2 * stats.t.sf(abs(mean) / error, n - 1)) if error else float(mean == 0),
+        p_flip=sign_flip(differences),
+        detectable=detectable(deviation, n, LEVEL / comparisons),
+    )
+
+
+def holm(p_values: collections.abc.Sequence[float]) -> collections.abc.Iterator[float]:
+    """Holm's corrected p values (Holm 1979), in the order of the given ones.
+
+    >>> [round(p, 3) for p in holm([0.01, 0.04, 0.03])]
+    [0.03, 0.06, 0.06]
+    """
+    corrected, least = {}, 0.0
+    for rank, place in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        least = max(least, min(1.0, (len(p_values) - rank) * p_values[place]))
+        corrected[place] = least
+    return (corrected[place] for place in range(len(p_values)))
+
+
+def sign_flip(differences: collections.abc.Sequence[float] | np.ndarray) -> float:
+    """The two-sided p of a mean difference, if the sign of each difference were chance.
+
+    All ways to flip signs are counted up to 14 differences, 20,000 of them drawn beyond.
+
+    >>> sign_flip([0.1, 0.2, 0.3, 0.4])
+    0.125
+    """
+    differences = np.asarray(differences, float)
+    n = len(differences)
+    if n <= EXACT:
+        flips = (np.arange(2**n)[:, None] >> np.arange(n)) & 1
+    else:
+        flips = np.random.default_rng(0).integers(0, 2, (20_000, n))
+        flips[0] = 0  # what was seen is one of the ways
+    sums = np.abs((1 - 2 * flips) @ differences)
+    return float((sums >= sums[0] * (1 - 1e-12)).mean())
+
+
+def power(difference: float, deviation: float, seeds: int, level: float = LEVEL) -> float:
+    """The probability that a paired t test finds a true difference, two-sided.
+
+    >>> round(power(0.03, 0.036, 14), 2)
+    0.82
+    """
+    if deviation == 0:
+        return float(difference != 0)
+    if difference == 0:
+        return level
+    critical = stats.t.ppf(1 - level / 2, seeds - 1)
+    # the square of a noncentral t is a noncentral F, which SciPy has for every argument; its t is often NaN
+    return float(stats.ncf.sf(critical**2, 1, seeds - 1, seeds * (difference / deviation) ** 2))
+
+
+def detectable(deviation: float, seeds: int, level: float = LEVEL, wanted: float = POWER) -> float:
+    """The least true difference that a paired t test finds with a probability of `wanted`.
+
+    >>> round(detectable(1.0, 10), 2)
+    1.0
+    """
+    return standardized(seeds, level, wanted) * deviation
+
+
+@functools.cache
+def standardized(seeds: int, level: float, wanted: float) -> float:
+    """What is detectable where the deviation is 1."""
+    low, high = 0.0, 1.0
+    while power(high, 1.0, seeds, level) < wanted:
+        high *= 2
+    return float(optimize.brentq(lambda difference: power(difference, 1.0, seeds, level) - wanted, low, high))
+
+
+def seeds_for(difference: float, deviation: float, level: float = LEVEL, wanted: float = POWER) -> int:
+    """How many seeds find a true difference with a probability of `wanted`.
+
+    >>> seeds_for(0.03, 0.036)
+    14
+    """
+    checks.check_positive(difference, "difference")
+    return next(n for n in itertools.count(2) if power(difference, deviation, n, level) >= wanted)
+
+
+@dataclasses.dataclass(frozen=True)
+class Concordance:
+    """The analysis of arXiv 2512.12663: the five best records of each variant, and Friedman's test on them.
+
+    Its blocks are "the i-th best record of each variant". Sorted records agree by themselves, so that the p is small
+    whether or not variants differ: `null` says what chi2 is if they do not.
+
+    Attributes:
+        best: from each variant to its best records, ascending.
+        chi2, p: of Friedman's test.
+        w: Kendall's W, chi2 / (blocks * (variants - 1)).
+        ranks: from each variant to its mean rank among all records.
+        null: chi2 where runs are dealt to variants by chance, ascending.
+    """
+
+    best: dict[str, list[float]]
+    chi2: float
+    p: float
+    w: float
+    ranks: dict[str, float]
+    null: np.ndarray
+
+    @property
+    def null_share(self) -> float:
+        """In which share of cases without any difference chi2 is at least as great."""
+        return float((self.null >= self.chi2 - 1e-9).mean())
+
+
+def concordance(
+    runs: collections.abc.Mapping[str, collections.abc.Sequence[collections.abc.Sequence[float]]],
+    best: int = 5,
+    repeats: int = 1000,
+) -> Concordance:
+    """The paper's analysis of runs, with what it would be by chance.
+
+    Args:
+        runs: from each variant to its runs, each a list of the losses of its epochs.
+        best: how many records of each variant are taken.
+        repeats: how often runs are dealt to variants by chance.
+
+    Raises:
+        ValueError: below three variants, or a variant with too few records.
+    """
+    counts = [len(own) for own in runs.values()]
+    if len(runs) < 3 or min(sum(map(len, own)) for own in runs.values()) < best:
+        raise ValueError(checks.invalid("runs", f"at least three variants with {best} records each", counts))
+    # only the best records of a run can be among those of its variant
+    every = [sorted(run)[:best] + [math.inf] * (best - len(run)) for own in runs.values() for run in own]
+    table = np.array(every)
+    cuts = np.cumsum(counts)[:-1]
+    rng = np.random.default_rng(0)
+    chosen = best_of(table, cuts, best)
+    chi2, p, w = friedman(chosen)
+    null = [friedman(best_of(table[rng.permutation(len(table))], cuts, best))[0] for _ in range(repeats)]
+    ranks = stats.rankdata(chosen).reshape(chosen.shape).mean(0)
+    return Concordance(
+        {name: [float(value) for value in column] for name, column in zip(runs, chosen.T, strict=True)},
+        chi2,
+        p,
+        w,
+        {name: float(rank) for name, rank in zip(runs, ranks, strict=True)},
+        np.sort(null),
+    )
+
+
+def best_of(table: np.ndarray, cuts: np.ndarray, best: int) -> np.ndarray:
+    """The best records of each variant, (best, variants), ascending; the runs of a variant are between two cuts."""
+    return np.stack([np.sort(part, axis=None)[:best] for part in np.split(table, cuts)], 1)
+
+
+def friedman(table: np.ndarray) -> tuple[float, float, float]:
+    """Friedman's chi2, its p, and Kendall's W of a table (blocks, variants)."""
+    blocks, variants = table.shape
+    chi2, p = stats.friedmanchisquare(*table.T)
+    return float(chi2), float(p), float(chi2) / (blocks * (variants - 1))
+
+
+def simulated_null(
+    variants: int = 8,
+    runs: int = 10,
+    epochs: int = 20,
+    run_deviation: float = 1.0,
+    epoch_deviation: float = 0.3,
+    best: int = 5,
+    repeats: int = 2000,
+) -> np.ndarray:
+    """Chi2 of the paper's analysis where variants do not differ at all, ascending, for sizes like the paper's.
+
+    The loss of an epoch is that of its run plus that of the epoch, both normal.
+    """
+    rng = np.random.default_rng(0)
+    found = []
+    for _ in range(repeats):
+        means = run_deviation * rng.normal(size=(variants, runs, 1))
+        losses = means + epoch_deviation * rng.normal(size=(variants, runs, epochs))
+        found.append(friedman(np.sort(losses.reshape(variants, -1))[:, :best].T)[0])
+    return np.sort(found)
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """The records of one variant with one rate and one choice of settings."""
+
+    variant: str
+    rate: float | None
+    settings: dict[str, typing.Any]
+    records: list[Record]
+
+    def values(self, name: str) -> dict[Block, float]:
+        """The figures of the test set by block, (backend, seed)."""
+        return {(one["backend"], one["seed"]): one["test"][name] for one in self.records if one.get("test")}
+
+
+def arms(records: Records, stage: str) -> list[Arm]:
+    """The records of a stage by variant, rate and settings, in the order in which they come."""
+    found: dict[str, Arm] = {}
+    for record in records:
+        if record["stage"] == stage:
+            what = {name: record[name] for name in ("variant", "rate", "settings")}
+            arm = found.setdefault(json.dumps(what, sort_keys=True), Arm(**what, records=[]))
+            arm.records.append(record)
+    return list(found.values())
+
+
+def confirmed(records: Records) -> dict[str, Arm]:
+    """From each variant to its arm of the stage "confirm"; of several, the one with most records, then the last."""
+    found: dict[str, Arm] = {}
+    for arm in arms(records, "confirm"):
+        if arm.variant not in found or len(arm.records) >= len(found[arm.variant].records):
+            found[arm.variant] = arm
+    return found

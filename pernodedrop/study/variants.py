@@ -1,0 +1,169 @@
+"""The variants of a study: each regularizer as a function from a Dense layer, a rate and a seed to layers.
+
+What a study compares stands here under a name, whatever a layer's own arguments are called: all of them take a rate, so
+that one grid of rates serves all. `register` adds one of your own.
+"""
+
+import collections.abc
+import math
+import typing
+
+import keras
+
+from pernodedrop import checks
+from pernodedrop._types import Config
+from pernodedrop.layers import (
+    DropConnect,
+    Dropout,
+    DynamicDropConnect,
+    GaussianDropout,
+    Masksembles,
+    PerNodeDrop,
+)
+from pernodedrop.noise import PartialGaussian
+
+__all__ = ["Variant", "drop_connect_rates", "get", "masksembles", "names", "register"]
+
+Layers: typing.TypeAlias = list[keras.layers.Layer]
+Function: typing.TypeAlias = collections.abc.Callable[[keras.layers.Layer, float, int], Layers]
+
+LOW_MEAN = 0.38
+"""The mean of DynamicDropConnect's q where gradients are normal: what its rate rises by, over `gradient_rate`."""
+
+
+class Variant(typing.NamedTuple):
+    """A way to regularize a Dense layer.
+
+    Attributes:
+        function: (dense, rate, seed) -> the layers that stand in the place of the Dense layer, in order.
+        title: what reports call it.
+        has_rate: whether the rate matters; otherwise it is tried once, with the rate None.
+    """
+
+    function: Function
+    title: str
+    has_rate: bool = True
+
+
+def register(name: str, function: Function, title: str | None = None, has_rate: bool = True) -> Variant:
+    """Give a variant a name that studies can use.
+
+    Args:
+        name: a str that no variant has yet.
+        function: (dense, rate, seed) -> list of layers. `dense` is an unbuilt `keras.layers.Dense` which the list
+            holds, alone or inside a wrapper; `rate` is a float in [0, 1); `seed` an int that differs between places.
+        title: what reports call it; the name by default.
+        has_rate: whether the rate matters.
+
+    Returns:
+        The `Variant`.
+
+    Raises:
+        TypeError, ValueError: a name that is taken, or an argument of another type.
+
+    >>> import pernodedrop as pnd
+    >>> from pernodedrop.study import variants
+    >>> variants.register("shakeout", lambda dense, rate, seed: [pnd.Shakeout(dense, rate, seed=seed)]).title
+    'shakeout'
+    """
+    if not isinstance(name, str) or name in _VARIANTS:
+        raise ValueError(checks.invalid("name", "a str that no variant has yet", name))
+    if not callable(function):
+        raise TypeError(checks.invalid("function", "a function (dense, rate, seed) -> list of layers", function))
+    _VARIANTS[name] = Variant(function, title or name, checks.check_bool(has_rate, "has_rate"))
+    return _VARIANTS[name]
+
+
+def get(name: str) -> Variant:
+    """The variant with a name, or an error that says the nearest right one.
+
+    >>> from pernodedrop.study import variants
+    >>> variants.get("per_node_drop").title
+    'PerNodeDrop Bernoulli'
+    """
+    return _VARIANTS[checks.check_choice(name, "variants", tuple(_VARIANTS))]
+
+
+def names() -> tuple[str, ...]:
+    """The names of all variants, those of `register` last.
+
+    >>> from pernodedrop.study import variants
+    >>> variants.names()[:4]
+    ('none', 'none_2', 'dropout', 'gaussian_dropout')
+    """
+    return tuple(_VARIANTS)
+
+
+def drop_connect_rates(rate: float) -> tuple[float, float]:
+    """The (base_rate, gradient_rate) of a DynamicDropConnect that drops a share `rate` of connections on the average.
+
+    That is where gradients are normal, of which q has the mean 0.38. At 0.5 it is about what its authors have, and
+    above 0.6 the gradients' part shrinks, since no connection's rate may come to 1.
+
+    >>> [round(number, 2) for number in drop_connect_rates(0.5)]
+    [0.31, 0.5]
+    """
+    gradient_rate = min(rate, 1.5 * (1 - rate))
+    return rate - LOW_MEAN * gradient_rate, gradient_rate
+
+
+def masksembles(rate: float) -> tuple[int, float]:
+    """The (members, scale) of a Masksembles whose masks drop a share `rate` of channels.
+
+    Members are 4, or twice as many as it takes to cover all channels once. The scale solves
+    1 - rate = 1 / (scale * (1 - (1 - 1 / scale)**members)), what a mask keeps (arXiv 2012.08334).
+
+    >>> masksembles(0.0), masksembles(0.8)[0], round(masksembles(1 - 8 / 15)[1], 6)
+    ((4, 1.0), 10, 2.0)
+    """
+    from scipy import optimize  # costs 100 ms to import
+
+    members = max(4, math.ceil(round(2 / (1 - rate), 9)))
+    if rate == 0:
+        return members, 1.0
+
+    def excess(scale: float) -> float:
+        return -1 / (scale * math.expm1(members * math.log1p(-1 / scale))) - (1 - rate)
+
+    return members, float(optimize.brentq(excess, 1 + 1e-12, 1e6, xtol=1e-12))
+
+
+def _twice(dense: keras.layers.Layer, rate: float, seed: int) -> Layers:
+    config: Config = {**dense.get_config()}
+    del config["name"]
+    return [dense, type(dense).from_config(config)]
+
+
+def _masksembles(dense: keras.layers.Layer, rate: float, seed: int) -> Layers:
+    members, scale = masksembles(rate)
+    return [Masksembles(members, scale, seed=seed), dense]
+
+
+def _dynamic_drop_connect(dense: keras.layers.Layer, rate: float, seed: int) -> Layers:
+    return [DynamicDropConnect(dense, *drop_connect_rates(rate), seed=seed)]
+
+
+def _per_node_drop(noise: str, regime: str = "dynamic") -> Function:
+    return lambda dense, rate, seed: [PerNodeDrop(dense, rate, noise, regime=regime, seed=seed)]
+
+
+def _partial_gaussian(dense: keras.layers.Layer, rate: float, seed: int) -> Layers:
+    noise = PartialGaussian(rate, (1 - rate) ** -0.5)  # its variance is that of the others, rate / (1 - rate)
+    return [PerNodeDrop(dense, noise=noise, seed=seed)]
+
+
+# Activation noise stands before the Dense layer, where it multiplies the same inputs as the noise of its kernel does.
+_VARIANTS = {
+    "none": Variant(lambda dense, rate, seed: [dense], "no regularizer", has_rate=False),
+    "none_2": Variant(_twice, "no regularizer, two Dense layers", has_rate=False),
+    "dropout": Variant(lambda dense, rate, seed: [Dropout(rate, seed=seed), dense], "Dropout"),
+    "gaussian_dropout": Variant(lambda dense, rate, seed: [GaussianDropout(rate, seed=seed), dense], "GaussianDropout"),
+    "drop_connect": Variant(lambda dense, rate, seed: [DropConnect(dense, rate, seed=seed)], "DropConnect"),
+    "masksembles": Variant(_masksembles, "Masksembles"),
+    "per_node_drop": Variant(_per_node_drop("bernoulli"), "PerNodeDrop Bernoulli"),
+    "per_node_drop_gaussian": Variant(_per_node_drop("gaussian"), "PerNodeDrop Gaussian"),
+    "per_node_drop_partial_gaussian": Variant(_partial_gaussian, "PerNodeDrop partial Gaussian"),
+    "per_node_drop_fixed": Variant(_per_node_drop("bernoulli", "fixed"), "PerNodeDrop Bernoulli fixed"),
+    "per_node_drop_gaussian_fixed": Variant(_per_node_drop("gaussian", "fixed"), "PerNodeDrop Gaussian fixed"),
+    "dynamic_drop_connect": Variant(_dynamic_drop_connect, "DynamicDropConnect"),
+}
