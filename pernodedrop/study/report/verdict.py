@@ -79,7 +79,7 @@ def against(found: Findings, base: str) -> list[str]:
     other, lines = found.title(base), []
     for verdict, word in (("less", "Lower"), ("more", "Higher")):
         if ones := by_verdict.get(verdict):
-            lines.append(f"{word} than with {other}: {'; '.join(difference(found, one) for one in ones)}.")
+            lines.append(f"{word} test loss than with {other}: {'; '.join(difference(found, one) for one in ones)}.")
     if ties := by_verdict.get("tie"):
         each = "; ".join(f"{difference(found, one)}, detectable {number(one.detectable or 0)}" for one in ties)
         lines.append(f"A tie with {other}: {each}.")
