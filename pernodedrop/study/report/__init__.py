@@ -48,7 +48,7 @@ def write(
         folder: where the files go; it is made.
         titles: from names of variants to what readers see; of others the name is shown.
         data: the title of the data; None is the name of the study. A study of a name that the papers have, "cifar10",
-            "rcv1", "speech" or "mnist", is shown beside their numbers.
+            "rcv1", "speech" or "mnist_ddc", is shown beside their numbers.
 
     Returns:
         The path of report.html.
