@@ -62,7 +62,7 @@ def data_folder(folder: str | os.PathLike[str] | None) -> pathlib.Path | None:
 def locate(archives: collections.abc.Sequence[Archive], folder: pathlib.Path | None) -> tuple[pathlib.Path, Archive]:
     """The path of the first archive that is in the folder, or without one of the first, downloaded; and which it is."""
     if folder is None:
-        path = download(archives[0], archives)
+        path = download(archives[0])
         return path, identify(path, archives)
     for archive in archives:
         if (path := folder / archive.name).exists():
@@ -71,15 +71,14 @@ def locate(archives: collections.abc.Sequence[Archive], folder: pathlib.Path | N
     raise FileNotFoundError(checks.invalid("folder", f"a folder with {expected}", str(folder)))
 
 
-def download(archive: Archive, archives: collections.abc.Sequence[Archive]) -> pathlib.Path:
-    """Download an archive to where Keras keeps its data sets, unless one of them is there, and return its path."""
+def download(archive: Archive) -> pathlib.Path:
+    """Download an archive to where Keras keeps its data sets, unless it is there, and return its path."""
     import keras
 
     home = pathlib.Path(os.environ.get("KERAS_HOME") or pathlib.Path.home() / ".keras")
     name = archive.kept_as or archive.name
     if (path := home / "datasets" / name).exists():
-        identify(path, archives)  # else Keras would write over it
-        return path
+        return path  # to be identified: Keras would write over one that is corrupt
     home.mkdir(parents=True, exist_ok=True)
     try:
         path = keras.utils.get_file(name, origin=archive.url, file_hash=archive.sha256, cache_dir=str(home))

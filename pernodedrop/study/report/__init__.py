@@ -8,6 +8,7 @@ import collections.abc
 import json
 import os
 import pathlib
+import re
 import typing
 
 import jinja2
@@ -24,6 +25,9 @@ from pernodedrop.study.report.tables import Table
 from pernodedrop.study.statistics import Record, Records
 
 __all__ = ["write"]
+
+COLOURS = "<style>svg { color: #1c2024 } @media (prefers-color-scheme: dark) { svg { color: #e6e8eb } }</style>"
+"""Of a figure that has no page around it."""
 
 TEMPLATE = pathlib.Path(__file__).with_name("page.html.jinja")
 
@@ -44,7 +48,7 @@ def write(
         folder: where the files go; it is made.
         titles: from names of variants to what readers see; of others the name is shown.
         data: the title of the data; None is the name of the study. A study of a name that the papers have, "cifar10",
-            "rcv1", "speech" or "mnist", is shown beside their numbers.
+            "rcv1", "speech" or "mnist_ddc", is shown beside their numbers.
 
     Returns:
         The path of report.html.
@@ -61,7 +65,7 @@ def write(
     said, about = verdict.sentences(found), circumstances(found)
     with mpl.rc_context({"font.size": 9}):
         every, drawn = tables.tables(found), charts.charts(found)
-        svgs = [write_chart(place / "figures", found.study, chart) for chart in drawn]
+        svgs = [write_chart(place / "figures", chart) for chart in drawn]
     for table in every:
         write_table(place / "tables", table)
     tables.write_csv(place / "records.csv", raw(records))
@@ -93,14 +97,12 @@ def circumstances(found: Findings) -> list[str]:
     return lines + found.environments
 
 
-def write_chart(folder: pathlib.Path, study: str, chart: Chart) -> str:
+def write_chart(folder: pathlib.Path, chart: Chart) -> str:
     """Write a figure as PNG and SVG, and return its element for a page."""
     folder.mkdir(exist_ok=True)
     figures.save(chart.figure, folder / f"{chart.name}.png")
-    element = figures.svg(chart.figure, f"{study} {chart.name}")
-    alone = (
-        element.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1) if "xmlns=" not in element else element
-    )
+    element = figures.svg(chart.figure, chart.title)
+    alone = re.sub("(<svg[^>]*>)", lambda match: match[0] + COLOURS, element, count=1)
     (folder / f"{chart.name}.svg").write_text(alone + "\n", encoding="utf-8")
     return element
 

@@ -6,14 +6,16 @@ import typing
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-from pernodedrop.report.figures import AMBER, BLACK, BLUE, GREEN, GREY, ORANGE, legend
+from pernodedrop.report.figures import AMBER, BLACK, BLUE, GREEN, GREY, ORANGE
 from pernodedrop.study.report import published
 from pernodedrop.study.report.findings import FIRST, Findings
 from pernodedrop.study.statistics import Record
 
 WIDTH = 5.2  # inches of 72 pixels: what a phone shows without shrinking the text much
-LINE = 0.34  # inches of a row
+LINE = 0.3  # inches of a row
+LETTERS = 75  # that a line of the legend has room for
 
 COLOURS = (BLUE, ORANGE, GREEN, AMBER, "#cc79a7", "#7b5bd6", GREY)
 MARKERS = "os^DvP"
@@ -58,6 +60,7 @@ def differences(found: Findings) -> Chart:
         axes.errorbar(means, places, xerr=ends, label=f"minus {found.title(base)}", **look)
     axes.axvline(0, color=BLACK, lw=1)
     axes.set_xlabel("difference in test loss (left: better)")
+    axes.xaxis.set_major_locator(MaxNLocator(6))
     legend(figure, axes)
     note = (
         "Means over seeds, and where the true difference is in 95 % of such studies. The intervals are of each alone; "
@@ -69,9 +72,12 @@ def differences(found: Findings) -> Chart:
 def bars(found: Findings) -> Chart:
     """The best choices of each variant: validation and training loss."""
     rows = [(name, one) for name, own in found.selected.items() for one in own[:FIRST]]
-    figure, axes = horizontal([f"{found.title(name)}, {found.settings(one.arm)}" for name, one in rows], 1.25)
+    choices = [", ".join([found.title(name), *found.choice(one.arm)]) for name, one in rows]
+    figure, axes = horizontal(choices, 1.0, 0.21)
+    axes.tick_params(axis="y", labelsize=8)
     places = np.arange(len(rows))
-    axes.barh(places, [one.loss for _, one in rows], 0.62, color=BLUE, alpha=0.85, label="validation loss")
+    axes.plot([], [], "s", color=BLUE, ms=7, label="validation loss")
+    axes.barh(places, [one.loss for _, one in rows], 0.62, color=BLUE, alpha=0.85)
     axes.plot([one.train_loss for _, one in rows], places, "D", color=ORANGE, ms=5, label="training loss")
     axes.set_xlabel("loss at the best epoch, mean over seeds")
     legend(figure, axes)
@@ -120,8 +126,8 @@ def rates(found: Findings) -> Chart:
         axes.plot(*zip(*sorted(by_rate.items()), strict=True), "-", color=BLUE, lw=1.4, label="the best settings' mean")
         if flat is not None:
             axes.axhline(flat, ls=":", color=BLACK, lw=1, label=found.title("none"))
-        axes.set(title=found.title(name), xlabel="rate")
-    panels[0].set_ylabel("validation loss")
+        axes.set_title(found.title(name), fontsize=9)
+    name_axes(panels, "rate", "validation loss")
     legend(figure, panels[0])
     return Chart("rates", "Validation loss by rate", "At the best epoch of each run.", figure)
 
@@ -144,8 +150,8 @@ def curves(found: Findings) -> Chart:
             axes.plot(
                 np.arange(1, len(mean) + 1), mean, ":", color=BLACK, lw=1, label=f"validation, {found.title('none')}"
             )
-        axes.set(title=found.title(name), xlabel="epoch")
-    panels[0].set_ylabel("loss")
+        axes.set_title(found.title(name), fontsize=9)
+    name_axes(panels, "epoch", "loss")
     legend(figure, panels[-1])
     note = "Mean and range over the runs of the confirmed settings, or of the best ones so far."
     return Chart("curves", "Learning curves", note, figure)
@@ -175,15 +181,33 @@ def null(found: Findings) -> Chart:
     figure = Figure(figsize=(WIDTH, 3.2), layout="constrained")
     axes = figure.subplots()
     most = 5 * (len(analysis.ranks) - 1)
-    axes.hist(analysis.null, np.linspace(0, most, 41).tolist(), color=GREY, alpha=0.7, label="variants dealt by chance")
+    least = min(analysis.null[0], analysis.chi2) - 1
+    axes.hist(
+        analysis.null, np.linspace(least, most, 31).tolist(), color=GREY, alpha=0.7, label="variants dealt by chance"
+    )
     axes.axvline(analysis.chi2, color=BLUE, lw=2, label="this study")
-    if found.study in published.CHI2:
+    if found.study in published.CHI2 and len(analysis.ranks) == len(published.RANKS[found.study]):
         axes.axvline(published.CHI2[found.study], color=ORANGE, lw=2, ls="--", label="published")
-    axes.set(xlabel="Friedman's chi2 of the five best records", ylabel="cases", xlim=(0, most * 1.02))
+    axes.set(xlabel="Friedman's chi2 of the five best records", ylabel="cases", xlim=(least, most + 0.5))
     axes.spines[["top", "right"]].set_visible(False)
     legend(figure, axes)
     note = "Runs are dealt to variants by chance, so that no variant differs: chi2 is great all the same."
     return Chart("null", "The paper's test without any difference", note, figure)
+
+
+def name_axes(panels: list[Axes], x: str, y: str) -> None:
+    """What the axes of a grid are, at its lower and its left edge."""
+    for axes in panels[-2:]:
+        axes.set_xlabel(x)
+    for axes in panels[::2]:
+        axes.set_ylabel(y)
+
+
+def legend(figure: Figure, axes: Axes) -> None:
+    """What the marks mean, below the figure, in as many columns as it is wide for."""
+    handles, labels = axes.get_legend_handles_labels()
+    columns = next((n for n in (3, 2) if n <= len(labels) and n * (max(map(len, labels)) + 6) <= LETTERS), 1)
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=8.5)
 
 
 def by_epoch(runs: list[Record], of: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -195,9 +219,9 @@ def by_epoch(runs: list[Record], of: str) -> tuple[np.ndarray, np.ndarray, np.nd
     return masked.mean(0), masked.min(0), masked.max(0)
 
 
-def horizontal(titles: collections.abc.Sequence[str], more: float) -> tuple[Figure, Axes]:
+def horizontal(titles: collections.abc.Sequence[str], more: float, line: float = LINE) -> tuple[Figure, Axes]:
     """An empty chart with a line for each title, the first on top, and some inches more."""
-    figure = Figure(figsize=(WIDTH, LINE * len(titles) + more), layout="constrained")
+    figure = Figure(figsize=(WIDTH, line * len(titles) + more), layout="constrained")
     axes = figure.subplots()
     axes.set_yticks(range(len(titles)), titles)
     axes.set_ylim(len(titles) - 0.4, -0.6)
@@ -216,8 +240,9 @@ def grid(count: int) -> tuple[Figure, list[Axes]]:
     for axes in every:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(color=GREY, alpha=0.25, lw=0.7)
-        axes.title.set_fontsize(9)
         axes.tick_params(labelsize=8)
     for axes in every[count:]:
         axes.remove()
+    for place, axes in enumerate(every[:count]):
+        axes.tick_params(labelbottom=place >= count - columns, labelleft=place % columns == 0)
     return figure, every[:count]

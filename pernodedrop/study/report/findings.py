@@ -52,7 +52,8 @@ class Findings:
 
     def title(self, variant: str) -> str:
         """What readers see of the name of a variant."""
-        return self.titles.get(variant, variant.replace("_", " "))
+        usual = "no regularizer" if variant == "none" else variant.replace("_", " ")
+        return self.titles.get(variant, usual)
 
     @functools.cached_property
     def variants(self) -> list[str]:
@@ -132,11 +133,14 @@ class Findings:
         names = dict.fromkeys(name for record in self.records for name in record["settings"])
         return [name for name in names if len({repr(one["settings"].get(name)) for one in self.records}) > 1]
 
+    def choice(self, arm: Arm) -> list[str]:
+        """The rate of an arm, if it has one, and those of its settings that differ between records."""
+        rate = [] if arm.rate is None else [f"{arm.rate:g}"]
+        return rate + [f"{name} {arm.settings[name]}" for name in self.varied if name in arm.settings]
+
     def settings(self, arm: Arm) -> str:
-        """The rate of an arm, and those of its settings that differ between records."""
-        parts = [] if arm.rate is None else [f"{arm.rate:g}"]
-        parts += [f"{name} {arm.settings[name]}" for name in self.varied if name in arm.settings]
-        return ", ".join(parts) or "-"
+        """The choice of an arm as text."""
+        return ", ".join(self.choice(arm)) or "-"
 
     @functools.cached_property
     def seconds(self) -> dict[str, float]:

@@ -6,6 +6,7 @@ import re
 import typing
 
 from pernodedrop.report.table import Lines
+from pernodedrop.study import statistics
 from pernodedrop.study.report import published
 from pernodedrop.study.report.findings import FIRST, Findings, rank
 from pernodedrop.study.report.verdict import number, p_value, signed
@@ -100,7 +101,8 @@ def cost(found: Findings) -> Table:
             known = [f"{beside[name]:.2f}", f"{beside[name] / beside['dropout']:.2f}"] if name in beside else ["-", "-"]
         lines.append([found.title(name), f"{seconds:.3g}", f"{seconds / usual:.2f}" if usual else "-", *known])
     note = (
-        "Training alone; medians over epochs without the first, and over runs. Others' work on the machine is in them."
+        "Training alone: medians over epochs, the first one left out, and over runs. What else ran on the machine "
+        "is in them."
     )
     return Table("cost", "What an epoch costs", note, lines)
 
@@ -123,7 +125,12 @@ def paper(found: Findings) -> Table | None:
         f"{analysis.null_share:.0%} of cases (median {analysis.null[len(analysis.null) // 2]:.1f})."
     )
     if found.study in published.CHI2:
-        note += f" Published: chi2 {published.CHI2[found.study]:.3f}, W {published.W[found.study]:.3f}."
+        chi2 = published.CHI2[found.study]
+        share = float((statistics.simulated_null(repeats=1000) >= chi2 - 1e-9).mean())
+        note += (
+            f" Published: chi2 {chi2:.3f} (at most 35), W {published.W[found.study]:.3f}; of simulated studies like it "
+            f"without any difference, {share:.0%} have as much."
+        )
     return Table("paper", "The paper's analysis, and why it proves nothing", note, lines)
 
 

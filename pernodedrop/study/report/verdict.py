@@ -29,34 +29,58 @@ def unfinished(found: Findings) -> bool:
 
 
 def headline(found: Findings) -> str:
-    """One sentence on PerNodeDrop against Dropout, or on all variants against what there is."""
-    base = found.baselines[0]
-    every = found.comparisons[base]
-    ours = {name: one for name, one in every.items() if name.startswith(OURS)}
-    who, chosen = ("PerNodeDrop", ours) if ours else ("A regularizer", every)
-    other, where = found.title(base), f"on {found.data}"
-    less, more, known = (
-        [name for name, one in chosen.items() if one.verdict in verdicts]
-        for verdicts in (("less",), ("more",), ("less", "more", "tie"))
-    )
+    """Who wins: whose test loss is lower than that of Dropout and of no regularizer. Beating one alone is no help."""
+    contenders = contending(found)
+    bases = [base for base in found.baselines if base not in contenders]
+    verdicts = {name: [found.comparisons[base][name].verdict for base in bases] for name in contenders}
+    known = [name for name in contenders if not {"unknown", "failed"} & {*verdicts[name]}]
+    ours = contenders[0].startswith(OURS)
+    who = "PerNodeDrop" if ours else found.title(contenders[0]) if len(contenders) == 1 else None
+    others = " and ".join(found.title(base) for base in bases)
     if not known:
-        return f"Whether {who} beats {other} {where} cannot be said yet: {seeds(found)}."
-    if less and not more:
-        ties = f"; no other kind of {who} differs from it" if len(known) > len(less) and ours else ""
-        return f"{have(found, less)} a lower test loss than {other} {where}, beyond chance{ties}."
-    if more and not less:
-        rest = "; no kind of it has a lower one" if ours else ""
-        return f"{who} loses to {other} {where}: {have(found, more)} a higher test loss, beyond chance{rest}."
+        return f"Whether {who or 'a variant'} wins on {found.data} cannot be said yet: {seeds(found)}."
+    if winners := [name for name in known if {*verdicts[name]} == {"less"}]:
+        kinds = "kind of PerNodeDrop" if ours else "variant"
+        rest = f"; no other {kinds} has" if len(winners) < len(contenders) else ""
+        return f"{have(found, winners)} a lower test loss than {others} on {found.data}, beyond chance{rest}."
+    if who is None:
+        return f"None of the variants wins on {found.data}: no test loss is lower than with {others}, beyond chance."
+    standings = " and ".join(standing(found, base, known) for base in bases)
+    return f"{who} does not win on {found.data}: it {standings}.{missed(found, bases, known)}"
+
+
+def contending(found: Findings) -> list[str]:
+    """The variants that the answer is about: PerNodeDrop's, else all but Dropout and none, else Dropout."""
+    ours = [name for name in found.confirmed if name.startswith(OURS)]
+    others = [name for name in found.confirmed if name != "dropout" and not name.startswith("none")]
+    return ours or others or [name for name in found.confirmed if name != found.baselines[-1]]
+
+
+def standing(found: Findings, base: str, known: list[str]) -> str:
+    """How some variants stand against a baseline."""
+    less, more = ([n for n in known if found.comparisons[base][n].verdict == verdict] for verdict in ("less", "more"))
+    other = found.title(base)
+
+    def which(few: list[str]) -> str:
+        return "" if len(few) == len(known) else f" ({names(found, few)})"
+
     if less and more:
-        return (
-            f"It depends on the kind of {who} {where}: {have(found, less)} a lower test loss than {other}, and "
-            f"{have(found, more)} a higher one, beyond chance."
-        )
-    sizes = [one.detectable for one in chosen.values() if one.detectable is not None]
+        return f"beats {other}{which(less)} or loses to it{which(more)}"
+    if less or more:
+        return f"{'beats' if less else 'loses to'} {other}{which(less or more)}"
+    return f"ties with {other}"
+
+
+def missed(found: Findings, bases: list[str], known: list[str]) -> str:
+    """What would have been found against a baseline that all tie with."""
+    ties = [base for base in bases if all(found.comparisons[base][name].verdict == "tie" for name in known)]
+    sizes = [found.comparisons[base][name].detectable or 0 for base in ties for name in known]
+    if not sizes:
+        return ""
     span = " to ".join(dict.fromkeys(number(size) for size in (min(sizes), max(sizes))))
     return (
-        f"{who} neither beats {other} {where} nor loses to it: no difference in test loss is beyond chance. "
-        f"{seeds(found).capitalize()} would have shown, in four of five such studies, a difference of {span}."
+        f" {seeds(found).capitalize()} would have shown, in four of five such studies, a difference of {span} to "
+        f"{' and '.join(found.title(base) for base in ties)}."
     )
 
 
@@ -79,7 +103,7 @@ def against(found: Findings, base: str) -> list[str]:
     other, lines = found.title(base), []
     for verdict, word in (("less", "Lower"), ("more", "Higher")):
         if ones := by_verdict.get(verdict):
-            lines.append(f"{word} than with {other}: {'; '.join(difference(found, one) for one in ones)}.")
+            lines.append(f"{word} test loss than with {other}: {'; '.join(difference(found, one) for one in ones)}.")
     if ties := by_verdict.get("tie"):
         each = "; ".join(f"{difference(found, one)}, detectable {number(one.detectable or 0)}" for one in ties)
         lines.append(f"A tie with {other}: {each}.")

@@ -1,0 +1,69 @@
+"""The networks of the papers' experiments: what is in them, and where their slots are."""
+
+import itertools
+
+import keras
+import pytest
+
+from pernodedrop.study import networks
+
+pytestmark = pytest.mark.once
+
+
+def build(name, **settings):
+    """A network with plain Dense layers in its slots, and the (width, activation) that each slot was asked for."""
+    asked = []
+
+    def slot(width, activation="relu"):
+        asked.append((width, activation))
+        return [keras.layers.Dense(width, activation, name=f"slot_{len(asked)}")]
+
+    return networks.get(name)(slot, **settings), asked
+
+
+def weights(*sizes):
+    """How many weights Dense layers have, one after the other."""
+    return sum(a * b + b for a, b in itertools.pairwise(sizes))
+
+
+CONVOLUTIONS = {
+    "mnist": (25 * 32 + 32) + (25 * 32 * 32 + 32) + (25 * 32 * 64 + 64),
+    "cifar10": (9 * 3 * 32 + 32) + (9 * 32 * 64 + 64),
+    "cifar100": (9 * 3 * 32 + 32) + (9 * 32 * 64 + 64),
+    "speech": (9 * 32 + 32) + (9 * 32 * 64 + 64),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "widths"),
+    [
+        ("digits", (64, 64, 64, 10), (64, 64)),
+        ("mnist", (2 * 2 * 64, 64, 10), (64,)),  # 256 to 64, as in the authors' network
+        ("cifar10", (8 * 8 * 64, 64, 10), (64,)),
+        ("cifar100", (8 * 8 * 64, 64, 100), (64,)),
+        ("rcv1", (4096, 1024, 256, 128, 25), (128,)),
+        ("speech", (16 * 16 * 64, 64, 8), (64,)),
+    ],
+)
+def test_a_network_has_the_weights_of_its_formula_and_slots_of_its_width(name, sizes, widths):
+    model, asked = build(name)
+    assert model.count_params() == CONVOLUTIONS.get(name, 0) + weights(*sizes)
+    assert asked == [(width, "relu") for width in widths]
+    assert model.output_shape == (None, sizes[-1])
+    assert model.layers[-1].activation is keras.activations.get("sigmoid" if name == "rcv1" else "softmax")
+
+
+def test_settings_reach_the_slots_and_the_shapes():
+    assert build("cifar10", width=32, slots=2)[1] == [(32, "relu")] * 2
+    assert build("rcv1", width=96, slots=3, terms=50, topics=4)[1] == [(1024, "relu"), (256, "relu"), (96, "relu")]
+    model, _ = build("speech", shape=(128, 128, 1))
+    assert model.get_layer("slot_1").kernel.shape == (65_536, 64)  # the paper's
+    with pytest.raises(ValueError, match="`slots`"):
+        build("rcv1", slots=4)
+    with pytest.raises(ValueError, match="did you mean 'cifar10'"):
+        networks.get("cifar")
+
+
+def test_each_network_has_a_loss_for_its_data():
+    assert set(networks.LOSSES) == set(networks.NAMES)
+    assert networks.LOSSES["rcv1"] == "binary_crossentropy"
