@@ -6,8 +6,8 @@ from pernodedrop import checks
 from pernodedrop.report.table import as_text
 from pernodedrop.study import (
     named,
-    report,  # noqa: F401 - with it and the runner, what is not installed is known at once
-    runner,  # noqa: F401
+    report,  # noqa: F401 - so that what is not installed is known at once
+    runner,  # noqa: F401 - likewise
 )
 from pernodedrop.study.study import Study
 
