@@ -94,7 +94,7 @@ def astype(x, name):
 
 
 def asarray(x, device=None):
-    if issubdtype(getattr(x, "dtype", None), jax.dtypes.prng_key):
+    if hasattr(x, "dtype") and issubdtype(x.dtype, jax.dtypes.prng_key):
         return jax.random.key_data(x)
     return _asarray(x)
 
