@@ -17,6 +17,7 @@ import sys
 
 from pernodedrop import checks
 from pernodedrop._types import Namespace, Tensor
+from pernodedrop.internals import of_torch
 
 __all__ = ["ENTRY_OPS", "NAMES", "NOISE_OPS", "OPS", "TENSOR_OPS", "WORD_OPS", "get", "name_of", "of"]
 
@@ -43,7 +44,7 @@ TENSOR_OPS = (
 
 ENTRY_OPS = (
     "asarray", "to_numpy", "is_integer", "recomputed", "kernel", "kernel_obstacle", "draw", "replica_offset",
-    "refuse_redraw",
+    "warn_of_replicas", "refuse_redraw",
 )  # fmt: skip
 """Ops that lead into a framework and out of it, and those that are its own way to do a thing."""
 
@@ -60,11 +61,14 @@ def get(name: str) -> Namespace:
         ValueError: an unknown name.
         ImportError: a backend whose framework is not installed.
     """
-    module = f"{__name__}.{checks.check_choice(name, 'backend', NAMES)}_ops"
-    if module in sys.modules:
-        return sys.modules[module]
+    _load(checks.check_choice(name, "backend", NAMES))
+    return getattr(sys.modules[__name__], f"{name}_ops")
+
+
+@of_torch.constant_in_graphs  # torch.compile does not trace an import
+def _load(name: str) -> None:
     try:
-        return importlib.import_module(module)
+        importlib.import_module(f"{__name__}.{name}_ops")
     except ModuleNotFoundError as error:
         if error.name is not None and error.name.partition(".")[0] in _ROOTS:
             raise ImportError(f"backend={name!r} needs {error.name}, which is not installed") from error

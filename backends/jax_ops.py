@@ -1,6 +1,7 @@
 """JAX, traced or not, on any device. The samples' coordinates are global under automatic sharding."""
 
 import functools
+import operator
 import sys
 
 import jax
@@ -93,6 +94,8 @@ def astype(x, name):
 
 
 def asarray(x, device=None):
+    if hasattr(x, "dtype") and issubdtype(x.dtype, jax.dtypes.prng_key):
+        return jax.random.key_data(x)
     return _asarray(x)
 
 
@@ -105,12 +108,25 @@ def is_integer(x):
 
 
 def recomputed(x, w, grid):
-    return _jitted(*_static(grid), x, w)
+    noise, grid = _static(grid)
+    return _jitted(noise, *_varying_alike(grid, x, w))
 
 
 def _static(grid):
     """The noise of a grid, which is no array, and the rest, which is made of them."""
     return grid.field.noise, grid._replace(field=grid.field._replace(noise=None))
+
+
+def _varying_alike(*operands):
+    """Operands as they are; inside of `jax.shard_map`, varying over the same axes of its mesh.
+
+    It asks that a loop's carry vary like its result, and a gradient like what it is the gradient of, which it sums up
+    where this makes of one array many.
+    """
+    if not getattr(jax.sharding.get_abstract_mesh(), "manual_axes", ()):
+        return operands
+    false = functools.reduce(operator.or_, (zeros_like(a, bool).any() for a in jax.tree.leaves(operands)))
+    return jax.tree.map(lambda a: a + false.astype(a.dtype), operands)
 
 
 def _with_noise(noise, grid):
@@ -133,7 +149,11 @@ def _forward(noise, grid, x, w):
 
 
 def _backward(noise, saved, dy):
-    grid, x, w = saved
+    return None, *_gradients(noise, *saved, dy)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _gradients(noise, grid, x, w, dy):
     grid = _with_noise(noise, grid)
 
     def write_dx(start, length, dx):
@@ -147,10 +167,23 @@ def _backward(noise, saved, dy):
         return jax.lax.dynamic_update_slice_in_dim(dw, block, start, axis=0)
 
     # two loops: in one, XLA would make the mask once and store it for the second sum, which takes longer
-    return None, _over_blocks(x, w, write_dx, zeros_like(x)), _over_blocks(x, w, write_dw, zeros_like(w))
+    return _over_blocks(x, w, write_dx, zeros_like(x)), _over_blocks(x, w, write_dw, zeros_like(w))
+
+
+def _gradients_forward(noise, *saved):
+    return _gradients(noise, *saved), saved
+
+
+def _gradients_backward(noise, saved, cotangents):
+    """The product is linear in x and in w, so the derivatives of its gradients are products and gradients again."""
+    (grid, x, w, dy), (of_dx, of_dw) = saved, cotangents
+    of_x, _ = _gradients(noise, grid, x, of_dw, dy)
+    _, of_w = _gradients(noise, grid, of_dx, w, dy)
+    return None, of_x, of_w, _recomputed(noise, grid, of_dx, w) + _recomputed(noise, grid, x, of_dw)
 
 
 _recomputed.defvjp(_forward, _backward)
+_gradients.defvjp(_gradients_forward, _gradients_backward)
 _jitted = jax.jit(_recomputed, static_argnums=0)
 
 
@@ -161,7 +194,10 @@ def kernel_obstacle(x, noise, dtype):
 
 
 def kernel(x, w, grid):
-    return recomputed(x, w, grid) if 0 in x.shape else _jitted_kernel(*_static(grid), x, w)
+    if 0 in x.shape:
+        return recomputed(x, w, grid)
+    noise, grid = _static(grid)
+    return _jitted_kernel(noise, *_varying_alike(grid, x, w))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -169,20 +205,37 @@ def _kernel(noise, grid, x, w):
     return _recomputed(noise, grid, x, w)  # what is not differentiated may be exported, and the kernels cannot
 
 
-def _kernel_forward(noise, grid, x, w):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _by_kernel(noise, grid, x, w):
     from pernodedrop.backends import xla_kernels
 
-    decisions = methods.Decisions.of(grid)
-    return xla_kernels.product(x, w, decisions), (x, w, decisions)
+    y, _ = _varying_alike(xla_kernels.product(x, w, methods.Decisions.of(grid)), x)
+    return y
+
+
+def _kernel_forward(noise, grid, x, w):
+    return _by_kernel(noise, grid, x, w), (grid, x, w)
 
 
 def _kernel_backward(noise, saved, dy):
+    return None, *_kernel_gradients(noise, *saved, dy)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _kernel_gradients(noise, grid, x, w, dy):
     from pernodedrop.backends import xla_kernels
 
-    return None, *xla_kernels.gradients(dy, *saved)
+    dx, dw, _ = _varying_alike(*xla_kernels.gradients(dy, x, w, methods.Decisions.of(grid)), x)
+    return dx, dw
+
+
+def _kernel_gradients_forward(noise, *saved):
+    return _kernel_gradients(noise, *saved), saved
 
 
 _kernel.defvjp(_kernel_forward, _kernel_backward)
+_by_kernel.defvjp(_kernel_forward, _kernel_backward)
+_kernel_gradients.defvjp(_kernel_gradients_forward, _gradients_backward)
 _jitted_kernel = jax.jit(_kernel, static_argnums=0)
 
 
@@ -191,6 +244,7 @@ def _over_blocks(x, w, step, carry):
     inputs = x.shape[2]
     length = min(methods.block_length(x.shape[0], w.shape[1]), inputs)
     full, rest = divmod(inputs, length) if inputs else (0, 0)
+    carry, *_ = _varying_alike(carry, x, w)
     if full:
         carry = jax.lax.fori_loop(0, full, lambda n, carry: step(n * length, length, carry), carry)
     return step(full * length, rest, carry) if rest else carry
@@ -211,6 +265,10 @@ def draw(variable):
 
 def replica_offset(n):
     return 0
+
+
+def warn_of_replicas():
+    pass  # coordinates are global
 
 
 def refuse_redraw():

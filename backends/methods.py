@@ -153,8 +153,6 @@ def cpu_kernel_obstacle(noise: Noise) -> str | None:
 REDRAW = (
     "A key was about to be drawn inside a rematerialized function, whose backward pass would draw another one and so "
     "differentiate another mask than the forward pass applied. Draw outside and pass the key: `key = layer.draw()`, "
-    "then `layer(x, training=True, key=key)` inside `keras.remat`."
+    "then `layer(x, training=True, key=key)` inside `keras.remat`; of an op, `pernodedrop.ops.draw` likewise."
 )
 """The message of `refuse_redraw`."""
-
-NOT_TWICE = 'A mask that is made again can be differentiated once. For a second time use method="materialized".'

@@ -163,5 +163,9 @@ def replica_offset(n):
     return 0
 
 
+def warn_of_replicas():
+    """Warn where this process is one of several and its rows would have the coordinates of another's."""
+
+
 def refuse_redraw():
     """Raise if a key drawn here would be drawn again in the backward pass."""

@@ -119,7 +119,7 @@ def matmul(a, b):
 
 def recomputed(x, w, grid):
     forward, backward = _compiled(grid.field.noise, tuple(grid.field.params))
-    return _once_differentiable(forward, backward, x, w, *grid.tensors())
+    return _differentiable(forward, backward, x, w, *grid.tensors())
 
 
 def kernel_obstacle(x, noise, dtype):
@@ -151,7 +151,7 @@ def kernel(x, w, grid):
         dw.set_shape(w.shape)
         return dx, dw
 
-    return _once_differentiable(forward, backward, x, w, *methods.Decisions.of(grid))
+    return _differentiable(forward, backward, x, w, *methods.Decisions.of(grid))
 
 
 def _in_python(function, tensors, dtypes):
@@ -168,19 +168,24 @@ def _taken_over(array):
     return tf.convert_to_tensor(array)
 
 
-def _once_differentiable(forward, backward, x, w, *mask):
-    """forward(x, w, *mask), whose gradients backward(dy, x, w, *mask) gives, and whose second ones are refused."""
+def _differentiable(forward, backward, x, w, *mask):
+    """The product forward(x, w, *mask), whose gradients backward(dy, x, w, *mask) gives.
+
+    It is linear in x and in w, so the derivatives of its gradients are made of the same two functions.
+    """
 
     @tf.custom_gradient
     def product(x, w):
-        return forward(*still(x, w)), lambda dy: gradient(dy, x, w)
+        return forward(*still(x, w)), lambda dy: gradients(dy, x, w)
 
     @tf.custom_gradient
-    def gradient(dy, x, w):
-        def refuse(*_):
-            raise NotImplementedError(methods.NOT_TWICE)
+    def gradients(dy, x, w):
+        def of_gradients(of_dx, of_dw):
+            of_x, _ = gradients(dy, x, of_dw)
+            _, of_w = gradients(dy, of_dx, w)
+            return product(of_dx, w) + product(x, of_dw), of_x, of_w
 
-        return backward(*still(dy, x, w)), refuse
+        return backward(*still(dy, x, w)), of_gradients
 
     def still(*tensors):
         # else a tape would also differentiate the block loop, which XLA refuses
@@ -255,6 +260,10 @@ def replica_offset(n):
         return 0
     sizes = replica.all_gather(tf.reshape(n, (1,)), axis=0)
     return tf.cumsum(sizes, exclusive=True)[replica.replica_id_in_sync_group]
+
+
+def warn_of_replicas():
+    pass
 
 
 def refuse_redraw():

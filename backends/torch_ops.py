@@ -6,8 +6,11 @@ a custom operator: the recomputed product (its block loop would be unrolled into
 """
 
 import contextlib
+import dataclasses
+import functools
 import sys
 import typing
+import warnings
 
 import torch
 from torch import (
@@ -43,10 +46,6 @@ xp = sys.modules[__name__]
 permute_dims = permute
 
 _Tensors = typing.Sequence[torch.Tensor]  # custom_op of torch 2.6 does not take `list`
-
-if "tensorflow" in sys.modules and "triton" not in sys.modules:
-    # imported after TensorFlow it would abort the process, and torch imports it where it finds it
-    sys.modules["triton"] = None  # type: ignore[assignment] # how Python says that there is no such module
 
 
 def where(condition, a, b):
@@ -156,15 +155,130 @@ def is_integer(x):
 
 
 def recomputed(x, w, grid):
-    return _recomputed(x, w, *_flat(grid))
+    field = grid.field
+    if torch.compiler.is_compiling():
+        return _recomputed(x, w, _filed(field.noise), " ".join(field.params), grid.tensors())
+    return _Product.apply(_Blocks(field.noise, tuple(field.params)), x, w, tuple(grid.tensors()))
+
+
+# Eager: functions of `torch.autograd`, which know all derivatives, and `torch.func`. A product is linear in x and in w,
+# so its derivatives are made of its own two passes, and so are theirs.
+
+
+class _Product(torch.autograd.Function):
+    """The product by two passes, a `_Blocks` or a `_Kernels`: of x, w and the tensors of the mask."""
+
+    @staticmethod
+    def forward(passes, x, w, mask):
+        return passes.forward(x, w, mask)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.passes, *tensors, mask = inputs
+        ctx.save_for_backward(*tensors, *mask)
+        ctx.save_for_forward(*tensors, *mask)
+
+    @staticmethod
+    def backward(ctx, dy):
+        x, w, *mask = ctx.saved_tensors
+        return None, *_Gradients.apply(ctx.passes, dy, x, w, tuple(mask)), None
+
+    @staticmethod
+    def vmap(info, in_dims, *inputs):
+        return _one_by_one(_Product.apply, info, in_dims, *inputs)
+
+    @staticmethod
+    def jvp(ctx, _passes, x_dot, w_dot, _mask):
+        x, w, *mask = ctx.saved_tensors
+        x_dot, w_dot = _zeros_for_none((x_dot, w_dot), (x, w))
+        return _Product.apply(ctx.passes, x_dot, w, tuple(mask)) + _Product.apply(ctx.passes, x, w_dot, tuple(mask))
+
+
+class _Gradients(torch.autograd.Function):
+    """The gradients dx and dw of a `_Product`."""
+
+    @staticmethod
+    def forward(passes, dy, x, w, mask):
+        return passes.backward(dy, x, w, mask)
+
+    setup_context = _Product.setup_context
+
+    @staticmethod
+    def backward(ctx, of_dx, of_dw):
+        dy, x, w, *mask = ctx.saved_tensors
+        passes, mask = ctx.passes, tuple(mask)
+        of_dy = _Product.apply(passes, of_dx, w, mask) + _Product.apply(passes, x, of_dw, mask)
+        of_x, _ = _Gradients.apply(passes, dy, x, of_dw, mask)
+        _, of_w = _Gradients.apply(passes, dy, of_dx, w, mask)
+        return None, of_dy, of_x, of_w, None
+
+    @staticmethod
+    def vmap(info, in_dims, *inputs):
+        return _one_by_one(_Gradients.apply, info, in_dims, *inputs)
+
+    @staticmethod
+    def jvp(ctx, _passes, dy_dot, x_dot, w_dot, _mask):
+        dy, x, w, *mask = ctx.saved_tensors
+        dy_dot, x_dot, w_dot = _zeros_for_none((dy_dot, x_dot, w_dot), (dy, x, w))
+        dx, dw = _Gradients.apply(ctx.passes, dy_dot, x, w, tuple(mask))
+        more_dx, more_dw = _Gradients.apply(ctx.passes, dy, x_dot, w_dot, tuple(mask))
+        return dx + more_dx, dw + more_dw
+
+
+def _zeros_for_none(tangents, primals):
+    """Tangents, of which torch gives None where there is none."""
+    return [torch.zeros_like(x) if dot is None else dot for dot, x in zip(tangents, primals, strict=True)]
+
+
+def _one_by_one(function, info, in_dims, *inputs):
+    """What a function gives for each of the batch that `torch.func.vmap` makes of its inputs."""
+
+    def at(n, value, dim):
+        if isinstance(value, tuple | list) and dim is not None:
+            return type(value)(at(n, *pair) for pair in zip(value, dim, strict=True))
+        return value if dim is None else value.select(dim, n)
+
+    results = [function(*at(n, inputs, in_dims)) for n in range(info.batch_size)]
+    if isinstance(results[0], tuple):
+        return tuple(map(torch.stack, zip(*results, strict=True))), (0,) * len(results[0])
+    return torch.stack(results), 0
+
+
+@dataclasses.dataclass(frozen=True)
+class _Blocks:
+    """The passes of a mask that is made block by block."""
+
+    noise: typing.Any
+    names: tuple[str, ...]
+
+    def forward(self, x, w, mask):
+        return _forward(x, w, Grid.from_tensors(self.noise, self.names, mask))
+
+    def backward(self, dy, x, w, mask):
+        return _backward(dy, x, w, Grid.from_tensors(self.noise, self.names, mask))
+
+
+def _forward(x, w, grid):
+    y = x.new_zeros((*x.shape[:2], w.shape[1]))
+    for block, entries in methods.blocks(x, w, grid, xp):
+        y += methods.forward_block(x[:, :, block], w[block], entries, xp)
+    return y
+
+
+def _backward(dy, x, w, grid):
+    dx, dw = x.new_empty(x.shape), w.new_empty(w.shape)
+    for block, entries in methods.blocks(x, w, grid, xp):
+        dx[:, :, block] = methods.input_gradient_block(w[block], entries, dy, xp)
+        dw[block] = methods.kernel_gradient_block(x[:, :, block], entries, dy, xp)
+    return dx, dw
+
+
+# Compiled: operators, into which no graph looks; it would unroll the loop over the blocks.
 
 
 @torch.library.custom_op("pernodedrop::recomputed", mutates_args=())
 def _recomputed(x: torch.Tensor, w: torch.Tensor, noise: str, names: str, mask: _Tensors) -> torch.Tensor:
-    y = x.new_zeros((*x.shape[:2], w.shape[1]))
-    for block, entries in methods.blocks(x, w, _grid(noise, names, mask), xp):
-        y += methods.forward_block(x[:, :, block], w[block], entries, xp)
-    return y
+    return _forward(x, w, Grid.from_tensors(_FILE[noise], names.split(), mask))
 
 
 @_recomputed.register_fake
@@ -176,16 +290,12 @@ def _(x, w, noise, names, mask):
 def _recomputed_backward(
     dy: torch.Tensor, x: torch.Tensor, w: torch.Tensor, noise: str, names: str, mask: _Tensors
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    dx, dw = torch.empty_like(x), torch.empty_like(w)
-    for block, entries in methods.blocks(x, w, _grid(noise, names, mask), xp):
-        dx[:, :, block] = methods.input_gradient_block(w[block], entries, dy, xp)
-        dw[block] = methods.kernel_gradient_block(x[:, :, block], entries, dy, xp)
-    return dx, dw
+    return _backward(dy, x, w, Grid.from_tensors(_FILE[noise], names.split(), mask))
 
 
 @_recomputed_backward.register_fake
 def _(dy, x, w, noise, names, mask):
-    return torch.empty_like(x), torch.empty_like(w)
+    return x.new_empty(x.shape), w.new_empty(w.shape)
 
 
 def _setup_context(ctx, inputs, output):
@@ -193,38 +303,34 @@ def _setup_context(ctx, inputs, output):
     ctx.save_for_backward(x, w, *mask)
 
 
-def _backward(ctx, dy):
+def _backward_of_recomputed(ctx, dy):
     x, w, *mask = ctx.saved_tensors
     dx, dw = _recomputed_backward(dy.contiguous(), x, w, ctx.noise, ctx.names, mask)
     return dx, dw, None, None, [None] * len(mask)
 
 
-_recomputed.register_autograd(_backward, setup_context=_setup_context)
+_recomputed.register_autograd(_backward_of_recomputed, setup_context=_setup_context)
 
-# An operator takes tensors and strings only, so a noise crosses its border by the name it is filed under here.
-_NAMES: dict = {}
-_NOISES: dict = {}
+_FILE: dict = {}
+"""The noises of compiled graphs: an operator takes tensors and strings only, so a noise crosses its border by name."""
 
 
 @of_torch.constant_in_graphs
 def _filed(noise):
-    name = _NAMES.setdefault(noise, f"{type(noise).__name__}-{len(_NAMES)}")
-    _NOISES[name] = noise
+    for name, filed in _FILE.items():
+        if filed == noise:
+            return name
+    name = f"{type(noise).__name__}-{len(_FILE)}"
+    _FILE[name] = noise
     return name
 
 
-def _flat(grid):
-    """A grid as an operator takes it: the name of its noise, those of its numbers, its tensors."""
-    return _filed(grid.field.noise), " ".join(grid.field.params), grid.tensors()
-
-
-def _grid(noise, names, tensors):
-    return Grid.from_tensors(_NOISES[noise], names.split(), tensors)
-
-
 def _load_triton_kernels():
-    """The kernels for CUDA, or None without it. They are loaded at once: TensorFlow may be imported later."""
-    if not torch.cuda.is_available():
+    """The kernels for CUDA, or None without it. They are loaded at once: TensorFlow may be imported later.
+
+    After TensorFlow the import of triton would abort the process.
+    """
+    if not torch.cuda.is_available() or ("tensorflow" in sys.modules and "triton" not in sys.modules):
         return None
     try:
         from pernodedrop.backends import triton_kernels
@@ -254,14 +360,56 @@ def kernel_obstacle(x, noise, dtype):
 
 
 def kernel(x, w, grid):
-    return _kernel(x, w, list(methods.Decisions.of(grid)))
+    decisions = methods.Decisions.of(grid)
+    if torch.compiler.is_compiling():
+        return _kernel(x, w, list(decisions))
+    return _Product.apply(_Kernels(), x, w, tuple(decisions))
+
+
+class _Kernels:
+    """The passes by the kernels that are written by hand; as operators they would import torch._dynamo, and triton."""
+
+    def forward(self, x, w, mask):
+        return (_on_cuda if x.is_cuda else _on_cpu)(x, w, mask)
+
+    def backward(self, dy, x, w, mask):
+        return (_backward_on_cuda if x.is_cuda else _backward_on_cpu)(dy, x, w, mask)
+
+
+def _on_cpu(x, w, decisions):
+    from pernodedrop.backends import cpu_kernels
+
+    return torch.from_numpy(cpu_kernels.product(x.numpy(), w.numpy(), _host(decisions)))
+
+
+def _on_cuda(x, w, decisions):
+    if 0 in x.shape:
+        return x.new_zeros((*x.shape[:2], w.shape[1]))
+    return _TRITON_KERNELS.forward(x[:, 0], w, methods.Decisions(*decisions))[:, None]
+
+
+def _backward_on_cpu(dy, x, w, decisions):
+    from pernodedrop.backends import cpu_kernels
+
+    dx, dw = cpu_kernels.gradients(dy.numpy(), x.numpy(), w.numpy(), _host(decisions))
+    return torch.from_numpy(dx), torch.from_numpy(dw)
+
+
+def _backward_on_cuda(dy, x, w, decisions):
+    if 0 in x.shape:
+        return torch.zeros_like(x), torch.zeros_like(w)
+    dx, dw = _TRITON_KERNELS.backward(dy[:, 0], x[:, 0], w, methods.Decisions(*decisions))
+    return dx[:, None], dw
+
+
+def _host(decisions):
+    threshold, *words = (tensor.numpy() for tensor in decisions)
+    return methods.Decisions(threshold, *(word.view("uint32") for word in words))
 
 
 @torch.library.custom_op("pernodedrop::kernel", mutates_args=(), device_types="cpu")
 def _kernel(x: torch.Tensor, w: torch.Tensor, decisions: _Tensors) -> torch.Tensor:
-    from pernodedrop.backends import cpu_kernels
-
-    return torch.from_numpy(cpu_kernels.product(x.numpy(), w.numpy(), _host(decisions)))
+    return _on_cpu(x, w, decisions)
 
 
 @_kernel.register_fake
@@ -269,29 +417,11 @@ def _(x, w, decisions):
     return x.new_empty((*x.shape[:2], w.shape[1]))
 
 
-@_kernel.register_kernel("cuda")
-def _(x, w, decisions):
-    if 0 in x.shape:
-        return x.new_zeros((*x.shape[:2], w.shape[1]))
-    return _TRITON_KERNELS.forward(x[:, 0], w, methods.Decisions(*decisions))[:, None]
-
-
 @torch.library.custom_op("pernodedrop::kernel_backward", mutates_args=(), device_types="cpu")
 def _kernel_backward(
     dy: torch.Tensor, x: torch.Tensor, w: torch.Tensor, decisions: _Tensors
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    from pernodedrop.backends import cpu_kernels
-
-    dx, dw = cpu_kernels.gradients(dy.numpy(), x.numpy(), w.numpy(), _host(decisions))
-    return torch.from_numpy(dx), torch.from_numpy(dw)
-
-
-@_kernel_backward.register_kernel("cuda")
-def _(dy, x, w, decisions):
-    if 0 in x.shape:
-        return torch.zeros_like(x), torch.zeros_like(w)
-    dx, dw = _TRITON_KERNELS.backward(dy[:, 0], x[:, 0], w, methods.Decisions(*decisions))
-    return dx[:, None], dw
+    return _backward_on_cpu(dy, x, w, decisions)
 
 
 @_kernel_backward.register_fake
@@ -299,9 +429,8 @@ def _(dy, x, w, decisions):
     return x.new_empty(x.shape), w.new_empty(w.shape)
 
 
-def _host(decisions):
-    threshold, *words = (tensor.numpy() for tensor in decisions)
-    return methods.Decisions(threshold, *(word.view("uint32") for word in words))
+_kernel.register_kernel("cuda")(_on_cuda)
+_kernel_backward.register_kernel("cuda")(_backward_on_cuda)
 
 
 def _setup_kernel_context(ctx, inputs, output):
@@ -315,6 +444,9 @@ def _backward_of_kernel(ctx, dy):
 
 
 _kernel.register_autograd(_backward_of_kernel, setup_context=_setup_kernel_context)
+
+for _operator in (_recomputed, _recomputed_backward, _kernel, _kernel_backward):
+    _operator.register_vmap(functools.partial(_one_by_one, _operator))
 
 
 def draw(variable):
@@ -340,7 +472,22 @@ def _(state):
 
 
 def replica_offset(n):
+    warn_of_replicas()
     return 0
+
+
+@of_torch.constant_in_graphs
+def warn_of_replicas():
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return
+    if torch.distributed.get_rank() > 0:
+        warnings.warn(RANKS, stacklevel=1)
+
+
+RANKS = (
+    "Every process counts its rows from 0, so with torch.distributed the ranks have equal masks for different samples. "
+    "Pass where a row is in the global batch: `sample_ids` to a layer, `sample_offset` or `sample_ids` to an op."
+)
 
 
 def refuse_redraw():

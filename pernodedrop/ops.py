@@ -15,12 +15,13 @@ import typing
 import numpy as np
 
 from pernodedrop import backends, checks, generator
-from pernodedrop._types import Key, Namespace, Params, Sharing, Tensor, Words
+from pernodedrop._types import Key, Namespace, Params, Shape, Sharing, Tensor, Words
 from pernodedrop.backends import methods
+from pernodedrop.internals import of_torch
 from pernodedrop.mask import Field, Grid, Mask, coordinate
 from pernodedrop.noise import Noise
 
-__all__ = ["masked_dense", "random_bits", "sample_mask"]
+__all__ = ["draw", "masked", "masked_dense", "random_bits", "sample_mask"]
 
 METHODS = ("auto", "materialized", "recomputed", "kernel", "local_reparameterization")
 
@@ -47,7 +48,8 @@ def masked_dense(
         x: floating tensor (batch, in) or (batch, time, in) of NumPy, torch, JAX or TensorFlow.
         w: floating tensor (in, out) of the same framework.
         noise: the distribution of an entry, a `pernodedrop.Noise`.
-        key: (seed, call): two ints, seed any, call in [0, 2**32); or an integer tensor of length 2, modulo 2**32.
+        key: (seed, call): two ints, seed any, call in [0, 2**32); or an integer tensor of length 2, modulo 2**32. Of a
+            `jax.random.key` or `jax.random.PRNGKey` of threefry, the default, they are its two words.
         sharing: the coordinates that m does not depend on. None is "time": positions of (batch, time, in) share a
             sample's mask. Otherwise a "+"-joined string or a collection of "sample", "time", "in", "out": "sample+time"
             is one mask a batch (DropConnect), "out" is Dropout on x, () shares nothing.
@@ -61,12 +63,14 @@ def masked_dense(
             rate that changes after compilation.
         method: "materialized" has the whole mask in memory, 4 * batch * in * out bytes, and serves as oracle.
             "recomputed" evaluates it block by block, again in the backward pass; its memory does not grow with the
-            mask, and it can be differentiated once. "kernel" does so by a kernel written by hand, with the mask in
+            mask. "kernel" does so by a kernel written by hand, with the mask in
             registers only: for `Bernoulli`, on a CPU with numba (`pip install 'pernodedrop[fast]'`); on TensorFlow and
             JAX where a gradient is taken, so that what is exported stays the framework's own.
             "local_reparameterization" has no mask and draws y itself from the same distribution: for a Gaussian noise
             with a mask of its own for every row of x. "auto" takes the last where it holds, else "kernel" where it can
-            be had, else "recomputed"; masks that are small because they are shared are plain products.
+            be had, else "recomputed"; masks that are small because they are shared are plain products. All can be
+            differentiated any number of times, but on JAX not in forward mode where a mask is made again, which JAX
+            refuses ("custom_vjp"): take "materialized" for `jax.jvp` and `jax.hessian`.
 
     Returns:
         A tensor (batch, out) or (batch, time, out), of the dtype of x. Sums are in float32, or in float64 if x or w is.
@@ -83,6 +87,8 @@ def masked_dense(
     mask = Mask(noise, sharing)
     _check_operands(x, w, xp)
     device = xp.device(x)
+    if sample_ids is None and "sample" not in mask.sharing and checks.is_int(sample_offset) and sample_offset == 0:
+        xp.warn_of_replicas()
     samples = _sample_words(sample_offset, sample_ids, x, xp)
     return multiply(
         x,
@@ -94,6 +100,55 @@ def masked_dense(
         method=checks.check_choice(method, "method", METHODS),
         xp=xp,
     )
+
+
+def masked(
+    w: Tensor,
+    noise: Noise,
+    key: Key,
+    *,
+    sharing: Sharing = "sample+time",
+    sample_offset: int | Tensor = 0,
+    in_offset: int | Tensor = 0,
+    params: Params | None = None,
+) -> Tensor:
+    """A kernel times its mask, w * m, with the m of `masked_dense` and its gradient of w: for what multiplies itself.
+
+    Args:
+        w: floating tensor (in, out), (batch, in, out) or (batch, time, in, out) of NumPy, torch, JAX or TensorFlow; the
+            coordinates of an entry are its places along these axes.
+        noise, key, sample_offset, in_offset, params: as for `masked_dense`.
+        sharing: as for `masked_dense`, but by default one mask for all samples and positions. A tensor (in, out) has no
+            others.
+
+    Returns:
+        A tensor of the shape and dtype of w. The product is in float32 at least.
+
+    Raises:
+        TypeError, ValueError: an argument that is not as described, named in the message, before anything is computed.
+
+    >>> import numpy as np, pernodedrop as pnd
+    >>> masked(np.full((2, 4), 3, "float32"), pnd.Bernoulli(0.5), key=(1, 0))
+    array([[6., 6., 0., 0.],
+           [6., 6., 0., 6.]], dtype=float32)
+    """
+    xp = backends.of(w=w)
+    mask = Mask(noise, sharing)
+    _check_floating("w", w, xp)
+    rank = len(w.shape)
+    if rank not in (2, 3, 4):
+        raise ValueError(checks.invalid("w", "shape (in, out), (batch, in, out) or (batch, time, in, out)", w.shape))
+    if rank == 2 and not {"sample", "time"} <= mask.sharing:
+        expected = "one with 'sample' and 'time' for w of shape (in, out)"
+        raise ValueError(checks.invalid("sharing", expected, sharing))
+    device = xp.device(w)
+    time, sample, in_, out = _coordinates(xp.shape(w), mask.sharing, sample_offset, w, xp)
+    if "in" not in mask.sharing:
+        in_ = in_ + _offset(in_offset, "in_offset", w, xp)
+    field = Field(noise, _params(noise, params, device, xp), key_words(key, device, xp))
+    dtype = accumulation_dtype(w, xp=xp)
+    entries = field.entries(time, sample, in_, out, xp)
+    return xp.astype(xp.astype(w, dtype) * xp.astype(entries, dtype), xp.dtype(w))
 
 
 def sample_mask(
@@ -126,9 +181,10 @@ def sample_mask(
     array([[[2., 2., 0., 0.],
             [2., 2., 0., 2.]]], dtype=float32)
     """
-    xp, shape, coordinates = _coordinates(shape, Mask(noise, sharing).sharing, sample_offset, backend)
+    xp = backends.get(backends.default() if backend is None else backend)
+    shape = _check_shape(shape)
+    time, sample, in_, out = _coordinates(shape, Mask(noise, sharing).sharing, sample_offset, xp.asarray(0.0), xp)
     field = Field(noise, _params(noise, None, None, xp), key_words(key, None, xp))
-    time, sample, in_, out = coordinates
     return xp.broadcast_to(field.entries(time, sample, in_, out, xp), shape)
 
 
@@ -154,11 +210,56 @@ def random_bits(
     >>> random_bits(key=(1, 0), shape=(1, 1, 2), backend="numpy").dtype
     dtype('uint32')
     """
-    xp, shape, coordinates = _coordinates(shape, frozenset(), sample_offset, backend)
-    time, sample, in_, out = coordinates
+    xp = backends.get(backends.default() if backend is None else backend)
+    shape = _check_shape(shape)
+    time, sample, in_, out = _coordinates(shape, frozenset(), sample_offset, xp.asarray(0.0), xp)
     words = generator.words(key_words(key, None, xp), xp.as_word(0), time, sample, in_, out, xp)
     words = xp.broadcast_to(words, shape)
     return xp.to_numpy(words).view("uint32")
+
+
+def draw(state: Tensor) -> Tensor:
+    """The next key of a state that counts calls, for a training step of your own: its key now, and one call more.
+
+    Inside a function whose backward pass makes its forward pass again (`torch.utils.checkpoint`, `tf.recompute_grad`)
+    it would draw another key then and differentiate another mask: there it refuses. Draw outside and hand the key in.
+
+    Args:
+        state: integer tensor (2,), the first key to begin with: (seed, 0). A torch tensor, say a buffer of a module, a
+            `tf.Variable` or a NumPy array is advanced in place, compiled or not. What cannot be changed, a JAX array or
+            a TensorFlow tensor, stays as it is.
+
+    Returns:
+        The key, a tensor like `state`; where `state` cannot be changed, the pair (key, next state).
+
+    Raises:
+        ValueError: a state that is no integer tensor of length 2.
+        RuntimeError: inside a rematerialized function, on torch and TensorFlow.
+
+    >>> import numpy as np
+    >>> state = np.array([7, 0])
+    >>> draw(state), state
+    (array([7, 0]), array([7, 1]))
+    """
+    name = backends.name_of(state)
+    if name is None or tuple(state.shape) != (2,) or not backends.get(name).is_integer(state):
+        raise ValueError(checks.invalid("state", "an integer tensor of length 2", state))
+    xp = backends.get(name)
+    if isinstance(state, np.ndarray):
+        return xp.draw(_Counter(state, lambda value: np.copyto(state, value)))
+    for assign in ("assign", "copy_"):
+        if hasattr(state, assign):
+            xp.refuse_redraw()
+            return xp.draw(_Counter(xp.asarray(state), getattr(state, assign)))
+    following: list[Tensor] = []
+    return xp.draw(_Counter(state, following.append)), following[0]
+
+
+class _Counter(typing.NamedTuple):
+    """What `xp.draw` takes, a variable as Keras has it."""
+
+    value: Tensor
+    assign: typing.Callable[[Tensor], object]
 
 
 def multiply(
@@ -291,25 +392,31 @@ def _rows(
     return xp.reshape(x, (batch * time, 1, inputs)), flat(times[None, :]), flat(samples[:, None]), restore
 
 
-def _coordinates(
-    shape: collections.abc.Sequence[int], sharing: frozenset[str], sample_offset: int | Tensor, backend: str | None
-) -> tuple[Namespace, tuple[int, ...], tuple[Words, Words, Words, Words]]:
-    xp = backends.get(backends.default() if backend is None else backend)
+def _check_shape(shape: collections.abc.Sequence[int]) -> tuple[int, ...]:
     if not isinstance(shape, tuple | list) or len(shape) not in (3, 4) or not all(map(checks.is_int, shape)):
         raise ValueError(checks.invalid("shape", "(batch, in, out) or (batch, time, in, out), all ints", shape))
     if min(shape) < 0:
         raise ValueError(checks.invalid("shape", "sizes from zero", shape))
-    batch, *positions, inputs, outputs = shape
-    like = xp.asarray(0.0)
+    return tuple(shape)
 
+
+def _coordinates(
+    shape: Shape, sharing: frozenset[str], sample_offset: int | Tensor, like: Tensor, xp: Namespace
+) -> tuple[Words, Words, Words, Words]:
+    """Coordinates time, sample, in and out that broadcast to ([batch, [time,]] in, out)."""
+    *rows, inputs, outputs = shape
+    in_, out = coordinate("in", inputs, sharing, like, xp), coordinate("out", outputs, sharing, like, xp)
+    zero = xp.arange(1, like=like)
+    if not rows:
+        return zero, zero, in_[:, None], out
+    batch, *positions = rows
     sample = coordinate("sample", batch, sharing, like, xp)
     if "sample" not in sharing:
         sample = sample + _offset(sample_offset, "sample_offset", like, xp)
-    in_, out = coordinate("in", inputs, sharing, like, xp), coordinate("out", outputs, sharing, like, xp)
     if not positions:
-        return xp, tuple(shape), (xp.as_word(0), sample[:, None, None], in_[:, None], out)
+        return zero, sample[:, None, None], in_[:, None], out
     time = coordinate("time", positions[0], sharing, like, xp)
-    return xp, tuple(shape), (time[:, None, None], sample[:, None, None, None], in_[:, None], out)
+    return time[:, None, None], sample[:, None, None, None], in_[:, None], out
 
 
 def _sample_words(sample_offset: int | Tensor, sample_ids: Tensor | None, x: Tensor, xp: Namespace) -> Words:
@@ -344,9 +451,11 @@ def key_words(key: Key, device: typing.Any, xp: Namespace) -> tuple[Words, Words
     """`key` as a pair of word tensors (1,), or an error."""
     expected = "(seed, call): two ints or an integer tensor of length 2"
     if not isinstance(key, tuple | list):
-        name = backends.name_of(key)
+        name, given = backends.name_of(key), key
+        if name is not None:
+            key = backends.get(name).asarray(key)
         if name is None or tuple(key.shape) != (2,) or not backends.get(name).is_integer(key):
-            raise ValueError(checks.invalid("key", expected, key))
+            raise ValueError(checks.invalid("key", expected, given))
         words = xp.asarray(xp.as_word(key), device=device)
         return words[:1], words[1:]
     if len(key) != 2:
@@ -374,9 +483,15 @@ def _params(noise: Noise, params: Params | None, device: typing.Any, xp: Namespa
         return {name: xp.asarray(value, device=device) for name, value in own.items()}
     if set(params) != set(own):
         raise ValueError(checks.invalid("params", f"the numbers {sorted(own)} of {noise!r}", sorted(params)))
+    dtypes = _dtypes(noise)
     for name, value in params.items():
-        _check_number(value, f"params[{name!r}]", own[name].dtype.name)
+        _check_number(value, f"params[{name!r}]", dtypes[name])
     return {name: xp.stop_gradient(xp.asarray(value, device=device)) for name, value in params.items()}
+
+
+@of_torch.constant_in_graphs  # torch.compile takes a NumPy scalar for a tensor, whose dtype has no name
+def _dtypes(noise: Noise) -> dict[str, str]:
+    return {name: value.dtype.name for name, value in noise.params().items()}
 
 
 def _check_number(value: Tensor, argument: str, dtype: str) -> None:
@@ -388,10 +503,17 @@ def _check_number(value: Tensor, argument: str, dtype: str) -> None:
         raise TypeError(checks.invalid(argument, f"a scalar tensor, {dtype}", (tuple(value.shape), received)))
 
 
+def _check_floating(argument: str, tensor: Tensor, xp: Namespace) -> None:
+    if type(tensor).__name__ == "DTensor":  # of torch, which multiplies it by no plain tensor
+        expected = "a plain tensor: of a DTensor its to_local(), and as offset where that begins in the whole"
+        raise TypeError(checks.invalid(argument, expected, type(tensor)))
+    if "float" not in xp.dtype(tensor):
+        raise TypeError(checks.invalid(argument, "a floating dtype", xp.dtype(tensor)))
+
+
 def _check_operands(x: Tensor, w: Tensor, xp: Namespace) -> None:
-    for argument, tensor in (("x", x), ("w", w)):
-        if "float" not in xp.dtype(tensor):
-            raise TypeError(checks.invalid(argument, "a floating dtype", xp.dtype(tensor)))
+    _check_floating("x", x, xp)
+    _check_floating("w", w, xp)
     if len(x.shape) not in (2, 3):
         raise ValueError(checks.invalid("x", "shape (batch, in) or (batch, time, in)", tuple(x.shape)))
     if len(w.shape) != 2 or x.shape[-1] not in (None, w.shape[0]):

@@ -47,6 +47,7 @@ CORE = (
     "test_reparameterization",
     "test_suite",
     "test_testing",
+    "test_transforms",
 )
 """The tests that need no Keras."""
 

@@ -466,6 +466,8 @@ def test_in_checkpoint():
     assert seen == [False, True, False]
     y.backward()
     assert len(seen) == 4
+    checkpoint(function, x, use_reentrant=True)
+    assert seen[4:] == [True]
 
 
 @only("torch")

@@ -195,7 +195,7 @@ class Noisy(of_keras.Placed, NoiseLayer):
             raise ValueError(checks.invalid("sample_ids", "the examples' ids with regime='example'", None))
         batch = xp.shape(x)[0]
         words = xp.arange(batch, like=x)
-        if mask.regime != "fixed":
+        if "sample" not in mask.sharing:
             words = words + xp.as_word(xp.replica_offset(batch))
         return mask.samples(words, xp)
 
