@@ -102,7 +102,7 @@ USERS_OF_FRAMEWORKS = {
     "commands.bench.steps": "compiles, differentiates and waits as each framework does",
     "study.runner": "switches the compilation cache of JAX on",
     "layers.base.stochastic": "knows the modules of torch.nn that make noise",
-    "uncertainty": "compiles the passes with jax.jit, which leaves the model its weights, and seeds the modules of torch",
+    "uncertainty": "compiles its passes with jax.jit, which leaves weights alone; seeds the modules of torch",
     "testing.frameworks": "compiles and differentiates on every framework, to test a noise there",
 }
 """Files beside the backends that import frameworks, inside functions, and the reason."""

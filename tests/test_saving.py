@@ -3,6 +3,7 @@
 import copy
 import functools
 import itertools
+import json
 import pickle
 import random
 import sys
@@ -14,6 +15,7 @@ import pytest
 
 import pernodedrop as pnd
 from pernodedrop.layers.base import saving
+from tests import zoo
 from tests.family import FAMILY, host, inputs, noisy_layer
 
 every_layer = pytest.mark.parametrize("case", [pytest.param(case, id=name) for name, case in FAMILY.items()])
@@ -342,3 +344,15 @@ def test_no_more_is_made_than_anyone_needs():
         pnd.schedules.Step([0.5] * 100001, range(1, 100001))
     with pytest.raises(ValueError, match=r"`members`.*at most 1024"):
         pnd.Masksembles(members=10**6)
+
+
+# What was saved before
+
+
+@pytest.mark.parametrize("name", zoo.ANIMALS)
+def test_what_was_saved_once_is_loaded_for_good(name):
+    """The files are of the version that added them, written on NumPy, and are never written anew."""
+    model = keras.saving.load_model(zoo.path_of(name))
+    expected = json.loads(zoo.ANSWERS.read_text())[name]
+    for found, right in zip(zoo.next_outputs(zoo.ANIMALS[name], model), expected, strict=True):
+        np.testing.assert_allclose(found, right, atol=1e-4)

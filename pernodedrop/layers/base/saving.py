@@ -23,8 +23,8 @@ FORMAT = 1
 NOISE = ("rate", "base_rate", "noise")
 """What a config may have a schedule or a noise under."""
 
-OF_ANY_LAYER = {"name", "trainable", "dtype"}
-"""What Keras itself does without in a config."""
+OF_ANY_LAYER = {"name", "trainable", "dtype", "format"}
+"""What a config may do without: what it does without in Keras, whose configs of layers of the same names are taken."""
 
 Store: typing.TypeAlias = typing.Any
 
@@ -39,9 +39,8 @@ def with_format(config: Config) -> Config:
 
 def without_format(config: Config, owner: str) -> Config:
     """The config of a format that can be read, or an error."""
-    own = dict(config)
-    check_format(own.pop("format", None), f"The config of {owner}")
-    return own
+    check_format(config.get("format", FORMAT), f"The config of {owner}")
+    return {name: value for name, value in config.items() if name != "format"}
 
 
 def check_complete(config: Config, made: keras.layers.Layer) -> None:
