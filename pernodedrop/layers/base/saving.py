@@ -23,8 +23,8 @@ FORMAT = 1
 NOISE = ("rate", "base_rate", "noise")
 """What a config may have a schedule or a noise under."""
 
-OF_ANY_LAYER = {"name", "trainable", "dtype", "format"}
-"""What a config may do without: what it does without in Keras, whose configs of layers of the same names are taken."""
+OF_ANY_LAYER = {"name", "trainable", "dtype"}
+"""What a config does without in Keras."""
 
 Store: typing.TypeAlias = typing.Any
 
@@ -44,7 +44,12 @@ def without_format(config: Config, owner: str) -> Config:
 
 
 def check_complete(config: Config, made: keras.layers.Layer) -> None:
-    """Raise if a layer was made from a config that leaves something of it to its defaults."""
+    """Raise if a layer was made from a config of ours that leaves something of it to its defaults.
+
+    One without a format is of Keras' layer of the same name, or written by hand.
+    """
+    if "format" not in config:
+        return
     missing = sorted(made.get_config().keys() - config.keys() - OF_ANY_LAYER)
     if missing:
         raise ValueError(f"The config of {type(made).__name__} {made.name!r} has no {', '.join(map(repr, missing))}.")
