@@ -56,10 +56,12 @@ default_role = "py:obj"
 
 nitpicky = True  # words in single backticks that only look like a reference: see leave_as_code
 nitpick_ignore = [
-    ("py:class", "collections.abc.Iterable"),  # Python's documents would have to be fetched to be linked
+    ("py:class", "collections.abc.Callable"),  # Python's documents would have to be fetched to be linked
+    ("py:class", "collections.abc.Iterable"),
 ]
 nitpick_ignore_regex = [
-    ("py:class", r"numpy\..+"),  # NumPy's, likewise
+    ("py:class", r"keras\..+"),  # Keras' and NumPy's, likewise
+    ("py:class", r"numpy\..+"),
 ]
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import pathlib
 import re
 import shutil
 import subprocess
@@ -9,7 +10,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from pernodedrop.study import report
+from pernodedrop.study import named, report
 from pernodedrop.study.report import published, tables, verdict
 from pernodedrop.study.report.findings import Findings
 from tests import made_up
@@ -302,3 +303,13 @@ def test_a_browser_shows_the_page_whole_on_dark_and_on_light(written, tmp_path, 
     assert seen["cut"] == []
     assert len(seen["figures"]) > 100
     assert set(seen["figures"]) == {seen["ink"]}
+
+
+STUDIES = pathlib.Path(__file__).parent.parent / "benchmarks" / "studies"
+
+
+@pytest.mark.parametrize("name", [path.parent.name for path in sorted(STUDIES.glob("*/records.jsonl"))])
+def test_the_reports_that_are_committed_are_those_of_the_records_beside_them(name, tmp_path):
+    shutil.copy(STUDIES / name / "records.jsonl", tmp_path)
+    named.load(name, folder=tmp_path).report()
+    assert (tmp_path / "report.md").read_text() == (STUDIES / name / "report.md").read_text()

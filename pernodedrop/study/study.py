@@ -47,8 +47,8 @@ class Study:
             (train, validation, test), each (x, y) or what `fit` takes as `x`, such as a `tf.data.Dataset` or a torch
             loader; or a function that returns such a triple. The function is called once, or for each trial with
             `seed=` if it takes that. x is an array (n, ...) or a sparse matrix of SciPy; y an array (n, ...).
-        model: function (slot, **settings) -> a built Keras model. `slot(width, activation=...)` is a list of layers:
-            a `keras.layers.Dense` with the variant before or around it. Or a function without a slot, (**settings) ->
+        model: function `(slot, **settings)` -> a built Keras model. `slot(width, activation=...)` is a list of layers:
+            a `keras.layers.Dense` with the variant before or around it. Or a function without a slot, `(**settings)` ->
             a built model: variants are then rules. The model may come compiled.
         variants: names of `pernodedrop.study.variants`, or a dict from names to functions (dense, rate, seed) -> list
             of layers. Without a slot, a dict from names to rules (layer, rate, seed) -> a layer or None, for
