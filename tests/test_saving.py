@@ -144,6 +144,63 @@ def test_threads_draw_no_key_twice():
     assert sorted(drawn) == [(1, call) for call in range(8000)]
 
 
+# With noise and without
+
+
+def pair_of_models():
+    """A plain model, and the same with noise of every kind in it: around layers, between them, in an attention."""
+    layers = keras.layers
+
+    def model(dense, dropout, attention):
+        x = keras.Input((4, 6))
+        y = attention(layers.MultiHeadAttention(2, 3, name="attention"))(x, x)
+        y = layers.BatchNormalization()(dropout(0.5)(dense(layers.Dense(8))(y)))
+        return keras.Model(x, dense(layers.Conv1D(2, 2))(y))
+
+    noisy = model(
+        lambda layer: (
+            pnd.VariationalDropout(layer, examples=50) if isinstance(layer, layers.Dense) else pnd.Flipout(layer)
+        ),
+        pnd.Dropout,
+        lambda layer: pnd.NoisyAttention(layer, pnd.PerNodeDrop, rate=0.2),
+    )
+    return model(lambda layer: layer, layers.Dropout, lambda layer: layer), noisy
+
+
+@pytest.mark.parametrize("back", [False, True])
+def test_weights_go_from_a_plain_model_to_one_with_noise_and_back(back):
+    source, target = pair_of_models()[:: -1 if back else 1]
+    x = inputs(5, 4, 6)
+    for number, variable in enumerate(source.trainable_variables):
+        variable.assign(np.cos(np.arange(np.prod(variable.shape)) + number).reshape(variable.shape) / 2)
+    own = {id(v): host(v) for v in target.variables if v.name in ("key", "log_alpha", "threshold")}
+    assert not np.allclose(host(target(x)), host(source(x)), atol=1e-2)
+    pnd.copy_weights(source, target)
+    np.testing.assert_allclose(host(target(x)), host(source(x)), atol=1e-5)
+    for variable in target.variables:
+        if id(variable) in own:
+            np.testing.assert_array_equal(host(variable), own[id(variable)])
+
+
+def test_weights_of_another_model_are_refused_and_nothing_is_changed():
+    plain, noisy = (
+        keras.Sequential([keras.Input((6,)), *layers])
+        for layers in (
+            [keras.layers.Dense(3), keras.layers.Dense(2)],
+            [pnd.PerNodeDrop(keras.layers.Dense(3)), keras.layers.Dense(1)],
+        )
+    )
+    before = [host(variable) for variable in noisy.variables]
+    with pytest.raises(ValueError, match=r"`target`.*kernel \(3, 1\) for .*kernel \(3, 2\)"):
+        pnd.copy_weights(plain, noisy)
+    for variable, value in zip(noisy.variables, before, strict=True):
+        np.testing.assert_array_equal(host(variable), value)
+    with pytest.raises(ValueError, match=r"`source`.*built"):
+        pnd.copy_weights(keras.Sequential([keras.layers.Dense(3)]), noisy)
+    with pytest.raises(TypeError, match=r"`target`.*keras\.Model"):
+        pnd.copy_weights(plain, "noisy")
+
+
 # What does not fit
 
 NOISES = {
