@@ -258,7 +258,9 @@ def test_doctor_says_which_packages_an_extra_lacks(there, monkeypatch):
         "fast": "lacks numba: pip install 'pernodedrop[fast]'",
         "testing": "lacks hypothesis: pip install 'pernodedrop[testing]'",
         "bench": "matplotlib 1.0, tqdm 1.0",
-        "demo": "lacks scikit-learn: pip install 'pernodedrop[demo]'",
+        "demo": "lacks jinja2, optuna, scikit-learn: pip install 'pernodedrop[demo]'",
+        "study": "lacks jinja2, optuna, pillow, scikit-learn: pip install 'pernodedrop[study]'",
+        "postgresql": "lacks psycopg, psycopg-binary: pip install 'pernodedrop[postgresql]'",
     }
 
 

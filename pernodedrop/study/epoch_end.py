@@ -115,8 +115,11 @@ class EpochEndLoss(keras.callbacks.Callback):
     >>> x, y = np.ones((8, 3), "float32"), np.zeros((8, 1), "float32")
     >>> model = keras.Sequential([keras.Input((3,)), pnd.Dropout(0.5, seed=1), keras.layers.Dense(1)])
     >>> model.compile("sgd", "mse")
-    >>> sorted(model.fit(x, y, verbose=0, callbacks=[pnd.study.EpochEndLoss((x, y))]).history)
-    ['loss', 'train_loss']
+    >>> callback, logs = pnd.study.EpochEndLoss((x, y)), {}  # for fit(..., callbacks=[callback])
+    >>> callback.set_model(model)
+    >>> callback.on_epoch_end(0, logs)
+    >>> sorted(logs)
+    ['train_loss']
     """
 
     def __init__(self, data: typing.Any, name: str = "train") -> None:
