@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import pernodedrop as pnd
-from tests.family import host
+from tests.family import FAMILY, host
 
 SPATIAL = {1: pnd.SpatialDropout1D, 2: pnd.SpatialDropout2D, 3: pnd.SpatialDropout3D}
 FIRST = {"data_format": "channels_first"}
@@ -66,6 +66,20 @@ def test_keras_takes_it_for_a_layer(layer, arguments, shape, training, keras_tes
         supports_masking=True,
         run_training_check=training,  # which is seconds of compilation, with training=True whatever the call has
         assert_built_after_instantiation=True,
+    )
+
+
+@pytest.mark.parametrize("case", FAMILY.values(), ids=FAMILY)
+def test_keras_takes_every_regularizer_for_a_layer(case, keras_test_case):
+    """By the same test, but for the step of training."""
+    keras_test_case.run_layer_test(
+        case.make,
+        init_kwargs={},
+        input_shape=case.shape_of(2),
+        call_kwargs={"training": True},
+        expected_output_dtype="float32",
+        expected_num_seed_generators=0,
+        run_training_check=False,
     )
 
 
