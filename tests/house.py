@@ -107,14 +107,13 @@ USERS_OF_FRAMEWORKS = {
 }
 """Files beside the backends that import frameworks, inside functions, and the reason."""
 
-USERS_OF_PRIVATE_NAMES = {
-    "internals.of_keras": "its folder is where private names are, and README.md there says why",
-    "internals.of_tensorflow": "likewise",
-}
-"""Files that import private names of Keras or a framework, and the reason."""
-
 PRIVATE_FOLDERS = {"keras": {"src"}, "tensorflow": {"python", "core", "compiler"}}
 """Folders of a package that are private although their names have no underscore."""
+
+
+def is_private(part):
+    """Whether a part of a name is private by its underscore."""
+    return part.startswith("_") and not part.startswith("__") and part != "_" and part.isidentifier()
 
 
 class Import(typing.NamedTuple):
@@ -138,10 +137,10 @@ class Import(typing.NamedTuple):
 
     @property
     def is_private(self):
-        """Whether it is a private name of Keras or of a framework."""
+        """Whether it is a private name of another package."""
         package, *rest = self.name.split(".")
         inside = rest[:1] and rest[0] in PRIVATE_FOLDERS.get(package, ())
-        return package in FRAMEWORKS | {"keras"} and bool(inside or any(part.startswith("_") for part in rest))
+        return package != "pernodedrop" and bool(inside or any(map(is_private, [package, *rest])))
 
 
 @functools.cache
@@ -226,8 +225,8 @@ def problems(name):
                 yield f"{where}, and is not in USERS_OF_FRAMEWORKS"
             elif not found.is_lazy:
                 yield f"{where} when it is imported itself"
-        if found.is_private and name not in USERS_OF_PRIVATE_NAMES:
-            yield f"{where}, a private name, and is not in USERS_OF_PRIVATE_NAMES"
+        if found.is_private and not name.startswith("internals."):
+            yield f"{where}, a private name, which only a file of internals may"
 
 
 def circle(arrows):
@@ -250,9 +249,6 @@ def unneeded():
     for name in USERS_OF_FRAMEWORKS:
         if name not in modules() or not FRAMEWORKS & {found.package for found in imports(name)}:
             yield f"USERS_OF_FRAMEWORKS has {name}, which imports none"
-    for name in USERS_OF_PRIVATE_NAMES:
-        if name not in modules() or not any(found.is_private for found in imports(name)):
-            yield f"USERS_OF_PRIVATE_NAMES has {name}, which imports none"
 
 
 def main():

@@ -23,7 +23,7 @@ class Triangular(pnd.Noise):
 
 
 class Difference(pnd.Noise):
-    """Two uniform numbers an entry: the law of Triangular, by another way."""
+    """Two uniform numbers an entry: the distribution of Triangular, by another way."""
 
     spread: float
     lanes = 2
@@ -227,7 +227,7 @@ class Near(pnd.Noise):
 
 
 def right_noises():
-    """Hypothesis strategy of right noises: laws of the library's and of the tests' own, with random numbers."""
+    """Hypothesis strategy of right noises: those of the library's and of the tests' own, with random numbers."""
     rates, spreads = st.floats(0, 0.95), st.floats(0, 3)
     return st.one_of(
         *(st.builds(law, rates) for law in (pnd.Bernoulli, pnd.Gaussian, pnd.Uniform)),

@@ -1,4 +1,4 @@
-"""DropBlock: its masks by brute force from the words, its law in closed form, its normaliser."""
+"""DropBlock: its masks by brute force from the words, its distribution in closed form, its normaliser."""
 
 import fractions
 import itertools

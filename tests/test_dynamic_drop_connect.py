@@ -113,7 +113,7 @@ def test_other_layers_have_the_mask_of_their_rows_and_columns(make, shape):
     np.testing.assert_allclose(y, host(layer(x)), atol=1e-5)
 
 
-def test_rates_of_normal_gradients_are_those_of_the_half_normal_law():
+def test_rates_of_normal_gradients_are_those_of_the_half_normal_distribution():
     """Quantiles of |N(0, 1)| as gradients; the truth is integrated over its density. Errors of the grid are below 1e-3,
     and kept shares, of 400 000 edges, are within 5.5 standard deviations (false-alarm rate below 1e-7) at this key."""
     grid = 400_000
@@ -194,7 +194,7 @@ def test_differentiating_the_mask_gives_dropped_connections_no_gradient():
 
 
 def test_dropped_connections_without_gradient_are_dropped_again():
-    """With normal gradients, dropped ones zero and the others divided by r, the law of the drop rate has a fixed point:
+    """With normal gradients, dropped ones zero and the others divided by r, the drop rate has a fixed point:
     P(drop | dropped) = 0.63 there, as a simulation of methods.md had it. It is found here by the formulas and met by
     the layer to 0.005, which is 4.8 standard deviations of 215 000 edges (false-alarm rate below 2e-6), at this key."""
     v = stats.halfnorm.ppf((np.arange(4000) + 0.5) / 4000)

@@ -82,7 +82,7 @@ def test_rates_outside_are_refused(case):
 
 @every_rated_layer
 def test_rate_may_be_a_schedule(case):
-    """It is silent before update 2, and has noise from then on, as far as the layer's law has any."""
+    """It is silent before update 2, and has noise from then on, as far as the layer has any."""
     schedule = pnd.schedules.Step([0.0, 0.5], [2])
     if case.scheduled or case.make().mask.regime != "dynamic":
         with pytest.raises((TypeError, ValueError), match="`rate`"):

@@ -96,7 +96,7 @@ def test_it_is_near_the_mean_of_dropout_over_all_its_masks(name, bound):
     """The expectation over all 2**12 masks of 12 inputs; that their sums are taken for normal costs the bound here."""
     x = np.sign(inputs(1, 12))
     layer, kernel, _ = built(keras.layers.Dense(8, activation=name), x.shape)
-    layer.layer.bias.assign(-x[0] @ kernel)  # the activation's bend is in the middle of the law
+    layer.layer.bias.assign(-x[0] @ kernel)  # the activation's bend is in the middle of the distribution
     kept = np.array(list(itertools.product([0, 1], repeat=12)))
     probability = (RATE ** (1 - kept) * (1 - RATE) ** kept).prod(axis=1)
     y = probability @ host(layer.layer((x * kept / (1 - RATE)).astype("float32")))

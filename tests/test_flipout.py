@@ -1,4 +1,4 @@
-"""Flipout: its product, and by enumeration of masks and signs what of PerNodeDrop's law it has and what it has not."""
+"""Flipout: its product, and by enumeration of masks and signs what it has of the noise of PerNodeDrop and what not."""
 
 import itertools
 
@@ -193,14 +193,14 @@ def test_what_is_right_and_what_is_wrong_by_enumeration_of_masks_and_signs(rate)
         joint = mean(np.prod([away[..., e] ** n for e, n in enumerate(powers)], axis=0))
         np.testing.assert_allclose(joint, np.prod(each), atol=1e-4)
 
-    # wrong: an entry's law is made symmetric
+    # wrong: an entry's distribution is made symmetric
     scale = 1 / (1 - rate)
     assert set(np.round(np.unique(masks), 4)) == {0, 2, round(scale, 4), round(2 - scale, 4)}
     np.testing.assert_allclose(mean(away**3), 0, atol=1e-5)
     skewed = rate * (0 - 1) ** 3 + (1 - rate) * (scale - 1) ** 3
     assert (skewed == 0) == (rate == 0.5)
 
-    # wrong: the four corners of a rectangle, whose signs multiply to 1: a law of its own has 0 here if symmetric
+    # wrong: the four corners of a rectangle, whose signs multiply to 1: a noise of its own has 0 here if symmetric
     corners = mean(np.prod(away**3, axis=-1))
     np.testing.assert_allclose(corners, skewed**4, atol=1e-5)
 
@@ -210,7 +210,7 @@ def test_what_is_right_and_what_is_wrong_by_enumeration_of_masks_and_signs(rate)
     np.testing.assert_allclose(shared, rate + (1 - rate) * (scale - 1) ** 4 - variance**2, atol=1e-4)
 
 
-def test_one_sample_of_a_symmetric_noise_has_the_law_of_per_node_drop():
+def test_one_sample_of_a_symmetric_noise_has_the_distribution_of_per_node_drop():
     """At rate 0.5 all 16 masks of a sample have the probability 1/16, as those of independent entries have."""
     masks, of_mask = enumerated_masks(0.5)
     patterns, counts = np.unique(np.round(masks.reshape(256, 4)), axis=0, return_counts=True)

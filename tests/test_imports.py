@@ -143,6 +143,7 @@ def test_every_row_and_every_exception_is_needed():
         ("from keras.src.backend import x", "imports keras.src.backend.x, a private name"),
         ("def f(): import torch._dynamo", "imports torch._dynamo, a private name"),
         ("from torch import nn, _C", "imports torch._C, a private name"),
+        ("from numpy import _core", "imports numpy._core, a private name"),
     ],
 )
 def test_the_house_refuses(line, words, tmp_path, monkeypatch):

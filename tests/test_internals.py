@@ -18,7 +18,7 @@ import pytest
 from pernodedrop.internals import of_keras
 from pernodedrop.layers.base.inner import KINDS
 from tests.frameworks import NAME
-from tests.house import modules
+from tests.house import is_private, modules
 
 layers = keras.layers
 
@@ -592,15 +592,8 @@ def test_every_function_has_a_test():
 PYTHON = {"_asdict", "_fields", "_getframe", "_replace"}
 """Names with an underscore that Python documents."""
 
-PRIVATE_FOLDERS = ("keras.src", "tensorflow.python", "tensorflow.compiler", "tensorflow.core")
-"""Folders of frameworks that are private without an underscore."""
-
 EXCEPTIONS = {}
 """(file, name) of private names that are used outside `internals`, and the reason."""
-
-
-def is_private(name):
-    return name.startswith("_") and not name.startswith("__") and name != "_" and name.isidentifier()
 
 
 def names_of_keras():
@@ -628,14 +621,6 @@ def strings_of(tree):
     return (node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str))
 
 
-def imports_of(tree):
-    """The full names of what is imported."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            start = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
-            yield from (start + alias.name for alias in node.names)
-
-
 def defined(tree):
     """The names that a file defines: functions, attributes and variables."""
     for node in ast.walk(tree):
@@ -646,7 +631,10 @@ def defined(tree):
 
 
 def test_private_names_of_frameworks_are_used_in_their_folder_only():
-    """A name of an attribute is a framework's if Keras has it, or if no file of the library defines it."""
+    """A name of an attribute is a framework's if Keras has it, or if no file of the library defines it.
+
+    Imports of private names are refused by tests/house.py.
+    """
     trees = {name: ast.parse(file.read_text(encoding="utf-8")) for name, file in modules().items()}
     theirs, own = names_of_keras(), PYTHON.union(*map(defined, trees.values()))
     assert {"_flatten_layers", "_kernel", "_remat_mode", "_functional", "_initial_seed"} <= theirs
@@ -654,9 +642,5 @@ def test_private_names_of_frameworks_are_used_in_their_folder_only():
     for file, tree in trees.items():
         found |= {(file, name) for name in attributes_of(tree) if is_private(name) and name not in own - theirs}
         found |= {(file, name) for name in strings_of(tree) if name in theirs}
-        for name in imports_of(tree):
-            outside = not name.startswith("pernodedrop.")
-            if name.startswith(PRIVATE_FOLDERS) or (outside and any(map(is_private, name.split(".")))):
-                found.add((file, name))
-    assert {"internals.of_keras", "internals.of_tensorflow", "internals.of_torch"} <= {file for file, _ in found}
+    assert {"internals.of_keras", "internals.of_torch"} <= {file for file, _ in found}
     assert {one for one in found if not one[0].startswith("internals.")} == set(EXCEPTIONS)

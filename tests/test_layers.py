@@ -407,7 +407,7 @@ def test_activity_regularizer_of_the_inner_layer_counts(training):
 
 @keras.saving.register_keras_serializable("tests")
 class Special(pnd.Bernoulli):
-    """A law that inherits everything."""
+    """A noise that inherits everything."""
 
 
 def test_a_new_rate_keeps_the_class_of_the_noise():

@@ -1,4 +1,4 @@
-"""Masksembles: the masks against their exact law, and which sample has which."""
+"""Masksembles: the masks against their exact distribution, and which sample has which."""
 
 import collections
 import fractions
@@ -171,9 +171,9 @@ def test_masks_that_fail_or_take_long_in_the_authors_code_are_drawn_at_once(chan
     assert expected == pytest.approx(1 / (2 * scale - 1), abs=0.03)
 
 
-def test_masks_of_very_many_channels_cover_each_and_overlap_by_the_law():
+def test_masks_of_very_many_channels_cover_each_and_overlap_by_the_distribution():
     """The code of the paper takes 25 s for 47236 channels. The overlap's standard deviation is below 0.002 here, by
-    the hypergeometric law of two masks of so many ones: its distance is 6 of them at most; one fixed seed.
+    the hypergeometric distribution of two masks of so many ones: its distance is 6 of them at most; one fixed seed.
     """
     masks = masks_of(4, 2.0, 47236)
     assert masks.sum(axis=1).tolist() == [25192] * 4  # 47236 * 8 / 15 is 25192.5...

@@ -65,7 +65,7 @@ def truth(noise, words):
 
 
 @pytest.mark.parametrize("noise", CONTINUOUS, ids=repr)
-def test_moments_are_the_declared_ones_and_entries_the_inverse_of_the_law(noise):
+def test_moments_are_the_declared_ones_and_entries_the_inverse_of_the_distribution(noise):
     """The sums run over every uniform number there is; what is left is rounding and the cell in each tail."""
     mean = variance = 0.0
     for chunk in range(8):
@@ -199,7 +199,7 @@ def test_a_scale_is_the_number_with_the_fewest_digits_that_makes_the_same():
         assert again.params() == numbers
 
 
-def test_with_rate_is_the_same_law_at_another_rate():
+def test_with_rate_is_the_same_distribution_at_another_rate():
     assert pnd.Bernoulli(0.3).with_rate(0.7) == pnd.Bernoulli(0.7)
     assert pnd.Gaussian(rate=0.3).with_rate(0.7) == pnd.Gaussian(rate=0.7)
     assert pnd.Uniform(rate=0.3).with_rate(0.7) == pnd.Uniform(rate=0.7)
@@ -254,7 +254,7 @@ def test_noises_compare_and_hash_by_value_and_are_frozen(noise):
         setattr(noise, field, 0.5)
 
 
-def test_noises_of_equal_numbers_and_other_laws_differ():
+def test_noises_of_equal_numbers_and_other_distributions_differ():
     assert Triangular(0.4) != Difference(0.4)
     assert pnd.Bernoulli(0.4) != pnd.Bernoulli(0.5)
 

@@ -86,7 +86,7 @@ def test_samples_have_the_numbers_of_their_ids():
     np.testing.assert_allclose(y, normal(6)[[5, 0, 5]], atol=1e-5)
 
 
-def test_another_law_gives_its_entries_less_their_mean():
+def test_another_noise_gives_its_entries_less_their_mean():
     class Lucky(pnd.Noise):
         mean = 3.0
         variance = 4 / 3
@@ -172,7 +172,7 @@ def test_fold_is_a_copy_of_the_inner_layer():
     np.testing.assert_array_equal(host(plain(x)), host(layer(x)))
 
 
-def test_config_keeps_the_law_and_the_initializer():
+def test_config_keeps_the_noise_and_the_initializer():
     layer = NoiseInjection(keras.layers.Dense(3), noise=pnd.Uniform(half_width=0.3), initializer="zeros", seed=SEED)
     again = NoiseInjection.from_config(layer.get_config())
     assert again.noise == pnd.Uniform(half_width=0.3)

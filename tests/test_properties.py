@@ -40,7 +40,7 @@ BASES = {
     pnd.Uniform: pnd.Uniform(half_width=1.0),
     Triangular: Triangular(1.0),
 }
-"""One noise of each law, compiled once; any other of that law is it with other `params`."""
+"""One noise of each class, compiled once; any other of that class is it with other `params`."""
 
 
 def state(*words):
@@ -65,7 +65,7 @@ def multiply(x, w, noise, key, ids, method="auto"):
 
 @functools.cache
 def entries_of(law):
-    """Entries of a law as a function of words and numbers."""
+    """Entries of a class of noises as a function of words and numbers."""
     return quick(lambda words, params: BASES[law].from_words([words], params, XP))
 
 

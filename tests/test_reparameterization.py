@@ -1,4 +1,4 @@
-"""Local reparameterization: its law against theory, where it holds, and its gradients."""
+"""Local reparameterization: its distribution against theory, where it holds, and its gradients."""
 
 import math
 
@@ -28,7 +28,7 @@ def law_operands():
 
 
 @LAW_METHODS
-def test_gaussian_outputs_have_the_law_of_theory(method):
+def test_gaussian_outputs_have_the_distribution_of_theory(method):
     """Given x and w, outputs are independent N(x w, v x**2 w**2) over outputs and samples; false alarm 1e-8."""
     noise = pnd.Gaussian(0.4)
     x, w = law_operands()

@@ -1,4 +1,4 @@
-"""Shakeout: its product, its law by enumeration, its gradient, and Dropout as the case c = 0."""
+"""Shakeout: its product, its distribution by enumeration, its gradient, and Dropout as the case c = 0."""
 
 import itertools
 

@@ -393,8 +393,8 @@ def test_budgets_of_false_alarms_sum_to_their_share():
     assert len(statistical) * len(backends.NAMES) * pnd.testing.search.SHARE <= chance.ALARM
 
 
-def test_bounds_hold_for_laws_whose_tails_are_known():
-    """A sum of n signs is beyond t with a probability that the binomial law gives; likewise for one uniform number."""
+def test_bounds_hold_for_distributions_whose_tails_are_known():
+    """The binomial distribution says how often a sum of n signs is beyond t; one uniform number is as simple."""
     from scipy import stats
 
     for n, alarm in ((10, 1e-2), (1000, 1e-3), (1000, 1e-9)):

@@ -1,4 +1,4 @@
-"""VariationalDropout and SparseVariationalDropout: their laws, their divergences, and training by them."""
+"""VariationalDropout and SparseVariationalDropout: their distributions, their divergences, and training by them."""
 
 import itertools
 

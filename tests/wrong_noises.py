@@ -77,7 +77,7 @@ class UnequalBackends(UniformAroundOne):
 
 
 class InfiniteAtTheEdge(pnd.Noise):
-    """An exponential law whose logarithm meets 0 at the first uniform number."""
+    """An exponential distribution whose logarithm meets 0 at the first uniform number."""
 
     variance = 1.0
 
