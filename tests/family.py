@@ -149,6 +149,7 @@ FAMILY = {
     "drop_connect": Case(wrap(pnd.DropConnect)),
     "dropout": Case(between(pnd.Dropout)),
     "gaussian_dropout": Case(between(pnd.GaussianDropout)),
+    "alpha_dropout": Case(between(pnd.AlphaDropout)),
     "spatial_dropout_2d": Case(between(pnd.SpatialDropout2D, 0.2), shape=IMAGE),
     "drop_block_2d": Case(between(pnd.DropBlock2D, 0.2, block_size=2), shape=IMAGE),
     "drop_path": Case(between(pnd.DropPath)),

@@ -43,7 +43,10 @@ class ActivationNoise(Noisy):
     ) -> Tensor:
         if not self.has_noise(training):
             return inputs
-        inputs = floating(inputs)
+        return self.call_with_noise(floating(inputs), key, sample_ids)
+
+    def call_with_noise(self, inputs: Tensor, key: Key | None, sample_ids: Tensor | None) -> Tensor:
+        """What a call with noise gives: the input times its entries."""
         return apply_mask(inputs, self.entries(inputs, key, sample_ids))
 
     def entries(self, inputs: Tensor, key: Key | None, sample_ids: Tensor | None) -> Tensor:
