@@ -158,6 +158,7 @@ FAMILY = {
     "drop_connect_as_published": Case(wrap(pnd.DropConnect.as_published, relu), folds=False),
     "dynamic_drop_connect": Case(wrap(pnd.DynamicDropConnect), rated=False),
     "shakeout": Case(wrap(pnd.Shakeout)),
+    "shakeout_conv": Case(wrap(pnd.Shakeout, keras.layers.Conv2D, 3, 2), shape=IMAGE),
     "variational_dropout": Case(wrap(pnd.VariationalDropout, examples=50), rated=False),
     "sparse_variational_dropout": Case(wrap(pnd.SparseVariationalDropout, examples=50), rated=False),
     "flipout": Case(wrap(pnd.Flipout)),
