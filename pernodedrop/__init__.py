@@ -17,6 +17,7 @@ from pernodedrop.noise import Bernoulli, Gaussian, Noise, PartialGaussian, Unifo
 if typing.TYPE_CHECKING:
     from pernodedrop import layers, losses, study, surgery, testing, uncertainty
     from pernodedrop.layers import (
+        AlphaDropout,
         DropBlock1D,
         DropBlock2D,
         DropBlock3D,
@@ -48,6 +49,7 @@ if typing.TYPE_CHECKING:
     from pernodedrop.surgery import apply, copy_weights, fold
 
 __all__ = [
+    "AlphaDropout",
     "Bernoulli",
     "DropBlock1D",
     "DropBlock2D",

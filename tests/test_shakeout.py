@@ -9,6 +9,7 @@ import pytest
 import pernodedrop as pnd
 from pernodedrop.layers.weight.shakeout import Shakeout
 from tests.frameworks import XP, needs_gradients, value_and_gradients
+from tests.test_convolutions import convolution, each_layer
 
 RATE, SEED, C = 0.25, 3, 0.3
 
@@ -150,6 +151,61 @@ def test_gradient_passes_through_the_sign_as_through_tanh(slope):
     np.testing.assert_allclose(dk, wanted, atol=1e-5)
 
 
+def sums(inner, kernel, x):
+    """The convolution of x with another kernel of its layer, written out in NumPy, in float64."""
+    own = host(inner.kernel)
+    inner.kernel.assign(kernel)
+    y = convolution(x, inner, np.broadcast_to(1.0, (1, 999, 999, 999)))
+    inner.kernel.assign(own)
+    return y
+
+
+@each_layer
+def test_entries_of_feature_maps_are_enhanced_and_reversed_for_the_whole_kernel(make, shape):
+    x = inputs(*shape)
+    layer, kernel, bias = built(make(activation="tanh"), shape)
+    r = host(pnd.Dropout(RATE, seed=SEED)(np.ones(shape, "float32"), training=True))
+    y = sums(layer.layer, kernel, x * r) + sums(layer.layer, C * np.sign(kernel), x * (r - 1))
+    np.testing.assert_allclose(host(layer(x, training=True)), np.tanh(y + bias), atol=2e-5)
+
+
+@pytest.mark.skip_backend("tensorflow", reason="TensorFlow's convolutions on a CPU have their channels last")
+def test_channels_first_is_channels_last_moved():
+    x = inputs(2, 6, 5, 3)
+    last, *_ = built(keras.layers.Conv2D(4, 3, data_format="channels_last"), x.shape)
+    first, *_ = built(keras.layers.Conv2D(4, 3, data_format="channels_first"), (2, 3, 6, 5))
+    moved = host(first(np.moveaxis(x, -1, 1), training=True))
+    np.testing.assert_allclose(np.moveaxis(moved, 1, -1), host(last(x, training=True)), atol=1e-5)
+
+
+def test_samples_of_a_convolution_have_the_r_of_their_ids():
+    x = inputs(3, 6, 2)
+    layer, *_ = built(keras.layers.Conv1D(4, 3), x.shape)
+    ids = np.array([2, 0, 2])
+    y = host(layer(x[ids], training=True, key=(SEED, 0), sample_ids=ids))
+    np.testing.assert_allclose(y, host(layer(x, training=True, key=(SEED, 0)))[ids], atol=1e-6)
+
+
+@needs_gradients
+def test_gradient_of_a_convolution_of_size_1_is_that_of_its_positions():
+    x = inputs(4, 3, 6)
+    layer, kernel, bias = built(keras.layers.Conv1D(5, 1), x.shape)
+    upstream = np.random.default_rng(2).normal(size=(4, 3, 5)).astype("float32")
+
+    def product(x, kernel):
+        state = [v.value for v in layer.non_trainable_variables]
+        weights = [kernel, keras.ops.convert_to_tensor(bias)]
+        return layer.stateless_call(weights, state, x, training=True, key=(SEED, 0))[0]
+
+    y, (dx, dk) = value_and_gradients(product, x, kernel, upstream=upstream)
+    r = host(pnd.Dropout(RATE, seed=SEED)(np.ones_like(x), training=True))
+    own = shaken(kernel[0], r[..., None])
+    np.testing.assert_allclose(y, np.einsum("bti,btio->bto", x, own) + bias, atol=1e-5)
+    np.testing.assert_allclose(dx, np.einsum("bto,btio->bti", upstream, own), atol=1e-5)
+    of_kept, of_sign = (np.einsum("bti,bto->io", x * each, upstream) for each in (r, r - 1))
+    np.testing.assert_allclose(dk[0], of_kept + of_sign * C * (1 - np.tanh(kernel[0]) ** 2), atol=1e-5)
+
+
 def test_rate_can_follow_a_schedule():
     layer = Shakeout(keras.layers.Dense(5), pnd.schedules.Step([0.0, 0.5], [1]), c=C, seed=SEED)
     x = inputs(4, 6)
@@ -161,7 +217,8 @@ def test_rate_can_follow_a_schedule():
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: Shakeout(keras.layers.Conv1D(3, 2)), r"`layer`.*Dense or EinsumDense"),
+        (lambda: Shakeout(keras.layers.Embedding(3, 2)), r"`layer`.*Dense"),
+        (lambda: Shakeout(keras.layers.Conv1D(3, 2), method="kernel"), r"`method`.*'auto' around a convolution"),
         (lambda: Shakeout(keras.layers.Dense(3), c=-1.0), r"`c`.*from zero"),
         (lambda: Shakeout(keras.layers.Dense(3), slope=0.0), r"`slope`.*above zero"),
         (lambda: Shakeout(keras.layers.Dense(3), rate=1.0), r"`rate`"),

@@ -165,6 +165,7 @@ PANELS = {
     "noisy_attention": of_query,
     "dropout": stood(pnd.Dropout, 0.3),
     "gaussian_dropout": stood(pnd.GaussianDropout, 0.3),
+    "alpha_dropout": stood(pnd.AlphaDropout, 0.3),
     "spatial_dropout": lambda: of_channels(pnd.SpatialDropout2D(0.5, seed=1)),
     "drop_block": lambda: of_channels(pnd.DropBlock2D(0.3, block_size=3, seed=1)),
     "drop_path": stood(pnd.DropPath, 0.5),

@@ -1,5 +1,6 @@
 """The Keras layers: `weight` noise wraps a layer, `activation` noise stands between layers; both stand on `base`."""
 
+from pernodedrop.layers.activation.alpha_dropout import AlphaDropout
 from pernodedrop.layers.activation.drop_block import DropBlock1D, DropBlock2D, DropBlock3D
 from pernodedrop.layers.activation.drop_path import DropPath, depth_rates
 from pernodedrop.layers.activation.dropout import Dropout
@@ -22,6 +23,7 @@ from pernodedrop.layers.weight.standout import Standout
 from pernodedrop.layers.weight.variational_dropout import VariationalDropout
 
 __all__ = [
+    "AlphaDropout",
     "DropBlock1D",
     "DropBlock2D",
     "DropBlock3D",

@@ -6,9 +6,9 @@ import typing
 import keras
 
 from pernodedrop import ops
-from pernodedrop._types import Key, Shape, Tensor
+from pernodedrop._types import Key, Shape, Tensor, Words
 from pernodedrop.layers.base.noisy import Noisy, at_least_float32, floating, xp
-from pernodedrop.mask import Mask
+from pernodedrop.mask import Field, Mask
 from pernodedrop.schedules import Schedule
 
 
@@ -43,7 +43,10 @@ class ActivationNoise(Noisy):
     ) -> Tensor:
         if not self.has_noise(training):
             return inputs
-        inputs = floating(inputs)
+        return self.call_with_noise(floating(inputs), key, sample_ids)
+
+    def call_with_noise(self, inputs: Tensor, key: Key | None, sample_ids: Tensor | None) -> Tensor:
+        """What a call with noise gives: the input times its entries."""
         return apply_mask(inputs, self.entries(inputs, key, sample_ids))
 
     def entries(self, inputs: Tensor, key: Key | None, sample_ids: Tensor | None) -> Tensor:
@@ -55,13 +58,9 @@ class ActivationNoise(Noisy):
 
         The batch is 1 where the mask's sharing has the sample.
         """
-        _, *middle, last = shape if len(shape) > 1 else (*shape, 1)
         samples = self.samples(inputs, sample_ids)
-        zero, time = xp.arange(1, like=inputs), xp.arange(math.prod(middle), like=inputs)
-        sample = zero if "sample" in self.sharing else samples
-        field = self.field(key, xp.device(inputs))
-        entries = field.entries(time[:, None], sample[:, None, None], xp.arange(last, like=inputs), zero, xp)
-        return xp.reshape(entries, shape)
+        sample = xp.arange(1, like=inputs) if "sample" in self.sharing else samples
+        return entries_of_inputs(shape, inputs, self.field(key, xp.device(inputs)), sample)
 
     def fold(self) -> keras.layers.Layer:
         """A plain Keras layer that computes what this layer does at inference: the identity."""
@@ -69,6 +68,14 @@ class ActivationNoise(Noisy):
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         return input_shape
+
+
+def entries_of_inputs(shape: Shape, like: Tensor, field: Field, samples: Words) -> Tensor:
+    """The entries of a field, float32, in a shape (batch, *time, in) or (batch,), made where `like` is."""
+    _, *middle, last = shape if len(shape) > 1 else (*shape, 1)
+    zero, time = xp.arange(1, like=like), xp.arange(math.prod(middle), like=like)
+    entries = field.entries(time[:, None], samples[:, None, None], xp.arange(last, like=like), zero, xp)
+    return xp.reshape(entries, shape)
 
 
 def apply_mask(inputs: Tensor, mask: Tensor) -> Tensor:

@@ -6,7 +6,8 @@ import keras
 
 from pernodedrop import checks, schedules
 from pernodedrop._types import Config, Tensor, Words
-from pernodedrop.layers.base.inner import CONTRACTIONS
+from pernodedrop.layers.base.activation_noise import entries_of_inputs
+from pernodedrop.layers.base.inner import CONVOLUTIONS, bias_and_activation, channel_axis, float_kernel, product_with
 from pernodedrop.layers.base.noisy import at_least_float32, xp
 from pernodedrop.layers.base.weight_noise import MaskedProduct
 from pernodedrop.mask import Field, Mask
@@ -24,16 +25,21 @@ class Shakeout(MaskedProduct):
     has no noise, and inference is the inner layer itself. c = 0 is Dropout on the input: r is the mask of
     `pernodedrop.Dropout` (of one with `noise_shape=(None, 1, None)` on an input of rank 3) at the same key.
 
+    Around a convolution an input unit is an entry of the feature maps, as in the authors' code: each channel at each
+    position has an r of its own, the same for all entries of the kernel that meet it. r is the mask of
+    `pernodedrop.Dropout` on the input, with its channels last.
+
     The gradient passes through sign(W) as through tanh(slope W): its derivative is slope (1 - tanh(slope W)**2).
 
     Args:
-        layer: the inner layer, a `keras.layers.Dense` or `EinsumDense`, whose equation is as `pernodedrop.PerNodeDrop`
-            takes it. An input unit is an entry of the letters that x has in common with the kernel.
+        layer: the inner layer, of one of the kinds that `pernodedrop.PerNodeDrop` takes. An input unit of an
+            EinsumDense is an entry of the letters that x has in common with the kernel.
         rate: the probability that an input is reversed, in [0, 1), or a schedule of `pernodedrop.schedules`; 0.5.
         c: the size of what is added, a finite float from 0; 1e-4, the authors' for AlexNet at rate 0.5. The larger it
             is to the weights, the sparser these become.
         slope: of the sign's surrogate at 0, a finite float above 0; 1, the authors'.
-        seed, method, **kwargs: as for `pernodedrop.PerNodeDrop`.
+        seed, method, **kwargs: as for `pernodedrop.PerNodeDrop`; a convolution, which is computed twice, has no other
+            method than "auto".
 
     Call arguments, shapes and dtypes: as for `pernodedrop.PerNodeDrop`.
 
@@ -50,8 +56,6 @@ class Shakeout(MaskedProduct):
     [-0.25, 2.25]
     """
 
-    kinds: typing.ClassVar[tuple[type, ...]] = CONTRACTIONS
-
     def __init__(
         self,
         layer: keras.layers.Layer,
@@ -63,10 +67,22 @@ class Shakeout(MaskedProduct):
         **kwargs: typing.Any,
     ) -> None:
         start, schedule = schedules.get(rate)
-        mask = Mask(Bernoulli(start), "time+out")
+        convolution = isinstance(layer, CONVOLUTIONS)
+        if convolution and method != "auto":
+            raise ValueError(checks.invalid("method", "'auto' around a convolution, which is computed twice", method))
+        mask = Mask(Bernoulli(start), "out" if convolution else "time+out")
         super().__init__(layer, mask, seed=seed, method=method, schedule=schedule, **kwargs)
         self.c = checks.check_positive(c, "c", zero=True)
         self.slope = checks.check_positive(slope, "slope")
+
+    def call_with_noise(self, inputs: Tensor, field: Field, samples: Words) -> Tensor:
+        if not isinstance(self.layer, CONVOLUTIONS):
+            return super().call_with_noise(inputs, field, samples)
+        x, w = at_least_float32(inputs), at_least_float32(float_kernel(self.layer))
+        sign = self.c * self._sign(w)
+        r = xp.astype(self._of_maps(x, field, samples), xp.dtype(x))
+        y = product_with(self.layer, x * r, w + sign) - product_with(self.layer, x, sign)  # as in `multiply`
+        return bias_and_activation(self.layer, xp.astype(y, xp.dtype(inputs)))
 
     def multiply(self, x: Tensor, w: Tensor, field: Field, samples: Words) -> Tensor:
         # (x * r) W + (x * (r - 1)) S = (x * r) (W + S) - x S, for S = c sign(W)
@@ -79,6 +95,13 @@ class Shakeout(MaskedProduct):
 
     def get_config(self) -> Config:
         return {**super().get_config(), "rate": self.rate_config, "c": self.c, "slope": self.slope}
+
+    def _of_maps(self, x: Tensor, field: Field, samples: Words) -> Tensor:
+        """r of every entry of the input of a convolution, float32, in its shape."""
+        channels = channel_axis(self.layer, len(x.shape))
+        shape = list(xp.shape(x))
+        shape.append(shape.pop(channels))
+        return keras.ops.moveaxis(entries_of_inputs(tuple(shape), x, field, samples), -1, channels)
 
     def _sign(self, w: Tensor) -> Tensor:
         """sign(w), with the gradient of tanh(slope * w)."""
