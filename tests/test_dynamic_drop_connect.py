@@ -64,6 +64,60 @@ def test_masks_are_those_of_the_formulas(prefer, calibration):
         np.testing.assert_allclose(host(layer(x, training=True)), x @ (w * m * scale), atol=2e-4)
 
 
+@pytest.mark.parametrize(
+    "prefer", ["small_gradient+big_weight", "small_gradient+small_weight", "big_weight+big_gradient"]
+)
+@pytest.mark.parametrize("calibration", ["layer", "edge"])
+def test_preferences_for_gradients_and_weights_add_to_the_rate(prefer, calibration):
+    layer = built(
+        keras.layers.Dense(50), (4, 60), prefer=prefer, gradient_rate=0.4, weight_rate=0.2, calibration=calibration
+    )
+    x, w, g = inputs(4, 60), host(layer.layer.kernel), inputs(60, 50, seed=1)
+    np.testing.assert_array_equal(host(layer(x, training=True, key=(1, 0))), host(layer.layer(x)))  # no gradient yet
+    note(layer, g)
+    of_gradients = rates(np.abs(g).astype("float64"), 0.3, 0.4, small="small_gradient" in prefer)
+    of_weights = rates(np.abs(w).astype("float64"), 0.0, 0.2, small="small_weight" in prefer)
+    p = of_gradients + of_weights
+    for call in (0, 1):
+        m = kept(p, call)
+        scale = 1 / m.mean() if calibration == "layer" else 1 / (1 - p)
+        np.testing.assert_allclose(host(layer(x, training=True, key=(1, call))), x @ (w * m * scale), atol=2e-4)
+
+
+@needs_training
+def test_two_preferences_train_in_fit_and_are_saved(tmp_path):
+    x, targets, g = inputs(8, 6), inputs(8, 5, seed=2), inputs(6, 5, seed=1)
+    layer = built(prefer="small_gradient+big_weight", weight_rate=0.1)
+    note(layer, g)
+    w = host(layer.layer.kernel).copy()
+    model = fit_once(layer, x, targets)
+    m = kept(rates(np.abs(g).astype("float64")) + rates(np.abs(w).astype("float64"), 0, 0.1, small=False), 0)
+    slope = x.T @ (2 / targets.size * (x @ (w * m / m.mean()) - targets))
+    np.testing.assert_allclose(host(layer.gradient), np.stack([slope, -slope]), atol=1e-5)
+    layer.weight_rate = 0.15
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras").layers[-1]
+    assert (again.weight_rate, again.prefer) == (0.15, "small_gradient+big_weight")
+    np.testing.assert_array_equal(host(again(x, training=True)), host(layer(x, training=True)))
+
+
+def test_the_rate_of_weights_is_checked_with_the_others():
+    layer = built(prefer="small_gradient+small_weight", gradient_rate=0.3, weight_rate=0.2)
+    with pytest.raises(ValueError, match=r"`weight_rate`.*below 1 - 0.6.*base_rate \+ gradient_rate \+ weight_rate"):
+        layer.weight_rate = 0.4
+    with pytest.raises(ValueError, match=r"`gradient_rate`.*below 1 - 0.5.*gradient_rate=0.5"):
+        layer.gradient_rate = 0.5
+    with pytest.raises(ValueError, match=r"`rate`.*below 1 - 0.5.*rate=0.5"):
+        layer.rate = 0.5
+    layer.weight_rate, layer.gradient_rate, layer.rate = 0.0, 0.0, 0.0
+    assert not layer.is_stochastic
+    layer.weight_rate = 0.35
+    assert layer.is_stochastic
+    assert DynamicDropConnect.from_config(layer.get_config()).weight_rate == 0.35
+    with pytest.raises(AttributeError, match="one preference, 'small_gradient'"):
+        built().weight_rate = 0.1
+
+
 @pytest.mark.parametrize("threshold", [0.0, 0.7])
 def test_threshold_is_where_q_begins(threshold):
     layer = built(keras.layers.Dense(50), (4, 60), threshold=threshold)
@@ -310,6 +364,8 @@ def test_rates_can_be_set_and_scheduled():
 def test_parameters_are_counted_with_the_gradient():
     assert built().count_params() == 6 * 5 + 5 + 2 * 6 * 5 + 4  # kernel, bias, gradient; key (2), rates (2)
     assert built(prefer="small_weight").count_params() == 6 * 5 + 5 + 4
+    both = built(prefer="small_gradient+small_weight", weight_rate=0.1)
+    assert both.count_params() == built().count_params() + 1
 
 
 def test_folded_layer_and_config_are_plain():
@@ -332,6 +388,12 @@ def test_folded_layer_and_config_are_plain():
         ({"gradient_rate": float("nan")}, r"`gradient_rate`"),
         ({"threshold": 1.0}, r"`threshold`.*\[0, 1\).*threshold=1.0"),
         ({"prefer": "small_gradients"}, r"`prefer`.*did you mean 'small_gradient'"),
+        ({"prefer": "small_gradient+small_weights", "weight_rate": 0.1}, r"`prefer`.*did you mean 'small_weight'"),
+        ({"prefer": "small_weight+big_weight", "weight_rate": 0.1}, r"`prefer`.*one for gradients, one for weights"),
+        ({"prefer": ["small_gradient"]}, r"`prefer`"),
+        ({"prefer": "small_gradient+small_weight"}, r"`weight_rate`.*beside two preferences.*weight_rate=None"),
+        ({"weight_rate": 0.1}, r"`weight_rate`.*None beside one.*weight_rate=0.1"),
+        ({"prefer": "small_gradient+small_weight", "weight_rate": 0.2}, r"`weight_rate`.*below 1 - 0.8"),
         ({"calibration": "edges"}, r"`calibration`.*did you mean 'edge'"),
         ({"straight_through": 1}, r"`straight_through`.*straight_through=1"),
     ],
