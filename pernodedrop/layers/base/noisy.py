@@ -12,6 +12,7 @@ from pernodedrop._types import Config, Key, Tensor, Words
 from pernodedrop.internals import of_keras
 from pernodedrop.layers.base import saving
 from pernodedrop.layers.base.noise_layer import NoiseLayer
+from pernodedrop.layers.base.module import warn_of_switch
 from pernodedrop.mask import Field, Mask
 from pernodedrop.noise import Bernoulli, Noise
 from pernodedrop.schedules import Schedule
@@ -162,7 +163,13 @@ class Noisy(of_keras.Placed, NoiseLayer):
 
     def has_noise(self, training: bool | None) -> bool:
         """Whether a call has noise."""
-        return bool(training) or self.state.mask.at_inference
+        return self.state.mask.at_inference or self.trains(training)
+
+    def trains(self, training: bool | None) -> bool:
+        """Whether a call is one of training; None is what Keras gives where neither the call nor one around it says."""
+        if training is None and self.was_switched:
+            warn_of_switch(self.name)
+        return bool(training)
 
     def field(self, key: Key | None, device: typing.Any) -> Field:
         """The mask at a key, by default the next one."""
