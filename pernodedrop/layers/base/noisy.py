@@ -1,5 +1,6 @@
 """What every noisy Keras layer has: a mask, its noise's numbers and its key in variables, one draw a call."""
 
+import collections.abc
 import dataclasses
 import math
 import typing
@@ -11,8 +12,8 @@ from pernodedrop import backends, checks, ops, registry
 from pernodedrop._types import Config, Key, Tensor, Words
 from pernodedrop.internals import of_keras
 from pernodedrop.layers.base import saving
-from pernodedrop.layers.base.noise_layer import NoiseLayer
 from pernodedrop.layers.base.module import warn_of_switch
+from pernodedrop.layers.base.noise_layer import NoiseLayer
 from pernodedrop.mask import Field, Mask
 from pernodedrop.noise import Bernoulli, Noise
 from pernodedrop.schedules import Schedule
@@ -263,9 +264,10 @@ def at_least_float32(tensor: Tensor) -> Tensor:
     return xp.astype(tensor, ops.accumulation_dtype(tensor, xp=xp))
 
 
-def floating(inputs: Tensor) -> Tensor:
-    """The input of a layer as a tensor, or an error unless it is floating."""
+def floating(inputs: Tensor, layouts: collections.abc.Sequence[str] = ("dense", "sparse")) -> Tensor:
+    """The input of a layer as a tensor, or an error unless it is floating and stored in one of these ways."""
     inputs = keras.ops.convert_to_tensor(inputs)
     if not keras.backend.is_float_dtype(keras.backend.standardize_dtype(inputs.dtype)):
         raise TypeError(checks.invalid("inputs", "a floating dtype", inputs.dtype))
+    ops.check_layout("inputs", inputs, layouts, xp)
     return inputs
