@@ -392,12 +392,18 @@ def test_fit_evaluate_and_predict_never_warn_of_a_switch(warned):
                 raise KeyboardInterrupt
 
     class Switching(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.noisy = pnd.PerNodeDense(2, seed=1)  # an attribute, which torch knows as a module
+
+        def call(self, x, training=None):
+            return self.noisy(x, training=training)
+
         def train(self, mode=True):
             return super().train(mode)
 
     x, y, stop = inputs(8, 6), inputs(8, 2), False
-    layer, start = pnd.PerNodeDense(2, seed=1), keras.Input((6,))
-    model = Switching(start, layer(start))
+    model = Switching()
     model.compile("sgd", "mse")
     model.train()
     for stop in (False, True):

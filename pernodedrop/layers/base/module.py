@@ -14,7 +14,8 @@ ON_TORCH = keras.backend.backend() == "torch"
 class Module(keras.layers.Layer):
     """A layer that knows whether somebody switched it to training by `.train()`, of which Keras takes no notice.
 
-    `module.training` alone does not say so: it is True from the start, and `fit` sets it too.
+    `module.training` alone does not say so: it is True from the start, and `fit` sets it too. Of layers inside a
+    Sequential or functional model torch does not know, so `.train()` does not come to them.
     """
 
     was_switched = False
