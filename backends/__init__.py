@@ -37,8 +37,8 @@ WORD_OPS = ("word", "as_word", "arange", "shift_right", "bits24", "uniform", "fl
 """Ops on word tensors, and the numbers made of them."""
 
 TENSOR_OPS = (
-    "dtype", "device", "shape", "astype", "reshape", "permute_dims", "broadcast_to", "take", "matmul", "sum",
-    "stop_gradient",
+    "dtype", "layout", "device", "shape", "astype", "reshape", "permute_dims", "broadcast_to", "take", "matmul",
+    "sum", "stop_gradient",
 )  # fmt: skip
 """Ops on tensors of any dtype."""
 

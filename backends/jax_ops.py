@@ -81,6 +81,12 @@ def dtype(x):
     return str(x.dtype)
 
 
+def layout(x):
+    if not hasattr(x, "todense"):
+        return "dense"
+    return "sparse" if type(x).__name__ == "BCOO" else "other"  # jax.experimental.sparse need not be imported
+
+
 def device(x):
     return None
 

@@ -91,6 +91,11 @@ def dtype(x):
     return str(x.dtype)
 
 
+def layout(x):
+    """How the entries of `x` are stored: "dense", "sparse" (no zeros), "ragged" (rows of several lengths), "other"."""
+    return "dense"
+
+
 def device(x):
     """Where `x` is, in a form that `asarray` takes."""
     return None

@@ -78,6 +78,12 @@ def dtype(x):
     return x.dtype.name
 
 
+def layout(x):
+    if isinstance(x, tf.RaggedTensor):
+        return "ragged"
+    return "sparse" if isinstance(x, tf.SparseTensor) else "other" if isinstance(x, tf.IndexedSlices) else "dense"
+
+
 def device(x):
     return None
 

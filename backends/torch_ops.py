@@ -112,6 +112,12 @@ def dtype(x):
     return str(x.dtype).removeprefix("torch.")
 
 
+def layout(x):
+    if x.is_nested:
+        return "ragged"
+    return {torch.strided: "dense", torch.sparse_coo: "sparse", torch.sparse_csr: "sparse"}.get(x.layout, "other")
+
+
 def device(x):
     return x.device
 

@@ -25,6 +25,11 @@ __all__ = ["draw", "masked", "masked_dense", "random_bits", "sample_mask"]
 
 METHODS = ("auto", "materialized", "recomputed", "kernel", "local_reparameterization")
 
+LAYOUTS = {"dense": "dense", "sparse": "sparse (COO, CSR, BCOO, tf.SparseTensor)", "ragged": "ragged"}
+"""How tensors that are taken somewhere may be stored, as `xp.layout` names it, in words."""
+
+TO_DENSE = "x.to_dense() in torch, x.todense() in JAX, tf.sparse.to_dense(x) or x.to_tensor() in TensorFlow"
+
 
 def masked_dense(
     x: Tensor,
@@ -509,6 +514,15 @@ def _check_floating(argument: str, tensor: Tensor, xp: Namespace) -> None:
         raise TypeError(checks.invalid(argument, expected, type(tensor)))
     if "float" not in xp.dtype(tensor):
         raise TypeError(checks.invalid(argument, "a floating dtype", xp.dtype(tensor)))
+    check_layout(argument, tensor, ("dense",), xp)
+
+
+def check_layout(argument: str, tensor: Tensor, taken: collections.abc.Sequence[str], xp: Namespace) -> None:
+    """Raise unless a tensor is stored in one of the ways `taken`, of "dense", "sparse" and "ragged"."""
+    if xp.layout(tensor) not in taken:
+        kinds = " or ".join(LAYOUTS[layout] for layout in taken)
+        expected = f"a {kinds} tensor here (a dense one is made by {TO_DENSE})"
+        raise TypeError(checks.invalid(argument, expected, tensor))
 
 
 def _check_operands(x: Tensor, w: Tensor, xp: Namespace) -> None:

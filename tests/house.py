@@ -26,7 +26,7 @@ HOUSE = """
     backends.xla_kernels
     backends.*_ops
     ops state
-    layers.base.around layers.base.contraction layers.base.saving
+    layers.base.around layers.base.contraction layers.base.module layers.base.saving
     layers.base.noise_layer
     layers.base.convolution layers.base.noisy
     layers.base.composite layers.base.inner layers.base.stochastic

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy import special
 
+import pernodedrop as pnd
 from pernodedrop import backends
 from pernodedrop.report.environment import installed_backends
 from tests.frameworks import NAME, XP, array, tensor
@@ -106,3 +107,33 @@ def test_a_tensor_belongs_to_its_backend_and_other_things_to_none():
     assert backends.of(x=tensor([1.0]), w=tensor([2.0])) is XP
     for thing in (1.0, [1.0], "x", None, object()):
         assert backends.name_of(thing) is None
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CS. tensor support is in beta")
+def test_a_tensor_that_is_not_dense_is_known_and_the_ops_refuse_it_by_name():
+    x, noise = np.eye(4, 6, dtype="float32"), pnd.Bernoulli(0.5)
+    kinds = {"dense": [tensor(x)]}
+    if NAME == "tensorflow":
+        import tensorflow as tf
+
+        kinds["sparse"] = [tf.sparse.from_dense(x)]
+        kinds["ragged"] = [tf.RaggedTensor.from_row_lengths(x[0], [2, 4])]
+        kinds["other"] = [tf.IndexedSlices(x[:2], [0, 2])]
+    if NAME == "jax":
+        from jax.experimental import sparse
+
+        kinds |= {"sparse": [sparse.BCOO.fromdense(x)], "other": [sparse.BCSR.fromdense(x)]}
+    if NAME == "torch":
+        import torch
+
+        t = tensor(x)
+        kinds |= {"sparse": [t.to_sparse(), t.to_sparse_csr()], "other": [t.to_sparse_csc()]}
+        kinds["ragged"] = [torch.nested.nested_tensor([t[0], t[1, :2]], layout=torch.jagged)]
+    for layout, tensors in kinds.items():
+        for each in tensors:
+            assert XP.layout(each) == layout
+            if layout != "dense" and backends.name_of(each) is not None:
+                with pytest.raises(TypeError, match=r"`x`. Expected a dense tensor here"):
+                    pnd.ops.masked_dense(each, tensor(x.T), noise, (1, 0))
+                with pytest.raises(TypeError, match=r"`w`. Expected a dense tensor here"):
+                    pnd.ops.masked(each, noise, (1, 0))

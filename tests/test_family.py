@@ -11,7 +11,7 @@ from pernodedrop.internals import of_keras
 from pernodedrop.layers.base.noise_layer import NoiseLayer
 from pernodedrop.testing import claims
 from tests import family_answers
-from tests.family import FAMILY, host
+from tests.family import FAMILY, Case, host, inputs, wrap
 
 BACKEND = keras.backend.backend()
 NO_MASKS = (keras.layers.EinsumDense, keras.layers.Conv2D, keras.layers.DepthwiseConv1D)
@@ -201,6 +201,95 @@ def test_folded_layer_is_plain_and_computes_the_same(case):
 def test_folded_layer_has_the_dtype_policy(case):
     layer, x = case.make(dtype="mixed_bfloat16"), case.inputs(4)
     assert layer(x).dtype == layer.fold()(x).dtype
+
+
+def sparse_of(x):
+    """A tensor in the sparse kinds that the framework has arithmetic for."""
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        return [tf.sparse.from_dense(x)]
+    if BACKEND == "jax":
+        from jax.experimental import sparse
+
+        return [sparse.BCOO.fromdense(x)]
+    import torch
+
+    x = torch.from_numpy(x)
+    return [x.to_sparse(), *([x.to_sparse_csr()] if x.ndim == 2 else [])]  # rows of scalars are all that CSR has
+
+
+def dense_of(y):
+    """A tensor of the framework on the host, which may be sparse."""
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        return host(tf.sparse.to_dense(y) if isinstance(y, tf.SparseTensor) else y)
+    return host(y.todense() if hasattr(y, "todense") else y.to_dense() if BACKEND == "torch" else y)
+
+
+DENSE_ALWAYS = {
+    *("per_node_drop_fixed", "per_node_drop_bank", "per_node_drop_einsum", "per_node_drop_conv"),
+    *("per_node_drop_depthwise", "noise_injection_conv", "noisy_attention"),
+}
+DENSE_IN_TRAINING = DENSE_ALWAYS | {
+    *("per_node_drop", "per_node_drop_gaussian", "per_node_drop_partial"),
+    *("drop_connect", "drop_connect_as_published", "shakeout", "flipout"),
+}
+VARIANTS = {
+    "standout_weight": Case(wrap(pnd.Standout, shift="weight", beta=0.1)),
+    "variational_dropout_unit": Case(wrap(pnd.VariationalDropout, examples=50, per="unit")),
+    "dropout_shaped": Case(lambda: pnd.Dropout(0.5, noise_shape=(None, 1), seed=1)),
+}
+
+
+@pytest.mark.skip_backend("numpy", reason="NumPy has dense arrays alone")
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("name", [*FAMILY, *VARIANTS])
+def test_sparse_inputs_are_right_or_refused_by_name(name, training):
+    case = {**FAMILY, **VARIANTS}[name]
+    x = np.maximum(inputs(4, *case.shape), 0)
+    takes = (lambda x: [x, x]) if name == "stochastic_depth" else lambda x: x
+    for sparse in sparse_of(x):
+        layer = case.make()
+        layer.build(case.shape_of(4))
+        if name in (DENSE_IN_TRAINING if training else DENSE_ALWAYS):
+            with pytest.raises(TypeError, match=r"(?s)`inputs`. Expected a dense tensor here \(.*todense"):
+                layer(takes(sparse), training=training)
+            continue
+        state = [host(variable).copy() for variable in layer.variables]
+        wanted = host(layer(takes(x), training=training))
+        for variable, value in zip(layer.variables, state, strict=True):
+            variable.assign(value)
+        np.testing.assert_allclose(dense_of(layer(takes(sparse), training=training)), wanted, atol=1e-5)
+
+
+@pytest.mark.only_backend("tensorflow", "torch", reason="the others have no ragged tensors")
+@every(lambda case: case.shape == (6,))
+def test_ragged_inputs_are_right_or_refused_by_name(case):
+    if BACKEND == "tensorflow":
+        import tensorflow as tf
+
+        ragged = tf.RaggedTensor.from_row_lengths(np.arange(1, 9, dtype="float32"), [3, 5])
+    else:
+        import torch
+
+        rows = [torch.arange(1.0, 4), torch.arange(4.0, 9)]
+        ragged = torch.nested.nested_tensor(rows, layout=torch.jagged)
+
+    def values(y):
+        return host(y.flat_values if BACKEND == "tensorflow" else y.values())
+
+    layer = case.make()
+    layer.build(case.shape_of(2))
+    if isinstance(layer, pnd.StochasticDepth):  # its one number is that of all rows
+        y = values(layer([ragged, ragged], training=True))
+        assert any(np.array_equal(y, n * np.arange(1, 9)) for n in (1, 2))
+        np.testing.assert_array_equal(values(layer([ragged, ragged])), 1.5 * np.arange(1, 9))
+        return
+    with pytest.raises(TypeError, match=r"(?s)`inputs`. Expected a dense.* tensor here"):
+        layer(ragged, training=True)
 
 
 @pytest.mark.parametrize("noise", NOISES.values(), ids=lambda noise: type(noise).__name__)

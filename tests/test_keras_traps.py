@@ -323,3 +323,107 @@ def test_compiled_fit_breaks_no_more_than_dense(monkeypatch):
         return sum(counters["graph_break"].values())
 
     assert breaks(FAMILY["per_node_drop"].make()) <= breaks(keras.layers.Dense(5))
+
+
+@pytest.fixture
+def warned(monkeypatch):
+    """Nobody was warned yet."""
+    from pernodedrop.layers.base import module
+
+    monkeypatch.setattr(module, "_WARNED", [])
+
+
+def in_torch(layer, passes=False):
+    """A module of torch that holds a layer, and passes its mode to it or does not."""
+    import torch
+
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x):
+            return self.layer(x, training=self.training) if passes else self.layer(x)
+
+    return Net()
+
+
+def models_around(layer):
+    """How a Keras layer is held, alone, in a functional model and in a Sequential one."""
+    x = keras.Input((6,))
+    return [layer, keras.Model(x, layer(x)), keras.Sequential([keras.Input((6,)), layer])]
+
+
+@torch_only
+@pytest.mark.parametrize("name", ["per_node_drop", "dropout", "stochastic_depth", "masksembles", "noisy_attention"])
+def test_a_switch_to_training_without_the_argument_is_warned_of_once(name, warned):
+    """Keras' Dropout in a module that was switched to training makes no noise and says nothing."""
+    layer, x = FAMILY[name].make(), FAMILY[name].inputs(4)
+    net = in_torch(layer)
+    quiet = net(x)  # modules start with training=True, which nobody has said
+    net.train()
+    with pytest.warns(UserWarning, match=r"does in this call what it does at inference.*training=self\.training"):
+        again = net(x)
+    np.testing.assert_array_equal(host(again), host(quiet))
+    net(x), in_torch(pnd.Dropout(0.5)).train()(inputs(4, 6))  # said once
+
+
+@torch_only
+@pytest.mark.parametrize("kind", range(3), ids=["layer", "functional", "sequential"])
+def test_whoever_passes_training_or_only_evaluates_is_not_warned_of_a_switch(kind, warned):
+    held = models_around(pnd.PerNodeDense(2, seed=1))[kind]
+    x, net = inputs(4, 6), in_torch(held, passes=True)
+    net.train()
+    assert not (host(net(x)) == host(net(x))).any()
+    held(x, training=False)
+    net.eval()
+    np.testing.assert_array_equal(host(net(x)), host(held(x)))
+    in_torch(models_around(pnd.PerNodeDense(2, regime="fixed"))[kind]).train()(x)  # at inference too
+
+
+@torch_only
+def test_fit_evaluate_and_predict_never_warn_of_a_switch(warned):
+    """Keras' trainer calls `.train()` itself, and `.eval()` only if an epoch comes to its end."""
+
+    class Sees(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            self.model(x)  # at inference, in the middle of the training
+            if stop:
+                raise KeyboardInterrupt
+
+    class Switching(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.noisy = pnd.PerNodeDense(2, seed=1)  # an attribute, which torch knows as a module
+
+        def call(self, x, training=None):
+            return self.noisy(x, training=training)
+
+        def train(self, mode=True):
+            return super().train(mode)
+
+    x, y, stop = inputs(8, 6), inputs(8, 2), False
+    model = Switching()
+    model.compile("sgd", "mse")
+    model.train()
+    for stop in (False, True):
+        try:
+            model.fit(x, y, batch_size=4, verbose=0, callbacks=[Sees()], validation_data=(x, y))
+        except KeyboardInterrupt:
+            assert stop
+        model(x)
+        model.evaluate(x, y, verbose=0), model.predict(x, verbose=0), model(x)
+
+
+@torch_only
+def test_a_switch_is_warned_of_in_what_is_compiled_without_a_graph_break(warned):
+    import torch
+
+    net, x = in_torch(pnd.PerNodeDense(2, seed=1)), torch.from_numpy(inputs(4, 6))
+    net(x)
+    torch._dynamo.reset()
+    compiled = torch.compile(net, backend="eager", fullgraph=True)
+    compiled(x)
+    net.train()
+    with pytest.warns(UserWarning, match="what it does at inference"):
+        compiled(x)

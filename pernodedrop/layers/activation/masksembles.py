@@ -199,7 +199,9 @@ class Masksembles(Noisy):
     def _member(self, inputs: Tensor, training: bool | None, key: Key | None, sample_ids: Tensor | None) -> Tensor:
         """The member of each row, int32 (batch,)."""
         samples = self.samples(inputs, sample_ids)
-        assignment = self.train_assignment if training and sample_ids is None else "repeat"
+        assignment = self.train_assignment if sample_ids is None else "repeat"
+        if assignment != "repeat" and not self.trains(training):
+            assignment = "repeat"
         if assignment == "random":
             zero = xp.arange(1, like=inputs)
             chances = self.field(key, xp.device(inputs)).entries(zero, samples, zero, zero, xp)

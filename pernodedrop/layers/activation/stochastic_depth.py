@@ -57,10 +57,13 @@ class StochasticDepth(Noisy):
         self._shapes = _pair(input_shape)
 
     def call(self, inputs: list[Tensor], training: bool | None = None, key: Key | None = None) -> Tensor:
-        shortcut, branch = (floating(tensor) for tensor in inputs)
+        shortcut, branch = (floating(tensor, ("dense", "sparse", "ragged")) for tensor in inputs)
         device = xp.device(branch)
         weight = self._drawn(key, branch) if self.has_noise(training) else self.keep_probability(self.peek(device))
-        return shortcut + apply_mask(branch, xp.reshape(weight, (1,) * len(branch.shape)))
+        weighted = apply_mask(branch, xp.reshape(weight, (1,) * len(branch.shape)))
+        # TensorFlow has no operator for sparse tensors, Keras no addition of ragged ones
+        is_sparse = "sparse" in (xp.layout(shortcut), xp.layout(branch))
+        return keras.ops.add(shortcut, weighted) if is_sparse else shortcut + weighted
 
     def compute_mask(self, inputs: list[Tensor], previous_mask: list[Tensor] | None) -> Tensor | None:
         """The mask of the sum, that of `keras.layers.Add`."""

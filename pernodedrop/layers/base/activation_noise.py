@@ -80,5 +80,7 @@ def entries_of_inputs(shape: Shape, like: Tensor, field: Field, samples: Words) 
 
 def apply_mask(inputs: Tensor, mask: Tensor) -> Tensor:
     """The product of an input with a mask, in the dtype of the input, computed in float32 at least."""
+    if xp.layout(inputs) == "sparse":
+        mask = xp.broadcast_to(mask, xp.shape(inputs))  # which torch's CSR does not do
     product = at_least_float32(inputs) * xp.astype(mask, ops.accumulation_dtype(inputs, xp=xp))
     return xp.astype(product, xp.dtype(inputs))

@@ -101,7 +101,7 @@ def moments(layer: keras.layers.Layer, inputs: Tensor) -> tuple[Tensor, Tensor]:
     They are the mean of a product whose kernel has noise of mean 1 and, times the noise's variance, its variance.
     """
     x, w = at_least_float32(inputs), at_least_float32(float_kernel(layer))
-    return product_with(layer, x, w), product_with(layer, x * x, w * w)
+    return product_with(layer, x, w), product_with(layer, keras.ops.multiply(x, x), w * w)
 
 
 def safe_sqrt(x: Tensor) -> Tensor:

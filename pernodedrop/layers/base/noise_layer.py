@@ -7,9 +7,10 @@ import keras
 
 from pernodedrop._types import Config
 from pernodedrop.layers.base import saving
+from pernodedrop.layers.base.module import Module
 
 
-class NoiseLayer(keras.layers.Layer):
+class NoiseLayer(Module):
     """Base of all layers of this library: `Noisy` ones, which have a key, and `Composite` ones, which hold several.
 
     Both have:

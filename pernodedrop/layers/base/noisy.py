@@ -1,5 +1,6 @@
 """What every noisy Keras layer has: a mask, its noise's numbers and its key in variables, one draw a call."""
 
+import collections.abc
 import dataclasses
 import math
 import typing
@@ -11,6 +12,7 @@ from pernodedrop import backends, checks, ops, registry
 from pernodedrop._types import Config, Key, Tensor, Words
 from pernodedrop.internals import of_keras
 from pernodedrop.layers.base import saving
+from pernodedrop.layers.base.module import warn_of_switch
 from pernodedrop.layers.base.noise_layer import NoiseLayer
 from pernodedrop.mask import Field, Mask
 from pernodedrop.noise import Bernoulli, Noise
@@ -162,7 +164,13 @@ class Noisy(of_keras.Placed, NoiseLayer):
 
     def has_noise(self, training: bool | None) -> bool:
         """Whether a call has noise."""
-        return bool(training) or self.state.mask.at_inference
+        return self.state.mask.at_inference or self.trains(training)
+
+    def trains(self, training: bool | None) -> bool:
+        """Whether a call is one of training; None is what Keras gives where neither the call nor one around it says."""
+        if training is None and self.was_switched:
+            warn_of_switch(self.name)
+        return bool(training)
 
     def field(self, key: Key | None, device: typing.Any) -> Field:
         """The mask at a key, by default the next one."""
@@ -256,9 +264,10 @@ def at_least_float32(tensor: Tensor) -> Tensor:
     return xp.astype(tensor, ops.accumulation_dtype(tensor, xp=xp))
 
 
-def floating(inputs: Tensor) -> Tensor:
-    """The input of a layer as a tensor, or an error unless it is floating."""
+def floating(inputs: Tensor, layouts: collections.abc.Sequence[str] = ("dense", "sparse")) -> Tensor:
+    """The input of a layer as a tensor, or an error unless it is floating and stored in one of these ways."""
     inputs = keras.ops.convert_to_tensor(inputs)
     if not keras.backend.is_float_dtype(keras.backend.standardize_dtype(inputs.dtype)):
         raise TypeError(checks.invalid("inputs", "a floating dtype", inputs.dtype))
+    ops.check_layout("inputs", inputs, layouts, xp)
     return inputs

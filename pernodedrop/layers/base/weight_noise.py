@@ -74,6 +74,8 @@ class WeightNoise(Noisy, Around):
         key: Key | None = None,
         sample_ids: Tensor | None = None,
     ) -> Tensor:
+        if not isinstance(self.layer, keras.layers.Dense):  # alone of all kinds it takes sparse inputs in Keras
+            ops.check_layout("inputs", inputs, ("dense",), xp)
         with self._dtype_of_inner():
             if self.has_noise(training):
                 inputs = floating(inputs)
@@ -94,6 +96,7 @@ class WeightNoise(Noisy, Around):
 
     def call_with_noise(self, inputs: Tensor, field: Field, samples: Words) -> Tensor:
         """What a call with noise gives: the layer with its product replaced by `multiply`."""
+        ops.check_layout("inputs", inputs, ("dense",), xp)
         product = product_of(self.layer, len(inputs.shape))
         bias = self.bias(product, field, samples)
         if self.one_kernel and isinstance(product, Convolution):

@@ -90,7 +90,7 @@ class Standout(WeightNoise):
     def _probability(self, inputs: Tensor, z: Tensor) -> Tensor:
         """The probability that a unit is kept, from the product z of the inputs with the kernel; float32 at least."""
         inputs, z = at_least_float32(inputs), at_least_float32(z)
-        shift = self.beta * keras.ops.sum(inputs, axis=-1, keepdims=True) if self.shift == "weight" else self.beta
+        shift = self.beta * _sums(inputs) if self.shift == "weight" else self.beta
         return keras.ops.sigmoid(self.alpha * z + shift)
 
     def fold(self) -> keras.layers.Layer:
@@ -117,3 +117,10 @@ class Standout(WeightNoise):
 
     def get_config(self) -> Config:
         return {**super().get_config(), "alpha": self.alpha, "beta": self.beta, "shift": self.shift}
+
+
+def _sums(x: Tensor) -> Tensor:
+    """The sums over the last axis, which stays: dense ones, of sparse tensors too."""
+    if xp.layout(x) == "dense":
+        return keras.ops.sum(x, axis=-1, keepdims=True)
+    return keras.ops.matmul(x, keras.ops.ones((x.shape[-1], 1), x.dtype))

@@ -6,8 +6,9 @@ import typing
 import keras
 import numpy as np
 
-from pernodedrop import checks
+from pernodedrop import checks, ops
 from pernodedrop._types import Config, Shape, Tensor, Words
+from pernodedrop.layers.base.activation_noise import apply_mask
 from pernodedrop.layers.base.contraction import Contraction
 from pernodedrop.layers.base.inner import (
     CONTRACTIONS,
@@ -70,7 +71,7 @@ class Variational(WeightNoise):
         """
         dtype = xp.dtype(x)
         mean = product_with(self.layer, at_least_float32(x), at_least_float32(float_kernel(self.layer)))
-        deviation = safe_sqrt(product_with(self.layer, spread * spread, variances))
+        deviation = safe_sqrt(product_with(self.layer, keras.ops.multiply(spread, spread), variances))
         axis, place = channel_axis(self.layer, len(mean.shape)), -1
         if isinstance(self.layer, CONTRACTIONS):
             contraction = Contraction(self.layer, len(x.shape))
@@ -186,6 +187,8 @@ class VariationalDropout(Variational):
         return self._numbers_of_noise * keras.ops.mean(each)
 
     def call_with_noise(self, inputs: Tensor, field: Field, samples: Words) -> Tensor:
+        if self.kind == "A":
+            ops.check_layout("inputs", inputs, ("dense",), xp)
         x = at_least_float32(inputs)
         stddev = xp.astype(keras.ops.exp(0.5 * keras.ops.convert_to_tensor(self._log_alpha)), xp.dtype(x))
         if self.per == "unit":
@@ -193,7 +196,7 @@ class VariationalDropout(Variational):
             stddev = keras.ops.reshape(stddev, [-1 if n == axis else 1 for n in range(len(x.shape))])
         if self.kind == "B":
             kernel = at_least_float32(float_kernel(self.layer))
-            return self.reparameterized(inputs, x * stddev, kernel * kernel, field, samples)
+            return self.reparameterized(inputs, apply_mask(x, stddev), kernel * kernel, field, samples)
         axis = channel_axis(self.layer, len(x.shape))
         z = normals(keras.ops.moveaxis(x, axis, -1), field, samples, lane=0, of="in")
         z = xp.astype(keras.ops.moveaxis(z, -1, axis), xp.dtype(x))
