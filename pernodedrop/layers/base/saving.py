@@ -18,7 +18,10 @@ from pernodedrop.noise import Noise
 from pernodedrop.schedules import Schedule
 
 FORMAT = 1
-"""Of configs and of weights. A later version of the library reads all from 1 to its own."""
+"""Of configs and of weights. A later version of the library reads all from 1 to its own.
+
+A new argument of a layer raises it: what was saved before has the default, which has to mean what layers did then.
+"""
 
 NOISE = ("rate", "base_rate", "noise")
 """What a config may have a schedule or a noise under."""
@@ -44,11 +47,11 @@ def without_format(config: Config, owner: str) -> Config:
 
 
 def check_complete(config: Config, made: keras.layers.Layer) -> None:
-    """Raise if a layer was made from a config of ours that leaves something of it to its defaults.
+    """Raise if a layer was made from a config of this format that leaves something of it to its defaults.
 
-    One without a format is of Keras' layer of the same name, or written by hand.
+    One of an earlier format may lack what came later; one without is of Keras' layer of the name, or written by hand.
     """
-    if "format" not in config:
+    if config.get("format") != FORMAT:
         return
     missing = sorted(made.get_config().keys() - config.keys() - OF_ANY_LAYER)
     if missing:
