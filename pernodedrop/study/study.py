@@ -1,6 +1,7 @@
 """Study: data, a model with a slot, variants, what is searched and a protocol; run, gone on with and reported."""
 
 import collections.abc
+import dataclasses
 import functools
 import inspect
 import os
@@ -263,7 +264,8 @@ class Study:
     def report(self) -> pathlib.Path:
         """Write what the records say, in words, tables and figures, into the study's folder.
 
-        Records of other settings than this study's are left out, and of seeds none.
+        Records of other settings than this study's are left out, and of seeds none. Where there are none of the backend
+        in use, the report is of those of another one.
 
         Returns:
             The path of report.html, which needs nothing but itself.
@@ -273,7 +275,10 @@ class Study:
         """
         from pernodedrop.study import report  # needs Jinja2 and matplotlib
 
-        records = plan.belonging(self.design, self.records())
+        kept = self.records()
+        backends = [self.design.backend, *sorted({record["backend"] for record in kept})]
+        designs = [dataclasses.replace(self.design, backend=backend) for backend in backends]
+        records = next(filter(None, (plan.belonging(design, kept) for design in designs)), [])
         titles = {name: variant.title for name, variant in self.variants.items()}
         data = next((record["data"] for record in reversed(records) if "data" in record), None)
         return report.write(records, self.folder, titles, data)
