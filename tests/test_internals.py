@@ -174,9 +174,9 @@ def test_list_variables():
 def test_place():
     """A variable's path is what Keras noted when it was made; torch has it as the name of a parameter."""
     layer = composite()
-    of_keras.place(layer, "above/layer")
-    assert layer.scale.path == f"above/layer/{layer.scale.name}"
-    assert layer.first.kernel.path == f"above/layer/{layer.first.name}/kernel"
+    of_keras.place(layer, "above")
+    assert layer.scale.path == f"above/{layer.name}/{layer.scale.name}"
+    assert layer.first.kernel.path == f"above/{layer.name}/{layer.first.name}/kernel"
     if keras.backend.backend() == "torch":
         assert f"first._torch_params.{layer.first.kernel.path}" in dict(layer.named_parameters(remove_duplicate=False))
 

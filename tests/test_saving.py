@@ -90,6 +90,27 @@ def renamed(tree, model, again):
     return of(tree)
 
 
+@every_layer
+def test_no_path_is_also_the_folder_of_another(case):
+    paths = [f"{variable.path}/" for variable in case.model().variables]
+    assert not [(one, other) for one in paths for other in paths if one != other and other.startswith(one)]
+
+
+@pytest.mark.once
+@pytest.mark.filterwarnings("ignore:.*HDF5")
+@every_layer
+def test_the_legacy_format_of_keras_brings_every_variable_back(case, tmp_path):
+    layer, x = case.make(), case.inputs(4)
+    if isinstance(x, list):
+        pytest.skip("that format has no operations of one's own between layers")
+    model = keras.Sequential([keras.Input(case.shape), layer])
+    model(x, training=True)
+    model.save(tmp_path / "m.h5")
+    again = keras.saving.load_model(tmp_path / "m.h5", compile=False)
+    for training in (False, True, True):
+        np.testing.assert_array_equal(host(again(x, training=training)), host(model(x, training=training)))
+
+
 @pytest.mark.only_backend("torch", reason="a state_dict is torch's")
 @every_layer
 def test_a_state_dict_has_every_variable(case):

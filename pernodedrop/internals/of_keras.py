@@ -96,18 +96,23 @@ class Placed(Layer):
         unknown = self._parent_path is None
         scope = super()._open_name_scope()
         if unknown and self._parent_path is not None:
-            place(self, "/".join(filter(None, (self._parent_path, self.name))))
+            place(self, self._parent_path)
         return scope
 
 
-def place(layer: Layer, path: str) -> None:
-    """Give the variables of a layer, and of those inside it, the paths that follow from its own."""
-    for variable in own_variables(layer):
-        variable._path = f"{path}/{variable.name}"
-    for inner in layer._layers:
-        place(inner, f"{path}/{inner.name}")
-    if hasattr(layer, "_torch_params"):
-        list_variables(layer)
+def place(layer: Layer, folder: str) -> None:
+    """Give the variables of a layer, and of those inside it, paths in a folder, unless they are in it already."""
+
+    def go(one: Layer, path: str) -> None:
+        for variable in own_variables(one):
+            if not folder or not variable.path.startswith(f"{folder}/"):
+                variable._path = f"{path}/{variable.name}"
+        for inner in one._layers:
+            go(inner, f"{path}/{inner.name}")
+        if hasattr(one, "_torch_params"):
+            list_variables(one)
+
+    go(layer, f"{folder}/{layer.name}" if folder else layer.name)
 
 
 # The graph of a Sequential or functional model

@@ -6,11 +6,12 @@ import typing
 import keras
 
 from pernodedrop._types import Config
+from pernodedrop.internals import of_keras
 from pernodedrop.layers.base import saving
 from pernodedrop.layers.base.module import Module
 
 
-class NoiseLayer(Module):
+class NoiseLayer(of_keras.Placed, Module):
     """Base of all layers of this library: `Noisy` ones, which have a key, and `Composite` ones, which hold several.
 
     Both have:

@@ -10,7 +10,6 @@ import numpy as np
 
 from pernodedrop import backends, checks, ops, registry
 from pernodedrop._types import Config, Key, Tensor, Words
-from pernodedrop.internals import of_keras
 from pernodedrop.layers.base import saving
 from pernodedrop.layers.base.module import warn_of_switch
 from pernodedrop.layers.base.noise_layer import NoiseLayer
@@ -25,7 +24,7 @@ xp = backends.get(keras.backend.backend())
 registry.connect(lambda cls, package: keras.saving.register_keras_serializable(package)(cls))
 
 
-class Noisy(of_keras.Placed, NoiseLayer):
+class Noisy(NoiseLayer):
     """Base of noisy layers; it stands before `keras.layers.Wrapper` where a layer is both.
 
     Its state is saved with the model and restored on any backend:

@@ -165,6 +165,7 @@ class NoisyAttention(Composite, Around):
     def _wrapped(self, name: str) -> typing.Any:
         projection = of_keras.projection(self.layer, name)
         seed = None if self.seed is None else generator.sibling_seed(self.seed, PROJECTIONS.index(name))
-        wrapper = self.wrapper(projection, seed=seed, name=name, **self._arguments())
+        # not by the name of the projection: the path of its noise would be a folder and a variable, as `key/key`
+        wrapper = self.wrapper(projection, seed=seed, name=f"{name}_noise", **self._arguments())
         wrapper.build(projection.get_build_config()["input_shape"])
         return wrapper
