@@ -54,7 +54,7 @@ def test_what_is_of_the_inner_layer_is_set_there():
     assert not hasattr(layer.layer, "rate")
     assert not hasattr(layer.layer, "note")
     with pytest.raises(AttributeError, match="kernel"):  # as of a Dense
-        layer.kernel = layer.layer.kernel
+        layer.kernel = host(layer.layer.kernel)
     assert len(layer.layer.weights) == 2
 
 
