@@ -308,7 +308,7 @@ def test_a_browser_shows_the_page_whole_on_dark_and_on_light(written, tmp_path, 
 STUDIES = pathlib.Path(__file__).parent.parent / "benchmarks" / "studies"
 
 
-@pytest.mark.parametrize("name", [path.parent.name for path in sorted(STUDIES.glob("*/records.jsonl"))])
+@pytest.mark.parametrize("name", [path.parent.name for path in sorted(STUDIES.glob("*/report.md"))])
 def test_the_reports_that_are_committed_are_those_of_the_records_beside_them(name, tmp_path):
     shutil.copy(STUDIES / name / "records.jsonl", tmp_path)
     named.load(name, folder=tmp_path).report()
