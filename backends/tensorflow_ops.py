@@ -4,6 +4,7 @@ Words are uint32: int32 arithmetic lives in host memory on GPUs outside XLA. The
 on every device, which fuses the generator with the product; it compiles once for each distinct shape.
 """
 
+import contextlib
 import functools
 import sys
 
@@ -254,7 +255,10 @@ def _cut(start, length, x, w, grid):
 
 
 def draw(variable):
-    with methods.DRAWING:
+    # replicas are threads that wait for each other in `assign`, and not one of them has another's key to take
+    replica = tf.distribute.get_replica_context()
+    alone = replica is not None and replica.num_replicas_in_sync == 1
+    with methods.DRAWING if alone else contextlib.nullcontext():
         key = tf.identity(variable.value)
         variable.assign(key + tf.constant([0, 1], key.dtype))
     return key
