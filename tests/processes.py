@@ -12,12 +12,16 @@ from tests.frameworks import NAME
 SCRIPTS = pathlib.Path(__file__).parent / "scripts"
 
 
+DEADLOCK = 600
+"""Seconds after which a script that prints nothing is taken to wait for itself."""
+
+
 def child(script, *arguments, backend=None, **environment):
     """Run a script of tests/scripts and return what it printed last, as JSON."""
     root = str(pathlib.Path(pernodedrop.__file__).parent.parent)
     env = {**os.environ, "KERAS_BACKEND": backend or NAME, **environment}
     env["PYTHONPATH"] = os.pathsep.join([root, env.get("PYTHONPATH", "")])
     command = [sys.executable, str(SCRIPTS / script), *map(str, arguments)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=DEADLOCK)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
