@@ -75,9 +75,9 @@ def copy(names, folder):
 
 
 def check_contents(wheel):
-    """Raise unless the wheel has the modules of the checkout and the mark of a typed package, and nothing else."""
+    """Raise unless the wheel has the modules of the checkout and what they read, and nothing else."""
     modules = (name for name in files() if name.startswith(("pernodedrop/", "backends/")))
-    modules = {name for name in modules if name.endswith((".py", "py.typed"))}
+    modules = {name for name in modules if name.endswith((".py", "py.typed", ".jinja", ".toml"))}
     wanted = {f"pernodedrop/{name}" if name.startswith("backends/") else name for name in modules}
     found = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     if found != wanted:
@@ -108,10 +108,10 @@ def suite(there, wheel):
 
 
 def examples(there, wheel):
-    """Install the wheel with one framework and the testing kit, and run what README.md and the guides show."""
+    """Install the wheel with one framework, for tests and studies, and run what README.md and the guides show."""
     venv.create(there / "empty", with_pip=True)
     python = there / "empty" / ("Scripts" if os.name == "nt" else "bin") / "python"
-    pip("-c", ROOT / "constraints.txt", f"{wheel}[{FRAMEWORK},testing]", python=python)
+    pip("-c", ROOT / "constraints.txt", f"{wheel}[{FRAMEWORK},study,testing]", python=python)
     documents = ("docs/", "README.md", "tests/documents.py")
     copy((name for name in files() if name.startswith(documents)), there / "documents")
     alone = {"KERAS_BACKEND": FRAMEWORK, "PYTHONPATH": ""}

@@ -230,11 +230,11 @@ def dense_of(y):
 
 DENSE_ALWAYS = {
     *("per_node_drop_fixed", "per_node_drop_bank", "per_node_drop_einsum", "per_node_drop_conv"),
-    *("per_node_drop_depthwise", "noise_injection_conv", "noisy_attention"),
+    *("per_node_drop_depthwise", "noise_injection_conv", "shakeout_conv", "noisy_attention"),
 }
 DENSE_IN_TRAINING = DENSE_ALWAYS | {
     *("per_node_drop", "per_node_drop_gaussian", "per_node_drop_partial"),
-    *("drop_connect", "drop_connect_as_published", "shakeout", "flipout"),
+    *("drop_connect", "drop_connect_as_published", "shakeout", "flipout", "alpha_dropout"),
 }
 VARIANTS = {
     "standout_weight": Case(wrap(pnd.Standout, shift="weight", beta=0.1)),

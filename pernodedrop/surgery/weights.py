@@ -39,7 +39,7 @@ def copy_weights(source: keras.Model, target: keras.Model) -> None:
                 break
         raise ValueError(checks.invalid("target", expected, received))
     for one, other in zip(given, wanted, strict=True):
-        other.assign(one)
+        other.assign(keras.ops.copy(one))  # not the tensor itself, which JAX gives away in a training or prediction
 
 
 def _plain_variables(model: keras.Model, argument: str) -> list[keras.Variable]:

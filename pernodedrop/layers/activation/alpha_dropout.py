@@ -4,7 +4,7 @@ import typing
 
 import keras
 
-from pernodedrop import schedules
+from pernodedrop import ops, schedules
 from pernodedrop._types import Config, Key, Shape, Tensor
 from pernodedrop.layers.base.noisy import at_least_float32, xp
 from pernodedrop.layers.base.shaped_noise import ShapedNoise
@@ -53,6 +53,7 @@ class AlphaDropout(ShapedNoise):
         super().__init__(Bernoulli(start), noise_shape=noise_shape, seed=seed, schedule=schedule, **kwargs)
 
     def call_with_noise(self, inputs: Tensor, key: Key | None, sample_ids: Tensor | None) -> Tensor:
+        ops.check_layout("inputs", inputs, ("dense",), xp)  # a sparse input has outputs that are not
         key = self.draw() if key is None else key
         kept = self.entries(inputs, key, sample_ids) > 0
         x = at_least_float32(inputs)
