@@ -45,7 +45,7 @@ from pernodedrop.mask import Grid
 xp = sys.modules[__name__]
 permute_dims = permute
 
-_Tensors = typing.Sequence[torch.Tensor]  # custom_op of torch 2.6 does not take `list`
+_Tensors = typing.Sequence[torch.Tensor]
 
 
 def where(condition, a, b):

@@ -338,9 +338,8 @@ class _Statistics:
         self.samples = 0
         self.mean: typing.Any = 0.0
         self.squares: typing.Any = 0.0  # sum of squared differences from the mean, by Welford's recurrence
-        self.entropies: typing.Any = (
-            None if probabilities is False else 0.0
-        )  # None where the outputs are not probabilities
+        # None where the outputs are not probabilities
+        self.entropies: typing.Any = None if probabilities is False else 0.0
         self.votes: typing.Any = 0.0
         self.outputs: list[Array] | None = [] if keep else None
 

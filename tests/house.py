@@ -45,7 +45,7 @@ HOUSE = """
     surgery
     losses uncertainty
     report
-    report.environment report.figures report.process report.table
+    report.environment report.figures report.pages report.process report.table
     report.results
     testing testing.*
     study.plan study.variants

@@ -1,8 +1,10 @@
 """The look of figures, and how they are saved; needs matplotlib."""
 
+import collections.abc
 import io
 import pathlib
 import re
+import typing
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -14,6 +16,21 @@ BLUE, AMBER, ORANGE, GREEN = "#3b82c4", "#e69f00", "#d55e00", "#009e73"
 GREY = "#888888"  # seen on dark and on light
 BLACK = "#000000"  # in an SVG, the colour of the text around it
 DPI = 120
+WIDTH = 5.2  # inches of 72 pixels: what a phone shows without shrinking the text much
+
+
+def horizontal(
+    titles: collections.abc.Sequence[str], more: float, line: float, grid: typing.Literal["x", "both"] = "x"
+) -> tuple[Figure, Axes]:
+    """An empty chart with a line of some inches for each title, the first on top, and some inches more."""
+    figure = Figure(figsize=(WIDTH, line * len(titles) + more), layout="constrained")
+    axes = figure.subplots()
+    axes.set_yticks(range(len(titles)), titles)
+    axes.set_ylim(len(titles) - 0.4, -0.6)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis=grid, color=GREY, alpha=0.25, lw=0.7)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    return figure, axes
 
 
 def legend(figure: Figure, axes: Axes) -> None:

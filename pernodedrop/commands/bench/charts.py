@@ -1,16 +1,14 @@
 """The figures as pictures: SVG in the colour of the text around it, so that it is right on dark and on light."""
 
-from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from pernodedrop.commands.bench import matrix, table
-from pernodedrop.report.figures import AMBER, BLACK, BLUE, GREEN, GREY, ORANGE, legend, svg
+from pernodedrop.report.figures import AMBER, BLACK, BLUE, GREEN, GREY, ORANGE, horizontal, legend, svg
 
 COLOURS = {"jax": BLUE, "tensorflow": AMBER, "torch": ORANGE, "numpy": GREEN}
 MARKERS = {"jax": "o", "tensorflow": "s", "torch": "^", "numpy": "D"}  # told apart without any colour
 
-WIDTH = 5.2  # inches of 72 pixels: what a phone shows without shrinking the text much
-LINE = 0.29  # inches of a row
+LINE, MORE = 0.29, 1.15  # inches of a row, and of what stands above and below
 PAPER_RATIO = 1.46  # of a step with the paper's layer to one with Dropout, on the authors' GPU
 
 
@@ -70,7 +68,9 @@ def networks(plain):
     """The steps of the CIFAR-10 network as multiples of the one with Dropout."""
     found = {(record["variant"], record["backend"]): record for record in plain["networks"]}
     variants = [name for name in matrix.VARIANTS if any(name == known for known, _ in found)]
-    figure, axes = horizontal([matrix.VARIANTS[name].replace("…", "PerNodeDrop Bernoulli") for name in variants])
+    figure, axes = horizontal(
+        [matrix.VARIANTS[name].replace("…", "PerNodeDrop Bernoulli") for name in variants], MORE, LINE, "both"
+    )
     backends = [name for name in matrix.MODES if any(name == backend for _, backend in found)]
     for number, backend in enumerate(backends):
         lower = shift(number, len(backends))
@@ -115,21 +115,9 @@ def across(records, value):
 
 def of_rows(rows):
     """An empty chart with a line for each row; those that are not this library's in grey."""
-    figure, axes = horizontal([table.full_title(row) for row in rows])
+    figure, axes = horizontal([table.full_title(row) for row in rows], MORE, LINE, "both")
     for row, label in zip(rows, axes.get_yticklabels(), strict=True):
         label.set_color(BLACK if matrix.ROWS[row].ours else GREY)
-    return figure, axes
-
-
-def horizontal(titles):
-    """An empty chart with a line for each title, the first on top."""
-    figure = Figure(figsize=(WIDTH, LINE * len(titles) + 1.15), layout="constrained")
-    axes = figure.subplots()
-    axes.set_yticks(range(len(titles)), titles)
-    axes.set_ylim(len(titles) - 0.4, -0.6)
-    axes.tick_params(axis="y", length=0)
-    axes.grid(axis="both", color=GREY, alpha=0.25, lw=0.7)
-    axes.spines[["top", "right", "left"]].set_visible(False)
     return figure, axes
 
 

@@ -44,7 +44,7 @@ class Noisy(NoiseLayer):
         super().__init__(**kwargs)
         self.state = state
         self._key = self._variable("key", state.first_key)
-        self._names = tuple(state.first_numbers)
+        self._number_names = tuple(state.first_numbers)
         for name, value in state.first_numbers.items():  # in attributes: tf.train.Checkpoint passes by dicts
             setattr(self, f"_noise_{name}", self._variable(name, value))
 
@@ -156,7 +156,7 @@ class Noisy(NoiseLayer):
 
     def load_own_variables(self, store: typing.Any) -> None:
         values = saving.read(self, self._kind, store)
-        if numbers := {name: values[name][()] for name in self._names}:
+        if numbers := {name: values[name][()] for name in self._number_names}:
             self.state.mask.noise.with_params(numbers)  # refuses what is out of range
         for name, variable in saving.named_variables(self).items():
             variable.assign(values[name])
@@ -208,7 +208,7 @@ class Noisy(NoiseLayer):
 
     @property
     def _numbers(self) -> dict[str, keras.Variable]:
-        return {name: getattr(self, f"_noise_{name}") for name in self._names}
+        return {name: getattr(self, f"_noise_{name}") for name in self._number_names}
 
     @property
     def _kind(self) -> str:

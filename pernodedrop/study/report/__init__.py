@@ -16,6 +16,7 @@ import matplotlib as mpl
 
 from pernodedrop import checks
 from pernodedrop.report import figures
+from pernodedrop.report.pages import STYLE
 from pernodedrop.report.results import output_folder
 from pernodedrop.report.table import as_markdown
 from pernodedrop.study.report import charts, tables, verdict
@@ -74,7 +75,9 @@ def write(
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     shown = zip(drawn, svgs, strict=True)
-    html = template.render(title=title, verdict=said, about=about, charts=list(shown), tables=every)
+    html = template.render(
+        style=STYLE.lstrip(), title=title, verdict=said, about=about, charts=list(shown), tables=every
+    )
     path = place / "report.html"
     path.write_text(html + "\n", encoding="utf-8")
     return path

@@ -1,6 +1,5 @@
 """What is found as figures."""
 
-import collections.abc
 import typing
 
 import numpy as np
@@ -8,12 +7,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from pernodedrop.report.figures import AMBER, BLACK, BLUE, GREEN, GREY, ORANGE
+from pernodedrop.report.figures import AMBER, BLACK, BLUE, GREEN, GREY, ORANGE, WIDTH, horizontal
 from pernodedrop.study.report import published
 from pernodedrop.study.report.findings import FIRST, Findings
 from pernodedrop.study.statistics import Record
 
-WIDTH = 5.2  # inches of 72 pixels: what a phone shows without shrinking the text much
 LINE = 0.3  # inches of a row
 LETTERS = 75  # that a line of the legend has room for
 
@@ -44,7 +42,7 @@ def charts(found: Findings) -> list[Chart]:
 def differences(found: Findings) -> Chart:
     """Differences of test losses to the baselines, with their intervals."""
     names = [name for name in found.confirmed if any(name in every for every in found.comparisons.values())]
-    figure, axes = horizontal([found.title(name) for name in names], 1.25)
+    figure, axes = horizontal([found.title(name) for name in names], 1.25, LINE)
     for number, (base, every) in enumerate(found.comparisons.items()):
         shown = [(place, every[name]) for place, name in enumerate(names) if name in every and every[name].interval]
         means = [one.difference or 0 for _, one in shown]
@@ -160,7 +158,7 @@ def curves(found: Findings) -> Chart:
 def cost(found: Findings) -> Chart:
     """The time of an epoch, as a multiple of Dropout's where there is one."""
     usual = found.seconds.get("dropout")
-    figure, axes = horizontal([found.title(name) for name in found.seconds], 1.1)
+    figure, axes = horizontal([found.title(name) for name in found.seconds], 1.1, LINE)
     values = [seconds / (usual or 1) for seconds in found.seconds.values()]
     axes.barh(range(len(values)), values, 0.62, color=BLUE, alpha=0.85, label="here")
     beside = published.SECONDS.get(found.study, {})
@@ -217,18 +215,6 @@ def by_epoch(runs: list[Record], of: str) -> tuple[np.ndarray, np.ndarray, np.nd
         row[: len(run["epochs"])] = [epoch[of] for epoch in run["epochs"]]
     masked = np.ma.masked_invalid(table)
     return masked.mean(0), masked.min(0), masked.max(0)
-
-
-def horizontal(titles: collections.abc.Sequence[str], more: float, line: float = LINE) -> tuple[Figure, Axes]:
-    """An empty chart with a line for each title, the first on top, and some inches more."""
-    figure = Figure(figsize=(WIDTH, line * len(titles) + more), layout="constrained")
-    axes = figure.subplots()
-    axes.set_yticks(range(len(titles)), titles)
-    axes.set_ylim(len(titles) - 0.4, -0.6)
-    axes.tick_params(axis="y", length=0)
-    axes.grid(axis="x", color=GREY, alpha=0.25, lw=0.7)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    return figure, axes
 
 
 def grid(count: int) -> tuple[Figure, list[Axes]]:
