@@ -610,7 +610,9 @@ def test_the_command_lists_studies_and_all_of_them_can_be_planned(capsys):
     for name in listed:
         study = named.load(name)
         rated = sum(study.design.variants.values())
-        assert len(study.plan("select")) == 2 * (3 * rated + len(study.variants) - rated)
+        arms = len(study.variants) - rated + len(study.design.rates) * rated
+        planned = {"digits_paper": ("grid", 2 * 2 * arms)}.get(name, ("select", 2 * arms))
+        assert len(study.plan(planned[0])) == planned[1]
 
 
 @trains
