@@ -16,8 +16,6 @@ import pernodedrop
 from pernodedrop.report import environment, process, results, table
 from tests.commands import IMPOSSIBLE
 
-pytestmark = pytest.mark.once
-
 ROOT = pathlib.Path(pernodedrop.__file__).parent.parent
 
 pytestmark = pytest.mark.once
@@ -167,8 +165,8 @@ def test_a_figure_is_an_svg_in_the_colour_of_the_text_around_it():
     axes = figure.subplots()
     axes.plot([1, 2], color=figures.BLACK, label="a line")
     figures.legend(figure, axes)
-    one, two = figures.svg(figure, "one"), figures.svg(figure, "two")
-    assert ET.fromstring(one).get("aria-label") == "one"
+    one, two = figures.svg(figure, 'a "name" <& more>'), figures.svg(figure, "two")
+    assert ET.fromstring(one).get("aria-label") == 'a "name" <& more>'
     assert "#000000" not in one
     assert "a line" in one
     ids = [{part.partition('"')[0] for part in text.split(' id="')[1:]} for text in (one, two)]

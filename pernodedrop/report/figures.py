@@ -1,6 +1,7 @@
 """The look of figures, and how they are saved; needs matplotlib."""
 
 import collections.abc
+import html
 import io
 import pathlib
 import re
@@ -58,4 +59,4 @@ def svg(figure: Figure, name: str) -> str:
     text = text.replace(BLACK, "currentColor")
     used = set(re.findall(r"#([\w.-]+)", text))
     text = re.sub(r' id="([^"]+)"', lambda match: match[0] if match[1] in used else "", text)
-    return text.replace("<svg ", f'<svg role="img" aria-label="{name}" fill="currentColor" ', 1)
+    return text.replace("<svg ", f'<svg role="img" aria-label="{html.escape(name)}" fill="currentColor" ', 1)
