@@ -43,7 +43,10 @@ HOUSE = """
     surgery.copying
     surgery.weights
     surgery
-    losses uncertainty
+    losses
+    uncertainty.batches uncertainty.changes uncertainty.statistics
+    uncertainty.passes
+    uncertainty
     report
     report.environment report.figures report.pages report.process report.table
     report.results
@@ -102,7 +105,8 @@ USERS_OF_FRAMEWORKS = {
     "commands.bench.steps": "compiles, differentiates and waits as each framework does",
     "study.runner": "switches the compilation cache of JAX on",
     "layers.base.stochastic": "knows the modules of torch.nn that make noise",
-    "uncertainty": "compiles its passes with jax.jit, which leaves weights alone; seeds the modules of torch",
+    "uncertainty.changes": "has the modules of torch make noise, of a seed",
+    "uncertainty.passes": "compiles passes with jax.jit, which leaves weights alone",
     "testing.frameworks": "compiles and differentiates on every framework, to test a noise there",
 }
 """Files beside the backends that import frameworks, inside functions, and the reason."""

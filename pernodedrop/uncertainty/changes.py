@@ -1,0 +1,94 @@
+"""How the noise layers of a model make noise while all else of it is in inference, and how it is then as it was.
+
+While a pass is traced, the `call` of each noise layer is replaced on the layer itself by one that trains.
+"""
+
+import collections.abc
+import contextlib
+import inspect
+import threading
+import typing
+
+import keras
+
+from pernodedrop.internals import of_keras
+
+Arguments: typing.TypeAlias = dict[str, typing.Any]
+
+CHANGING = threading.RLock()
+"""Held while layers are changed, one prediction at a time: models may have layers in common."""
+
+
+class _Untold(int):
+    """`training` of a call that is in inference because nobody says otherwise: false, and yet another than False.
+
+    Layers hand it on, be it by name or by Keras' context, where in training they would hand on True.
+    """
+
+
+UNTOLD = _Untold(0)
+
+
+def is_noisy_in_training(arguments: Arguments) -> bool:
+    """Whether a call that has these arguments in a pass makes noise in training."""
+    training = arguments.get("training")
+    return training is UNTOLD or bool(training)
+
+
+@contextlib.contextmanager
+def modes_kept(layer: keras.layers.Layer) -> collections.abc.Iterator[None]:
+    """Has a layer of torch, whose calls note on its modules whether they train, leave them as they were."""
+    modes = [(module, module.training) for module in layer.modules()]
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextlib.contextmanager
+def training(
+    modules: dict[keras.layers.Layer, list[typing.Any]], noisy: dict[keras.layers.Layer, bool], word: int
+) -> collections.abc.Iterator[None]:
+    """Has modules of torch, by the layer that they are in, train where it is `noisy`, with random numbers of a word."""
+    import torch
+
+    def put(layer: keras.layers.Layer, module: typing.Any) -> typing.Any:
+        return module.register_forward_pre_hook(lambda *_: setattr(module, "training", noisy[layer]))
+
+    hooks = [put(layer, module) for layer, inside in modules.items() for module in inside]
+    try:
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            torch.manual_seed(word)
+            yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def changed(
+    layer: keras.layers.Layer, change: typing.Callable[[keras.layers.Layer, Arguments, typing.Any], None]
+) -> contextlib.AbstractContextManager[None]:
+    """Has `change(layer, arguments, rows)` change the arguments of this thread's calls of a layer.
+
+    Those, that is, which the layer's `call` knows.
+    """
+    call, thread = layer.call, threading.get_ident()
+    signature = inspect.signature(call)
+
+    def call_changed(*args: typing.Any, **kwargs: typing.Any) -> typing.Any:
+        if threading.get_ident() != thread:
+            return call(*args, **kwargs)
+        bound = signature.bind(*args, **kwargs)
+        first = keras.tree.flatten(next(iter(bound.arguments.values())))[0]
+        change(layer, bound.arguments, keras.ops.shape(first)[0])
+        return call(*bound.args, **bound.kwargs)  # an argument of another name is in neither
+
+    return of_keras.calling(layer, call_changed)
+
+
+def forget_masks(layer: keras.layers.Layer) -> None:
+    """Has a recurrent cell forget the masks that it kept for all steps of a pass which did not end."""
+    if hasattr(layer, "reset_dropout_mask"):
+        layer.reset_dropout_mask()
+        layer.reset_recurrent_dropout_mask()
