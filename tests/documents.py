@@ -2,6 +2,7 @@
 
     python tests/documents.py jax                   runs those of one backend
     python tests/documents.py jax README.md         runs those of one file
+    python tests/documents.py jax --share           runs what the suite runs there
 
 An example is a ```python block. Its first line is a comment that names where it runs: `# numpy`, `# tensorflow`,
 `# torch` or `# jax`, or `# any backend`, which is all that can train: TensorFlow, PyTorch and JAX. An example is
@@ -81,6 +82,14 @@ def examples(backend):
     return found
 
 
+def share(backend):
+    """The examples that the suite runs on a backend: of those for any, but README.md's, each runs on one of them."""
+    found, trained = examples(backend), MARKS["any backend"]
+    spread = [example for example in found if example.code.startswith("# any backend") and example.file != "README.md"]
+    elsewhere = [example for n, example in enumerate(spread) if trained[n % len(trained)] != backend]
+    return [example for example in found if example not in elsewhere]
+
+
 def run_here(some):
     """Run examples in this process, each in a namespace and a folder of its own; return how many failed."""
     failures = 0
@@ -106,9 +115,10 @@ def run_here(some):
 
 
 def run(backend, **environment):
-    """Run the examples of a backend in a process of their own; return its exit code and what it printed."""
+    """Run the share of a backend in a process of its own; return its exit code and what it printed."""
     env = {"TF_CPP_MIN_LOG_LEVEL": "2", **os.environ, "KERAS_BACKEND": backend, "MPLBACKEND": "agg", **environment}
-    command = [sys.executable, "-P", __file__, backend]  # -P: the other modules beside this one are not meant
+    # -P: the other modules beside this one are not meant
+    command = [sys.executable, "-P", __file__, backend, "--share"]
     done = subprocess.run(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     return done.returncode, done.stdout
 
@@ -117,6 +127,8 @@ def main(arguments):
     """Run the command line; return 1 if an example failed."""
     backend, *only = arguments
     os.environ.update({"TF_CPP_MIN_LOG_LEVEL": "2", "KERAS_BACKEND": backend, "MPLBACKEND": "agg"})
+    if only == ["--share"]:
+        return bool(run_here(share(backend)))
     return bool(run_here([example for example in examples(backend) if not only or example.file in only]))
 
 

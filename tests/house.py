@@ -164,8 +164,9 @@ def imports(name):
     return imports_of(modules()[name].read_text(encoding="utf-8"))
 
 
+@functools.cache
 def imports_of(text):
-    """What a text of Python imports, as a list of `Import`."""
+    """What a text of Python imports, as a tuple of `Import`."""
     tree, found = ast.parse(text), []
     later = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) or for_type_checkers(node)]
     inside = {id(node) for outer in later for node in ast.walk(outer)}
@@ -175,7 +176,7 @@ def imports_of(text):
                 "" if isinstance(node, ast.Import) else "." * node.level + (f"{node.module}." if node.module else "")
             )
             found += [Import(start + alias.name, id(node) in inside, node.lineno) for alias in node.names]
-    return found
+    return tuple(found)
 
 
 def for_type_checkers(node):

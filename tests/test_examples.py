@@ -24,7 +24,19 @@ pytestmark = pytest.mark.skipif(
 def test_examples_run():
     code, output = documents.run(BACKEND, PYTHONPATH=HERE)
     assert code == 0, output[-5000:]
-    assert output.count("\nok ") + output.startswith("ok ") == len(documents.examples(BACKEND))
+    assert output.count("\nok ") + output.startswith("ok ") == len(documents.share(BACKEND))
+
+
+@pytest.mark.once
+def test_every_example_is_run_where_it_says_or_on_one_of_any():
+    ran = {name: {example[:2] for example in documents.share(name)} for name in documents.BACKENDS}
+    for name in documents.BACKENDS:
+        for file, line, code in documents.examples(name):
+            places = sum((file, line) in some for some in ran.values())
+            anywhere = code.startswith("# any backend")
+            assert places == (1 if anywhere and file != "README.md" else 3 if anywhere else 1), f"{file}:{line}"
+            assert anywhere or (file, line) in ran[name]
+    assert max(map(len, ran.values())) < 20
 
 
 @pytest.mark.once

@@ -5,12 +5,13 @@ import pathlib
 import subprocess
 import sys
 
+import keras
 import pytest
 
-import pernodedrop
+import pernodedrop as pnd
 from tests import house
 
-HERE = pathlib.Path(pernodedrop.__file__).parent.parent
+HERE = pathlib.Path(pnd.__file__).parent.parent
 
 
 def python(*arguments):
@@ -22,33 +23,37 @@ def python(*arguments):
 
 def test_import_is_that_of_the_installed_package_where_one_is_named():
     """Set by tests/package.py, which tests a wheel away from the checkout."""
-    assert pathlib.Path(pernodedrop.__file__).is_relative_to(os.environ.get("PERNODEDROP_IN", str(HERE)))
+    assert pathlib.Path(pnd.__file__).is_relative_to(os.environ.get("PERNODEDROP_IN", str(HERE)))
 
 
+without_keras = pytest.mark.only_backend("numpy", reason="without Keras there is no backend to choose")
+ADDED = """
+import sys, {first}
+before = {{*sys.modules}}
+import pernodedrop
+added = {{name for name in {{*sys.modules}} - before if name.partition(".")[0] not in sys.stdlib_module_names}}
+print(*sorted(added))
+"""
+"""Prints the modules that the library adds to those of the packages that are imported first."""
+
+
+@without_keras
 def test_importing_loads_neither_keras_nor_a_framework():
-    code = "import {}, sys; print(*sorted(sys.modules))"
-    ours, of_numpy = (set(python("-c", code.format(name))[0].split()) for name in ("pernodedrop", "numpy.typing"))
-    added = {name for name in ours - of_numpy if name.partition(".")[0] not in sys.stdlib_module_names}
+    added = python("-c", ADDED.format(first="numpy.typing"))[0].split()
     assert all(name.partition(".")[0] == "pernodedrop" for name in added), added
     assert not any(name.startswith("pernodedrop.layers") for name in added), added
 
 
-def test_importing_beside_keras_loads_the_layers_and_no_module_of_others():
-    code = "import {}, sys; print(*sorted(sys.modules))"
-    ours, of_keras = (set(python("-c", code.format(name))[0].split()) for name in ("keras, pernodedrop", "keras"))
-    added = {name for name in ours - of_keras if name.partition(".")[0] not in sys.stdlib_module_names}
-    assert all(name.partition(".")[0] == "pernodedrop" for name in added), added
-
-
-def test_a_saved_model_is_loaded_where_both_are_imported(tmp_path):
-    path = str(tmp_path / "model.keras")
-    make = (
-        "import keras, pernodedrop as pnd; layer = pnd.PerNodeDense(2, pnd.schedules.Linear(0.0, 0.5, 9), 'gaussian');"
-        f"keras.Sequential([keras.Input((3,)), layer]).save({path!r})"
-    )
-    load = f"import keras, pernodedrop; print(keras.saving.load_model({path!r}).layers[0].schedule)"
-    python("-c", make)
-    assert python("-c", load)[0].strip() == "Linear(start=0.0, end=0.5, steps=9, begin=0)"
+def test_importing_beside_keras_loads_the_layers_and_no_module_of_others(tmp_path):
+    """So that a saved model, whose layers may be all that a script knows of the library, is loaded."""
+    schedule = pnd.schedules.Linear(0.0, 0.5, 9)
+    model = keras.Sequential([keras.Input((3,)), pnd.PerNodeDense(2, schedule, "gaussian")])
+    model.save(path := str(tmp_path / "model.keras"))
+    load = f"print(keras.saving.load_model({path!r}).layers[0].schedule)"
+    added, loaded = python("-c", ADDED.format(first="keras") + load)[0].splitlines()
+    assert "pernodedrop.layers.weight.per_node_drop" in added.split()
+    assert all(name.partition(".")[0] == "pernodedrop" for name in added.split()), added
+    assert loaded == repr(schedule)
 
 
 CORE = """
@@ -74,6 +79,7 @@ except ImportError:
 """
 
 
+@without_keras
 def test_the_core_works_without_keras():
     assert python("-W", "ignore", "-c", CORE)[0].split() == ["True"]
 
@@ -104,8 +110,9 @@ def test_a_product_on_torch_imports_neither_its_compiler_nor_keras():
     assert python("-c", code)[0].strip() == "set()"
 
 
+@without_keras
 def test_backends_under_another_name_are_refused():
-    place = str(pathlib.Path(pernodedrop.backends.__file__).parent.parent)
+    place = str(pathlib.Path(pnd.backends.__file__).parent.parent)
     code = f"import sys; sys.path.insert(0, {place!r}); import backends"
     done = subprocess.run([sys.executable, "-c", code], cwd="/", capture_output=True, text=True)
     assert done.returncode
