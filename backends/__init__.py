@@ -28,10 +28,14 @@ NAMES = ("numpy", "tensorflow", "torch", "jax")
 """The backends, each by the name of the module that its tensors come from."""
 
 NOISE_OPS = (
-    "abs", "sqrt", "exp", "expm1", "log", "log1p", "sin", "cos", "tanh", "floor", "sign", "erf", "erfinv",
-    "minimum", "maximum", "where", "zeros_like", "ones_like",
+    "abs", "sqrt", "exp", "expm1", "log", "log1p", "sin", "cos", "tan", "asin", "acos", "atan", "tanh", "floor", "sign",
+    "erf", "erfinv", "minimum", "maximum", "clip", "where", "zeros_like", "ones_like",
 )  # fmt: skip
-"""Elementwise ops that a noise of your own may use, beside the arithmetic and comparison operators."""
+"""Elementwise ops that a noise of your own may use, beside the arithmetic and comparison operators.
+
+They take tensors; `minimum(a, b)`, `maximum(a, b)`, `clip(x, min, max)` and `where(condition, a, b)` take Python numbers
+too, in any place but that of `x` and `condition`, as long as one of a and b is a tensor.
+"""
 
 WORD_OPS = ("word", "as_word", "arange", "shift_right", "bits24", "uniform", "float32", "modulo")
 """Ops on word tensors, and the numbers made of them."""

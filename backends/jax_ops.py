@@ -10,8 +10,12 @@ from jax.lax import erf, stop_gradient
 from jax.lax import erf_inv as erfinv
 from jax.numpy import (
     abs,
+    acos,
+    asin,
+    atan,
     atleast_1d,
     broadcast_to,
+    clip,
     cos,
     exp,
     expm1,
@@ -31,6 +35,7 @@ from jax.numpy import (
     sqrt,
     sum,
     take,
+    tan,
     tanh,
     uint32,
     where,

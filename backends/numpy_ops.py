@@ -9,6 +9,7 @@ import numpy as np
 from numpy import (
     abs,
     broadcast_to,
+    clip,
     cos,
     exp,
     expm1,
@@ -24,10 +25,14 @@ from numpy import (
     sqrt,
     sum,
     take,
+    tan,
     tanh,
     where,
     zeros_like,
 )
+from numpy import arccos as acos
+from numpy import arcsin as asin
+from numpy import arctan as atan
 from numpy import transpose as permute_dims
 
 from pernodedrop.backends import methods

@@ -12,6 +12,9 @@ import numpy as np
 import tensorflow as tf
 from tensorflow import (
     abs,
+    acos,
+    asin,
+    atan,
     broadcast_to,
     cos,
     exp,
@@ -24,10 +27,12 @@ from tensorflow import (
     sin,
     sqrt,
     stop_gradient,
+    tan,
     tanh,
     where,
     zeros_like,
 )
+from tensorflow import clip_by_value as clip
 from tensorflow import reduce_sum as sum
 from tensorflow import transpose as permute_dims
 

@@ -15,6 +15,9 @@ import warnings
 import torch
 from torch import (
     abs,
+    acos,
+    asin,
+    atan,
     broadcast_to,
     cos,
     erf,
@@ -31,6 +34,7 @@ from torch import (
     sin,
     sqrt,
     sum,
+    tan,
     tanh,
     zeros_like,
 )
@@ -53,11 +57,17 @@ def where(condition, a, b):
 
 
 def maximum(a, b):
+    a, b = (a, b) if torch.is_tensor(a) else (b, a)
     return torch.clamp(a, min=b)
 
 
 def minimum(a, b):
+    a, b = (a, b) if torch.is_tensor(a) else (b, a)
     return torch.clamp(a, max=b)
+
+
+def clip(x, min, max):
+    return minimum(maximum(x, min), max)  # torch.clamp takes no number beside a tensor
 
 
 def word(n):

@@ -41,6 +41,10 @@ TRUTHS = {
     "log1p": (math.log1p, [1e-6, -0.5, *POSITIVE]),
     "sin": (math.sin, REALS),
     "cos": (math.cos, REALS),
+    "tan": (math.tan, REALS),
+    "asin": (math.asin, INSIDE),
+    "acos": (math.acos, INSIDE),
+    "atan": (math.atan, REALS),
     "tanh": (math.tanh, REALS),
     "floor": (math.floor, REALS),
     "sign": (np.sign, REALS),
@@ -50,6 +54,7 @@ TRUTHS = {
     "ones_like": (lambda x: 1.0, REALS),
     "minimum": (min, REALS),
     "maximum": (max, REALS),
+    "clip": (lambda x, low, high: min(max(x, low), high), REALS),
     "where": (lambda condition, a, b: a if condition else b, REALS),
 }
 
@@ -59,6 +64,8 @@ def test_a_noise_op_agrees_with_the_mathematics(name):
     truth, values = TRUTHS[name]
     values = np.array(values, "float32")
     operands = {"minimum": (values, values[::-1]), "maximum": (values, values[::-1])}.get(name, (values,))
+    if name == "clip":
+        operands = (values, values[::-1] - 3, values[::-1])
     if name == "where":
         operands = (values > 0, values, -values)
     result = array(getattr(XP, name)(*map(tensor, operands)))
@@ -74,6 +81,21 @@ def test_noise_ops_take_python_numbers_where_a_noise_needs_them():
     np.testing.assert_array_equal(array(XP.where(u < 0.5, u, 0.0)), [0.25, 0])
     np.testing.assert_array_equal(array(XP.maximum(u, 0.5)), [0.5, 0.75])
     np.testing.assert_array_equal(array(XP.minimum(u, 0.5)), [0.25, 0.5])
+
+
+def test_it_does_not_matter_where_the_number_stands_nor_whether_it_is_an_int():
+    u, low = (tensor(np.array(values, "float32")) for values in ([0.25, 0.75, 1.5], [0.5, 0.5, 0.5]))
+    for result, wanted in (
+        (XP.maximum(0.5, u), [0.5, 0.75, 1.5]),
+        (XP.minimum(1, u), [0.25, 0.75, 1]),
+        (XP.where(u < 0.5, 0, u), [0, 0.75, 1.5]),
+        (XP.where(u < 0.5, u, 1), [0.25, 1, 1]),
+        (XP.clip(u, 0.5, 1), [0.5, 0.75, 1]),
+        (XP.clip(u, low, 1.0), [0.5, 0.75, 1]),
+        (XP.clip(u, 0, low), [0.25, 0.5, 0.5]),
+    ):
+        assert result.dtype == u.dtype
+        np.testing.assert_array_equal(array(result), wanted)
 
 
 WORDS = np.array([0, 1, 255, 2**23 - 1, 2**23, 2**31 - 1, 2**31, 0x9E3779B9, 2**32 - 1], "uint32")
