@@ -53,7 +53,7 @@ HOUSE = """
     testing testing.*
     study.plan study.variants
     study.datasets.files study.datasets.mel
-    study.datasets.images study.datasets.speech study.datasets.text
+    study.datasets.images study.datasets.plane study.datasets.speech study.datasets.text
     study.datasets study.networks study.statistics
     study.report.published
     study.report.findings

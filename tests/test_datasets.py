@@ -85,6 +85,18 @@ def test_the_split_is_the_same_in_every_run_and_another_with_another_seed():
     assert (first != other).any()
 
 
+def test_the_plane_has_noise_on_all_but_the_test():
+    loaded = datasets.load("plane", sizes=(4000, 3000, 50), deviation=0.25)
+    assert loaded.title == "A surface over a plane"
+    for (x, y), size, deviation in zip(loaded, (4000, 3000, 50), (0.25, 0.25, 0), strict=True):
+        assert (x.shape, y.shape, x.dtype, y.dtype) == ((size, 2), (size, 1), "float32", "float32")
+        assert abs(x).max() <= 1
+        off = y[:, 0] - np.sin(np.pi * x[:, 0]) * np.cos(np.pi * x[:, 1])
+        assert off.std() == pytest.approx(deviation, rel=0.1, abs=1e-6)  # five standard errors of 3,000
+    with pytest.raises(ValueError, match="`deviation`"):
+        datasets.load("plane", deviation=-1)
+
+
 @pytest.mark.parametrize("sizes", [(1000, 700, 98), (0, 1, 1), (1, 1), 3])
 def test_sizes_that_cannot_be_are_refused(sizes):
     with pytest.raises((TypeError, ValueError), match="`sizes`"):

@@ -31,6 +31,9 @@ CONVOLUTIONS = {
     "cifar10": (9 * 3 * 32 + 32) + (9 * 32 * 64 + 64),
     "cifar100": (9 * 3 * 32 + 32) + (9 * 32 * 64 + 64),
     "speech": (9 * 32 + 32) + (9 * 32 * 64 + 64),
+    "resnet": (9 * 16 + 16) + 4 * (9 * 16 * 16 + 16 + 4 * 16),  # a batch normalization has four weights a map
+    # rows to tokens with a bias each; queries, keys, values and outputs; three layer normalizations
+    "transformer": (8 * 32 + 8 * 32) + 4 * (32 * 32 + 32) + 3 * 2 * 32,
 }
 
 
@@ -43,6 +46,7 @@ CONVOLUTIONS = {
         ("cifar100", (8 * 8 * 64, 64, 100), (64,)),
         ("rcv1", (4096, 1024, 256, 128, 25), (128,)),
         ("speech", (16 * 16 * 64, 64, 8), (64,)),
+        ("resnet", (2 * 2 * 16, 64, 10), (64,)),
     ],
 )
 def test_a_network_has_the_weights_of_its_formula_and_slots_of_its_width(name, sizes, widths):
@@ -51,6 +55,20 @@ def test_a_network_has_the_weights_of_its_formula_and_slots_of_its_width(name, s
     assert asked == [(width, "relu") for width in widths]
     assert model.output_shape == (None, sizes[-1])
     assert model.layers[-1].activation is keras.activations.get("sigmoid" if name == "rcv1" else "softmax")
+
+
+def test_a_transformer_has_the_weights_of_its_formula_and_two_slots_a_block():
+    model, asked = build("transformer")
+    assert model.count_params() == CONVOLUTIONS["transformer"] + weights(32, 64, 32) + weights(32, 10)
+    assert asked == [(64, "relu"), (32, "linear")]
+    assert model.output_shape == (None, 10)
+    assert len(build("transformer", blocks=2)[1]) == 4
+
+
+def test_the_plane_has_two_slots_and_a_height():
+    model, asked = build("plane", width=8)
+    assert asked == [(8, "relu"), (8, "relu")]
+    assert (model.output_shape, model.count_params()) == ((None, 1), weights(2, 8, 8, 1))
 
 
 def test_settings_reach_the_slots_and_the_shapes():

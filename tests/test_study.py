@@ -150,6 +150,51 @@ def test_noises_of_one_rate_have_one_variance():
 
 
 @pytest.mark.once
+def test_a_layer_with_arguments_is_a_variant():
+    dense = keras.layers.Dense(1)
+    around = variants.of_layer("DropConnect", "mine", sharing="time")
+    assert around[1:] == ("mine", True, None)
+    (layer,) = around.function(dense, 0.3, 5)
+    assert (layer.layer, layer.rate, layer.seed, layer.sharing) == (dense, 0.3, 5, {"time"})
+    before, after = variants.of_layer("Dropout", rate=0.2, r_drop=2.0).function(dense, 0.3, 5)
+    assert (before.rate, after) == (0.2, dense)
+    fixed = variants.of_layer("DynamicDropConnect", base_rate=0.2, gradient_rate=0.1)
+    (layer,) = fixed.function(dense, 0.0, 5)
+    assert (fixed.has_rate, layer.rate, layer.gradient_rate) == (False, 0.2, 0.1)
+    assert variants.of_layer("Dropout", r_drop=2.0).r_drop == 2
+
+
+@pytest.mark.once
+def test_a_layer_with_a_schedule_has_the_rate_of_the_study_unless_that_has_one():
+    def made(**schedule):
+        variant = variants.of_layer("PerNodeDrop", schedule=schedule)
+        (layer,) = variant.function(keras.layers.Dense(1), 0.3, 5)
+        return variant.has_rate, layer.schedule
+
+    assert made(kind="Curriculum", steps=9) == (True, pnd.schedules.Curriculum(0.3, steps=9))
+    assert made(kind="Annealed", rate=0.1, steps=9) == (False, pnd.schedules.Annealed(0.1, steps=9))
+    assert made(kind="Linear", start=0.0, end=0.5, steps=9) == (False, pnd.schedules.Linear(0.0, 0.5, steps=9))
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"layer": "DropConect"}, "did you mean 'DropConnect'"),
+        ({"layer": "DropConnect", "rate": 2.0}, "`rate`"),
+        ({"layer": "DropConnect", "rates": 0.2}, "rates"),
+        ({"layer": "DropConnect", "r_drop": -1.0}, "`r_drop`"),
+        ({"layer": "DropConnect", "schedule": {"kind": "Curiculum"}}, "did you mean 'Curriculum'"),
+        ({"layer": "DropConnect", "schedule": {"kind": "Curriculum"}}, "steps"),
+        ({"layer": "DropConnect", "schedule": {"kind": "Annealed", "steps": 5}, "rate": 0.1}, "`schedule`"),
+    ],
+)
+def test_a_layer_that_cannot_be_is_refused_at_once(arguments, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        variants.of_layer(**arguments)
+
+
+@pytest.mark.once
 def test_a_name_is_given_once():
     with pytest.raises(ValueError, match="a str that no variant has yet"):
         variants.register("dropout", lambda dense, rate, seed: [dense])
@@ -276,6 +321,34 @@ def test_a_trial_is_the_same_again_from_its_record(variant, tmp_path):
     assert first["best_epoch"] == int(np.argmin([epoch["val_loss"] for epoch in first["epochs"]]))
     assert first["test"]["loss"] > 0
     assert first["start"] == study.trial(planned)["start"]
+
+
+@trains
+def test_a_trial_with_r_drop_is_that_model_in_fit(tmp_path):
+    part = studies.data()
+    with_it, without = (variants.of_layer("Dropout", r_drop=alpha) for alpha in (3.0, None))
+    study = studies.small(tmp_path, variants={"with": with_it, "without": without}, data=(part, part, part))
+    planned, plain = study.plan("select")
+    found, other = study.trial(planned)["epochs"], study.trial(plain)["epochs"]
+    keras.utils.set_random_seed(planned["seed"])
+    model = pnd.RDropModel(studies.model(Slot(with_it.function, planned["rate"], planned["seed"])))
+    crossentropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.Adam(1e-3), pnd.losses.RDrop(crossentropy, 3.0))
+    model.fit(Batches(*part, 18, planned["seed"]), epochs=2, verbose=0, shuffle=False)
+    assert found[-1]["val_loss"] == pytest.approx(by_hand(model, *part), rel=1e-5)
+    assert other[-1]["val_loss"] != pytest.approx(by_hand(model, *part), rel=1e-5)
+
+
+@trains
+def test_r_drop_refuses_a_model_that_is_compiled(tmp_path):
+    def compiled(slot):
+        model = studies.model(slot)
+        model.compile("sgd", "mse")
+        return model
+
+    study = studies.small(tmp_path, variants={"with": variants.of_layer("Dropout", r_drop=1.0)}, model=compiled)
+    with pytest.raises(ValueError, match="not compiled yet, for R-Drop"):
+        study.trial(study.plan("select")[0])
 
 
 @trains
@@ -588,6 +661,22 @@ def test_a_file_is_run_shown_and_reported(tmp_path, monkeypatch, capsys):
 
 
 @trains
+@pytest.mark.once
+def test_a_file_has_layers_of_its_own(tmp_path):
+    table = '[layers.mine]\nlayer = "DropConnect"\ntitle = "My own"\nrate = {}\n'
+    (tmp_path / "tiny.toml").write_text(TINY + table.format(0.2))
+    study = named.load(str(tmp_path / "tiny.toml"))
+    assert study.design.variants == {"none": False, "dropout": True, "mine": False}
+    assert study.variants["mine"].title == "My own"
+    (tmp_path / "tiny.toml").write_text(TINY + table.format(2))
+    with pytest.raises(ValueError, match=r"tiny.toml, layers.mine: .*`rate`"):
+        named.load(str(tmp_path / "tiny.toml"))
+    guide = pathlib.Path(__file__).parent.parent / "docs" / "guides" / "study.md"
+    (tmp_path / "guide.toml").write_text(re.search("```toml\n(.+?)```", guide.read_text(), re.DOTALL)[1])
+    assert named.load(str(tmp_path / "guide.toml")).variants["r_drop"].r_drop == 1
+
+
+@trains
 def test_an_interrupted_command_says_how_to_go_on(tmp_path, monkeypatch, capsys):
     def interrupted(self, planned, on_epoch=None):
         raise KeyboardInterrupt
@@ -609,10 +698,11 @@ def test_the_command_lists_studies_and_all_of_them_can_be_planned(capsys):
     assert listed == list(named.names())
     for name in listed:
         study = named.load(name)
-        rated = sum(study.design.variants.values())
-        arms = len(study.variants) - rated + len(study.design.rates) * rated
-        planned = {"digits_paper": ("grid", 2 * 2 * arms)}.get(name, ("select", 2 * arms))
-        assert len(study.plan(planned[0])) == planned[1]
+        rated, design = sum(study.design.variants.values()), study.design
+        each_seed = len(design.rates) * rated + len(study.variants) - rated
+        stage, times = {"digits_paper": ("grid", 2 * 2)}.get(name, ("select", design.select_seeds))
+        assert len(study.plan(stage)) == times * each_seed
+        assert set(study.baselines) & set(study.variants)
 
 
 @trains

@@ -71,6 +71,17 @@ def test_a_tie_tells_what_would_have_been_found():
     assert verdict.sentences(found)[0].endswith(expected)
 
 
+def test_what_others_are_compared_with_can_be_chosen(tmp_path):
+    effects = {"none": 0.1, "dropout": -0.2, "a": 0.0, "b": 0.2, "c": -0.1}
+    found = Findings(made_up.records(effects), {}, "made-up data", ("a", "none"))
+    assert verdict.sentences(found)[0] == (
+        "c has a lower test loss than a and no regularizer on made-up data, beyond chance; no other variant has."
+    )
+    assert list(found.comparisons) == ["a", "none"]
+    report.write(made_up.records(effects), tmp_path, baselines=("a",))
+    assert {path.stem for path in (tmp_path / "tables").glob("against_*.csv")} == {"against_a"}
+
+
 def test_without_ours_the_answer_is_about_the_others():
     assert said({"none": 0.1, "dropout": 0})[0].startswith("Dropout has a lower test loss than no regularizer on")
     assert said({"none": 0, "dropout": 0}, seeds=6)[0].startswith(

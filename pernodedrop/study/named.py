@@ -5,7 +5,7 @@ import tomllib
 import typing
 
 from pernodedrop import checks
-from pernodedrop.study import datasets, networks
+from pernodedrop.study import datasets, networks, variants
 from pernodedrop.study.study import Study
 
 __all__ = ["load", "names", "read"]
@@ -14,6 +14,9 @@ FOLDER = pathlib.Path(__file__).parent / "studies"
 
 OF_DATA = "options"
 """The table of a file that the loading of its data takes."""
+
+LAYERS = "layers"
+"""The table of a file that has variants of its own."""
 
 TEXTS = ("title", "data", "network")
 
@@ -58,7 +61,8 @@ def load(name: str, /, data: str | None = None, **arguments: typing.Any) -> Stud
     """The study that a file describes.
 
     The file has a title, the names of `data` and `network` (those of `pernodedrop.study.datasets` and `networks`), and
-    arguments of `pernodedrop.study.Study` beside them; the table `options` goes to the loading of the data.
+    arguments of `pernodedrop.study.Study` beside them; the table `options` goes to the loading of the data. A table
+    `layers.<name>` is a variant beside those in `variants`, with the arguments of `variants.of_layer`.
 
     Args:
         name: of a study that comes with the package, or the path of a file that ends in .toml.
@@ -80,6 +84,9 @@ def load(name: str, /, data: str | None = None, **arguments: typing.Any) -> Stud
     of_data, network, options = found.pop("data"), found.pop("network"), found.pop(OF_DATA, {})
     checks.check_choice(of_data, "data", datasets.NAMES)
     found.setdefault("loss", networks.LOSSES[checks.check_choice(network, "network", networks.NAMES)])
+    if own := found.pop(LAYERS, {}):
+        known = {variant: variants.get(variant) for variant in found.get("variants", ())}
+        found["variants"] = known | {variant: _of_layer(name, variant, table) for variant, table in own.items()}
     found["settings"] = {**found.get("settings", {}), **({"data": options} if options else {})}
     make = networks.get(network)
 
@@ -98,3 +105,10 @@ def load(name: str, /, data: str | None = None, **arguments: typing.Any) -> Stud
         )
     except TypeError as error:
         raise TypeError(f"{name}: {error}") from error
+
+
+def _of_layer(file: str, variant: str, table: dict[str, typing.Any]) -> variants.Variant:
+    try:
+        return variants.of_layer(**table)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{file}, {LAYERS}.{variant}: {error}") from error

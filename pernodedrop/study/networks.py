@@ -4,6 +4,7 @@ A slot is a function of (width, activation="relu") that gives a list of Keras la
 regularized in some way. A network is a function of it that gives a model whose weights are not yet trained or compiled.
 """
 
+import math
 import typing
 
 import keras
@@ -29,6 +30,11 @@ Network: typing.TypeAlias = typing.Callable[..., keras.Model]
 def digits(slot: Slot, width: int = 64, shape: Shape = (8, 8, 1), classes: int = 10) -> keras.Model:
     """Two slots on the pixels."""
     return classifier(shape, [keras.layers.Flatten(), *slot(width), *slot(width)], classes)
+
+
+def plane(slot: Slot, width: int = 64) -> keras.Model:
+    """Two slots on the coordinates of a point, then its height."""
+    return keras.Sequential([keras.Input((2,)), *slot(width), *slot(width), keras.layers.Dense(1)])
 
 
 def conv_pool(shape: Shape, classes: int) -> Network:
@@ -83,6 +89,43 @@ def rcv1(slot: Slot, width: int = 128, slots: int = 1, terms: int = 4096, topics
     return keras.Sequential([keras.Input((terms,)), *layers, keras.layers.Dense(topics, activation="sigmoid")])
 
 
+def transformer(
+    slot: Slot, width: int = 32, heads: int = 2, blocks: int = 1, shape: Shape = (8, 8, 1), classes: int = 10
+) -> keras.Model:
+    """An encoder (arXiv 1706.03762, norms first) of the rows of an image, with two slots in each block."""
+    rows, row = shape[0], math.prod(shape[1:])
+    image = keras.Input(shape)
+    x = keras.layers.Reshape((rows, row))(image)
+    x = keras.layers.EinsumDense("btd,de->bte", (rows, width), bias_axes="te")(x)  # a bias for each position
+    for _ in range(checks.check_count(blocks, "blocks")):
+        y = keras.layers.LayerNormalization()(x)
+        x = x + keras.layers.MultiHeadAttention(heads, width // heads)(y, y)
+        y = keras.layers.LayerNormalization()(x)
+        for layer in [*slot(2 * width), *slot(width, activation="linear")]:
+            y = layer(y)
+        x = x + y
+    x = keras.layers.GlobalAveragePooling1D()(keras.layers.LayerNormalization()(x))
+    return keras.Model(image, keras.layers.Dense(classes, activation="softmax")(x))
+
+
+def resnet(
+    slot: Slot, width: int = 64, maps: int = 16, blocks: int = 2, shape: Shape = (8, 8, 1), classes: int = 10
+) -> keras.Model:
+    """A ResNet (arXiv 1512.03385) whose blocks halve the image in turn, then a slot."""
+    image = keras.Input(shape)
+    x = keras.layers.Conv2D(maps, 3, padding="same", activation="relu")(image)
+    for _ in range(checks.check_count(blocks, "blocks")):
+        y = x
+        for _ in range(2):
+            y = keras.layers.Activation("relu")(keras.layers.BatchNormalization(momentum=0.9)(y))
+            y = keras.layers.Conv2D(maps, 3, padding="same")(y)
+        x = keras.layers.MaxPooling2D()(x + y)
+    x = keras.layers.Flatten()(x)
+    for layer in slot(width):
+        x = layer(x)
+    return keras.Model(image, keras.layers.Dense(classes, activation="softmax")(x))
+
+
 def classifier(shape: Shape, layers: Layers, classes: int) -> keras.Model:
     """A model of an input, some layers, and a softmax."""
     return keras.Sequential([keras.Input(shape), *layers, keras.layers.Dense(classes, activation="softmax")])
@@ -95,22 +138,32 @@ NETWORKS: dict[str, Network] = {
     "cifar100": conv_pool((32, 32, 3), 100),
     "rcv1": rcv1,
     "speech": conv_pool((64, 64, 1), 8),
+    "plane": plane,
+    "transformer": transformer,
+    "resnet": resnet,
 }
 
 NAMES = tuple(NETWORKS)
 
-LOSSES = {name: "binary_crossentropy" if name == "rcv1" else "sparse_categorical_crossentropy" for name in NAMES}
-"""The loss that each network is trained with, on the data of the same name."""
+LOSSES = {
+    **dict.fromkeys(NAMES, "sparse_categorical_crossentropy"),
+    "rcv1": "binary_crossentropy",
+    "plane": "mean_squared_error",
+}
+"""The loss that each network is trained with, on its data."""
 
 
 def get(name: str) -> Network:
-    """The network for the data of the same name, as a function of a slot and of settings.
+    """The network of a name, that of its data or of what it is, as a function of a slot and of settings.
 
     - `digits`: two slots of `width` 64 on the pixels.
     - `cifar10`, `cifar100`, `speech`: two blocks of a convolution and a pooling, then `slots`, 1, of `width` 64 (arXiv
       2512.12663, which tried widths from 32 to 128).
     - `mnist`: SimpleCNN, with a slot of `width` 64 (arXiv 2502.19948).
     - `rcv1`: Dense layers of 1024, 256 and `width` 128 units, of which the last `slots`, 1, are in slots.
+    - `plane`: two slots of `width` 64 on two coordinates, and a height.
+    - `transformer`: on the rows of digits, `blocks`, 1, of attention with `heads`, 2, and two slots (arXiv 1706.03762).
+    - `resnet`: on digits, `blocks`, 2, of two convolutions to `maps` 16, with a slot of `width` 64 (arXiv 1512.03385).
 
     Where data have another shape, `shape` and `classes` say so, of `rcv1` `terms` and `topics`.
 

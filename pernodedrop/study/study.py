@@ -68,6 +68,7 @@ class Study:
         metrics: those of Keras; None takes accuracy with that loss.
         sizes: how many samples of each of the three parts are taken, at random, always the same; None takes all.
         protocol: "sound" or "paper".
+        baselines: names of variants that the report compares all others with; ("dropout", "none").
         folder: where results go; None is study-results/<name>.
         storage: URL of a database for many workers, as SQLAlchemy has it (postgresql+psycopg://...); None is an SQLite
             in the folder.
@@ -108,6 +109,7 @@ class Study:
         metrics: typing.Any = None,
         sizes: collections.abc.Iterable[int] | None = None,
         protocol: str = "sound",
+        baselines: collections.abc.Iterable[str] = ("dropout", "none"),
         folder: str | os.PathLike[str] | None = None,
         storage: str | None = None,
     ) -> None:
@@ -118,6 +120,7 @@ class Study:
         self.name, self.make, self.loss, self.metrics, self.storage = name, model, loss, metrics, storage
         self.has_slot = _takes_slot(model)
         self.variants = _variants(variants, self.has_slot)
+        self.baselines = tuple(baselines)
         self.folder = pathlib.Path(folder or FOLDER / name)
         self._data, self._sizes = data, None if sizes is None else [checks.check_count(n, "sizes") for n in sizes]
         self._seeded_data = callable(data) and "seed" in inspect.signature(data).parameters
@@ -281,7 +284,7 @@ class Study:
         records = next(filter(None, (plan.belonging(design, kept) for design in designs)), [])
         titles = {name: variant.title for name, variant in self.variants.items()}
         data = next((record["data"] for record in reversed(records) if "data" in record), None)
-        return report.write(records, self.folder, titles, data)
+        return report.write(records, self.folder, titles, data, self.baselines)
 
     def _load(self, seed: int) -> Data:
         data = self._data

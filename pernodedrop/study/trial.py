@@ -11,6 +11,7 @@ import keras
 import numpy as np
 
 from pernodedrop import checks
+from pernodedrop.losses import RDrop, RDropModel
 from pernodedrop.report.environment import environment
 from pernodedrop.study.epoch_end import Batches, EachEpoch, EpochEndLoss, Logs, evaluate
 from pernodedrop.study.plan import CONFIRM, Trial
@@ -99,6 +100,11 @@ def run(
     keras.utils.set_random_seed(seed)
     own = {name: value for name, value in settings.items() if name not in TRAINING}
     model, start = _model(trial, make, variant, own, has_slot)
+    if variant.r_drop is not None:
+        if model.compiled:
+            raise ValueError(checks.invalid("model", "a model that is not compiled yet, for R-Drop", make))
+        loss = RDrop(_loss(loss, model, training), variant.r_drop)
+        model = RDropModel(model)
     if not model.compiled:
         steps = len(batches(training, settings, seed)) if settings.get("decay") else 0
         chosen = optimizer() if optimizer else _optimizer(settings, steps * settings["epochs"])

@@ -1,16 +1,18 @@
 """The variants of a study: each regularizer as a function from a Dense layer, a rate and a seed to layers.
 
 What a study compares stands here under a name, whatever a layer's own arguments are called: all of them take a rate, so
-that one grid of rates serves all. `register` adds one of your own.
+that one grid of rates serves all. `register` adds one of your own, and `of_layer` makes one of a layer's arguments, as
+the file of a study gives them.
 """
 
 import collections.abc
+import inspect
 import math
 import typing
 
 import keras
 
-from pernodedrop import checks
+from pernodedrop import checks, layers, schedules
 from pernodedrop._types import Config
 from pernodedrop.layers import (
     DropConnect,
@@ -22,10 +24,18 @@ from pernodedrop.layers import (
 )
 from pernodedrop.noise import PartialGaussian
 
-__all__ = ["Variant", "drop_connect_rates", "get", "masksembles", "names", "register"]
+__all__ = ["Variant", "drop_connect_rates", "get", "masksembles", "names", "of_layer", "register"]
 
 Layers: typing.TypeAlias = list[keras.layers.Layer]
 Function: typing.TypeAlias = collections.abc.Callable[[keras.layers.Layer, float, int], Layers]
+
+Rates: typing.TypeAlias = collections.abc.Callable[[float], typing.Any]
+"""From the study's rate to a layer's, which may be a schedule."""
+
+LAYERS = ("DropConnect", "Dropout", "DynamicDropConnect", "GaussianDropout", "PerNodeDrop", "Shakeout", "TabuDropout")
+"""Those that stand for one Dense layer and have a rate."""
+
+SCHEDULES = ("Annealed", "Curriculum", "Exponential", "Linear", "Step")
 
 LOW_MEAN = 0.38
 """The mean of DynamicDropConnect's q where gradients are normal: what its rate rises by, over `gradient_rate`."""
@@ -38,11 +48,13 @@ class Variant(typing.NamedTuple):
         function: (dense, rate, seed) -> the layers that stand in the place of the Dense layer, in order.
         title: what reports call it.
         has_rate: whether the rate matters; otherwise it is tried once, with the rate None.
+        r_drop: the alpha of `pernodedrop.losses.RDrop`, which the model is trained with then; None: it is not.
     """
 
     function: Function
     title: str
     has_rate: bool = True
+    r_drop: float | None = None
 
 
 def register(name: str, function: Function, title: str | None = None, has_rate: bool = True) -> Variant:
@@ -92,6 +104,62 @@ def names() -> tuple[str, ...]:
     ('none', 'none_2', 'dropout', 'gaussian_dropout')
     """
     return tuple(_VARIANTS)
+
+
+def of_layer(
+    layer: str,
+    title: str | None = None,
+    r_drop: float | None = None,
+    schedule: Config | None = None,
+    **arguments: typing.Any,
+) -> Variant:
+    """A variant that is a layer of this library, with arguments: what a file of a study says of one.
+
+    Args:
+        layer: the name of a layer that has a rate, such as "DynamicDropConnect".
+        title: what reports call it; the layer's name by default.
+        r_drop: as for `Variant`, a float from zero.
+        schedule: what the layer has as its rate: "kind", the name of one of `pernodedrop.schedules`, and its arguments.
+        **arguments: those of the layer. Where neither they nor the schedule give a rate, it is the study's.
+
+    Returns:
+        The `Variant`. Weight noise is around the Dense layer, activation noise before it.
+
+    Raises:
+        TypeError, ValueError: an argument that is not as described, or that the layer does not take.
+
+    >>> from pernodedrop.study import variants
+    >>> variants.of_layer("DropConnect", sharing="time").has_rate, variants.of_layer("DropConnect", rate=0.1).has_rate
+    (True, False)
+    """
+    kind = getattr(layers, checks.check_choice(layer, "layer", LAYERS))
+    takes = inspect.signature(kind.__init__).parameters
+    rate_of = "rate" if "rate" in takes else "base_rate"
+    has_rate = rate_of not in arguments
+    rates: Rates = _same
+    if schedule is not None:
+        if not has_rate:
+            raise ValueError(checks.invalid("schedule", f"None beside `{rate_of}`", schedule))
+        has_rate, rates = _scheduled(**schedule)
+
+    def function(dense: keras.layers.Layer, rate: float, seed: int) -> Layers:
+        own = {rate_of: rates(rate), "seed": seed, **arguments}
+        return [kind(dense, **own)] if "layer" in takes else [kind(**own), dense]
+
+    function(keras.layers.Dense(1), 0.0, 0)  # so that what is wrong is said before anything is trained
+    alpha = None if r_drop is None else checks.check_positive(r_drop, "r_drop", zero=True)
+    return Variant(function, title or layer, has_rate, alpha)
+
+
+def _same(rate: float) -> typing.Any:
+    return rate
+
+
+def _scheduled(kind: str | None = None, **arguments: typing.Any) -> tuple[bool, Rates]:
+    """Whether a schedule has the study's rate, and the schedule as a function of that."""
+    make = getattr(schedules, checks.check_choice(kind, "schedule", SCHEDULES))
+    has_rate = "rate" not in arguments and "rate" in inspect.signature(make).parameters
+    return has_rate, lambda rate: make(**({"rate": rate} if has_rate else {}), **arguments)
 
 
 def drop_connect_rates(rate: float) -> tuple[float, float]:

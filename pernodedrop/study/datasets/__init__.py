@@ -1,14 +1,14 @@
 """Data of the papers' experiments, as arrays to train, to validate and to test on.
 
 files.py finds, checks and downloads archives, and keeps what was decoded; images.py, text.py and speech.py say what is
-in them, mel.py makes spectrograms.
+in them, mel.py makes spectrograms; plane.py needs no archive.
 """
 
 import os
 import typing
 
 from pernodedrop import checks
-from pernodedrop.study.datasets import files, images, speech, text
+from pernodedrop.study.datasets import files, images, plane, speech, text
 from pernodedrop.study.datasets.files import Splits
 
 __all__ = ["NAMES", "Splits", "load"]
@@ -20,6 +20,7 @@ DATASETS = {
     "cifar100": images.cifar100,
     "rcv1": text.rcv1,
     "speech": speech.speech,
+    "plane": plane.plane,
 }
 
 NAMES = tuple(DATASETS)
@@ -40,6 +41,7 @@ def load(name: str, folder: str | os.PathLike[str] | None = None, **options: typ
     cifar100  (n, 32, 32, 3) float32 in [0, 1]                (n,) int32, 100 classes  3,072, 2,000, 2,000
     rcv1      (n, 4096) float32, `scipy.sparse.csr_array`     (n, 25) float32, 0 or 1  8,000, 3,000, 3,000
     speech    (n, 64, 64, 1) float32 in [0, 1], mel spectra   (n,) int32, 8 words      1,900, 600, 600
+    plane     (n, 2) float32 in [-1, 1], made up              (n, 1) float32, height   100, 200, 2,000
     ========  ==============================================  =======================  =======================
 
     Args:
@@ -47,7 +49,7 @@ def load(name: str, folder: str | os.PathLike[str] | None = None, **options: typ
         folder: where archives lie; None takes the variable PERNODEDROP_DATA, and without that downloads.
         **options: `sizes`, how many samples the three parts have; `seed`, of the split, 0; of rcv1 `terms`, 4096,
             those in most training documents, and `topics`, 25, the most frequent; of speech `size`, 64, the side of
-            a spectrogram.
+            a spectrogram; of plane `deviation`, 0.3, of the noise on what is not to test on.
 
     Returns:
         A tuple of three pairs, which also has a `title`, such as "CIFAR-10 (JPEG)": data under its own name.

@@ -21,7 +21,7 @@ from pernodedrop.report.results import output_folder
 from pernodedrop.report.table import as_markdown
 from pernodedrop.study.report import charts, tables, verdict
 from pernodedrop.study.report.charts import Chart
-from pernodedrop.study.report.findings import Findings
+from pernodedrop.study.report.findings import BASELINES, Findings
 from pernodedrop.study.report.tables import Table
 from pernodedrop.study.statistics import Record, Records
 
@@ -38,6 +38,7 @@ def write(
     folder: str | os.PathLike[str],
     titles: collections.abc.Mapping[str, str] | None = None,
     data: str | None = None,
+    baselines: collections.abc.Iterable[str] = BASELINES,
 ) -> pathlib.Path:
     """Write the report of the records of one study, finished or not.
 
@@ -50,6 +51,7 @@ def write(
         titles: from names of variants to what readers see; of others the name is shown.
         data: the title of the data; None is the name of the study. A study of a name that the papers have, "cifar10",
             "rcv1", "speech" or "mnist_ddc", is shown beside their numbers.
+        baselines: names of variants that all others are compared with; ("dropout", "none").
 
     Returns:
         The path of report.html.
@@ -62,7 +64,7 @@ def write(
     if len(studies) != 1:
         raise ValueError(checks.invalid("records", "records of one study", studies))
     place = output_folder(folder, "folder")
-    found = Findings(records, titles or {}, data or studies[0])
+    found = Findings(records, titles or {}, data or studies[0], tuple(baselines))
     said, about = verdict.sentences(found), circumstances(found)
     with mpl.rc_context({"font.size": 9}):
         every, drawn = tables.tables(found), charts.charts(found)

@@ -39,11 +39,13 @@ class Findings:
         records: of one study, at least one.
         titles: from names of variants to what readers see.
         data: the title of the data.
+        references: the variants that all others are compared with, as far as they are there.
     """
 
     records: list[Record]
     titles: collections.abc.Mapping[str, str]
     data: str
+    references: tuple[str, ...] = BASELINES
 
     @property
     def study(self) -> str:
@@ -59,7 +61,8 @@ class Findings:
     def variants(self) -> list[str]:
         """All variants, in the order in which they come, the baselines first."""
         found = list(dict.fromkeys(record["variant"] for record in self.records))
-        return [name for name in reversed(BASELINES) if name in found] + [n for n in found if n not in BASELINES]
+        first = [name for name in reversed(self.references) if name in found]
+        return first + [name for name in found if name not in first]
 
     @functools.cached_property
     def environments(self) -> list[str]:
@@ -93,7 +96,7 @@ class Findings:
     @functools.cached_property
     def baselines(self) -> list[str]:
         """The baselines that are confirmed."""
-        return [name for name in BASELINES if name in self.confirmed]
+        return [name for name in self.references if name in self.confirmed]
 
     def compare(self, baseline: str, figure: str = "loss") -> list[Comparison]:
         """The confirmed variants against a baseline."""

@@ -1,6 +1,6 @@
 """The answer in plain words: a loss is called a loss, a tie a tie, and what cannot be said yet is said to be so."""
 
-from pernodedrop.study.report.findings import Findings, rank
+from pernodedrop.study.report.findings import BASELINES, Findings, rank
 from pernodedrop.study.statistics import Comparison
 
 OURS = "per_node_drop"
@@ -13,8 +13,8 @@ def sentences(found: Findings) -> list[str]:
         return unconfirmed(found)
     if not found.baselines or len(found.confirmed) < 2:
         return [
-            f"Whether anything helps on {found.data} cannot be said: neither Dropout nor a model without a regularizer "
-            "is among what is confirmed, beside another variant.",
+            f"Whether anything helps on {found.data} cannot be said: neither "
+            f"{' nor '.join(map(found.title, found.references))} is among what is confirmed, beside another variant.",
             *caveats(found),
         ]
     answer = headline(found)
@@ -50,9 +50,11 @@ def headline(found: Findings) -> str:
 
 
 def contending(found: Findings) -> list[str]:
-    """The variants that the answer is about: PerNodeDrop's, else all but Dropout and none, else Dropout."""
+    """The variants that the answer is about: PerNodeDrop's, else all but those that others are compared with and the
+    usual ones, else the first of these."""
     ours = [name for name in found.confirmed if name.startswith(OURS)]
-    others = [name for name in found.confirmed if name != "dropout" and not name.startswith("none")]
+    usual = {*found.references, *BASELINES, "none_2"}
+    others = [name for name in found.confirmed if name not in usual]
     return ours or others or [name for name in found.confirmed if name != found.baselines[-1]]
 
 
