@@ -700,8 +700,9 @@ def test_the_command_lists_studies_and_all_of_them_can_be_planned(capsys):
         study = named.load(name)
         rated, design = sum(study.design.variants.values()), study.design
         each_seed = len(design.rates) * rated + len(study.variants) - rated
-        stage, times = {"digits_paper": ("grid", 2 * 2)}.get(name, ("select", design.select_seeds))
-        assert len(study.plan(stage)) == times * each_seed
+        stage, seeds = ("grid", design.seeds) if name == "digits_paper" else ("select", design.select_seeds)
+        searched = {"digits_paper": 2 * 2, "rcv1_width": 3}.get(name, 1)
+        assert len(study.plan(stage)) == seeds * searched * each_seed
         assert set(study.baselines) & set(study.variants)
 
 

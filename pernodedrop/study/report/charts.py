@@ -58,7 +58,7 @@ def differences(found: Findings) -> Chart:
         axes.errorbar(means, places, xerr=ends, label=f"minus {found.title(base)}", **look)
     axes.axvline(0, color=BLACK, lw=1)
     axes.set_xlabel("difference in test loss (left: better)")
-    axes.xaxis.set_major_locator(MaxNLocator(6))
+    axes.xaxis.set_major_locator(MaxNLocator(4))
     legend(figure, axes)
     note = (
         "Means over seeds, and where the true difference is in 95 % of such studies. The intervals are of each alone; "
