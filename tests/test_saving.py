@@ -96,6 +96,31 @@ def test_no_path_is_also_the_folder_of_another(case):
     assert not [(one, other) for one in paths for other in paths if one != other and other.startswith(one)]
 
 
+@pytest.mark.filterwarnings("ignore:.*HDF5")
+@pytest.mark.parametrize("name", ["key", "threshold"])
+def test_a_layer_may_have_the_name_of_a_variable_of_the_noise_around_it(name, tmp_path):
+    def make():
+        noisy = pnd.PerNodeDrop(keras.layers.Dense(3, name=name), seed=1, name="noisy")
+        return keras.Sequential([keras.Input((6,)), noisy], name="model")
+
+    model, again = make(), make()
+    assert {f"model/noisy/own_{name}", f"model/noisy/{name}/kernel"} < {one.path for one in model.variables}
+    model(inputs(5, 6), training=True)
+    model.compile("sgd"), again.compile("sgd")
+    again.set_state_tree(model.get_state_tree(value_format="numpy_array"))
+    assert_goes_on_alike(again, model)
+    model.save(tmp_path / "m.h5")
+    assert_goes_on_alike(keras.saving.load_model(tmp_path / "m.h5", compile=False), model)
+
+
+def test_projections_of_attention_that_take_noise_one_by_one_have_paths_of_their_own():
+    x = keras.Input((4, 6))
+    plain = keras.Model(x, keras.layers.MultiHeadAttention(2, 3)(x, x))
+    model = pnd.apply(plain, lambda layer: pnd.PerNodeDrop(layer) if hasattr(layer, "equation") else None)
+    paths = [f"{variable.path}/" for variable in model.variables]
+    assert not [(one, other) for one in paths for other in paths if one != other and other.startswith(one)]
+
+
 @pytest.mark.once
 @pytest.mark.filterwarnings("ignore:.*HDF5")
 @every_layer
