@@ -147,6 +147,27 @@ def test_a_state_dict_has_every_variable(case):
     assert_goes_on_alike(again, model)
 
 
+class Listed(keras.Model):
+    """A model that builds nothing itself and has a layer in a list, of which torch knows through the model alone."""
+
+    def __init__(self, case):
+        super().__init__()
+        self.noisy = [case.make()]
+
+    def call(self, x, training=None):
+        return self.noisy[0](x, training=training)
+
+
+@pytest.mark.only_backend("torch", reason="a state_dict is torch's")
+@every_layer
+def test_a_model_whose_first_call_trains_has_every_variable_too(case):
+    model = Listed(case)
+    model(case.inputs(4), training=True)
+    held = {tensor.data_ptr() for tensor in model.state_dict().values()}
+    assert [variable.path for variable in model.variables if variable.value.data_ptr() not in held] == []
+    assert {host(variable)[1] for variable in model.variables if variable.name == "key"} == {1}
+
+
 @pytest.mark.only_backend("tensorflow", reason="a tf.train.Checkpoint is TensorFlow's")
 @every_layer
 def test_a_checkpoint_of_tensorflow_has_every_variable(case, tmp_path):
