@@ -241,6 +241,8 @@ def test_mirrored_replicas_have_the_masks_of_one_device():
     assert seen["replicas"] == 2
     np.testing.assert_allclose(seen["mirrored"], seen["alone"], atol=1e-6)
     assert seen["keys"] == [1, 3]
+    np.testing.assert_allclose(*seen["predicted"], atol=1e-6)
+    assert "within the scope" in seen["refusal"]
 
 
 @pytest.mark.only_backend("jax", reason="keras.distribution.DataParallel is JAX's")

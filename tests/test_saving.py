@@ -96,6 +96,31 @@ def test_no_path_is_also_the_folder_of_another(case):
     assert not [(one, other) for one in paths for other in paths if one != other and other.startswith(one)]
 
 
+@pytest.mark.filterwarnings("ignore:.*HDF5")
+@pytest.mark.parametrize("name", ["key", "threshold"])
+def test_a_layer_may_have_the_name_of_a_variable_of_the_noise_around_it(name, tmp_path):
+    def make():
+        noisy = pnd.PerNodeDrop(keras.layers.Dense(3, name=name), seed=1, name="noisy")
+        return keras.Sequential([keras.Input((6,)), noisy], name="model")
+
+    model, again = make(), make()
+    assert {f"model/noisy/own_{name}", f"model/noisy/{name}/kernel"} < {one.path for one in model.variables}
+    model(inputs(5, 6), training=True)
+    model.compile("sgd"), again.compile("sgd")
+    again.set_state_tree(model.get_state_tree(value_format="numpy_array"))
+    assert_goes_on_alike(again, model)
+    model.save(tmp_path / "m.h5")
+    assert_goes_on_alike(keras.saving.load_model(tmp_path / "m.h5", compile=False), model)
+
+
+def test_projections_of_attention_that_take_noise_one_by_one_have_paths_of_their_own():
+    x = keras.Input((4, 6))
+    plain = keras.Model(x, keras.layers.MultiHeadAttention(2, 3)(x, x))
+    model = pnd.apply(plain, lambda layer: pnd.PerNodeDrop(layer) if hasattr(layer, "equation") else None)
+    paths = [f"{variable.path}/" for variable in model.variables]
+    assert not [(one, other) for one in paths for other in paths if one != other and other.startswith(one)]
+
+
 @pytest.mark.once
 @pytest.mark.filterwarnings("ignore:.*HDF5")
 @every_layer
@@ -120,6 +145,27 @@ def test_a_state_dict_has_every_variable(case):
     assert state.keys() == set(names[1])
     again.load_state_dict({new: state[old] for new, old in zip(*names, strict=True)})
     assert_goes_on_alike(again, model)
+
+
+class Listed(keras.Model):
+    """A model that builds nothing itself and has a layer in a list, of which torch knows through the model alone."""
+
+    def __init__(self, case):
+        super().__init__()
+        self.noisy = [case.make()]
+
+    def call(self, x, training=None):
+        return self.noisy[0](x, training=training)
+
+
+@pytest.mark.only_backend("torch", reason="a state_dict is torch's")
+@every_layer
+def test_a_model_whose_first_call_trains_has_every_variable_too(case):
+    model = Listed(case)
+    model(case.inputs(4), training=True)
+    held = {tensor.data_ptr() for tensor in model.state_dict().values()}
+    assert [variable.path for variable in model.variables if variable.value.data_ptr() not in held] == []
+    assert {host(variable)[1] for variable in model.variables if variable.name == "key"} == {1}
 
 
 @pytest.mark.only_backend("tensorflow", reason="a tf.train.Checkpoint is TensorFlow's")

@@ -92,6 +92,11 @@ class Placed(Layer):
     it, as Keras' own layers make theirs. By them torch's `state_dict` and Keras' `get_state_tree` tell variables apart.
     """
 
+    def add_weight(self, *args: typing.Any, **kwargs: typing.Any) -> keras.Variable:
+        variable = super().add_weight(*args, **kwargs)
+        variable._path = _path_in(variable.path.rpartition("/")[0], variable, self)
+        return variable
+
     def _open_name_scope(self) -> typing.Any:
         unknown = self._parent_path is None
         scope = super()._open_name_scope()
@@ -106,13 +111,19 @@ def place(layer: Layer, folder: str) -> None:
     def go(one: Layer, path: str) -> None:
         for variable in own_variables(one):
             if not folder or not variable.path.startswith(f"{folder}/"):
-                variable._path = f"{path}/{variable.name}"
+                variable._path = _path_in(path, variable, one)
         for inner in one._layers:
             go(inner, f"{path}/{inner.name}")
         if hasattr(one, "_torch_params"):
             list_variables(one)
 
     go(layer, f"{folder}/{layer.name}" if folder else layer.name)
+
+
+def _path_in(folder: str, variable: keras.Variable, layer: Layer) -> str:
+    """The path of a layer's variable, which is not the folder of a layer inside it: attention calls one "key"."""
+    taken = any(inner.name == variable.name for inner in layer._layers)
+    return f"{folder}/{'own_' if taken else ''}{variable.name}"
 
 
 # The graph of a Sequential or functional model

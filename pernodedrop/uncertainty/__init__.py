@@ -119,7 +119,8 @@ def predict(
     Raises:
         TypeError, ValueError: a model without noise, or with several outputs, or an argument that is not as described,
             such as `probabilities=True` of outputs that cannot be probabilities.
-        RuntimeError: a model that `fit` trains at the same time, on JAX.
+        RuntimeError: a model that `fit` trains at the same time, on JAX; or a call within the scope of a strategy of
+            TensorFlow with several replicas.
 
     Warns:
         UserWarning: all of several passes were equal.

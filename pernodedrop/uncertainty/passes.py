@@ -31,6 +31,12 @@ IN_TRAINING = (
 )
 
 
+IN_STRATEGY = (
+    "`predict` was called within the scope of {}, whose replicas would all make every pass. Expected a call outside of "
+    "it, which takes a model that was made inside."
+)
+
+
 class Passes:
     """The noisy passes of a model, compiled once."""
 
@@ -51,6 +57,9 @@ class Passes:
         self.keys = [(layer, _host(layer._key)[1]) for layer in self.noisy if isinstance(layer, Noisy)]
         self.generators = _generators(self.noisy)
         self.forward = _Forward(model, self.changed)
+        strategy = getattr(self.forward, "distribute_strategy", None)  # of TensorFlow
+        if strategy is not None and strategy.num_replicas_in_sync > 1:
+            raise RuntimeError(IN_STRATEGY.format(strategy))
         self.variables = [one for one, value in self.state(0, 0) if value is not None]
 
     def default_samples(self) -> int:

@@ -43,7 +43,16 @@ def first_outputs(distribute):
     return np.concatenate(outputs), model
 
 
-alone, _ = first_outputs(distribute=False)
+def refusal():
+    """What a prediction within the scope is answered."""
+    try:
+        with strategy.scope():
+            pnd.uncertainty.predict(model, x, samples=3)
+    except RuntimeError as error:
+        return str(error)
+
+
+alone, plain = first_outputs(distribute=False)
 mirrored, model = first_outputs(distribute=True)
 keys = keras.ops.convert_to_numpy(model.noisy._key).tolist()
 print(
@@ -53,6 +62,8 @@ print(
             "alone": alone.tolist(),
             "mirrored": mirrored.tolist(),
             "keys": keys,
+            "predicted": [pnd.uncertainty.predict(one, x, samples=3, seed=1).mean.tolist() for one in (plain, model)],
+            "refusal": refusal(),
         }
     )
 )

@@ -41,6 +41,7 @@ class ActivationNoise(Noisy):
         key: Key | None = None,
         sample_ids: Tensor | None = None,
     ) -> Tensor:
+        self.check_shape(inputs.shape)
         if not self.has_noise(training):
             return inputs
         return self.call_with_noise(floating(inputs), key, sample_ids)
@@ -48,6 +49,9 @@ class ActivationNoise(Noisy):
     def call_with_noise(self, inputs: Tensor, key: Key | None, sample_ids: Tensor | None) -> Tensor:
         """What a call with noise gives: the input times its entries."""
         return apply_mask(inputs, self.entries(inputs, key, sample_ids))
+
+    def check_shape(self, shape: Shape) -> None:
+        """Raise if the layer takes no input of a shape, at inference neither. Most take all."""
 
     def entries(self, inputs: Tensor, key: Key | None, sample_ids: Tensor | None) -> Tensor:
         """The mask of a call, float32, in a shape that broadcasts against the input's."""
@@ -67,6 +71,7 @@ class ActivationNoise(Noisy):
         return keras.layers.Identity(name=self.name, dtype=self.dtype_policy)
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
+        self.check_shape(input_shape)
         return input_shape
 
 

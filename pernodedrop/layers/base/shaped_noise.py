@@ -38,20 +38,9 @@ class ShapedNoise(ActivationNoise):
         sharing = "sample+out" if self.noise_shape and self.noise_shape[0] == 1 else "out"
         super().__init__(Mask(noise, sharing), seed=seed, schedule=schedule, **kwargs)
 
-    def call(
-        self,
-        inputs: Tensor,
-        training: bool | None = None,
-        key: Key | None = None,
-        sample_ids: Tensor | None = None,
-    ) -> Tensor:
+    def check_shape(self, shape: Shape) -> None:
         if self.noise_shape is not None:
-            self._mask_shape(inputs.shape)  # refuses at inference too
-        return super().call(inputs, training=training, key=key, sample_ids=sample_ids)
-
-    def compute_output_shape(self, input_shape: Shape) -> Shape:
-        self._mask_shape(input_shape)
-        return input_shape
+            self._mask_shape(shape)
 
     def entries(self, inputs: Tensor, key: Key | None, sample_ids: Tensor | None) -> Tensor:
         return self.entries_of(self._mask_shape(xp.shape(inputs)), inputs, key, sample_ids)
