@@ -15,6 +15,8 @@ SHAPES = [
     ((5, 37), 11, None),  # outputs that do not fill a vector
     ((5, 37), 16, "sample+time"),
     ((5, 3, 37), 16, None),
+    ((3, 9, 37), 16, None),  # positions and inputs in groups, and some left over
+    ((3, 9, 1500), 16, None),  # in several threads
     ((5, 3, 37), 11, ()),
     ((5, 3, 37), 5, "sample"),
     ((3, 2100), 64, None),  # several tiles of inputs
@@ -110,7 +112,8 @@ def test_sums_do_not_depend_on_how_they_are_shared_out(monkeypatch):
     words = [np.array([n], "uint32") for n in KEY] + [np.arange(n, dtype="uint32") for n in (9, 9, 37, 11)]
     mask = methods.Decisions(np.int32(2**23), *words)
     found = set()
-    for spans in (1, 3, 100):
+    for few, spans in ((2**20, 1), (0, 1), (0, 3), (0, 100)):
+        monkeypatch.setattr(cpu_kernels, "_FEW", few)
         monkeypatch.setattr(cpu_kernels, "_SPANS_A_THREAD", spans)
         y = cpu_kernels.product(x, w, mask)
         dx, dw = cpu_kernels.gradients(upstream, x, w, mask)
