@@ -1,6 +1,7 @@
 """Kernels written by hand: the masks and sums of the other ways, where and only where they can be had."""
 
 import ctypes
+import types
 
 import numpy as np
 import pytest
@@ -80,6 +81,30 @@ def test_auto_takes_the_kernel_for_bernoulli_noise_alone(monkeypatch):
     for noise in (BERNOULLI, pnd.Uniform(0.5), Uncalibrated(0.5)):
         masked_dense(x, w, noise, KEY)
     assert taken == ["kernel", "recomputed", "recomputed"]
+
+
+CHOICES = [
+    (BERNOULLI, "time", 1, None, "kernel"),
+    (BERNOULLI, "time", 64, None, "kernel"),
+    (BERNOULLI, "time", 1, "a CPU", "recomputed"),
+    (BERNOULLI, "sample", 64, None, "kernel"),
+    (BERNOULLI, "sample+time", 64, None, "materialized"),
+    (BERNOULLI, "time+out", 64, None, "shared_over_in_or_out"),
+    (pnd.Gaussian(0.5), "time", 1, None, "local_reparameterization"),
+    (pnd.Gaussian(0.5), "time", 64, "Bernoulli noise", "recomputed"),
+]
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(("noise", "sharing", "positions", "obstacle", "method"), CHOICES, ids=str)
+def test_auto_picks_a_method_by_the_mask_and_the_positions_that_share_it(noise, sharing, positions, obstacle, method):
+    shared = pnd.mask.parse_sharing(sharing)
+    rows = 1 if "sample" in shared and "time" in shared else 32
+    words = [np.zeros(n, "uint32") for n in (1 if "time" in shared else rows, 1 if "sample" in shared else rows, 8, 4)]
+    grid = pnd.mask.Grid(pnd.mask.Field(noise, {}, (0, 0)), *words)
+    xp = types.SimpleNamespace(kernel_obstacle=lambda *_: obstacle)
+    x = np.zeros((rows, positions, 8), "float32")
+    assert methods.chosen("auto", grid, shared, x, "float32", xp) == method
 
 
 class Uncalibrated(pnd.Bernoulli):
