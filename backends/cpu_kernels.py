@@ -8,6 +8,7 @@ are.
 import concurrent.futures
 import functools
 import itertools
+import math
 import os
 
 import numba
@@ -24,6 +25,8 @@ _LANES = 16  # outputs are padded to a multiple of it
 _LINE = 64  # bytes of a line of the cache
 _COLUMNS = 16  # inputs whose x and dx are moved together: a line of float32
 _SPANS_A_THREAD = 4  # so that a thread that was held up is helped by the others
+_FEW = 300_000  # multiply-adds that take less time than to wake another thread
+_DEPTH = 8  # inputs of which a masked kernel is added up at a time, where positions share it
 
 u32 = np.uint32  # numba would make uint64 of every result
 _inlined = numba.njit(inline="always")
@@ -48,7 +51,7 @@ def product(x, w, mask):
     mask.check(x, w)
     outputs, w, mask = w.shape[1], padded(w), mask._replace(out=padded(mask.out))
     y = _zeros((*x.shape[:2], w.shape[1]), w.dtype)
-    _in_spans(forward, len(x), (y,), (x, w), mask)
+    _in_spans(forward, len(x), (y,), (x, w), mask, is_small(x, w))
     return np.ascontiguousarray(y[:, :, :outputs])
 
 
@@ -57,7 +60,7 @@ def gradients(dy, x, w, mask):
     mask.check(x, w, dy)
     outputs, dy, w, mask = w.shape[1], padded(dy), padded(w), mask._replace(out=padded(mask.out))
     dx, dw = _zeros(x.shape, x.dtype), _zeros(w.shape, w.dtype)
-    _in_spans(backward, len(w), (dx, dw), (dy, x, w), mask)
+    _in_spans(backward, len(w), (dx, dw), (dy, x, w), mask, is_small(x, w))
     return dx, np.ascontiguousarray(dw[:, :outputs])
 
 
@@ -75,20 +78,28 @@ def padded(array, xp=np):
     return xp.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, missing)]) if missing else array
 
 
+def is_small(x, w):
+    """Whether a product is done sooner by one thread than by several."""
+    return math.prod(x.shape) * w.shape[1] <= _FEW
+
+
 def spans(size, parts):
     """(start, stop) of as many parts of 0 ... size, or fewer if there is less."""
     edges = np.linspace(0, size, max(1, min(size, parts)) + 1).astype(np.int64).tolist()
     return list(itertools.pairwise(edges))
 
 
-def _in_spans(kernel, size, results, operands, mask):
-    """Run a kernel on spans that cover 0 ... size, in threads."""
+def _in_spans(kernel, size, results, operands, mask, small):
+    """Run a kernel on spans that cover 0 ... size, in threads, or on all of it at once if the product is small."""
     if not all(operand.size for operand in operands):
         return
     whole = [np.ascontiguousarray(operand) for operand in operands]
     threshold, seed, call, *coordinates = mask
     own = map(np.array, coordinates)  # numba would compile once more for what is read-only
     arguments = (*results, *whole, Decisions(np.int32(threshold), seed[0], call[0], *own))
+    if small:
+        kernel(0, size, *arguments)
+        return
     parts = spans(size, numba.config.NUMBA_NUM_THREADS * _SPANS_A_THREAD)
 
     def run(part):
@@ -167,7 +178,7 @@ def _last(threshold):
 def forward(start, stop, y, x, w, mask):
     """Fill the rows `start` ... `stop` of y, which are zero before."""
     inputs, outputs = w.shape
-    halves, last, masked = _halves(mask.seed, mask.call), _last(mask.threshold), np.empty(outputs, w.dtype)
+    halves, last, masked = _halves(mask.seed, mask.call), _last(mask.threshold), np.empty((_DEPTH, outputs), w.dtype)
     time, sample, in_, out = mask.time, mask.sample, mask.in_, _shifted_array(mask.out)
     tile = min(inputs, _TILE // outputs + 1)
     first, second = np.empty(tile, u32), np.empty(tile, u32)
@@ -176,33 +187,57 @@ def forward(start, stop, y, x, w, mask):
         for r in range(start, stop):
             for i in range(begin, end):
                 first[i - begin], second[i - begin] = _row_key(halves, time[r], sample[r], in_[i])
-            for i in range(begin, end):
-                row_key = first[i - begin], second[i - begin]
-                _forward_row(r, i, y, x, w, masked, out, row_key, last)
+            if x.shape[1] == 1:  # else the mask would go through memory for a single use
+                for i in range(begin, end):
+                    _forward_row(r, i, y, x, w, out, (first[i - begin], second[i - begin]), last)
+                continue
+            for left in range(begin, end, _DEPTH):
+                right = min(left + _DEPTH, end)
+                for i in range(left, right):
+                    _mask_row(masked[i - left], w[i], out, (first[i - begin], second[i - begin]), last)
+                _add_products(y[r], x[r, :, left:right], masked)
     y[start:stop] *= _scale(mask.threshold, y.dtype)
 
 
 @_inlined
-def _forward_row(r, i, y, x, w, masked, out, row_key, last):
-    zero = w.dtype.type(0)
-    if x.shape[1] == 1:  # else the mask would go through memory for a single use
-        x_value = x[r, 0, i]
-        for o in range(w.shape[1]):
-            y[r, 0, o] += x_value * w[i, o] if _kept(out[o], row_key, last) else zero
-        return
+def _forward_row(r, i, y, x, w, out, row_key, last):
+    zero, x_value = w.dtype.type(0), x[r, 0, i]
     for o in range(w.shape[1]):
-        masked[o] = w[i, o] if _kept(out[o], row_key, last) else zero
-    for t in range(x.shape[1]):
-        x_value = x[r, t, i]
-        for o in range(w.shape[1]):
-            y[r, t, o] += x_value * masked[o]
+        y[r, 0, o] += x_value * w[i, o] if _kept(out[o], row_key, last) else zero
+
+
+@_inlined
+def _mask_row(masked, w, out, row_key, last):
+    zero = w.dtype.type(0)
+    for o in range(len(w)):
+        masked[o] = w[o] if _kept(out[o], row_key, last) else zero
+
+
+@_inlined
+def _add_products(y, x, masked):
+    """y (t, o) += x (t, i) @ masked (i, o): of all inputs at a time, so that y is read and written once for them."""
+    if x.shape[1] < _DEPTH:
+        for t in range(x.shape[0]):
+            for i in range(x.shape[1]):
+                for o in range(y.shape[1]):
+                    y[t, o] += x[t, i] * masked[i, o]
+        return
+    m0, m1, m2, m3, m4, m5, m6, m7 = (
+        masked[0], masked[1], masked[2], masked[3], masked[4], masked[5], masked[6], masked[7],
+    )  # fmt: skip
+    for t in range(x.shape[0]):
+        x0, x1, x2, x3, x4, x5, x6, x7 = x[t, 0], x[t, 1], x[t, 2], x[t, 3], x[t, 4], x[t, 5], x[t, 6], x[t, 7]
+        for o in range(y.shape[1]):
+            y[t, o] += (x0 * m0[o] + x1 * m1[o] + x2 * m2[o] + x3 * m3[o]) + (
+                x4 * m4[o] + x5 * m5[o] + x6 * m6[o] + x7 * m7[o]
+            )
 
 
 @_compiled
 def backward(start, stop, dx, dw, dy, x, w, mask):
     """Fill the inputs `start` ... `stop` of dx and dw, the latter zero before."""
     rows, positions, outputs = dy.shape
-    halves, last, kept = _halves(mask.seed, mask.call), _last(mask.threshold), np.empty(outputs, w.dtype)
+    halves, last, scratch = _halves(mask.seed, mask.call), _last(mask.threshold), np.empty((3, outputs), w.dtype)
     time, sample, in_, out = mask.time, mask.sample, mask.in_, _shifted_array(mask.out)
     scale = _scale(mask.threshold, w.dtype)
     tile = min(rows, _TILE // max(1, positions * outputs) + 1)
@@ -222,7 +257,7 @@ def backward(start, stop, dx, dw, dy, x, w, mask):
                     first[r - begin], second[r - begin] = _row_key(halves, time[r], sample[r], in_[i])
                 for r in range(begin, end):
                     row_key, at = (first[r - begin], second[r - begin]), (r - begin, i - left)
-                    _backward_row(r, i, at, dx_columns, dw, dy, x_columns, w, kept, out, row_key, last)
+                    _backward_row(r, i, at, dx_columns, dw, dy, x_columns, w, scratch, out, row_key, last)
             for r in range(begin, end):
                 for t in range(positions):
                     for i in range(left, right):
@@ -231,7 +266,7 @@ def backward(start, stop, dx, dw, dy, x, w, mask):
 
 
 @_inlined
-def _backward_row(r, i, at, dx, dw, dy, x, w, kept, out, row_key, last):
+def _backward_row(r, i, at, dx, dw, dy, x, w, scratch, out, row_key, last):
     row, column = at
     zero, one = w.dtype.type(0), w.dtype.type(1)
     if x.shape[1] == 1:
@@ -242,15 +277,37 @@ def _backward_row(r, i, at, dx, dw, dy, x, w, kept, out, row_key, last):
             dw[i, o] += masked * x_value
         dx[row, 0, column] = dx_value
         return
+    kept, masked_row, sums = scratch[0], scratch[1], scratch[2]
     for o in range(w.shape[1]):
         kept[o] = one if _kept(out[o], row_key, last) else zero
-    for t in range(x.shape[1]):
-        x_value, dx_value = x[row, t, column], zero
-        for o in range(w.shape[1]):
-            masked = kept[o] * dy[r, t, o]
-            dx_value += masked * w[i, o]
-            dw[i, o] += masked * x_value
-        dx[row, t, column] = dx_value
+        masked_row[o] = kept[o] * w[i, o]
+        sums[o] = zero
+    _add_gradients(dx[row, :, column], sums, dy[r], x[row, :, column], masked_row)
+    for o in range(w.shape[1]):
+        dw[i, o] += kept[o] * sums[o]
+
+
+@_inlined
+def _add_gradients(dx, sums, dy, x, masked):
+    """dx (t,) = dy (t, o) @ masked (o,) and sums (o,) += x (t,) @ dy (t, o): of four positions at a time."""
+    zero, whole = dx.dtype.type(0), len(x) // 4 * 4
+    for t in range(0, whole, 4):
+        d0, d1, d2, d3 = dy[t], dy[t + 1], dy[t + 2], dy[t + 3]
+        x0, x1, x2, x3 = x[t], x[t + 1], x[t + 2], x[t + 3]
+        a0, a1, a2, a3 = zero, zero, zero, zero
+        for o in range(len(masked)):
+            a0 += d0[o] * masked[o]
+            a1 += d1[o] * masked[o]
+            a2 += d2[o] * masked[o]
+            a3 += d3[o] * masked[o]
+            sums[o] += (x0 * d0[o] + x1 * d1[o]) + (x2 * d2[o] + x3 * d3[o])
+        dx[t], dx[t + 1], dx[t + 2], dx[t + 3] = a0, a1, a2, a3
+    for t in range(whole, len(x)):
+        x_value, dx_value = x[t], zero
+        for o in range(len(masked)):
+            dx_value += dy[t, o] * masked[o]
+            sums[o] += x_value * dy[t, o]
+        dx[t] = dx_value
 
 
 @_inlined

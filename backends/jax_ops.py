@@ -198,6 +198,10 @@ _gradients.defvjp(_gradients_forward, _gradients_backward)
 _jitted = jax.jit(_recomputed, static_argnums=0)
 
 
+def convolved(x, kernels, window):
+    return methods.shifted_products(x, kernels, window, xp)
+
+
 def kernel_obstacle(x, noise, dtype):
     if jax.default_backend() != "cpu" or jax.device_count() > 1:
         return "a CPU as the only device"

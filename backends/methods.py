@@ -7,9 +7,15 @@ and o over outputs. An input of rank 2 has one position a row. x and w are of on
 import collections.abc
 import functools
 import importlib
+import itertools
+import math
+import operator
 import threading
 import typing
 
+import numpy as np
+
+from pernodedrop import checks
 from pernodedrop._types import Namespace, Tensor, Words
 from pernodedrop.mask import Grid
 from pernodedrop.noise import Bernoulli, Noise, normal
@@ -19,6 +25,9 @@ BLOCK_ENTRIES = 2**18
 
 TYPICAL_BATCH = 128
 """Sizes the blocks of a graph that is traced with an unknown batch."""
+
+KERNEL_ENTRIES = 2**24
+"""Entries of the kernels of all samples, 64 MiB of float32, up to which a convolution has them in memory."""
 
 DRAWING = threading.Lock()
 """Held from the reading of a key's state to its advance, so that no two threads draw one key."""
@@ -92,6 +101,105 @@ def shared_over_in_or_out(x: Tensor, w: Tensor, grid: Grid, xp: Namespace) -> Te
     if grid.out.shape[0] == 1:
         return xp.matmul(x * mask[:, :, 0][:, None, :], w)
     return xp.matmul(x, w) * mask[:, 0, :][:, None, :]
+
+
+def chosen(method: str, grid: Grid, sharing: frozenset[str], x: Tensor, dtype: str, xp: Namespace) -> str:
+    """The method that "auto" means for x (row, position, in); another one as it is, unless it cannot be."""
+    noise = grid.field.noise
+    few, one_position = sharing & {"in", "out"}, x.shape[1] == 1
+    if method == "kernel" and (obstacle := xp.kernel_obstacle(x, noise, dtype)):
+        raise ValueError(checks.invalid("method", f'another one than "kernel", which takes {obstacle}', method))
+    if method == "local_reparameterization":
+        _check_local_reparameterization(noise, few or "sample" in sharing or not one_position)
+    if method != "auto":
+        return method
+    if few:
+        return "shared_over_in_or_out"
+    if "sample" in sharing and grid.sample.shape[0] == grid.time.shape[0] == 1:
+        return "materialized"
+    if noise.gaussian and one_position:
+        return "local_reparameterization"
+    return "recomputed" if xp.kernel_obstacle(x, noise, dtype) else "kernel"
+
+
+def _check_local_reparameterization(noise: Noise, shared: object) -> None:
+    expected = "another method: 'local_reparameterization' holds only for "
+    if not noise.gaussian:
+        expected += f"a Gaussian noise, and this is {noise!r}"
+    elif shared:
+        expected += "a mask of its own for every row of x, and here entries are shared"
+    else:
+        return
+    raise ValueError(checks.invalid("method", expected, "local_reparameterization"))
+
+
+class Window(typing.NamedTuple):
+    """How a convolution sees an input (row, *space, channel) that has its zeros around already.
+
+    Attributes:
+        size, stride, dilation: those of the kernel along each axis of space.
+        outputs: the sizes of what it gives.
+    """
+
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    outputs: tuple[int, ...]
+
+    def slices(self, place: collections.abc.Iterable[int]) -> tuple[slice, ...]:
+        """What all positions of the output see at one place in the window, as slices of space."""
+        axes = zip(place, self.stride, self.dilation, self.outputs, strict=True)
+        return tuple([slice(p * d, p * d + (n - 1) * s + 1, s) for p, s, d, n in axes])
+
+    def places(self, space: tuple[int, ...]) -> np.typing.NDArray[np.int32]:
+        """Which place of flat space each position of the output sees at each place in the window: (time, place)."""
+        flat = np.arange(math.prod(space), dtype=np.int32).reshape(space)
+        seen = [flat[self.slices(place)].reshape(-1) for place in itertools.product(*map(range, self.size))]
+        return np.stack(seen, axis=1)
+
+
+def has_kernels(shape: tuple[int, int, int], window: Window, sharing: frozenset[str], rows: int | None) -> bool:
+    """Whether "auto" convolves with a kernel in memory for each row, rather than multiply patches, on any backend.
+
+    It does where several positions share a row's mask, and the kernels take no more memory than the patches would, or
+    `KERNEL_ENTRIES` at most.
+
+    Args:
+        shape: that of the layer's kernel, (group, in, out).
+        window: how it sees its input.
+        sharing: the coordinates that a mask does not depend on.
+        rows: how many there are; None where only the run knows.
+    """
+    positions, outputs = math.prod(window.outputs), shape[2]
+    if positions == 1 or not ("time" in sharing and "sample" not in sharing):
+        return False
+    return outputs <= positions or (rows or TYPICAL_BATCH) * math.prod(shape) <= KERNEL_ENTRIES
+
+
+def shifted_products(x: Tensor, kernels: Tensor, window: Window, xp: Namespace) -> Tensor:
+    """Each row of x convolved with a kernel of its own, as a sum of products over the places in the window.
+
+    Args:
+        x: (row, *space, channel), with its zeros around.
+        kernels: (row, group, in, out), in being row-major over (place in the window, channel in the group).
+        window: how x is seen.
+        xp: the ops namespace of the framework that they belong to.
+
+    Returns:
+        A tensor (row, time, channel), time being row-major over the positions of the output, channel over (group, out).
+    """
+    (rows, *_), (groups, _, outputs) = xp.shape(x), kernels.shape[1:]
+    channels, times = x.shape[-1] // groups, math.prod(window.outputs)
+    kernels = xp.reshape(kernels, (rows, groups, math.prod(window.size), channels, outputs))
+
+    def at(n: int, place: tuple[int, ...]) -> Tensor:
+        seen = xp.reshape(x[(slice(None), *window.slices(place))], (rows, times, groups, channels))
+        if channels == 1:
+            return seen * kernels[:, None, :, n, 0]
+        return xp.permute_dims(xp.matmul(xp.permute_dims(seen, (0, 2, 1, 3)), kernels[:, :, n]), (0, 2, 1, 3))
+
+    first, *others = [at(n, place) for n, place in enumerate(itertools.product(*map(range, window.size)))]
+    return xp.reshape(functools.reduce(operator.add, others, first), (rows, times, groups * outputs))
 
 
 def block_length(rows: int | Tensor, outputs: int) -> int:

@@ -148,6 +148,11 @@ def recomputed(x, w, grid):
     return y
 
 
+def convolved(x, kernels, window):
+    """Each row of x convolved with a kernel of its own, as `pernodedrop.backends.methods.shifted_products` has it."""
+    return methods.shifted_products(x, kernels, window, xp)
+
+
 def kernel_obstacle(x, noise, dtype):
     """What `kernel` asks for and does not have here, as text for an error, or None."""
     return methods.cpu_kernel_obstacle(noise)

@@ -6,6 +6,7 @@ on every device, which fuses the generator with the product; it compiles once fo
 
 import contextlib
 import functools
+import math
 import sys
 
 import numpy as np
@@ -127,6 +128,64 @@ def matmul(a, b):
     # tf.matmul would multiply by a copy of b for each of the leading axes of a
     rows = tf.matmul(tf.reshape(a, (-1, shape(a)[-1])), b)
     return tf.reshape(rows, (*shape(a)[:-1], b.shape[-1]))
+
+
+def convolved(x, kernels, window):
+    """As a product with patches, which `tf.gather` collects faster than `tf.image.extract_patches` or slices do.
+
+    So it does for the gradient of x, which is the product with patches of dy: TensorFlow's own would scatter.
+    """
+    space, groups = tuple(x.shape[1:-1]), kernels.shape[1]
+    places = window.places(space)
+    x = tf.reshape(x, (-1, math.prod(space), x.shape[-1]))
+
+    @tf.custom_gradient
+    def product(x, kernels):
+        def gradients(dy):
+            count = places.shape[1]
+            dx = _rowwise(_patches(dy, _seen_from(places, x.shape[1]), groups), _turned(kernels, count))
+            return dx, tf.matmul(_patches(x, places, groups), _by_group(dy, groups), transpose_a=True)
+
+        return _rowwise(_patches(x, places, groups), kernels), gradients
+
+    return product(x, kernels)
+
+
+def _patches(x, places, groups):
+    """What is at `places` (time, place) of x (row, flat space, channel), zeros beyond: (row, group, time, in)."""
+    if places.max() == x.shape[1]:
+        x = tf.pad(x, ((0, 0), (0, 1), (0, 0)))
+    return _by_group(tf.gather(x, places.reshape(-1), axis=1), groups, places.shape[1])
+
+
+def _by_group(x, groups, count=1):
+    """x (row, time * count, channel) as (row, group, time, count * channel in the group)."""
+    (length, channels), last = x.shape[1:], count * x.shape[-1] // groups
+    if groups > 1:
+        x = tf.reshape(x, (-1, length // count, count, groups, channels // groups))
+        x = tf.transpose(x, (0, 3, 1, 2, 4))
+    return tf.reshape(x, (-1, groups, length // count, last))
+
+
+def _rowwise(patches, kernels):
+    """The product (row, time, channel) of patches with kernels (row, group, in, out)."""
+    groups, times, outputs = patches.shape[1], patches.shape[2], kernels.shape[3]
+    y = tf.matmul(patches, kernels)
+    return tf.reshape(y if groups == 1 else tf.transpose(y, (0, 2, 1, 3)), (-1, times, groups * outputs))
+
+
+def _turned(kernels, count):
+    """Kernels (row, group, in, out) that lead back: in from (place, channel) to (place, out), out to channel."""
+    groups, inputs, outputs = kernels.shape[1:]
+    kernels = tf.reshape(kernels, (-1, groups, count, inputs // count, outputs))
+    return tf.reshape(tf.transpose(kernels, (0, 1, 2, 4, 3)), (-1, groups, count * outputs, inputs // count))
+
+
+def _seen_from(places, size):
+    """Of each place of flat space the position that sees it at each place in the window: the number of them if none."""
+    seen = np.full((size, places.shape[1]), len(places), np.int32)
+    np.put_along_axis(seen, places, np.arange(len(places), dtype=np.int32)[:, None], axis=0)
+    return seen
 
 
 def recomputed(x, w, grid):

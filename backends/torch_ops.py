@@ -170,6 +170,21 @@ def is_integer(x):
     return not (x.is_floating_point() or x.is_complex() or x.dtype == torch.bool)
 
 
+def convolved(x, kernels, window):
+    """As one convolution with a group for each row and group."""
+    if 0 in x.shape:
+        return methods.shifted_products(x, kernels, window, xp)
+    (rows, groups, _, outputs), (*space, channels) = kernels.shape, x.shape[1:]
+    each, axes = channels // groups, len(space)
+    x = x.movedim(-1, 1).reshape(1, rows * channels, *space)
+    kernels = kernels.reshape(rows * groups, *window.size, each, outputs)
+    kernels = kernels.permute(0, -1, -2, *range(1, axes + 1)).reshape(-1, each, *window.size)
+    convolve = getattr(torch.nn.functional, f"conv{axes}d")
+    with _in_full_precision(x):
+        y = convolve(x, kernels, None, window.stride, 0, window.dilation, rows * groups)
+    return y.reshape(rows, groups * outputs, -1).movedim(1, 2)
+
+
 def recomputed(x, w, grid):
     field = grid.field
     if torch.compiler.is_compiling():

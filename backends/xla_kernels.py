@@ -35,7 +35,7 @@ def product(x, w, mask):
     operands = (x, w, *mask)
     parts = [
         _call("forward", span, operands, (span[1] - span[0], x.shape[1], w.shape[1]))[0]
-        for span in cpu_kernels.spans(len(x), _CALLS)
+        for span in cpu_kernels.spans(len(x), _parts(x, w))
     ]
     return jnp.concatenate(parts)[:, :, :outputs]
 
@@ -47,10 +47,14 @@ def gradients(dy, x, w, mask):
     operands = (dy, x, w, *mask._replace(out=out))
     parts = [
         _call("backward", span, operands, (*x.shape[:2], span[1] - span[0]), (span[1] - span[0], w.shape[1]))
-        for span in cpu_kernels.spans(len(w), _CALLS)
+        for span in cpu_kernels.spans(len(w), _parts(x, w))
     ]
     dx, dw = zip(*parts, strict=True)
     return jnp.concatenate(dx, axis=2), jnp.concatenate(dw)[:, :outputs]
+
+
+def _parts(x, w):
+    return 1 if cpu_kernels.is_small(x, w) else _CALLS
 
 
 def _call(name, span, operands, *shapes):

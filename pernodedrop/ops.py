@@ -10,6 +10,7 @@ True
 """
 
 import collections.abc
+import math
 import typing
 
 import numpy as np
@@ -296,7 +297,8 @@ def multiply(
         in_ = in_ + in_offset
     grid = Grid(field, time, sample, in_, out)
     dtype = accumulation_dtype(x, w, xp=xp)
-    method = "materialized" if 0 in w.shape else _chosen(method, grid, sharing, x3, dtype, xp)  # 0: nothing to save
+    method = "materialized" if 0 in w.shape else method  # where there is nothing to save
+    method = methods.chosen(method, grid, sharing, x3, dtype, xp)
     if method != "shared_over_in_or_out":
         in_, out = (xp.broadcast_to(words, (size,)) for words, size in zip((in_, out), w.shape, strict=True))
         grid = grid._replace(in_=in_, out=out)
@@ -307,25 +309,6 @@ def multiply(
     own = method in ("recomputed", "kernel")
     y = getattr(xp, method)(*operands) if own else getattr(methods, method)(*operands, xp)
     return xp.astype(restore(y), xp.dtype(x))
-
-
-def _chosen(method: str, grid: Grid, sharing: frozenset[str], x: Tensor, dtype: str, xp: Namespace) -> str:
-    """The method that "auto" means for x (row, position, in); another one as it is, unless it cannot be."""
-    noise = grid.field.noise
-    few, one_position = sharing & {"in", "out"}, x.shape[1] == 1
-    if method == "kernel" and (obstacle := xp.kernel_obstacle(x, noise, dtype)):
-        raise ValueError(checks.invalid("method", f'another one than "kernel", which takes {obstacle}', method))
-    if method == "local_reparameterization":
-        _check_local_reparameterization(noise, few or "sample" in sharing or not one_position)
-    if method != "auto":
-        return method
-    if few:
-        return "shared_over_in_or_out"
-    if "sample" in sharing and grid.sample.shape[0] == grid.time.shape[0] == 1:
-        return "materialized"
-    if noise.gaussian and one_position:
-        return "local_reparameterization"
-    return "recomputed" if xp.kernel_obstacle(x, noise, dtype) else "kernel"
 
 
 def accumulation_dtype(*tensors: Tensor, xp: Namespace) -> str:
@@ -366,6 +349,37 @@ def multiply_groups(
     else:
         y = xp.matmul(xp.astype(x4, dtype)[:, :, :, None, :], masked)[:, :, :, 0]
     return xp.astype(y[:, :, 0] if without_time else y, xp.dtype(x))
+
+
+def convolve(
+    x: Tensor,
+    w: Tensor,
+    field: Field,
+    *,
+    window: methods.Window,
+    sharing: frozenset[str],
+    samples: Words,
+    xp: Namespace,
+) -> Tensor:
+    """A convolution whose positions share their sample's mask: with a kernel of its own, in memory, for each sample.
+
+    Args:
+        x: (batch, *space, channel), with its zeros around.
+        w: (group, in, out); the mask's in coordinate is row-major over (group, position in the window, channel).
+        window: how x is seen, a `methods.Window`.
+        field, sharing, samples, xp: as for `multiply`; "time" is shared.
+
+    Returns:
+        A tensor (group, batch, time, out), of the dtype of x.
+    """
+    groups, inputs, outputs = w.shape
+    in_, out = (coordinate(n, size, sharing, x, xp) for n, size in (("in", groups * inputs), ("out", outputs)))
+    in_ = xp.reshape(xp.broadcast_to(in_, (groups * inputs,)), (groups, inputs, 1))
+    dtype = accumulation_dtype(x, w, xp=xp)
+    mask = field.entries(xp.arange(1, like=x), samples[:, None, None, None], in_, out, xp)
+    y = xp.convolved(xp.astype(x, dtype), xp.astype(w, dtype) * xp.astype(mask, dtype), window)
+    y = xp.reshape(y, (xp.shape(x)[0], math.prod(window.outputs), groups, outputs))
+    return xp.astype(xp.permute_dims(y, (2, 0, 1, 3)), xp.dtype(x))
 
 
 def _rows(
@@ -538,14 +552,3 @@ def _check_fit(x: Tensor, w: Tensor) -> None:
     """Raise unless x (..., in) fits w (in, out): the inputs of a layer that was built for others do not."""
     if x.shape[-1] not in (None, w.shape[0]):
         raise ValueError(checks.invalid("inputs", f"{w.shape[0]} along the axis of the kernel's", tuple(x.shape)))
-
-
-def _check_local_reparameterization(noise: Noise, shared: object) -> None:
-    expected = "another method: 'local_reparameterization' holds only for "
-    if not noise.gaussian:
-        expected += f"a Gaussian noise, and this is {noise!r}"
-    elif shared:
-        expected += "a mask of its own for every row of x, and here entries are shared"
-    else:
-        return
-    raise ValueError(checks.invalid("method", expected, "local_reparameterization"))

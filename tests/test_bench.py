@@ -67,7 +67,7 @@ def forms(row, rank=2):
 def value(row, shape, rate, form, mode=MODE):
     """y, and on what has gradients dx and dw, of one step; and the operands, as host arrays."""
     operands = steps.operands(shape, "float32")
-    step = steps.step(products.product(row, NAME, rate, form), NAME, mode)
+    step = steps.step(products.product(row, NAME, rate, form, shape), NAME, mode)
     return [[array(t) for t in tensors] for tensors in (step(*operands), operands)]
 
 
@@ -85,6 +85,23 @@ def test_a_row_over_time_without_noise_is_the_dense_product(row):
     for form in forms(row, rank=3):
         (y, *_), (x, w, *_) = value(row, (3, 2, 5, 4), NO_NOISE, form)
         np.testing.assert_allclose(y, x @ w, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("row", [*matrix.REFERENCES, "bernoulli", *matrix.METHODS])
+def test_a_row_of_a_convolution_without_noise_is_the_convolution(row):
+    (y, *_), (x, w, *_) = value(row, (2, 4, 3, 3, 5), NO_NOISE, None)
+    around = np.pad(x, [(0, 0), (1, 1), (1, 1), (0, 0)])
+    wanted = sum(around[:, i : i + 4, j : j + 3] @ w[i, j] for i in range(3) for j in range(3))
+    np.testing.assert_allclose(y, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.once
+def test_what_auto_takes_is_shown_beside_the_fastest_method():
+    seconds = {"dense": 1, "bernoulli": 4, "bernoulli_kernel": 2, "bernoulli_recomputed": 3}
+    cases = [matrix.Case("torch", row, (2, 6, 4), "float32", "eager") for row in seconds]
+    times = [{"case": case.plain(), "seconds": seconds[case.row]} for case in cases]
+    plain = {"times": times, "environments": {"torch": {}, "jax": {}}}
+    assert table.choices(plain) == [["", "jax", "torch"], ["2x6x4", "", "4.00 (kernel 2.00)"]]
 
 
 @pytest.mark.only_backend("tensorflow", reason="the other backends have one mode that is quick to compile")
@@ -262,7 +279,7 @@ def test_figures_of_another_machine_or_version_are_never_mixed(tiny, changed, tm
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--profile", "papre"], "`profile`. Expected one of 'quick', 'paper', 'growth', 'full'."),
+        (["--profile", "papre"], "`profile`. Expected one of 'quick', 'paper', 'growth', 'auto', 'full'."),
         (["--backends", "theano"], "argument `backends`. Expected one of 'numpy'"),
         (["--rows", "dropuot"], "did you mean 'dropout'?"),
         (["--rounds", "0"], "`rounds`. Expected an int from 1. Received: rounds=0"),

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import pernodedrop as pnd
+from pernodedrop.backends import methods
 from pernodedrop.layers.base.convolution import Convolution
-from tests.frameworks import needs_training
+from tests.frameworks import needs_gradients, needs_training, tensor, value_and_gradients
 
 BACKEND = keras.backend.backend()
 NOISE = pnd.Bernoulli(0.5)
@@ -21,8 +22,13 @@ LAYERS = {
     "conv2d_same": (lambda **kw: keras.layers.Conv2D(4, 3, padding="same", strides=2, **kw), (2, 6, 5, 3)),
     "conv2d_dilated": (lambda **kw: keras.layers.Conv2D(4, 3, dilation_rate=2, padding="same", **kw), (2, 6, 7, 3)),
     "conv2d_groups": (lambda **kw: keras.layers.Conv2D(6, 3, groups=2, **kw), (2, 5, 5, 4)),
+    "conv2d_groups_strided": (lambda **kw: keras.layers.Conv2D(4, 2, strides=2, groups=2, **kw), (2, 7, 4, 6)),
     "conv3d": (lambda **kw: keras.layers.Conv3D(3, 2, **kw), (2, 3, 4, 3, 2)),
     "depthwise1d": (lambda **kw: keras.layers.DepthwiseConv1D(3, depth_multiplier=2, **kw), (2, 7, 3)),
+    "depthwise2d_dilated": (
+        lambda **kw: keras.layers.DepthwiseConv2D(2, depth_multiplier=3, dilation_rate=2, **kw),
+        (2, 5, 4, 2),
+    ),
     "depthwise2d": (lambda **kw: keras.layers.DepthwiseConv2D(3, strides=2, padding="same", **kw), (2, 5, 6, 4)),
 }
 each_layer = pytest.mark.parametrize(("make", "shape"), LAYERS.values(), ids=LAYERS)
@@ -108,6 +114,94 @@ def test_noisy_convolution_is_the_sum_over_its_mask(name, sharing):
     y = layer(x, training=True)
     assert tuple(y.shape) == tuple(layer.compute_output_shape(shape))
     np.testing.assert_allclose(host(y), expected, atol=2e-5)
+
+
+def with_kernel(layer):
+    """A call of a layer at one key as a function of its input and its kernel."""
+    layer.build(layer.layer.get_build_config()["input_shape"])
+
+    def run(x, kernel):
+        with keras.StatelessScope(state_mapping=[(layer.layer.kernel, kernel)]):
+            return layer(x, training=True, key=tensor(np.array([1, 0], "int32")))
+
+    return run
+
+
+@needs_gradients
+@each_layer
+def test_gradients_are_those_of_the_product_with_the_mask_in_memory(make, shape):
+    inner = make()
+    inner.build(shape)
+    arguments = inputs(shape), host(inner.kernel)
+    upstream = inputs(inner.compute_output_shape(shape))
+    results = [
+        value_and_gradients(
+            with_kernel(pnd.PerNodeDrop(inner, noise=NOISE, seed=1, method=method)), *arguments, upstream=upstream
+        )
+        for method in ("auto", "materialized")
+    ]
+    for got, wanted in zip(*([y, *gradients] for y, gradients in results), strict=True):
+        np.testing.assert_allclose(got, wanted, atol=2e-5)
+
+
+@pytest.mark.only_backend(
+    "tensorflow", reason="its gradients are this library's own, those of the others the framework's"
+)
+@pytest.mark.parametrize("name", ["conv2d_same", "conv2d_groups", "depthwise1d"])
+def test_gradients_can_be_differentiated(name):
+    import tensorflow as tf
+
+    make, shape = LAYERS[name]
+    inner = make()
+    inner.build(shape)
+    x, kernel = tf.constant(inputs(shape)), tf.constant(host(inner.kernel))
+    found = []
+    for method in ("auto", "materialized"):
+        run = with_kernel(pnd.PerNodeDrop(inner, noise=NOISE, seed=1, method=method))
+        with tf.GradientTape() as outer:
+            outer.watch((x, kernel))
+            with tf.GradientTape() as tape:
+                tape.watch((x, kernel))
+                y = tf.reduce_sum(run(x, kernel) ** 3)
+            dx, dw = tape.gradient(y, (x, kernel))
+            z = tf.reduce_sum(dx**2) + tf.reduce_sum(dw**2)
+        found.append([tf.convert_to_tensor(g) for g in outer.gradient(z, (x, kernel))])
+    for got, wanted in zip(*found, strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-3, atol=1e-3 * abs(wanted).numpy().max())
+
+
+@pytest.mark.parametrize("name", ["conv2d", "depthwise2d"])
+def test_kernels_that_would_take_too_much_memory_are_not_made(name, monkeypatch):
+    """Nor where each position has a mask of its own, or there is one position only: by patches it is the same."""
+    make, shape = LAYERS[name]
+    inner, x = make(), inputs(shape)
+    wanted = host(pnd.PerNodeDrop(inner, noise=NOISE, seed=1)(x, training=True))
+    monkeypatch.setattr(methods, "has_kernels", lambda *_: False)
+    np.testing.assert_allclose(host(pnd.PerNodeDrop(inner, noise=NOISE, seed=1)(x, training=True)), wanted, atol=1e-5)
+
+
+CHOICES = [
+    ((1, 288, 32), (16, 16), "time", 32, True),
+    ((1, 288, 32), (16, 16), "time", None, True),
+    ((32, 9, 1), (16, 16), "time", 32, True),  # depthwise
+    ((1, 288, 32), (16, 16), "time+out", 32, True),
+    ((1, 4608, 512), (28, 28), "time", 128, True),  # 1.2 GB, and the patches 1.8 GB
+    ((1, 4608, 512), (7, 7), "time", 128, False),  # 1.2 GB, and the patches 0.1 GB
+    ((1, 4608, 512), (7, 7), "time", None, False),
+    ((1, 4608, 512), (7, 7), "time", 4, True),
+    ((1, 288, 32), (1, 1), "time", 32, False),  # a Dense layer
+    ((1, 288, 32), (16, 16), "", 32, False),
+    ((1, 288, 32), (16, 16), "sample", 32, False),
+    ((1, 288, 32), (16, 16), "sample+time", 32, False),
+]
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(("kernel", "outputs", "sharing", "rows", "kernels"), CHOICES, ids=str)
+def test_auto_makes_kernels_where_they_are_faster_and_small_enough(kernel, outputs, sharing, rows, kernels):
+    window = methods.Window((3, 3), (1, 1), (1, 1), outputs)
+    shared = pnd.mask.parse_sharing(sharing or ())
+    assert methods.has_kernels(kernel, window, shared, rows) is kernels
 
 
 @each_layer

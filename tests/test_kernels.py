@@ -1,6 +1,7 @@
 """Kernels written by hand: the masks and sums of the other ways, where and only where they can be had."""
 
 import ctypes
+import types
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ SHAPES = [
     ((5, 37), 11, None),  # outputs that do not fill a vector
     ((5, 37), 16, "sample+time"),
     ((5, 3, 37), 16, None),
+    ((3, 9, 37), 16, None),  # positions and inputs in groups, and some left over
+    ((3, 9, 1500), 16, None),  # in several threads
     ((5, 3, 37), 11, ()),
     ((5, 3, 37), 5, "sample"),
     ((3, 2100), 64, None),  # several tiles of inputs
@@ -80,6 +83,30 @@ def test_auto_takes_the_kernel_for_bernoulli_noise_alone(monkeypatch):
     assert taken == ["kernel", "recomputed", "recomputed"]
 
 
+CHOICES = [
+    (BERNOULLI, "time", 1, None, "kernel"),
+    (BERNOULLI, "time", 64, None, "kernel"),
+    (BERNOULLI, "time", 1, "a CPU", "recomputed"),
+    (BERNOULLI, "sample", 64, None, "kernel"),
+    (BERNOULLI, "sample+time", 64, None, "materialized"),
+    (BERNOULLI, "time+out", 64, None, "shared_over_in_or_out"),
+    (pnd.Gaussian(0.5), "time", 1, None, "local_reparameterization"),
+    (pnd.Gaussian(0.5), "time", 64, "Bernoulli noise", "recomputed"),
+]
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(("noise", "sharing", "positions", "obstacle", "method"), CHOICES, ids=str)
+def test_auto_picks_a_method_by_the_mask_and_the_positions_that_share_it(noise, sharing, positions, obstacle, method):
+    shared = pnd.mask.parse_sharing(sharing)
+    rows = 1 if "sample" in shared and "time" in shared else 32
+    words = [np.zeros(n, "uint32") for n in (1 if "time" in shared else rows, 1 if "sample" in shared else rows, 8, 4)]
+    grid = pnd.mask.Grid(pnd.mask.Field(noise, {}, (0, 0)), *words)
+    xp = types.SimpleNamespace(kernel_obstacle=lambda *_: obstacle)
+    x = np.zeros((rows, positions, 8), "float32")
+    assert methods.chosen("auto", grid, shared, x, "float32", xp) == method
+
+
 class Uncalibrated(pnd.Bernoulli):
     """It inherits all but the entries."""
 
@@ -110,7 +137,8 @@ def test_sums_do_not_depend_on_how_they_are_shared_out(monkeypatch):
     words = [np.array([n], "uint32") for n in KEY] + [np.arange(n, dtype="uint32") for n in (9, 9, 37, 11)]
     mask = methods.Decisions(np.int32(2**23), *words)
     found = set()
-    for spans in (1, 3, 100):
+    for few, spans in ((2**20, 1), (0, 1), (0, 3), (0, 100)):
+        monkeypatch.setattr(cpu_kernels, "_FEW", few)
         monkeypatch.setattr(cpu_kernels, "_SPANS_A_THREAD", spans)
         y = cpu_kernels.product(x, w, mask)
         dx, dw = cpu_kernels.gradients(upstream, x, w, mask)

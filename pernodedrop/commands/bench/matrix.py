@@ -38,12 +38,16 @@ ROWS = {
     "bernoulli": Row("PerNodeDrop Bernoulli", EACH),
     "bernoulli_recomputed": Row("… recomputed", EACH),
     "bernoulli_materialized": Row("… materialized", EACH, materializes=True),
+    "bernoulli_kernel": Row("… by a kernel", EACH),
     "by_hand": Row("… by hand", EACH, ours=False, materializes=True),
     "keras_dropout": Row("keras Dropout + Dense", ("sample", "in"), ours=False),
     "keras_gaussian_dropout": Row("keras GaussianDropout + Dense", ("sample", "in"), ours=False),
     "torch_dropout": Row("torch Dropout + linear", ("sample", "in"), ours=False),
 }
 """The rows by name, in the order in which they are shown."""
+
+METHODS = ("bernoulli_recomputed", "bernoulli_materialized", "bernoulli_kernel")
+"""Rows that are the row "bernoulli", which takes the method that "auto" picks, by one method each."""
 
 REFERENCES = ("dense", "dropout")
 """Rows that the others are compared with, so they are timed beside any other."""
@@ -65,7 +69,7 @@ BASELINE = "dropout"  # the variant that the others are compared with
 MODES = {"jax": ("jit",), "tensorflow": ("graph", "xla"), "torch": ("eager",), "numpy": ("eager",)}
 """How people run each framework, in the order in which they are shown; the first mode is the usual one."""
 
-EXTRA_MODES = {"jax": "eager", "torch": "compiled"}
+EXTRA_MODES = {"jax": "eager", "tensorflow": "eager", "torch": "compiled"}
 
 PASSES = {"numpy": 1}
 """1 where there is a forward pass only; 2 elsewhere, since the backward pass makes the mask again."""
@@ -77,7 +81,7 @@ class Case:
 
     Attributes:
         backend, row, mode, dtype: names.
-        shape: (batch, in, out) or (batch, time, in, out).
+        shape: (batch, in, out) or (batch, time, in, out); of a convolution (batch, height, width, in, out).
     """
 
     backend: str
@@ -165,12 +169,16 @@ class Profile(typing.NamedTuple):
     network: Network | None
 
 
-USUAL = tuple(name for name in ROWS if name not in ("drop_connect_sample", "gaussian_recomputed", "uniform"))
+EVERY = tuple(name for name in ROWS if name != "bernoulli_kernel")  # which is the row "bernoulli" where it can be had
+USUAL = tuple(name for name in EVERY if name not in ("drop_connect_sample", "gaussian_recomputed", "uniform"))
 OVER_TIME = (*REFERENCES, "bernoulli", "bernoulli_recomputed", "bernoulli_materialized", "by_hand")
 WORTH_COMPILING = (*REFERENCES, "gaussian", "bernoulli", "by_hand", "torch_dropout")  # torch.compile: 10 s a row
 GROWING = (*REFERENCES, "bernoulli")
 PAPER = (128, 4096, 64)  # the first dense layer of the paper's CIFAR-10 network
 TIME = (32, 16, 512, 64)
+CONVOLUTION = (32, 16, 16, 32, 32)
+SMALL = (32, 64, 64)
+CHOICES = (*REFERENCES, "bernoulli", *METHODS)
 
 PROFILES = {
     "quick": Profile((Part((128, 1024, 64), USUAL),), rounds=5, seconds=10, memory=0, network=None),
@@ -188,11 +196,25 @@ PROFILES = {
         memory=0,
         network=None,
     ),
+    "auto": Profile(
+        (
+            Part(CONVOLUTION, CHOICES, one_mode=True),
+            Part(SMALL, (*CHOICES, "keras_dropout"), one_mode=True, extra=("jax", "tensorflow")),
+            *(
+                Part(shape, CHOICES, one_mode=True)
+                for shape in ((128, 1024, 64), TIME, (64, 16, 256, 256), (32, 64, 256, 1024), (4, 128, 512, 512))
+            ),
+        ),
+        rounds=15,
+        seconds=30,
+        memory=1,
+        network=None,
+    ),
     "full": Profile(
         (
-            Part(PAPER, tuple(ROWS), extra=("torch", "jax")),
+            Part(PAPER, EVERY, extra=("torch", "jax")),
             Part(TIME, OVER_TIME, extra=("torch", "jax")),
-            *(Part(shape, tuple(ROWS)) for shape in ((64, 1024, 1024), (256, 4096, 64))),
+            *(Part(shape, EVERY) for shape in ((64, 1024, 1024), (256, 4096, 64))),
             Part(PAPER, USUAL, "bfloat16", one_mode=True, backends=("jax", "tensorflow", "torch")),
             Part(PAPER, USUAL, "float16", one_mode=True),
         ),
@@ -210,6 +232,9 @@ def shape_text(shape: typing.Sequence[int]) -> str:
 
 
 def sizes(shape: typing.Sequence[int]) -> dict[str, int]:
-    """The sizes of a shape by coordinate; the time is 1 where there is none."""
+    """The sizes of a shape by coordinate; the time is 1 where there is none. A window of a convolution has 3 x 3."""
+    if len(shape) == 5:
+        batch, height, width, channels, filters = shape
+        return {"sample": batch, "time": height * width, "in": 9 * channels, "out": filters}
     names = ("sample", "time", "in", "out") if len(shape) == 4 else ("sample", "in", "out")
     return {"time": 1, **dict(zip(names, shape, strict=True))}

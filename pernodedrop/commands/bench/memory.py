@@ -125,7 +125,7 @@ def main(text):
     asked = json.loads(text)
     case = matrix.Case.of(asked["case"])
     steps.prepare(case.backend)
-    product = products.product(case.row, case.backend, matrix.RATE, asked["form"])
+    product = products.product(case.row, case.backend, matrix.RATE, asked["form"], case.shape)
     print(json.dumps({"extra": extra(steps.step(product, case.backend, case.mode), case.shape, case.dtype)}))
 
 

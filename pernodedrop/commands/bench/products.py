@@ -14,7 +14,7 @@ from pernodedrop._types import Namespace, Tensor
 Product = typing.Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def product(row: str, backend: str, rate: float, form: str | None = None) -> Product:
+def product(row: str, backend: str, rate: float, form: str | None = None, shape: typing.Sequence[int] = ()) -> Product:
     """What one row computes.
 
     Args:
@@ -22,10 +22,14 @@ def product(row: str, backend: str, rate: float, form: str | None = None) -> Pro
         backend: the name of Keras' backend.
         rate: the drop rate.
         form: how the masked product is written by hand, a name of `FORMS` or `FORMS_OVER_TIME`; None elsewhere.
+        shape: that of the case; of five sizes it is that of a convolution, elsewhere it may be left out.
 
     Returns:
-        A function of x (batch, in) or (batch, time, in), w (in, out) and the key, an integer tensor of length 2.
+        A function of x (batch, in) or (batch, time, in), w (in, out) and the key, an integer tensor of length 2; for a
+        convolution x is (batch, height, width, in) and w (3, 3, in, out).
     """
+    if len(shape) == 5:
+        return _convolution(row, rate, shape)
     if form is not None:
         return _by_hand(backend, rate, form)
     if row == "torch_dropout":
@@ -62,7 +66,34 @@ OURS: dict[str, typing.Callable[[float], Product]] = {
     "bernoulli": _masked(pnd.Bernoulli),
     "bernoulli_recomputed": _masked(pnd.Bernoulli, method="recomputed"),
     "bernoulli_materialized": _masked(pnd.Bernoulli, method="materialized"),
+    "bernoulli_kernel": _masked(pnd.Bernoulli, method="kernel"),
 }
+
+CONVOLVED = {
+    "bernoulli": "auto",
+    "bernoulli_recomputed": "recomputed",
+    "bernoulli_materialized": "materialized",
+    "bernoulli_kernel": "kernel",
+}
+"""The methods of the rows that have a convolution with noise."""
+
+
+def _convolution(row: str, rate: float, shape: typing.Sequence[int]) -> Product:
+    """A convolution of 3 x 3, with zeros around: plain, behind Dropout, or with noise on its kernel."""
+    *of_input, filters = shape
+    inner = keras.layers.Conv2D(filters, 3, padding="same", use_bias=False)
+    layer = pnd.PerNodeDrop(inner, rate, method=CONVOLVED.get(row, "auto"), seed=0)
+    layer.build(tuple(of_input))
+    dropout = pnd.Dropout(rate, seed=0)
+
+    def of_operands(x: Tensor, w: Tensor, key: Tensor) -> Tensor:
+        if row == "dropout":
+            x = dropout(x, training=True, key=key)
+        with keras.StatelessScope(state_mapping=[(inner.kernel, w)]):
+            return layer(x, training=True, key=key) if row in CONVOLVED else inner(x)
+
+    return of_operands
+
 
 KERAS = {
     "keras_dropout": lambda rate: keras.layers.Dropout(rate, seed=0),

@@ -18,7 +18,7 @@ def operands(shape: typing.Sequence[int], dtype: str) -> tuple[Tensor, ...]:
     """x, w, dy and the key, as tensors of Keras' backend.
 
     Args:
-        shape: (batch, in, out) or (batch, time, in, out).
+        shape: that of a case.
         dtype: that of x, w and dy.
     """
     *rows, inputs, outputs = shape
@@ -29,7 +29,8 @@ def operands(shape: typing.Sequence[int], dtype: str) -> tuple[Tensor, ...]:
         # times 1: memory of the framework's own, as in a model, where NumPy's may need an aligned copy at every step
         return 1 * keras.ops.cast(values, dtype)
 
-    x, w, dy = tensor(*rows, inputs), tensor(inputs, outputs), tensor(*rows, outputs)
+    window = (3, 3) if len(shape) == 5 else ()
+    x, w, dy = tensor(*rows, inputs), tensor(*window, inputs, outputs), tensor(*rows, outputs)
     if keras.backend.backend() == "torch":
         x.requires_grad_()
         w.requires_grad_()

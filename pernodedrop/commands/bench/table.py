@@ -14,6 +14,9 @@ NOTES = {
     "products, and make the words of the mask once in each pass; rows of one distribution have one limit. Rows in grey "
     "are not this library's.",
     "memory": "The peak of a step beyond operands and results, in a process of its own.",
+    "choices": 'The time of a step with a Bernoulli mask by the method that "auto" picks, as a multiple of the plain '
+    "product's; in brackets the fastest of the methods that can be asked for. A convolution has one more, which only "
+    '"auto" takes.',
     "network": "Stock `model.fit`, batch 128, random images: milliseconds of a step, and in brackets the multiple of "
     "the model with keras.layers.Dropout.",
 }
@@ -27,8 +30,8 @@ def parts(plain):
 def part_title(part):
     """A part as text."""
     shape, dtype = part
-    words = "batch x time x in x out" if len(shape) == 4 else "batch x in x out"
-    return f"{matrix.shape_text(shape)} ({words}), {dtype}"
+    words = {3: "batch x in x out", 4: "batch x time x in x out", 5: "batch x height x width x in x out, 3 x 3"}
+    return f"{matrix.shape_text(shape)} ({words[len(shape)]}), {dtype}"
 
 
 def of_part(plain, part, kind="times"):
@@ -141,6 +144,29 @@ def networks(plain):
     return lines
 
 
+def choices(plain):
+    """What "auto" takes against the fastest of the methods, a line a shape, as lists of text."""
+    names = [name for name in matrix.MODES if name in plain["environments"]]
+    lines = [["", *names]]
+    for part in parts(plain):
+        records = of_part(plain, part)
+        lines.append([matrix.shape_text(part[0]), *(choice_cell(records, name) for name in names)])
+    return [lines[0], *(line for line in lines[1:] if any(line[1:]))]
+
+
+def choice_cell(records, backend):
+    """The multiple of the plain product that "auto" takes, and the fastest method with its own, as text."""
+    mode = matrix.MODES[backend][0]
+    seconds = {row: records.get((row, backend, mode), {}).get("seconds") for row in ("dense", *matrix.METHODS)}
+    auto = records.get(("bernoulli", backend, mode), {}).get("seconds")
+    methods = {row: seconds[row] for row in matrix.METHODS if seconds[row]}
+    if not (auto and seconds["dense"] and methods):
+        return ""
+    fastest = min(methods, key=methods.get)
+    method, plain = fastest.removeprefix("bernoulli_"), seconds["dense"]
+    return f"{number(auto / plain)} ({method} {number(methods[fastest] / plain)})"
+
+
 def shares(plain, part):
     """How much of the time of each case the machine would need, as lists of text."""
     return pivot(of_part(plain, part), lambda record: share_cell(record, plain["rates"]))
@@ -249,6 +275,8 @@ def sections(plain):
     """The tables that compare, as (title, note, lists of text)."""
     if len(short := ratios(plain)) > 1:
         yield "In short", NOTES["ratios"], short
+    if len(picked := choices(plain)) > 1:
+        yield 'What "auto" takes', NOTES["choices"], picked
     for part in parts(plain):
         yield f"Time of a step, {part_title(part)}", NOTES["time"], times(plain, part)
         yield f"How much of it the machine would need, {part_title(part)}", NOTES["limit"], shares(plain, part)

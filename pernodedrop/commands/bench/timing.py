@@ -78,7 +78,8 @@ def warm(case, operands, rate):
         forms = list(products.FORMS_OVER_TIME if len(case.shape) == 4 else products.FORMS)
     candidates = []
     for form in forms:
-        step = steps.step(products.product(case.row, case.backend, rate, form), case.backend, case.mode)
+        product = products.product(case.row, case.backend, rate, form, case.shape)
+        step = steps.step(product, case.backend, case.mode)
         first = seconds_of(step, operands)
         again = seconds_of(step, operands) if len(forms) > 1 else 0.0
         candidates.append((again, Member(case, step, first, form)))

@@ -9,12 +9,38 @@ A depthwise convolution has a group for each channel of its input.
 import collections.abc
 import itertools
 import math
+import typing
 
 import keras
 
 from pernodedrop import checks
 from pernodedrop._types import Shape, Tensor
+from pernodedrop.backends.methods import Window
 from pernodedrop.layers.base.contraction import Operands
+
+
+class Patches(typing.NamedTuple):
+    """The patches of a convolution's input, which need not be in memory.
+
+    Attributes:
+        x: the input, (batch, *space, channel), with its zeros around.
+        window: how it is seen.
+        groups: into how many its channels are divided.
+    """
+
+    x: Tensor
+    window: Window
+    groups: int
+
+    def tensor(self) -> Tensor:
+        """The patches themselves: (group, batch, time, in)."""
+        window, channels = self.window, self.x.shape[-1]
+        places = map(window.slices, itertools.product(*map(range, window.size)))
+        patches = keras.ops.stack([self.x[(slice(None), *place)] for place in places], axis=-2)
+        batch, times, positions = keras.ops.shape(self.x)[0], math.prod(window.outputs), math.prod(window.size)
+        patches = keras.ops.reshape(patches, (batch, times, positions, self.groups, channels // self.groups))
+        patches = keras.ops.transpose(patches, (3, 0, 1, 2, 4))
+        return keras.ops.reshape(patches, (self.groups, batch, times, positions * channels // self.groups))
 
 
 class Convolution:
@@ -30,7 +56,7 @@ class Convolution:
         self.channels_first = layer.data_format == "channels_first"
 
     def operands(self, x: Tensor, kernel: Tensor) -> Operands:
-        """As `Contraction.operands`."""
+        """As `Contraction.operands`, but x is `Patches`."""
         if self.channels_first:
             x = keras.ops.moveaxis(x, 1, -1)
         if None in x.shape[1:]:
@@ -39,12 +65,12 @@ class Convolution:
         if x.shape[-1] != channels:
             raise ValueError(checks.invalid("inputs", f"{channels} channels, as the kernel has", tuple(x.shape)))
         w = self.matrices(kernel)
-        patches, sizes = self._patches(x)
         batch, (groups, _, outputs) = keras.ops.shape(x)[0], w.shape
+        patches = Patches(*self._seen(x), groups)
 
         def restore(y: Tensor) -> Tensor:
             y = keras.ops.transpose(y, (1, 2, 0, 3))
-            y = keras.ops.reshape(y, (batch, *sizes, groups * outputs))
+            y = keras.ops.reshape(y, (batch, *patches.window.outputs, groups * outputs))
             return keras.ops.moveaxis(y, -1, 1) if self.channels_first else y
 
         return Operands(patches, w, restore)
@@ -63,30 +89,17 @@ class Convolution:
         """A tensor of the kernel's `shape` from (group, in, out)."""
         return keras.ops.reshape(keras.ops.transpose(matrices, (1, 0, 2)), shape)
 
-    def _patches(self, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
-        """The patches of x (batch, *space, channel): (group, batch, time, in), and the sizes of the output."""
+    def _seen(self, x: Tensor) -> tuple[Tensor, Window]:
+        """x (batch, *space, channel) with its zeros around, and how the layer sees it."""
         layer = self.layer
-        channels = x.shape[-1]
         size, stride, dilation = layer.kernel_size, layer.strides, layer.dilation_rate
         reach = [d * (k - 1) + 1 for k, d in zip(size, dilation, strict=True)]
         padding = [_padding(layer.padding, *each) for each in zip(x.shape[1:-1], reach, stride, strict=True)]
         x = padded(x, [(0, 0), *padding, (0, 0)])
-        sizes = tuple((n - r) // s + 1 for n, r, s in zip(x.shape[1:-1], reach, stride, strict=True))
-        if min(sizes) < 1:
+        outputs = tuple((n - r) // s + 1 for n, r, s in zip(x.shape[1:-1], reach, stride, strict=True))
+        if min(outputs) < 1:
             raise ValueError(checks.invalid("inputs", f"sizes from {tuple(reach)} with padding", tuple(x.shape)))
-
-        def at(place: collections.abc.Iterable[int]) -> Tensor:
-            slices = [
-                slice(p * d, p * d + (n - 1) * s + 1, s)
-                for p, d, n, s in zip(place, dilation, sizes, stride, strict=True)
-            ]
-            return x[(slice(None), *slices)]
-
-        patches = keras.ops.stack([at(place) for place in itertools.product(*map(range, size))], axis=-2)
-        groups = channels if self.depthwise else layer.groups
-        shape = (keras.ops.shape(x)[0], math.prod(sizes), math.prod(size), groups, channels // groups)
-        patches = keras.ops.transpose(keras.ops.reshape(patches, shape), (3, 0, 1, 2, 4))
-        return keras.ops.reshape(patches, (groups, *shape[:2], shape[2] * shape[4])), sizes
+        return x, Window(tuple(size), tuple(stride), tuple(dilation), outputs)
 
 
 def padded(x: Tensor, widths: collections.abc.Iterable[tuple[int, int]]) -> Tensor:

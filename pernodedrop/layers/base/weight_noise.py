@@ -7,11 +7,12 @@ import keras
 
 from pernodedrop import checks, ops
 from pernodedrop._types import Config, Key, Shape, Tensor, Words
+from pernodedrop.backends import methods
 from pernodedrop.internals import of_keras
 from pernodedrop.layers.base.activation_noise import apply_mask
 from pernodedrop.layers.base.around import Around
 from pernodedrop.layers.base.contraction import Contraction
-from pernodedrop.layers.base.convolution import Convolution
+from pernodedrop.layers.base.convolution import Convolution, Patches
 from pernodedrop.layers.base.inner import (
     CONTRACTIONS,
     KINDS,
@@ -195,6 +196,10 @@ class MaskedProduct(WeightNoise):
         """sum_i x[g, b, t, i] * w[g, i, o] * m[b, t, (g, i), o], in the shapes of `multiply`."""
         groups, inputs, outputs = w.shape
         common = {"sharing": self.sharing, "samples": samples, "xp": xp}
+        if isinstance(x, Patches):
+            if self.method == "auto" and methods.has_kernels(w.shape, x.window, self.sharing, samples.shape[0]):
+                return ops.convolve(x.x, w, field, window=x.window, **common)
+            x = x.tensor()
         if groups > 1 and inputs * outputs <= SMALL_GROUP and self.method in ("auto", "materialized"):
             return ops.multiply_groups(x, w, field, **common)
 
