@@ -93,6 +93,7 @@ def test_doctor_finds_that_the_layers_load():
     assert part == (f"Keras: runs on {keras.backend.backend()} (KERAS_BACKEND); the layers load", False)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("by", ["variable", "file"])
 def test_what_keras_takes_by_itself_is_known_beforehand(by, tmp_path):
     """Asked of Keras in a process of its own: the variable goes first, then the file."""
