@@ -244,6 +244,7 @@ class Steep(pnd.Noise):
         return 1 + params["size"] * (u * u * u - 0.25)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("noise", "claim", "call"),
     [
@@ -300,6 +301,7 @@ def test_a_report_reads_well():
     assert str(refused.value) == REPORT
 
 
+@pytest.mark.once
 def test_a_class_and_a_strategy_are_checked_too():
     quick = {"backends": ["numpy"], "claims": ["moments", "entries"], "examples": 3}
     assert pnd.testing.check_noise(pnd.Bernoulli, **quick).subject == "Bernoulli"
