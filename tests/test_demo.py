@@ -106,7 +106,7 @@ def test_what_keras_takes_by_itself_is_known_beforehand(by, tmp_path):
 
 
 @pytest.mark.slow
-@trains
+@pytest.mark.only_backend("torch", reason="others compile each trial; that they finish one is told below")
 def test_demo_says_what_it_found_and_goes_on_with_more_seeds(demo, tmp_path, capsys):
     argv = [*TINY, "--output", str(tmp_path / "new" / "folder")]
     assert main(argv) == 0
