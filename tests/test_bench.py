@@ -125,6 +125,7 @@ def test_the_noise_of_a_row_depends_on_the_coordinates_that_it_says(row):
 
 
 @pytest.mark.slow
+@pytest.mark.only_backend("numpy", "torch", reason="others compile; their steps, and a process of theirs, are below")
 def test_the_command_measures_writes_and_goes_on(tiny, tmp_path, capsys):
     assert bench(tmp_path / "new", "--rows", "dense") == 0
     first = kept(tmp_path / "new")

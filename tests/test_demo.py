@@ -93,6 +93,7 @@ def test_doctor_finds_that_the_layers_load():
     assert part == (f"Keras: runs on {keras.backend.backend()} (KERAS_BACKEND); the layers load", False)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("by", ["variable", "file"])
 def test_what_keras_takes_by_itself_is_known_beforehand(by, tmp_path):
     """Asked of Keras in a process of its own: the variable goes first, then the file."""
@@ -105,7 +106,7 @@ def test_what_keras_takes_by_itself_is_known_beforehand(by, tmp_path):
 
 
 @pytest.mark.slow
-@trains
+@pytest.mark.only_backend("torch", reason="others compile each trial; that they finish one is told below")
 def test_demo_says_what_it_found_and_goes_on_with_more_seeds(demo, tmp_path, capsys):
     argv = [*TINY, "--output", str(tmp_path / "new" / "folder")]
     assert main(argv) == 0

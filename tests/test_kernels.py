@@ -251,6 +251,7 @@ def test_compiled_and_eager_products_agree():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.once
 def test_no_shape_reads_or_writes_out_of_bounds(tmp_path):
     """With numba's checks of bounds, on shapes that fit and on shapes that do not."""

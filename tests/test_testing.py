@@ -32,10 +32,10 @@ RIGHT = [
 
 
 @pytest.mark.slow
-# where all is compiled, one that is exact, a Gaussian, and one of a user's
-@pytest.mark.parametrize("noise", RIGHT if NAME == "numpy" else [*RIGHT[:2], RIGHT[-1]], ids=repr)
+# where all is compiled, one that is exact and a Gaussian; one of a user's is in TestContract
+@pytest.mark.parametrize("noise", RIGHT if NAME == "numpy" else RIGHT[:2], ids=repr)
 def test_a_right_noise_passes(noise):
-    report = pnd.testing.check_noise(noise, backends=[NAME], examples=3)
+    report = pnd.testing.check_noise(noise, backends=[NAME], examples=3 if NAME == "numpy" else 2)
     assert report.broken == ()
     assert {"declaration", "moments", "elementwise", "blocks", "independence"} <= set(report.held)
     assert ("normality" in report.held) == ("reparameterization" in report.held) == noise.gaussian
@@ -44,11 +44,11 @@ def test_a_right_noise_passes(noise):
 @pytest.mark.slow
 def test_random_right_noises_pass():
     """A thousand on all backends, each against the whole contract: benchmarks/noise_contract."""
-    assert pnd.testing.check_noise(right_noises(), backends=[NAME], examples=40 if NAME == "numpy" else 10).broken == ()
+    assert pnd.testing.check_noise(right_noises(), backends=[NAME], examples=40 if NAME == "numpy" else 4).broken == ()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stddev", [0.0, 1e-30, 1e-8, 1e-4])
+@pytest.mark.parametrize("stddev", [0.0, 1e-30, 1e-8, 1e-4] if NAME == "numpy" else [1e-8])
 def test_a_spread_that_float32_does_not_resolve_is_no_false_alarm(stddev):
     assert pnd.testing.check_noise(pnd.Gaussian(stddev=stddev), backends=[NAME], examples=2).broken == ()
 
@@ -93,8 +93,11 @@ def test_a_wrong_noise_is_refused_by_name(noise, claim, what, observed, claimed)
 @needs_keras
 @pytest.mark.slow
 @pytest.mark.once
-@pytest.mark.parametrize(("noise", "claim"), [row[:2] for row in (*WRONG, NOT_SAVED)], ids=lambda v: type(v).__name__)
+@pytest.mark.parametrize(
+    ("noise", "claim"), [row[:2] for row in (*WRONG[::3], NOT_SAVED)], ids=lambda v: type(v).__name__
+)
 def test_a_wrong_noise_is_refused_by_the_whole_contract(noise, claim):
+    """One of three; that each claim finds its fault is told above, on every backend."""
     with pytest.raises(pnd.testing.Refused, match="is refused: ") as refused:
         pnd.testing.check_noise(noise, backends=["numpy"], examples=5)
     assert claim in refused.value.report.broken
@@ -241,6 +244,7 @@ class Steep(pnd.Noise):
         return 1 + params["size"] * (u * u * u - 0.25)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("noise", "claim", "call"),
     [
@@ -297,6 +301,7 @@ def test_a_report_reads_well():
     assert str(refused.value) == REPORT
 
 
+@pytest.mark.once
 def test_a_class_and_a_strategy_are_checked_too():
     quick = {"backends": ["numpy"], "claims": ["moments", "entries"], "examples": 3}
     assert pnd.testing.check_noise(pnd.Bernoulli, **quick).subject == "Bernoulli"
