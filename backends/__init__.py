@@ -33,8 +33,8 @@ NOISE_OPS = (
 )  # fmt: skip
 """Elementwise ops that a noise of your own may use, beside the arithmetic and comparison operators.
 
-They take tensors; `minimum(a, b)`, `maximum(a, b)`, `clip(x, min, max)` and `where(condition, a, b)` take Python numbers
-too, in any place but that of `x` and `condition`, as long as one of a and b is a tensor.
+They take tensors; `minimum(a, b)`, `maximum(a, b)`, `clip(x, low, high)` and `where(condition, a, b)` take Python
+numbers too, in any place but that of `x` and `condition`, as long as one of a and b is a tensor.
 """
 
 WORD_OPS = ("word", "as_word", "arange", "shift_right", "bits24", "uniform", "float32", "modulo")

@@ -66,8 +66,8 @@ def minimum(a, b):
     return torch.clamp(a, max=b)
 
 
-def clip(x, min, max):
-    return minimum(maximum(x, min), max)  # torch.clamp takes no number beside a tensor
+def clip(x, low, high):
+    return minimum(maximum(x, low), high)  # torch.clamp takes no number beside a tensor
 
 
 def word(n):
