@@ -91,6 +91,7 @@ class Claims(SphinxDirective):
         where = {
             "noise": "Of the noise itself, on no backend.",
             "backend": "",
+            "one backend": "Tried on the first backend, which the others are compared with.",
             "other backend": "Tried on every backend but NumPy.",
             "differentiable backend": "Tried where there are gradients.",
         }

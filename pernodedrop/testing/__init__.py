@@ -2,11 +2,12 @@
 
 >>> import pernodedrop as pnd
 >>> print(pnd.testing.check_noise(pnd.Bernoulli(0.5), backends=["numpy"], examples=5))
-Bernoulli(rate=0.5): 13 claims hold on numpy.
+Bernoulli(rate=0.5): 16 claims hold on numpy.
 Not made of it or not tried there: normality, reparameterization, agreement, everywhere,
     compilation, gradients, reparameterized_gradients.
 
-Reading order: claims.py is the contract, search.py looks for examples that break it; the other files serve these two.
+Reading order: claims.py is the contract, variation.py the numbers that a noise is tried with, search.py looks for
+examples that break a claim; the other files serve these three.
 """
 
 from pernodedrop.testing import claims

@@ -1,7 +1,8 @@
 """The contract of a noise: each claim is a function that raises `Broken` where a noise does not keep it.
 
-`check_noise` calls them with the examples that Hypothesis finds. By hand a claim is called with the noise, a backend
-and an example, which is how the smallest example that broke is repeated:
+A claim judges one noise, with the numbers that it has. `check_noise` brings the noises, see `variation.py`, and the
+examples that Hypothesis finds. By hand a claim is called with the noise, a backend and an example, or none, which is
+how the smallest example that broke is repeated:
 
 >>> import pernodedrop as pnd
 >>> from pernodedrop.testing import claims
@@ -9,8 +10,8 @@ and an example, which is how the smallest example that broke is repeated:
 >>> claims.elementwise(pnd.Gaussian(0.5), "numpy", words=[0, 2**32 - 1])
 """
 
-import contextlib
 import copy
+import itertools
 import json
 import math
 import pathlib
@@ -25,6 +26,7 @@ from scipy import special
 from pernodedrop import checks
 from pernodedrop import ops as own_ops
 from pernodedrop.testing import chance, evaluate, frameworks, integration
+from pernodedrop.testing.variation import RATES, at_rates, changed, has_rate, other_numbers, varied
 from pernodedrop.testing.verdict import Broken, expect, expect_equal, expect_near, expect_same_entries
 
 
@@ -33,9 +35,12 @@ class _Claim(typing.NamedTuple):
 
     Attributes:
         check: the function; the first line of its documentation says what is claimed.
-        of: "noise": of the noise itself. "backend": on every backend. "other backend": on every backend but NumPy,
-            which is the truth. "differentiable backend": on those that have gradients.
-        most: the most examples that a search tries, for a claim that costs much; None where it does not.
+        of: "noise": of the noise itself. "backend": on every backend. "one backend": on the first, which others are
+            compared with. "other backend": on every backend but NumPy, which is the truth. "differentiable backend": on
+            those that have gradients.
+        needs: the names of claims without which it says nothing new: where one of them does not hold it is not tried.
+        most: None: it is tried at all the numbers of `variation.py`, then on examples. Of a claim that costs much: on
+            so many examples at most, of which the first has the given numbers.
         statistical: whether it takes `alarm`, the probability of a false one.
         made_of: whether it is made of a noise at all, a predicate.
         strategies: where the other arguments come from, by name.
@@ -43,6 +48,7 @@ class _Claim(typing.NamedTuple):
 
     check: typing.Callable
     of: str
+    needs: tuple[str, ...]
     most: int | None
     statistical: bool
     made_of: typing.Callable
@@ -58,28 +64,14 @@ CLAIMS: dict[str, _Claim] = {}
 """All claims by name, in the order in which they are tried."""
 
 
-def claim(of="backend", most=None, statistical=False, made_of=lambda noise: True, **strategies):
+def claim(*needs, of="backend", most=None, statistical=False, made_of=lambda noise: True, **strategies):
     """Put a function among `CLAIMS`."""
 
     def register(check):
-        CLAIMS[check.__name__] = _Claim(check, of, most, statistical, made_of, strategies)
+        CLAIMS[check.__name__] = _Claim(check, of, needs, most, statistical, made_of, strategies)
         return check
 
     return register
-
-
-def has_rate(noise):
-    """Whether the noise has a drop rate."""
-    return getattr(noise, "rate", None) is not None
-
-
-def at_rates(noise, rates):
-    """The noise at other drop rates, without those that it refuses."""
-    found = []
-    for rate in rates if has_rate(noise) else ():
-        with contextlib.suppress(ValueError):
-            found.append(noise.with_rate(rate))
-    return found
 
 
 def _is_resolved(noise):
@@ -87,7 +79,10 @@ def _is_resolved(noise):
     return noise.variance >= 1e-6
 
 
-RATES = (0.05, 0.25, 0.5, 0.75, 0.9, 0.95)
+def _is_resolved_gaussian(noise):
+    return noise.gaussian and _is_resolved(noise)
+
+
 SHARINGS = (None, (), "sample+time", "out")
 PRODUCTS = (
     ("recomputed", None, "rows"),
@@ -99,12 +94,31 @@ PRODUCTS = (
     ("materialized", None, "rows"),
     ("materialized", (), "times"),
     ("auto", None, "times"),
+    ("auto", None, "long"),
     ("auto", "sample+time", "rows"),
     ("auto", "sample+time", "times"),
     ("auto", "out", "times"),
     ("auto", "in", "rows"),
 )
-"""Products with a mask that are tried: method, sharing and which operands, see `_operands`."""
+"""Products with a mask that are tried: method, sharing and which of the `OPERANDS`."""
+
+OPERANDS = {"rows": ((8, 6), 5), "times": ((8, 18, 6), 5), "blocks": ((20, 1300), 70), "long": ((2, 3, 1300), 70)}
+"""Shapes of x, (batch, in) or (batch, time, in), and numbers of outputs. The mask of "blocks" has several blocks."""
+
+LONG = 2**16 + 2
+SHAPES = ((19, 18, 17, 20), (LONG, 2, 2, 1), (1, LONG, 2, 2), (2, 1, LONG, 2), (2, 2, 1, LONG))
+"""Shapes (batch, time, in, out) of masks in which no coordinate may begin anew after a short way, nor after 16 bits."""
+
+LAGS = range(1, 17)
+"""How far apart along a coordinate entries are tested for correlation."""
+
+OTHER_NAMES = ("p", "drop", "drop_p", "drop_prob", "drop_rate", "dropout", "dropout_rate", "keep_prob", "p_drop")
+"""What a drop rate is called where nothing finds it."""
+
+EDGES = (0, 2**32 - 1)
+
+CUT_OFF = 8
+"""What a tail lacks that ends at the last uniform number, in the largest entries: there is one in 2**23 of these."""
 
 word = st.one_of(st.sampled_from([0, 1, 2**31 - 1, 2**31, 2**32 - 2, 2**32 - 1]), st.integers(0, 2**32 - 1))
 some_words = st.lists(word, min_size=1, max_size=16)
@@ -113,7 +127,7 @@ keys = st.tuples(word, word)
 
 @claim(of="noise")
 def declaration(noise):
-    """It declares its mean, variance, lanes and numbers, and compares by its values."""
+    """It declares its mean, variance, lanes and numbers, and calls a drop rate `rate`."""
     expect(type(noise.lanes) is int and noise.lanes >= 1, "`lanes` is no count", noise.lanes, "an int from 1")
     expect(_finite(noise.mean), "`mean` is no number", noise.mean, "a finite float")
     expect(_finite(noise.variance), "`variance` is no number", noise.variance, "a finite float")
@@ -121,38 +135,112 @@ def declaration(noise):
     for name, value in noise.params().items():
         scalar = isinstance(value, np.generic) and _finite(value)
         expect(scalar, f"`params()[{name!r}]` is no finite NumPy scalar", value, "such as np.float32(0.5)")
-    again = noise.with_params(noise.params())
-    expect(again == noise, "`with_params(params())` is another noise", again, noise)
-    twin = copy.deepcopy(noise)
-    expect(twin == noise and hash(twin) == hash(noise), "equal fields make unequal noises", twin, noise)
+    for name, value in noise.get_config().items():
+        hidden = name in OTHER_NAMES and checks.is_real(value) and 0 <= value <= 1
+        expect(not hidden, "a drop rate has a name by which no layer and no schedule finds it", f"`{name}`", "`rate`")
 
 
-@claim(of="noise")
+@claim("declaration", of="noise")
+def identity(noise):
+    """Noises of equal numbers are equal and hash alike, noises of other numbers are unequal."""
+    twins = {
+        "`with_params(params())` is another noise": noise.with_params(noise.params()),
+        "`from_config(get_config())` is another noise": changed(noise, {}),
+        "equal fields make unequal noises": copy.deepcopy(noise),
+    }
+    for what, twin in twins.items():
+        expect(twin == noise and hash(twin) == hash(noise), what, twin, noise)
+    for other in varied(noise):
+        expect(other != noise, "other numbers make an equal noise", other, f"one that is not {noise!r}")
+
+
+@claim("identity", of="noise", made_of=has_rate)
+def rates(noise):
+    """`with_rate` sets the drop rate, and nothing but that."""
+    for wanted in at_rates(noise, RATES):
+        found = noise.with_rate(wanted.rate)
+        expect(type(found) is type(noise), f"`with_rate` of {noise!r} makes another noise", found, wanted)
+        expect(found.rate == wanted.rate, f"`with_rate({wanted.rate})` sets another rate", found.rate, wanted.rate)
+        expect(found == wanted, f"`with_rate({wanted.rate})` of {noise!r} changes more than the rate", found, wanted)
+
+
+@claim("declaration", of="noise")
 def bad_input(noise):
     """It refuses invalid numbers, by an error that names the field."""
-    config = noise.get_config()
-    for field, value in config.items():
+    for field, value in noise.get_config().items():
         if not checks.is_real(value):
             continue
         outside = [-0.25, 1.0, 2.0] if field == "rate" else []
         for bad in [math.nan, math.inf, -math.inf, str(value), [value], *outside]:
+            received = _accepted(noise, field, bad)
             wanted = f"a ValueError or TypeError that names `{field}`"
-            try:
-                received = type(noise).from_config({**config, field: bad})
-            except (TypeError, ValueError) as error:
-                expect(field in str(error), f"{field}={bad!r} is refused, but not by name", error, wanted)
-            else:
-                raise Broken(f"{field}={bad!r} is accepted", received, wanted)
+            expect(received is None, f"{field}={bad!r} is accepted", received, wanted)
+    for field, numbers in other_numbers(noise).items():
+        for number in numbers:
+            _accepted(noise, field, number)
 
 
-@claim(of="noise", most=1, made_of=lambda noise: frameworks.has_keras())
+@claim("identity", words=some_words)
+def entries(noise, backend, words=EDGES):
+    """Entries are finite float32 numbers, one for each word."""
+    words = evaluate.many(noise, words)
+    m = evaluate.entries(noise, backend, words)
+    expect(m.dtype == np.float32, "entries have another dtype", m.dtype.name, "float32")
+    expect(m.shape == words.shape[1:], "entries have another shape than the words", m.shape, words.shape[1:])
+    bad = np.flatnonzero(~np.isfinite(m))
+    if len(bad):
+        raise Broken(f"an entry is not finite, of words {words[:, bad[0]].tolist()}", m[bad[0]], "a finite float")
+
+
+@claim("entries", words=some_words, shift=st.integers(1, 8))
+def elementwise(noise, backend, words=EDGES, shift=1):
+    """An entry depends on the upper 24 bits of its own words, and on no neighbour, no place and no other call."""
+    words = evaluate.many(noise, words)
+    m = evaluate.entries(noise, backend, words)
+    again = evaluate.entries(noise, backend, words)
+    expect_same_entries(noise, again, m, "a second evaluation differs")
+    moved = np.roll(evaluate.entries(noise, backend, np.roll(words, shift, axis=1)), -shift)
+    expect_same_entries(noise, moved, m, f"entries change when their words stand {shift} places on")
+    few = evaluate.entries(noise, backend, words[:, :64])
+    expect_same_entries(noise, few, m[:64], "entries change when there are fewer of them")
+    one = evaluate.entries(noise, backend, words[:, :1])
+    expect_same_entries(noise, one, m[:1], "an entry changes when it is the only one")
+    more = evaluate.entries(noise, backend, np.tile(words, 32))
+    expect_same_entries(noise, more, np.tile(m, 32), "entries change when there are more of them")
+    rows = evaluate.entries(noise, backend, words.reshape(len(words), 8, -1))
+    expect_same_entries(noise, rows.ravel(), m, "entries change when they stand in rows, as those of samples do")
+    low = np.arange(words.size, dtype="uint32").reshape(words.shape) % 256
+    others = evaluate.entries(noise, backend, words ^ low)
+    expect_same_entries(noise, others, m, "entries change with the low 8 bits of their words")
+    again = evaluate.entries(noise, backend, words)
+    expect_same_entries(noise, again, m, "entries change when others were made before them")
+
+
+@claim("elementwise", words=some_words)
+def numbers(noise, backend, words=EDGES):
+    """Its numbers are all in `params`, so that one that changes during training reaches the entries."""
+    words = evaluate.many(noise, words)
+    for other in varied(noise):
+        wanted, taken = other.params(), noise.with_params(other.params())
+        what = f"`with_params` of {noise!r} does not take the params of {other!r}"
+        expect(taken.params() == wanted, what, taken.params(), wanted)
+        what = f"`with_params` of {noise!r} changes more than the params of {other!r} do"
+        expect(_law(taken) == _law(noise), what, taken, other)
+        through_params = evaluate.entries(noise, backend, words, wanted)
+        what = f"{noise!r} with the params of {other!r} is not {other!r}"
+        if wanted == noise.params():
+            what = f"`params()` of {noise!r} and {other!r} are equal, and their entries are not"
+        expect_same_entries(other, through_params, evaluate.entries(other, backend, words), what)
+
+
+@claim("numbers", of="noise", most=1, made_of=lambda noise: frameworks.has_keras())
 def saving(noise):
     """It saves and loads, by itself and in a model, and is the same noise."""
     import keras
 
     from pernodedrop.layers import PerNodeDrop
 
-    for one in (noise, *_others(noise)):
+    for one in (noise, *varied(noise)):
         text = json.dumps(keras.saving.serialize_keras_object(one))
         again = keras.saving.deserialize_keras_object(json.loads(text))
         what = (
@@ -174,76 +262,35 @@ def saving(noise):
     expect(before == after, "a model applies another mask when it was loaded", after, before)
 
 
-@claim(words=some_words)
-def entries(noise, backend, words):
-    """Entries are finite float32 numbers, one for each word."""
-    words = evaluate.many(noise, words)
-    m = evaluate.entries(noise, backend, words)
-    expect(m.dtype == np.float32, "entries have another dtype", m.dtype.name, "float32")
-    expect(m.shape == words.shape[1:], "entries have another shape than the words", m.shape, words.shape[1:])
-    bad = np.flatnonzero(~np.isfinite(m))
-    if len(bad):
-        raise Broken(f"an entry is not finite, of words {words[:, bad[0]].tolist()}", m[bad[0]], "a finite float")
-
-
-@claim(words=some_words, shift=st.integers(1, 8))
-def elementwise(noise, backend, words, shift=1):
-    """An entry depends on its own words and nothing else: no neighbour, no place in the tensor, no earlier call."""
-    words = evaluate.many(noise, words)
-    m = evaluate.entries(noise, backend, words)
-    again = evaluate.entries(noise, backend, words)
-    expect(np.array_equal(again, m), "a second evaluation differs", "other entries", "the same")
-    moved = np.roll(evaluate.entries(noise, backend, np.roll(words, shift, axis=1)), -shift)
-    expect_same_entries(noise, moved, m, f"entries change when their words stand {shift} places on")
-    few = evaluate.entries(noise, backend, words[:, :64])
-    expect_same_entries(noise, few, m[:64], "entries change when there are fewer of them")
-    rows = evaluate.entries(noise, backend, words.reshape(len(words), 8, -1))
-    expect_same_entries(noise, rows.ravel(), m, "entries change when they stand in rows, as those of samples do")
-
-
-@claim(words=some_words)
-def numbers(noise, backend, words):
-    """Its numbers are those in `params`, so that one that changes during training reaches the entries."""
-    words = evaluate.many(noise, words)
-    for other in _others(noise):
-        wanted, found = other.params(), noise.with_params(other.params()).params()
-        expect(found == wanted, f"`with_params` of {noise!r} does not take the params of {other!r}", found, wanted)
-        through_params = evaluate.entries(noise, backend, words, wanted)
-        what = f"{noise!r} with the params of {other!r} is not {other!r}"
-        expect_same_entries(other, through_params, evaluate.entries(other, backend, words), what)
-
-
-@claim(most=2)
+@claim("elementwise", of="one backend")
 def moments(noise, backend):
     """Its mean and variance are as declared, by integration over all uniform numbers."""
-    rates = RATES if backend == "numpy" else RATES[-1:]
-    for one in (noise, *at_rates(noise, rates)):
-        found = evaluate.moments(one, backend)
-        mean_error = variance_error = 0.0
-        if one.lanes > 1:
-            count, reach = 2 ** integration.bits(one), found.reach
-            mean_error = chance.bernstein(count * one.variance, reach, 1e-10) / count
-            variance_error = chance.bernstein(count * one.variance * reach**2, reach**2, 1e-10) / count
-        at = f" of {one!r} is not the declared one"
-        tolerance = 2e-5 * (abs(one.mean) + math.sqrt(one.variance)) + mean_error
-        expect_near(found.mean, one.mean, tolerance, f"the mean of an entry{at}")
-        tolerance = 1e-3 * one.variance + 1e-9 + variance_error
-        expect_near(found.variance, one.variance, tolerance, f"the variance of an entry{at}")
+    found, count = evaluate.moments(noise, backend), 2 ** integration.bits(noise)
+    reach = found.reach + abs(noise.mean - 1)
+    mean_error, variance_error = (CUT_OFF * size / count for size in (reach, reach**2))
+    if noise.lanes > 1:
+        mean_error += chance.bernstein(count * noise.variance, reach, 1e-10) / count
+        variance_error += chance.bernstein(count * noise.variance * reach**2, reach**2, 1e-10) / count
+    at = f" of {noise!r} is not the declared one"
+    tolerance = 2e-5 * (abs(noise.mean) + math.sqrt(noise.variance)) + mean_error
+    expect_near(found.mean, noise.mean, tolerance, f"the mean of an entry{at}")
+    tolerance = 1e-3 * noise.variance + 1e-9 + variance_error
+    expect_near(found.variance, noise.variance, tolerance, f"the variance of an entry{at}")
 
 
-@claim(most=1, made_of=lambda noise: noise.gaussian and _is_resolved(noise))
+@claim("moments", of="one backend", made_of=_is_resolved_gaussian)
 def normality(noise, backend):
     """A noise that says it is Gaussian is: its entries are 1 + stddev times a standard normal number."""
     stddev = float(noise.params()["stddev"])
     expect_near(stddev**2, noise.variance, 1e-5 * noise.variance, "`params()['stddev']` squared is not the variance")
-    m = np.concatenate([evaluate.entries(noise, backend, words) for words in integration.chunks(noise)])
+    m = np.concatenate([evaluate.entries(noise, backend, words[:, ::8]) for words in integration.chunks(noise)])
     distance = chance.kolmogorov(special.ndtr((m.astype("float64") - 1) / stddev))
     limit = 1e-4 + (chance.kolmogorov_bound(m.size, 1e-9) if noise.lanes > 1 else 0)
     expect_near(distance, 0, limit, "the distribution of entries has a distance from the normal one")
 
 
-@claim(of="other backend", words=some_words, key=keys, sample_offset=word)
-def agreement(noise, backend, words, key=(1, 0), sample_offset=0, ops=own_ops):
+@claim("elementwise", of="other backend", words=some_words, key=keys, sample_offset=word)
+def agreement(noise, backend, words=EDGES, key=(1, 0), sample_offset=0, ops=own_ops):
     """Words and uniform numbers are NumPy's to the bit; entries too if the noise is exact, else up to rounding."""
     where = {"key": key, "shape": (4, 3, 5), "sample_offset": sample_offset}
     bits, truth = (ops.random_bits(**where, backend=name).ravel().tolist() for name in (backend, "numpy"))
@@ -255,7 +302,7 @@ def agreement(noise, backend, words, key=(1, 0), sample_offset=0, ops=own_ops):
     expect_same_entries(noise, m, truth, "entries are not those of NumPy")
 
 
-@claim(of="other backend", most=1)
+@claim("agreement", of="other backend", most=1)
 def everywhere(noise, backend):
     """Its entries are NumPy's at every uniform number."""
     for words in integration.chunks(noise):
@@ -263,15 +310,15 @@ def everywhere(noise, backend):
         expect_same_entries(noise, m, truth, f"entries are not those of NumPy, of words from {words[0, 0]} on")
 
 
-@claim(of="other backend", most=2, words=some_words)
-def compilation(noise, backend, words):
+@claim("elementwise", of="other backend", most=2, words=some_words)
+def compilation(noise, backend, words=EDGES):
     """It compiles, and compiled entries are the eager ones."""
     words = evaluate.many(noise, words)
     compiled, eager = (evaluate.entries(noise, backend, words, compiled=how) for how in (True, False))
     expect_same_entries(noise, compiled, eager, "entries change when compiled")
 
 
-@claim(key=keys, sample_offset=word)
+@claim("numbers", "agreement", key=keys, sample_offset=word)
 def masks(noise, backend, key=(1, 0), sample_offset=0, ops=own_ops):
     """A mask is the noise of the generator's words at its coordinates, whatever is shared."""
     shape = (4, 3, 5, 2)
@@ -281,7 +328,17 @@ def masks(noise, backend, key=(1, 0), sample_offset=0, ops=own_ops):
         expect_same_entries(noise, m, wanted, f"with sharing={sharing!r} a mask is not the noise at its coordinates")
 
 
-@claim(key=keys, sample_offset=word, start=st.integers(0, 4))
+@claim("masks", most=2, key=keys, sample_offset=word)
+def coordinates(noise, backend, key=(1, 0), sample_offset=0, ops=own_ops):
+    """A mask is so far out as well: along no coordinate does it begin anew."""
+    for shape in SHAPES:
+        m = evaluate.mask(noise, backend, key, shape, ops, sharing=(), sample_offset=sample_offset)
+        wanted = evaluate.reference_mask(noise, key, shape, (), sample_offset)
+        what = f"a mask of shape {shape} is not the noise at its coordinates"
+        expect_same_entries(noise, m, wanted, what)
+
+
+@claim("masks", key=keys, sample_offset=word, start=st.integers(0, 4))
 def blocks(noise, backend, key=(1, 0), sample_offset=0, start=1, ops=own_ops):
     """A part of a mask is the mask of that part: no block, no padding and no size of the batch changes it."""
     arguments = {"noise": noise, "backend": backend, "key": key, "ops": ops}
@@ -300,20 +357,20 @@ def blocks(noise, backend, key=(1, 0), sample_offset=0, start=1, ops=own_ops):
     expect_equal(sum(parts), y, size, "the products of the two parts of a kernel do not sum to the product")
 
 
-@claim(most=2, key=keys, sample_offset=word)
-def product(noise, backend, key=(1, 0), sample_offset=0, ops=own_ops):
+@claim("masks", most=2, key=keys, sample_offset=word, in_offset=word)
+def product(noise, backend, key=(1, 0), sample_offset=0, in_offset=0, ops=own_ops):
     """`masked_dense` is the product with the mask, by every method, in one block or several."""
     for method, sharing, which in PRODUCTS:
         x, w = _operands(which)
-        m = evaluate.reference_mask(noise, key, _mask_shape(x, w), sharing, sample_offset)
-        arguments = {"sharing": sharing, "method": method, "sample_offset": sample_offset}
+        m = evaluate.reference_mask(noise, key, _mask_shape(x, w), sharing, sample_offset, in_offset)
+        arguments = {"sharing": sharing, "method": method, "sample_offset": sample_offset, "in_offset": in_offset}
         y = evaluate.product(noise, backend, key, x, w, ops, **arguments)
         wanted, size = _einsum("bti,io,btio->bto", _with_time(x), w, m)
         what = f"with method={method!r} and sharing={sharing!r} the product of {which} is not that with the mask"
         expect_equal(_with_time(y), wanted, size, what)
 
 
-@claim(of="differentiable backend", most=2, key=keys, sample_offset=word)
+@claim("product", of="differentiable backend", most=2, key=keys, sample_offset=word)
 def gradients(noise, backend, key=(1, 0), sample_offset=0, ops=own_ops):
     """The gradients of `masked_dense` are those of the very mask that it applied."""
     for method, sharing, which in PRODUCTS:
@@ -327,7 +384,7 @@ def gradients(noise, backend, key=(1, 0), sample_offset=0, ops=own_ops):
         expect_equal(dw, wanted, size, what.format("w"))
 
 
-@claim(most=4, key=keys, made_of=has_rate)
+@claim("moments", "product", most=4, key=keys, made_of=lambda noise: at_rates(noise, [0.0]))
 def rate_zero(noise, backend, key=(1, 0), ops=own_ops):
     """At rate 0 it is the plain layer."""
     noise = noise.with_rate(0.0)
@@ -338,7 +395,7 @@ def rate_zero(noise, backend, key=(1, 0), ops=own_ops):
     expect_equal(y, x @ w, abs(x) @ abs(w), "the product at rate 0 is not x @ w")
 
 
-@claim(most=4, statistical=True, key=keys)
+@claim("moments", "product", most=4, statistical=True, key=keys)
 def expectation(noise, backend, key=(1, 0), alarm=1e-9, ops=own_ops):
     """`masked_dense` keeps the expectation: its mean over samples is x @ w."""
     expect(noise.mean == 1, "a noise of another mean than 1 changes what a layer computes", noise.mean, 1.0)
@@ -355,44 +412,36 @@ def expectation(noise, backend, key=(1, 0), alarm=1e-9, ops=own_ops):
 
 
 @claim(
-    most=6,
+    "moments",
+    "masks",
+    most=4,
     statistical=True,
     key=keys,
     step=st.sampled_from([1, 2, 2**16, 2**31]),
-    lag=st.sampled_from([1, 2, 3, 8]),
-    start=st.sampled_from([0, 1]),
     made_of=_is_resolved,
 )
-def independence(noise, backend, key=(1, 0), step=1, lag=1, start=0, alarm=1e-9, ops=own_ops):
+def independence(noise, backend, key=(1, 0), step=1, side=34, alarm=1e-9, ops=own_ops):
     """Entries, and their squares, are uncorrelated over samples, times, inputs, outputs, calls and seeds."""
-    shape = (17, 17, 17, 17)
 
     def mask(seed, call):
-        return evaluate.mask(noise, backend, (seed % 2**32, call % 2**32), shape, ops, sharing=()) - 1
+        return evaluate.mask(noise, backend, (seed % 2**32, call % 2**32), (side,) * 4, ops, sharing=()) - noise.mean
 
     seed, call = key
-    here, next_call, next_seed = mask(seed, call), mask(seed, call + step), mask(seed + step, call)
-    pairs = {
-        f"{axis} {lag} apart": _apart(here, n, lag, start)
-        for n, axis in enumerate(("samples", "times", "inputs", "outputs"))
-    }
-    pairs |= {
-        f"calls {step} apart": (here, next_call),
-        f"seeds {step} apart": (here, next_seed),
-        f"the next call and the next seed ({step} on)": (next_call, next_seed),
-    }
     exact = evaluate.moments(noise, "numpy")
-    for name, (one, other) in pairs.items():
-        part = alarm / (2 * len(pairs))
-        _expect_uncorrelated(one, other, noise.variance, exact.reach, part, f"entries of {name}")
-        squares = (one**2 - noise.variance, other**2 - noise.variance)
-        spread = exact.fourth - noise.variance**2  # of a square
-        if noise.lanes == 1 and spread > 1e-3 * noise.variance**2:  # else a square is nearly a constant
-            reach = exact.reach**2 + noise.variance
-            _expect_uncorrelated(*squares, spread, reach, part, f"squared entries of {name}")
+    reach = exact.reach + abs(noise.mean - 1)
+    masks = [mask(seed, call), mask(seed, call + step), mask(seed + step, call)]
+    found = [("entries", *row) for row in _correlations(*masks, step, noise.variance, reach)]
+    spread = exact.fourth - noise.variance**2  # of a square
+    if noise.lanes == 1 and spread > 1e-3 * noise.variance**2:  # else a square is nearly a constant
+        squares = [m**2 - noise.variance for m in masks]
+        rows = _correlations(*squares, step, spread, reach**2 + noise.variance)
+        found += [("squared entries", *row) for row in rows]
+    part = alarm / len(found)
+    what, where, worst = max(found, key=lambda row: abs(row[-1].correlation) / row[-1].limit(part))
+    expect_near(worst.correlation, 0, worst.limit(part), f"{what} of {where} are correlated")
 
 
-@claim(most=4, statistical=True, key=keys, made_of=lambda noise: noise.gaussian and _is_resolved(noise))
+@claim("normality", "product", most=4, statistical=True, key=keys, made_of=_is_resolved_gaussian)
 def reparameterization(noise, backend, key=(1, 0), alarm=1e-9, ops=own_ops):
     """By local reparameterization and by a mask, outputs are normal, with the variance of the sum."""
     x, w = _operands("rows", batch=4096)
@@ -404,15 +453,17 @@ def reparameterization(noise, backend, key=(1, 0), alarm=1e-9, ops=own_ops):
         what = f"outputs with method={method!r} have a distance from their normal distribution"
         expect_near(chance.kolmogorov(uniform), 0, limit, what)
         what = f"outputs of neighbouring samples with method={method!r}"
-        _expect_uncorrelated(*_apart(uniform - 0.5, 0, 1, 0), 1 / 12, 0.5, alarm / 4, what)
+        for one in _apart(uniform - 0.5, {0: 1}, 1 / 12, 0.5):
+            expect_near(one.correlation, 0, one.limit(alarm / 8), f"{what} are correlated")
 
 
 @claim(
+    "reparameterization",
     of="differentiable backend",
     most=2,
     key=keys,
     sample_offset=word,
-    made_of=lambda noise: noise.gaussian and _is_resolved(noise),
+    made_of=_is_resolved_gaussian,
 )
 def reparameterized_gradients(noise, backend, key=(1, 0), sample_offset=0, ops=own_ops):
     """The gradients by local reparameterization are those of x @ w + z * sqrt(variance * (x**2 @ w**2))."""
@@ -434,23 +485,26 @@ def _finite(value):
     return checks.is_real(value) and math.isfinite(value)
 
 
-def _others(noise):
-    """The same distribution with other numbers: half of each float one, and another rate."""
-    halves = {n: value / 2 if value.dtype.kind == "f" else value for n, value in noise.params().items()}
-    others = at_rates(noise, [0.25])
-    with contextlib.suppress(TypeError, ValueError):
-        others.append(noise.with_params(halves))
-    return others
+def _law(noise):
+    """What of a noise is no float: its class, and fields such as a number of levels."""
+    return type(noise), {name: value for name, value in noise.get_config().items() if not isinstance(value, float)}
 
 
-def _operands(which, batch=8):
-    """x and w without any pattern, with one zero.
+def _accepted(noise, field, value):
+    """The noise with another value of a field, or None where it refuses that by name."""
+    wanted = f"a ValueError or TypeError that names `{field}`"
+    try:
+        return changed(noise, {field: value})
+    except (TypeError, ValueError) as error:
+        expect(field in str(error), f"{field}={value!r} is refused, but not by name", error, wanted)
+    except Exception as error:
+        raise Broken(f"{field}={value!r} is refused, but by another error", repr(error), wanted) from error
 
-    Args:
-        which: "rows": x (batch, in). "times": x (batch, time, in). "blocks": so large that the mask has several blocks.
-        batch: of x, where it has one block.
-    """
-    shape, outputs = {"rows": ((batch, 6), 5), "times": ((batch, 3, 6), 5), "blocks": ((64, 600), 32)}[which]
+
+def _operands(which, batch=None):
+    """x and w of the shapes `OPERANDS`, without any pattern, with one zero; x of another batch where it is given."""
+    shape, outputs = OPERANDS[which]
+    shape = shape if batch is None else (batch, *shape[1:])
     x = np.sin(1 + np.arange(math.prod(shape)) ** 1.3).astype("float32").reshape(shape)
     w = np.cos(np.arange(shape[-1] * outputs) ** 1.2).astype("float32").reshape(-1, outputs)
     w[0, 0] = 0
@@ -483,18 +537,69 @@ def _einsum(equation, *operands):
     return np.einsum(equation, *others, m, optimize=True), size
 
 
-def _apart(m, axis, lag, start):
-    """Two arrays of entries whose places on an axis are `lag` apart: disjoint pairs, from `start` on."""
-    m = np.moveaxis(m, axis, 0)[start:]
-    pairs = m[: len(m) // (2 * lag) * 2 * lag].reshape(-1, 2, lag, *m.shape[1:])
-    return pairs[:, 0], pairs[:, 1]
+class _Pairs(typing.NamedTuple):
+    """Pairs of numbers of mean 0, no number in two of them: the sum of their products, and what that may be.
+
+    Attributes:
+        total: the sum.
+        count: of the pairs.
+        variance, reach: those of the numbers.
+    """
+
+    total: float
+    count: int
+    variance: float
+    reach: float
+
+    @property
+    def correlation(self):
+        return float(self.total / (self.count * self.variance))
+
+    def limit(self, alarm):
+        """What the correlation of independent numbers exceeds with a probability of at most `alarm`."""
+        scale = self.count * self.variance
+        return chance.bernstein(scale * self.variance, self.reach**2, alarm) / scale
 
 
-def _expect_uncorrelated(one, other, variance, reach, alarm, what):
-    """Raise `Broken` if pairs of numbers of mean 0 are correlated; they have that variance and reach."""
-    scale = one.size * variance
-    limit = chance.bernstein(scale * variance, reach**2, alarm) / scale
-    expect_near(float((one * other).sum() / scale), 0, limit, f"{what} are correlated")
+def _correlations(here, next_call, next_seed, step, variance, reach):
+    """Names and `_Pairs`: of entries some way apart in a mask, and of entries of masks whose keys are `step` apart."""
+    axes = ("samples", "times", "inputs", "outputs")
+    shifts = {f"{name} {lag} apart": {axis: lag} for axis, name in enumerate(axes) for lag in LAGS}
+    for one, other in itertools.combinations(range(4), 2):
+        shifts |= {f"{axes[one]} 1 and {axes[other]} {way} apart": {one: 1, other: way} for way in (1, -1)}
+    for name, shift in shifts.items():
+        for pairs in _apart(here, shift, variance, reach):
+            yield name, pairs
+    keys = {
+        f"calls {step} apart": (here, next_call),
+        f"seeds {step} apart": (here, next_seed),
+        f"the next call and the next seed ({step} on)": (next_call, next_seed),
+    }
+    for name, (a, b) in keys.items():
+        yield name, _Pairs((a * b).sum(), a.size, variance, reach)
+
+
+def _apart(m, shift, variance, reach):
+    """`_Pairs` of entries of one tensor that are so far apart: two halves, in each of which no entry is in two pairs.
+
+    Args:
+        m: host array, the numbers.
+        shift: how far, by axis; the first axis named is at least 1 apart.
+        variance, reach: of the numbers.
+    """
+    sizes = {axis: size - abs(shift.get(axis, 0)) for axis, size in enumerate(m.shape)}
+    first, second = (
+        m[tuple(slice(start := max(0, sign * shift.get(axis, 0)), start + size) for axis, size in sizes.items())]
+        for sign in (-1, 1)
+    )
+    axis, lag = next(iter(shift.items()))
+    letters = "abcd"[: m.ndim]
+    totals = np.einsum(f"{letters},{letters}->{letters[axis]}", first, second)
+    half = np.arange(len(totals)) // lag % 2
+    for which in (0, 1):
+        chosen = half == which
+        if chosen.any():
+            yield _Pairs(totals[chosen].sum(), chosen.sum() * first.size // len(totals), variance, reach)
 
 
 __all__ = ["CLAIMS", *CLAIMS]

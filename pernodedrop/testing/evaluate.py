@@ -64,7 +64,7 @@ def mask(noise, backend, key, shape, ops, **arguments):
     return frameworks.array(backend, result).astype("float64")
 
 
-def reference_mask(noise, key, shape, sharing, sample_offset):
+def reference_mask(noise, key, shape, sharing, sample_offset, in_offset=0):
     """What `ops.sample_mask` has to show, as NumPy evaluates the generator and the noise: (batch, time, in, out)."""
     xp = backends.get("numpy")
     shared = parse_sharing(sharing)
@@ -72,6 +72,8 @@ def reference_mask(noise, key, shape, sharing, sample_offset):
     grid = [np.arange(1 if name in shared else size, dtype="uint32") for name, size in axes.items()]
     if "sample" not in shared:
         grid[0] = grid[0] + np.uint32(sample_offset)
+    if "in" not in shared:
+        grid[2] = grid[2] + np.uint32(in_offset)
     sample, time, in_, out = np.ix_(*grid)
     field = Field(noise, _params(noise, "numpy"), tuple(np.array([word], "uint32") for word in key))
     return np.broadcast_to(field.entries(time, sample, in_, out, xp), shape)

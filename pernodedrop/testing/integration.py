@@ -56,9 +56,10 @@ def integrate(noise, entries):
     for words in chunks(noise):
         m = np.asarray(entries(words), "float64")
         deviation = m - noise.mean
+        squares = deviation**2
         total += deviation.sum()
-        square += (deviation**2).sum()
-        fourth += (deviation**4).sum()
+        square += squares.sum()
+        fourth += squares @ squares
         reach = max(reach, abs(m - 1).max())
     shift, square, fourth = (power / 2 ** bits(noise) for power in (total, square, fourth))
     if noise.lanes > 1:

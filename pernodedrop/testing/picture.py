@@ -8,7 +8,7 @@ import numpy as np
 from pernodedrop import checks
 from pernodedrop import ops as own_ops
 from pernodedrop.testing import evaluate, integration
-from pernodedrop.testing.claims import at_rates, has_rate
+from pernodedrop.testing.variation import at_rates, has_rate
 
 RATES = [n / 10 for n in range(10)]
 SLICE = (3, 24, 16)  # samples, inputs, outputs

@@ -44,13 +44,15 @@ class Report(typing.NamedTuple):
         subject: the noise, as text.
         backends: names of those that it was tried on.
         outcomes: an `Outcome` for each claim and backend that was tried.
-        omitted: names of claims that were not tried.
+        omitted: names of claims that were not tried, since there is no backend for them.
+        skipped: names of those that were not tried since they stand on one that does not hold.
     """
 
     subject: str
     backends: tuple
     outcomes: tuple
     omitted: tuple
+    skipped: tuple = ()
 
     @property
     def broken(self):
@@ -71,6 +73,8 @@ class Report(typing.NamedTuple):
             lines += [f"{self.subject} is refused: {_counted(self.broken)} not hold.", ""]
             lines += [line for o in self.outcomes if o.finding for line in _paragraph(o)]
             lines += [_wrapped(f"Held on {places}: {_listed(self.held) or 'none'}.")]
+            if self.skipped:
+                lines += [_wrapped(f"Not tried, since they stand on what does not hold: {_listed(self.skipped)}.")]
         else:
             hold = "1 claim holds" if len(self.held) == 1 else f"{len(self.held)} claims hold"
             lines += [f"{self.subject}: {hold} on {places}."]

@@ -1,9 +1,11 @@
-"""The search for an example that breaks a claim, by Hypothesis."""
+"""The search for an example that breaks a claim: at numbers that are always the same, then by Hypothesis.
+
+A fault is named once: a claim is not tried where one does not hold that it stands on.
+"""
 
 import collections.abc
 import dataclasses
 import inspect
-import operator
 import typing
 
 import hypothesis
@@ -16,8 +18,9 @@ from pernodedrop import ops as own_ops
 from pernodedrop.noise import Noise
 from pernodedrop.report.environment import installed_backends
 from pernodedrop.testing import chance, frameworks
-from pernodedrop.testing.claims import CLAIMS, RATES, at_rates
+from pernodedrop.testing.claims import CLAIMS
 from pernodedrop.testing.report import Finding, Outcome, Refused, Report
+from pernodedrop.testing.variation import combinations, varied
 from pernodedrop.testing.verdict import Broken
 
 EXAMPLES = 20
@@ -37,14 +40,16 @@ def check_noise(
 ) -> Report:
     """Prove or refute that a noise is what it claims to be, on every backend, in one process.
 
-    Each claim of `pernodedrop.testing.claims` is tried on examples (words, keys, shapes, rates) that Hypothesis finds;
-    one that does not hold is shrunk to a small example. Means and variances are integrated over all uniform numbers, so
-    they are exact with one lane. The statistical claims refuse a right noise of one lane with a probability of 1e-6 a
-    run at most, however many examples are tried.
+    Each claim of `pernodedrop.testing.claims` is tried with the given numbers, with others in the place of each float
+    of the noise, and on examples (words, keys, offsets, numbers) that Hypothesis finds; one that does not hold is
+    shrunk to a small example. Means and variances are integrated over all uniform numbers, so they are exact with one
+    lane. The statistical claims refuse a right noise of one lane with a probability of 1e-6 a run at most, however many
+    examples are tried.
 
     Args:
-        noise: a `pernodedrop.Noise`, which is also tried at other rates if it has one; a subclass, tried with its
-            defaults and rate 0.5; or a Hypothesis strategy of noises.
+        noise: a `pernodedrop.Noise`, which is also tried with other numbers, as far as it does not refuse them: rates
+            from 0.001 to 0.999, and each other float times -1 to 2; a subclass, tried with its defaults and rate 0.5;
+            or a Hypothesis strategy of noises, which says itself which numbers are tried.
         backends: names of backends; None is all whose framework is installed.
         claims: names of claims, of `pernodedrop.testing.claims.CLAIMS`; None is all.
         examples: the most examples for a claim and backend, an int from 1; costly claims try fewer.
@@ -59,7 +64,7 @@ def check_noise(
     Raises:
         Refused: an AssertionError; its `report` says which claims do not hold, on which backend, what was observed and
             what is claimed, and has a line that repeats the smallest example. A claim that breaks on one backend is not
-            tried on the others.
+            tried on the others, nor is one that stands on it.
         TypeError, ValueError: an argument that is not as described.
         ImportError: a backend that is not installed.
 
@@ -83,10 +88,12 @@ def check_noise(
     bar = tqdm(plan, unit="claim", leave=False, disable=not progress)
     for name, backend in bar:
         bar.set_description(" on ".join(filter(None, (name, backend))))
-        if not any(o.claim == name and o.finding for o in outcomes):
+        if not wanting(name, outcomes):
             outcomes.append(search(name, backend, noises, examples=examples, seed=seed, ops=ops))
+    tried = {o.claim for o in outcomes}
     omitted = tuple(c for c in claims if not places(CLAIMS[c], backends))
-    report = Report(described(noise), backends, tuple(outcomes), omitted)
+    skipped = tuple(c for c in claims if c not in tried and c not in omitted)
+    report = Report(described(noise), backends, tuple(outcomes), omitted, skipped)
     if report.broken:
         raise Refused(report)
     return report
@@ -100,13 +107,30 @@ def chosen_backends(backends: collections.abc.Iterable[str] | None) -> tuple[str
     return names
 
 
+class Noises(typing.NamedTuple):
+    """What an argument `noise` means.
+
+    Attributes:
+        listed: noises that are tried in any case, the given one first; none if a strategy was given.
+        strategy: of further ones.
+    """
+
+    listed: list[Noise]
+    strategy: st.SearchStrategy[Noise]
+
+
 def noises_of(noise):
-    """The strategy that an argument `noise` means."""
+    """The `Noises` that an argument `noise` means."""
     if isinstance(noise, st.SearchStrategy):
-        return noise
+        return Noises([], noise)
     noise = representative(noise)
-    others = st.floats(0, 0.9).map(lambda rate: at_rates(noise, [rate])).filter(bool).map(operator.itemgetter(0))
-    return st.one_of(st.just(noise), others) if at_rates(noise, RATES) else st.just(noise)
+    return Noises([noise, *varied(noise)], st.just(noise) | combinations(noise))
+
+
+def wanting(name, outcomes):
+    """The claim that does not hold, of this one and those that it stands on, or None."""
+    broken = {o.claim for o in outcomes if o.finding}
+    return next((n for n in (name, *CLAIMS[name].needs) if n in broken or (n != name and wanting(n, outcomes))), None)
 
 
 def representative(noise):
@@ -129,6 +153,8 @@ def places(claim, backends):
     """Where a claim is tried: None for one about the noise itself."""
     if claim.of == "noise":
         return (None,)
+    if claim.of == "one backend":
+        return backends[:1]
     if claim.of == "other backend":
         return tuple(backend for backend in backends if backend != "numpy")
     if claim.of == "differentiable backend":
@@ -147,17 +173,70 @@ def search(name, backend, noises, *, examples=EXAMPLES, seed=0, ops=own_ops):
     Args:
         name: of the claim.
         backend: name of the backend; None for a claim about the noise itself.
-        noises: strategy of noises.
+        noises: the `Noises` that it is tried with.
         examples, seed, ops: as for `check_noise`.
     """
+    trial = _Trial(name, backend, ops)
     claim = CLAIMS[name]
-    place = () if backend is None else (backend,)
-    fixed = {"ops": ops} if "ops" in inspect.signature(claim.check).parameters else {}
-    tried, alarm, broken = 0, chance.ALARM, None
+    finding = None
+    try:
+        for noise in noises.listed if claim.most is None else ():
+            trial(noise, {})
+        if claim.strategies or claim.most or not noises.listed:
+            _by_hypothesis(trial, noises.strategy, min(examples, claim.most or examples), seed)
+    except hypothesis.errors.Flaky:
+        what = "it breaks and it holds on one and the same example: it is no function of its words"
+        finding = Finding(what, None, None, trial.broken)
+    except Broken as error:
+        finding = Finding(error.what, error.observed, error.claimed, trial.broken)
+    except Exception as error:
+        if trial.broken is None:
+            raise  # no claim was tried: there is something wrong with the strategy
+        finding = Finding(f"{trial.noise!r} raises {error!r}", *_hint(error), trial.broken)
+    return Outcome(name, backend, trial.tried, finding)
+
+
+class _Trial:
+    """A claim on a backend as a function of a noise and the other arguments, which says whether it is made of it.
+
+    Attributes:
+        tried: how many examples were tried, without those that only shrink one.
+        broken: the call that repeats the last example that broke, as text; None before.
+        noise: the noise that was tried last.
+    """
+
+    def __init__(self, name, backend, ops):
+        self.claim = CLAIMS[name]
+        self.name, self.ops = name, ops
+        self.place = () if backend is None else (backend,)
+        self.fixed = {"ops": ops} if "ops" in inspect.signature(self.claim.check).parameters else {}
+        self.tried, self.alarm, self.broken, self.noise = 0, chance.ALARM, None, None
+
+    def __call__(self, noise, arguments):
+        if not isinstance(noise, Noise):
+            raise TypeError(checks.invalid("noise", "a strategy of noises", noise))
+        self.noise = noise
+        try:
+            made = self.claim.made_of(noise)
+            if made:
+                if self.broken is None:  # what shrinks an example has the part of the budget that this one had
+                    self.alarm = chance.spend(SHARE, self.tried)
+                    self.tried += 1
+                if self.claim.statistical:
+                    arguments = {**arguments, "alarm": self.alarm}
+                self.claim.check(noise, *self.place, **arguments, **self.fixed)
+        except Exception:
+            self.broken = _call(self.name, noise, self.place, arguments, self.ops)
+            raise
+        return made
+
+
+def _by_hypothesis(trial, noises, examples, seed):
+    """Try examples that Hypothesis finds, and shrink one that breaks."""
 
     @hypothesis.seed(seed)
     @hypothesis.settings(
-        max_examples=min(examples, claim.most or examples),
+        max_examples=examples,
         deadline=None,
         database=None,
         report_multiple_bugs=False,
@@ -165,51 +244,48 @@ def search(name, backend, noises, *, examples=EXAMPLES, seed=0, ops=own_ops):
         phases=[hypothesis.Phase.generate, hypothesis.Phase.shrink],
         suppress_health_check=list(hypothesis.HealthCheck),
     )
-    @hypothesis.given(noises, st.fixed_dictionaries(claim.strategies))
+    @hypothesis.given(noises, st.fixed_dictionaries(trial.claim.strategies))
     def run(noise, arguments):
-        nonlocal tried, alarm, broken
-        if not isinstance(noise, Noise):
-            raise TypeError(checks.invalid("noise", "a strategy of noises", noise))
-        try:
-            made = claim.made_of(noise)
-            if made:
-                if broken is None:  # what shrinks an example has the part of the budget that this one had
-                    alarm = chance.spend(SHARE, tried)
-                    tried += 1
-                if claim.statistical:
-                    arguments = {**arguments, "alarm": alarm}
-                claim.check(noise, *place, **arguments, **fixed)
-        except Exception:
-            broken = _call(name, noise, place, arguments, ops)
-            raise
-        hypothesis.assume(made)
+        hypothesis.assume(trial(noise, arguments))
 
     try:
         run()
     except hypothesis.errors.Unsatisfiable:
-        if tried or broken:
+        if trial.broken:
             raise
-    except hypothesis.errors.Flaky:
-        what = "it breaks and it holds on one and the same example: it is no function of its words"
-        return Outcome(name, backend, tried, Finding(what, None, None, broken))
-    except Broken as error:
-        return Outcome(name, backend, tried, Finding(error.what, error.observed, error.claimed, broken))
-    except Exception as error:
-        if broken is None:
-            raise  # no claim was tried: there is something wrong with the strategy
-        return Outcome(name, backend, tried, Finding(f"it raises {error!r}", None, None, broken))
-    return Outcome(name, backend, tried, None)
+
+
+def _hint(error):
+    """What is observed and what is claimed, for an error that asks `xp` for what it has not."""
+    space = getattr(error, "obj", None)
+    if isinstance(error, AttributeError) and getattr(space, "__name__", "").startswith(f"{known.__name__}."):
+        return f"xp.{error.name}", "ops of `xp`: " + ", ".join(known.NOISE_OPS)
+    return None, None
 
 
 def _call(name, noise, place, arguments, ops):
     """The call that repeats an example, as text."""
-    fields = ", ".join(f"{field}={value!r}" for field, value in noise.get_config().items())
+    fields = ", ".join(f"{field}={value!r}" for field, value in _fields(noise).items())
     module = "pnd." if type(noise).__module__.startswith("pernodedrop.") else ""
     keywords = [f"{argument}={value!r}" for argument, value in arguments.items()]
     if ops is not own_ops:
         keywords.append("ops=...")
     positional = [f"{module}{type(noise).__name__}({fields})", *map(repr, place)]
     return f"pnd.testing.claims.{name}({', '.join([*positional, *keywords])})"
+
+
+def _fields(noise):
+    """The fields that a noise is made of, without those that follow from others, as a scale does from a rate."""
+    fields = {field.name: getattr(noise, field.name) for field in dataclasses.fields(noise) if field.init}
+    fewer = ({name: fields[name] for name in fields if name != left} for left in reversed(fields))
+    return next((some for some in (fields, *fewer) if _make_it(some, noise)), fields)
+
+
+def _make_it(fields, noise):
+    try:
+        return vars(type(noise)(**fields)) == vars(noise)
+    except Exception:
+        return False
 
 
 def _names(given: typing.Any, argument: str, default: tuple[str, ...], choices: tuple[str, ...]) -> tuple[str, ...]:

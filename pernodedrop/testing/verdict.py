@@ -43,5 +43,7 @@ def expect_equal(observed, wanted, size, what):
 
 def expect_same_entries(noise, observed, wanted, what):
     """Raise `Broken` unless entries made in two ways agree: to the bit if the noise is exact, else up to rounding."""
-    size = 0 if noise.exact else 1 + abs(np.asarray(wanted, "float64") - 1) + math.sqrt(noise.variance)
-    expect_equal(observed, wanted, size, what)
+    if noise.exact:
+        expect_equal(observed, wanted, 0, f"{what} to the bit, since exact=True")
+    else:
+        expect_equal(observed, wanted, 1 + abs(np.asarray(wanted, "float64") - 1) + math.sqrt(noise.variance), what)
