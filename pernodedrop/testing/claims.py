@@ -542,22 +542,22 @@ class _Pairs(typing.NamedTuple):
 
     Attributes:
         total: the sum.
-        count: of the pairs.
+        size: how many pairs.
         variance, reach: those of the numbers.
     """
 
     total: float
-    count: int
+    size: int
     variance: float
     reach: float
 
     @property
     def correlation(self):
-        return float(self.total / (self.count * self.variance))
+        return float(self.total / (self.size * self.variance))
 
     def limit(self, alarm):
         """What the correlation of independent numbers exceeds with a probability of at most `alarm`."""
-        scale = self.count * self.variance
+        scale = self.size * self.variance
         return chance.bernstein(scale * self.variance, self.reach**2, alarm) / scale
 
 
