@@ -76,14 +76,19 @@ def local_reparameterization(x: Tensor, w: Tensor, grid: Grid, xp: Namespace) ->
     variance stddev**2 * (x**2 @ w**2). Their normals come from the lane after the noise's own, at the first input, so
     that the parts of a kernel that is split have normals of their own.
     """
+    y = normals(xp.matmul(x, w)[:, 0, :], xp.matmul(x * x, w * w)[:, 0, :], grid, xp)
+    return y[:, None, :]
+
+
+def normals(mean: Tensor, variance: Tensor, grid: Grid, xp: Namespace) -> Tensor:
+    """The outputs (r, o) of `local_reparameterization` with these means, and variances but for the noise's own."""
     field = grid.field
     word = field.words(field.noise.lanes, grid.time[:, None], grid.sample[:, None], grid.in_[:1], grid.out, xp)
-    z = xp.astype(normal(xp.uniform(word), xp), xp.dtype(w))[:, None, :]
-    variance = xp.matmul(x * x, w * w)
+    z = xp.astype(normal(xp.uniform(word), xp), xp.dtype(mean))
     positive = variance > 0
     # sqrt has an infinite slope at 0, which an all-zero row would turn into NaN gradients
     spread = xp.where(positive, xp.sqrt(xp.where(positive, variance, xp.ones_like(variance))), xp.zeros_like(variance))
-    return xp.matmul(x, w) + xp.astype(field.params["stddev"], xp.dtype(w)) * spread * z
+    return mean + xp.astype(field.params["stddev"], xp.dtype(mean)) * spread * z
 
 
 def shared_over_in_or_out(x: Tensor, w: Tensor, grid: Grid, xp: Namespace) -> Tensor:
