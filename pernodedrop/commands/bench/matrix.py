@@ -78,6 +78,7 @@ class Case:
     Attributes:
         backend, row, mode, dtype: names.
         shape: (batch, in, out) or (batch, time, in, out).
+        listed: how many entries of a row a sparse x lists; 0 where x is dense.
     """
 
     backend: str
@@ -85,17 +86,19 @@ class Case:
     shape: tuple[int, ...]
     dtype: str
     mode: str
+    listed: int = 0
 
     @property
     def key(self) -> str:
         """What tells it from the others, as text."""
-        return "/".join([self.backend, self.mode, shape_text(self.shape), self.dtype, self.row])
+        listed = [f"{self.listed} listed"] if self.listed else []
+        return "/".join([self.backend, self.mode, shape_text(self.shape), *listed, self.dtype, self.row])
 
     @property
     def entries(self) -> int:
         """How many entries a mask has that differs for every sample and connection."""
         size = sizes(self.shape)
-        return size["sample"] * size["in"] * size["out"]
+        return size["sample"] * (self.listed or size["in"]) * size["out"]
 
     def plain(self) -> dict[str, typing.Any]:
         """The case as JSON has it."""
@@ -117,6 +120,7 @@ class Part(typing.NamedTuple):
         extra_rows: names of these rows.
         one_mode: whether the usual mode is the only one of the others.
         backends: names of those that it is for; none for all.
+        listed: that of its cases.
     """
 
     shape: tuple[int, ...]
@@ -126,6 +130,7 @@ class Part(typing.NamedTuple):
     extra_rows: tuple[str, ...] = tuple(ROWS)
     one_mode: bool = False
     backends: tuple[str, ...] = ()
+    listed: int = 0
 
     def cases(self, backend: str) -> list[Case]:
         """The cases on one backend, those to be timed in turn."""
@@ -136,7 +141,7 @@ class Part(typing.NamedTuple):
         pairs = [(mode, row) for mode in modes for row in rows]
         if backend in self.extra:
             pairs += [(EXTRA_MODES[backend], row) for row in rows if row in self.extra_rows]
-        return [Case(backend, row, self.shape, self.dtype, mode) for mode, row in pairs]
+        return [Case(backend, row, self.shape, self.dtype, mode, self.listed) for mode, row in pairs]
 
 
 class Network(typing.NamedTuple):
@@ -171,6 +176,7 @@ WORTH_COMPILING = (*REFERENCES, "gaussian", "bernoulli", "by_hand", "torch_dropo
 GROWING = (*REFERENCES, "bernoulli")
 PAPER = (128, 4096, 64)  # the first dense layer of the paper's CIFAR-10 network
 TIME = (32, 16, 512, 64)
+LISTED = (*REFERENCES, "gaussian", "uniform", "bernoulli", "bernoulli_recomputed")
 
 PROFILES = {
     "quick": Profile((Part((128, 1024, 64), USUAL),), rounds=5, seconds=10, memory=0, network=None),
@@ -184,6 +190,13 @@ PROFILES = {
     "growth": Profile(
         tuple(Part((128, 10**n // (128 * 64), 64), GROWING, one_mode=True) for n in range(6, 11)),
         rounds=5,
+        seconds=30,
+        memory=0,
+        network=None,
+    ),
+    "sparse": Profile(  # as many terms as RCV1-v2 has, and of a document
+        tuple(Part((128, 47236, outputs), LISTED, one_mode=True, listed=83) for outputs in (1024, 64)),
+        rounds=9,
         seconds=30,
         memory=0,
         network=None,

@@ -14,12 +14,13 @@ from pernodedrop.commands.bench.products import Product
 Step = typing.Callable[..., tuple[Tensor, ...]]
 
 
-def operands(shape: typing.Sequence[int], dtype: str) -> tuple[Tensor, ...]:
+def operands(shape: typing.Sequence[int], dtype: str, listed: int = 0) -> tuple[Tensor, ...]:
     """x, w, dy and the key, as tensors of Keras' backend.
 
     Args:
         shape: (batch, in, out) or (batch, time, in, out).
         dtype: that of x, w and dy.
+        listed: how many entries of a row a sparse x lists: then x is their values. 0 where it is dense.
     """
     *rows, inputs, outputs = shape
     rng = np.random.default_rng(0)
@@ -29,7 +30,8 @@ def operands(shape: typing.Sequence[int], dtype: str) -> tuple[Tensor, ...]:
         # times 1: memory of the framework's own, as in a model, where NumPy's may need an aligned copy at every step
         return 1 * keras.ops.cast(values, dtype)
 
-    x, w, dy = tensor(*rows, inputs), tensor(inputs, outputs), tensor(*rows, outputs)
+    x = tensor(*rows, inputs) if not listed else tensor(rows[0] * listed)
+    w, dy = tensor(inputs, outputs), tensor(*rows, outputs)
     if keras.backend.backend() == "torch":
         x.requires_grad_()
         w.requires_grad_()
@@ -96,7 +98,7 @@ def _torch(product: Product, mode: str) -> Step:
 
     def run(x: Tensor, w: Tensor, dy: Tensor, key: Tensor) -> tuple[Tensor, ...]:
         y = product(x, w, key)
-        results = (y, *torch.autograd.grad(y, (x, w), dy))
+        results = (y, *torch.autograd.grad(y, (x, w), dy, allow_unused=True))  # the values of a sparse x
         if x.is_cuda:
             torch.cuda.synchronize()
         return results
