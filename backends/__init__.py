@@ -42,13 +42,13 @@ WORD_OPS = ("word", "as_word", "arange", "shift_right", "bits24", "uniform", "fl
 
 TENSOR_OPS = (
     "dtype", "layout", "device", "shape", "astype", "reshape", "permute_dims", "broadcast_to", "take", "matmul",
-    "sum", "stop_gradient",
+    "sum", "stop_gradient", "triples", "segment_sum", "sparse_matmul",
 )  # fmt: skip
 """Ops on tensors of any dtype."""
 
 ENTRY_OPS = (
-    "asarray", "to_numpy", "is_integer", "recomputed", "convolved", "kernel", "kernel_obstacle", "draw",
-    "replica_offset", "warn_of_replicas", "refuse_redraw",
+    "asarray", "to_numpy", "is_integer", "recomputed", "convolved", "kernel", "kernel_obstacle", "sparse_recomputed",
+    "sparse_kernel", "draw", "replica_offset", "warn_of_replicas", "refuse_redraw",
 )  # fmt: skip
 """Ops that lead into a framework and out of it, and those that are its own way to do a thing."""
 
@@ -88,7 +88,7 @@ def default() -> str:
 def name_of(tensor: object) -> str | None:
     """The name of the backend that `tensor` belongs to, or None; imports nothing."""
     for cls in type(tensor).__mro__:
-        root = cls.__module__.partition(".")[0]
+        root = "numpy" if cls.__module__.startswith("scipy.sparse.") else cls.__module__.partition(".")[0]
         if root in _ROOTS and root in sys.modules:
             return _ROOTS[root]
     return None

@@ -94,13 +94,15 @@ def _in_spans(kernel, size, results, operands, mask, small):
     if not all(operand.size for operand in operands):
         return
     whole = [np.ascontiguousarray(operand) for operand in operands]
-    threshold, seed, call, *coordinates = mask
-    own = map(np.array, coordinates)  # numba would compile once more for what is read-only
-    arguments = (*results, *whole, Decisions(np.int32(threshold), seed[0], call[0], *own))
+    arguments = (*results, *whole, _own(mask))
     if small:
         kernel(0, size, *arguments)
-        return
-    parts = spans(size, numba.config.NUMBA_NUM_THREADS * _SPANS_A_THREAD)
+    else:
+        _in_threads(kernel, spans(size, numba.config.NUMBA_NUM_THREADS * _SPANS_A_THREAD), arguments)
+
+
+def _in_threads(kernel, parts, arguments):
+    """Run a kernel on each of the parts."""
 
     def run(part):
         kernel(*part, *arguments)
@@ -110,6 +112,13 @@ def _in_spans(kernel, size, results, operands, mask, small):
     except RuntimeError:  # the interpreter is ending and takes no more work
         done = map(run, parts)
     list(done)
+
+
+def _own(mask):
+    """Decisions as the kernels take them."""
+    threshold, seed, call, *coordinates = mask
+    own = map(np.array, coordinates)  # numba would compile once more for what is read-only
+    return Decisions(np.int32(threshold), seed[0], call[0], *own)
 
 
 @functools.cache
@@ -314,3 +323,76 @@ def _add_gradients(dx, sums, dy, x, masked):
 def _scale(threshold, dtype):
     """What a kept entry is; 0 where T says that none is kept, which no noise says by itself."""
     return dtype.type(np.float32(LEVELS) / np.float32(threshold)) if threshold > 0 else dtype.type(0)
+
+
+# Of an x whose entries are listed: values, rows and columns (n,), w (i, o), dy and y (r, o). A part is a span of the
+# entries, sorted by row or by column, which has whole rows or columns, so no two of them write to one place.
+
+
+def sparse_product(values, rows, columns, w, mask):
+    """y[r, o] = sum over the entries n of row r of values[n] * w[columns[n], o] * m[r, columns[n], o]."""
+    _check_listed(rows, columns, w, mask)
+    order = slice(None) if (rows[:-1] <= rows[1:]).all() else np.argsort(rows, kind="stable")
+    y = _zeros((len(mask.time), w.shape[1]), w.dtype)
+    _in_groups(sparse_forward, rows[order], (y,), (values[order], rows[order], columns[order], w), mask)
+    return y
+
+
+def sparse_gradients(dy, values, rows, columns, w, mask):
+    """The gradient of values, (n,), and that of w, of the very mask of `sparse_product`."""
+    _check_listed(rows, columns, w, mask)
+    order = np.argsort(columns, kind="stable")
+    sorted_dvalues, dw = np.empty(len(values), w.dtype), _zeros(w.shape, w.dtype)
+    operands = (values[order], rows[order], columns[order], w, dy)
+    _in_groups(sparse_backward, columns[order], (sorted_dvalues, dw), operands, mask)
+    dvalues = _zeros(values.shape, w.dtype)
+    dvalues[order] = sorted_dvalues
+    return dvalues, dw
+
+
+def _check_listed(rows, columns, w, mask):
+    """Raise unless entries and w are those of the mask's coordinates: kernels read and write where these say."""
+    if w.shape != (len(mask.in_), len(mask.out)):
+        raise ValueError(f"Expected w of the coordinates in, out {len(mask.in_), len(mask.out)}. Received: {w.shape}")
+    for name, index, size in (("rows", rows, len(mask.time)), ("columns", columns, len(mask.in_))):
+        if index.size and not (index.min() >= 0 and index.max() < size):
+            raise ValueError(f"Expected {name} of entries in 0 ... {size - 1}. Received: {index.min(), index.max()}")
+
+
+def _in_groups(kernel, groups, results, operands, mask):
+    """Run a kernel on spans of entries, sorted by the group of each, that have whole groups, in threads."""
+    if not len(groups):
+        return
+    starts = [start for start, _ in spans(len(groups), numba.config.NUMBA_NUM_THREADS * _SPANS_A_THREAD)]
+    edges = [*np.unique(np.searchsorted(groups, groups[starts])).tolist(), len(groups)]
+    whole = [np.ascontiguousarray(operand) for operand in operands]
+    _in_threads(kernel, itertools.pairwise(edges), (*results, *whole, _own(mask)))
+
+
+@_compiled
+def sparse_forward(start, stop, y, values, rows, columns, w, mask):
+    """Add the entries `start` ... `stop` to y."""
+    halves, last, out = _halves(mask.seed, mask.call), _last(mask.threshold), _shifted_array(mask.out)
+    scale, zero = _scale(mask.threshold, w.dtype), w.dtype.type(0)
+    for n in range(start, stop):
+        r, i = rows[n], columns[n]
+        row_key = _row_key(halves, mask.time[r], mask.sample[r], mask.in_[i])
+        value, y_row, w_row = values[n] * scale, y[r], w[i]
+        for o in range(len(out)):
+            y_row[o] += value * w_row[o] if _kept(out[o], row_key, last) else zero
+
+
+@_compiled
+def sparse_backward(start, stop, dvalues, dw, values, rows, columns, w, dy, mask):
+    """Fill the entries `start` ... `stop` of dvalues, and add them to dw."""
+    halves, last, out = _halves(mask.seed, mask.call), _last(mask.threshold), _shifted_array(mask.out)
+    scale, zero = _scale(mask.threshold, w.dtype), w.dtype.type(0)
+    for n in range(start, stop):
+        r, i = rows[n], columns[n]
+        row_key = _row_key(halves, mask.time[r], mask.sample[r], mask.in_[i])
+        value, total, dy_row, w_row, dw_row = values[n] * scale, zero, dy[r], w[i], dw[i]
+        for o in range(len(out)):
+            masked = dy_row[o] if _kept(out[o], row_key, last) else zero
+            total += masked * w_row[o]
+            dw_row[o] += masked * value
+        dvalues[n] = total * scale

@@ -47,7 +47,8 @@ from jax.numpy import (
 from jax.numpy import asarray as _asarray
 from jax.numpy import transpose as permute_dims
 
-from pernodedrop.backends import methods
+from pernodedrop import checks
+from pernodedrop.backends import methods, sparse_methods
 
 xp = sys.modules[__name__]
 
@@ -256,10 +257,13 @@ _jitted_kernel = jax.jit(_kernel, static_argnums=0)
 
 def _over_blocks(x, w, step, carry):
     """Run step(start, length, carry) over the full blocks of inputs as a loop, then over the ragged rest."""
-    inputs = x.shape[2]
-    length = min(methods.block_length(x.shape[0], w.shape[1]), inputs)
-    full, rest = divmod(inputs, length) if inputs else (0, 0)
     carry, *_ = _varying_alike(carry, x, w)
+    return _in_steps(x.shape[2], methods.block_length(x.shape[0], w.shape[1]), step, carry)
+
+
+def _in_steps(size, length, step, carry):
+    length = min(length, size)
+    full, rest = divmod(size, length) if size else (0, 0)
     if full:
         carry = jax.lax.fori_loop(0, full, lambda n, carry: step(n * length, length, carry), carry)
     return step(full * length, rest, carry) if rest else carry
@@ -269,6 +273,125 @@ def _cut(start, length, x, w, grid):
     """The blocks of x and w, and the mask of the block."""
     cut = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=length)
     return cut(x, axis=2), cut(w, axis=0), grid._replace(in_=cut(grid.in_, axis=0)).entries(xp)
+
+
+# Of a sparse x.
+
+
+def triples(x):
+    if x.n_batch or x.n_dense:
+        raise TypeError(checks.invalid("x", "a BCOO with n_batch=0 and n_dense=0 (see its update_layout)", x))
+    # what is listed outside of x only fills up
+    inside = (x.indices < np.asarray(x.shape, x.indices.dtype)).all(axis=1)
+    *places, columns = where(inside, x.indices.T, 0)
+    rows = places[0]
+    for size, place in zip(x.shape[1:-1], places[1:], strict=True):
+        rows = rows * size + place
+    return where(inside, x.data, 0), rows, columns
+
+
+def segment_sum(terms, index, count):
+    return jax.numpy.zeros((count, terms.shape[1]), terms.dtype).at[index].add(terms)
+
+
+def sparse_matmul(values, rows, columns, count, w, squares=False):
+    terms = values[:, None] * w[columns]
+    return segment_sum(terms * terms if squares else terms, rows, count)
+
+
+def sparse_recomputed(values, rows, columns, w, grid):
+    noise, grid = _static(grid)
+    return _jitted_listed(noise, (rows, columns, grid), values, w)
+
+
+def sparse_kernel(values, rows, columns, w, grid):
+    if 0 in (*values.shape, *w.shape):
+        return sparse_recomputed(values, rows, columns, w, grid)
+    noise, grid = _static(grid)
+    return _jitted_listed_kernel(noise, (rows, columns, grid), values, w)
+
+
+def _bilinear(product, gradients, in_between=None):
+    """product(noise, mask, x, w), linear in x and in w, whose gradients dx and dw gradients(noise, mask, x, w, dy) are.
+
+    Both are differentiated by each other, any number of times. `in_between` is the product where none is taken.
+    """
+
+    @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+    def outer(noise, mask, x, w):
+        return (in_between or product)(noise, mask, x, w)
+
+    @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+    def inner(noise, mask, x, w):
+        return product(noise, mask, x, w)
+
+    @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+    def backward(noise, mask, x, w, dy):
+        return gradients(noise, mask, x, w, dy)
+
+    def of_backward(noise, saved, cotangents):
+        (mask, x, w, dy), (of_dx, of_dw) = saved, cotangents
+        of_x, _ = backward(noise, mask, x, of_dw, dy)
+        _, of_w = backward(noise, mask, of_dx, w, dy)
+        return None, of_x, of_w, inner(noise, mask, of_dx, w) + inner(noise, mask, x, of_dw)
+
+    for function in (outer, inner):
+        function.defvjp(
+            lambda noise, *saved: (inner(noise, *saved), saved),
+            lambda noise, saved, dy: (None, *backward(noise, *saved, dy)),
+        )
+    backward.defvjp(lambda noise, *saved: (backward(noise, *saved), saved), of_backward)
+    return outer
+
+
+def _listed(noise, mask, values, w):
+    rows, columns, grid = mask
+
+    def write(start, length, y):
+        part, w_block = _cut_outputs(start, length, _with_noise(noise, grid), w)
+        block = sparse_methods.forward_block(values, rows, columns, w_block, part, xp)
+        return jax.lax.dynamic_update_slice_in_dim(y, block, start, axis=1)
+
+    y = jax.numpy.zeros((len(grid.time), w.shape[1]), w.dtype)
+    return _in_steps(w.shape[1], sparse_methods.width(len(values)), write, y)
+
+
+def _listed_gradients(noise, mask, values, w, dy):
+    rows, columns, grid = mask
+
+    def write(start, length, carry):
+        part, w_block, dy_block = _cut_outputs(start, length, _with_noise(noise, grid), w, dy)
+        more, block = sparse_methods.gradients_block(dy_block, values, rows, columns, w_block, part, xp)
+        return carry[0] + more, jax.lax.dynamic_update_slice_in_dim(carry[1], block, start, axis=1)
+
+    carry = zeros_like(values), zeros_like(w)
+    return _in_steps(w.shape[1], sparse_methods.width(len(values)), write, carry)
+
+
+def _cut_outputs(start, length, grid, *tensors):
+    cut = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=start, slice_size=length)
+    out = grid.out if len(grid.out) == 1 else cut(grid.out, axis=0)
+    return grid._replace(out=out), *(cut(tensor, axis=1) for tensor in tensors)
+
+
+def _by_listed_kernel(noise, mask, values, w):
+    from pernodedrop.backends import xla_kernels
+
+    rows, columns, grid = mask
+    return xla_kernels.sparse_product(values, rows, columns, w, methods.Decisions.of(grid))
+
+
+def _gradients_by_listed_kernel(noise, mask, values, w, dy):
+    from pernodedrop.backends import xla_kernels
+
+    rows, columns, grid = mask
+    return xla_kernels.sparse_gradients(dy, values, rows, columns, w, methods.Decisions.of(grid))
+
+
+_jitted_listed = jax.jit(_bilinear(_listed, _listed_gradients), static_argnums=0)
+_jitted_listed_kernel = jax.jit(
+    _bilinear(_by_listed_kernel, _gradients_by_listed_kernel, in_between=_listed), static_argnums=0
+)
 
 
 def draw(variable):

@@ -85,14 +85,19 @@ def local_reparameterization(x: Tensor, w: Tensor, grid: Grid, xp: Namespace) ->
     variance stddev**2 * (x**2 @ w**2). Their normals come from the lane after the noise's own, at the first input, so
     that the parts of a kernel that is split have normals of their own.
     """
+    y = normals(xp.matmul(x, w)[:, 0, :], xp.matmul(x * x, w * w)[:, 0, :], grid, xp)
+    return y[:, None, :]
+
+
+def normals(mean: Tensor, variance: Tensor, grid: Grid, xp: Namespace) -> Tensor:
+    """The outputs (r, o) of `local_reparameterization` with these means, and variances but for the noise's own."""
     field = grid.field
     word = field.words(field.noise.lanes, grid.time[:, None], grid.sample[:, None], grid.in_[:1], grid.out, xp)
-    z = xp.astype(normal(xp.uniform(word), xp), xp.dtype(w))[:, None, :]
-    variance = xp.matmul(x * x, w * w)
+    z = xp.astype(normal(xp.uniform(word), xp), xp.dtype(mean))
     positive = variance > 0
     # sqrt has an infinite slope at 0, which an all-zero row would turn into NaN gradients
     spread = xp.where(positive, xp.sqrt(xp.where(positive, variance, xp.ones_like(variance))), xp.zeros_like(variance))
-    return xp.matmul(x, w) + xp.astype(field.params["stddev"], xp.dtype(w)) * spread * z
+    return mean + xp.astype(field.params["stddev"], xp.dtype(mean)) * spread * z
 
 
 def shared_over_in_or_out(x: Tensor, w: Tensor, grid: Grid, xp: Namespace) -> Tensor:
@@ -110,7 +115,7 @@ def chosen(method: str, grid: Grid, sharing: frozenset[str], x: Tensor, dtype: s
     if method == "kernel" and (obstacle := xp.kernel_obstacle(x, noise, dtype)):
         raise ValueError(checks.invalid("method", f'another one than "kernel", which takes {obstacle}', method))
     if method == "local_reparameterization":
-        _check_local_reparameterization(noise, few or "sample" in sharing or not one_position)
+        check_local_reparameterization(noise, few or "sample" in sharing or not one_position)
     if method != "auto":
         return method
     if few:
@@ -122,7 +127,8 @@ def chosen(method: str, grid: Grid, sharing: frozenset[str], x: Tensor, dtype: s
     return "recomputed" if xp.kernel_obstacle(x, noise, dtype) else "kernel"
 
 
-def _check_local_reparameterization(noise: Noise, shared: object) -> None:
+def check_local_reparameterization(noise: Noise, shared: object) -> None:
+    """Raise unless outputs can be drawn themselves: of a Gaussian noise, and of masks that no two rows share."""
     expected = "another method: 'local_reparameterization' holds only for "
     if not noise.gaussian:
         expected += f"a Gaussian noise, and this is {noise!r}"

@@ -35,7 +35,7 @@ from numpy import arcsin as asin
 from numpy import arctan as atan
 from numpy import transpose as permute_dims
 
-from pernodedrop.backends import methods
+from pernodedrop.backends import methods, sparse_methods
 
 xp = sys.modules[__name__]
 
@@ -98,7 +98,9 @@ def dtype(x):
 
 def layout(x):
     """How the entries of `x` are stored: "dense", "sparse" (no zeros), "ragged" (rows of several lengths), "other"."""
-    return "dense"
+    if isinstance(x, np.ndarray | np.generic):
+        return "dense"
+    return "sparse" if x.format in ("csr", "coo") else "other"  # SciPy's
 
 
 def device(x):
@@ -140,6 +142,46 @@ def stop_gradient(x):
     return x
 
 
+def triples(x):
+    """values, rows and columns (n,) of the listed entries of a sparse x (batch, [time,] in); rows are those of x flat.
+
+    A place that is listed twice is the sum of its entries.
+    """
+    x = x.tocoo()
+    *rows, columns = (x.row, x.col) if x.ndim == 2 else x.coords
+    return x.data, np.ravel_multi_index(rows, x.shape[:-1]), columns
+
+
+def segment_sum(terms, index, count):
+    """The terms (n, k) summed up by their index in 0 ... count - 1: (count, k)."""
+    return sparse_matmul(np.ones(len(index), terms.dtype), index, np.arange(len(index)), count, terms)
+
+
+def sparse_matmul(values, rows, columns, count, w, squares=False):
+    """The product (count, o) of a matrix (count, i), of which triples are given, with w (i, o); or that of squares."""
+    from scipy import sparse  # takes a tenth of a second, and only sparse inputs need it
+
+    if squares:
+        used, columns = np.unique(columns, return_inverse=True)  # w may have many times as many rows
+        values, w = values * values, w[used] ** 2
+    return sparse.csr_array((values, (rows, columns)), shape=(count, len(w))) @ w
+
+
+def sparse_recomputed(values, rows, columns, w, grid):
+    """The masked product (row, out) of triples, in blocks of outputs."""
+    y = np.empty((len(grid.time), w.shape[1]), w.dtype)
+    for block, part in sparse_methods.blocks(len(values), grid, w.shape[1]):
+        y[:, block] = sparse_methods.forward_block(values, rows, columns, w[:, block], part, xp)
+    return y
+
+
+def sparse_kernel(values, rows, columns, w, grid):
+    """The masked product of triples by a kernel written by hand."""
+    from pernodedrop.backends import cpu_kernels
+
+    return cpu_kernels.sparse_product(values, rows, columns, w, methods.Decisions.of(grid))
+
+
 def recomputed(x, w, grid):
     """The masked product in blocks of inputs, so that no more than a block of the mask ever exists."""
     y = np.zeros((*x.shape[:2], w.shape[1]), w.dtype)
@@ -154,7 +196,7 @@ def convolved(x, kernels, window):
 
 
 def kernel_obstacle(x, noise, dtype):
-    """What `kernel` asks for and does not have here, as text for an error, or None."""
+    """What `kernel`, or `sparse_kernel` for a sparse x, asks for and lacks here, as text for an error, or None."""
     return methods.cpu_kernel_obstacle(noise)
 
 

@@ -37,7 +37,7 @@ from tensorflow import clip_by_value as clip
 from tensorflow import reduce_sum as sum
 from tensorflow import transpose as permute_dims
 
-from pernodedrop.backends import methods
+from pernodedrop.backends import methods, sparse_methods
 from pernodedrop.internals import of_tensorflow
 from pernodedrop.mask import Grid
 
@@ -316,6 +316,125 @@ def _cut(start, length, x, w, grid):
     x_block = tf.slice(x, (0, 0, start), (*shape(x)[:2], length))
     entries = grid._replace(in_=tf.slice(grid.in_, (start,), (length,))).entries(xp)
     return x_block, tf.slice(w, (start, 0), (length, w.shape[1])), entries
+
+
+# Of a sparse x. Only the rows of w that it uses are read, so the gradient of w is `tf.IndexedSlices` of them. Nothing
+# is compiled by XLA, which would compile again for every number of entries.
+
+
+def triples(x):
+    *places, columns = tf.unstack(x.indices, axis=1)
+    rows = places[0]
+    for size, place in zip(tf.unstack(x.dense_shape)[1:-1], places[1:], strict=True):
+        rows = rows * size + place
+    return x.values, rows, columns
+
+
+def segment_sum(terms, index, count):
+    return tf.math.unsorted_segment_sum(terms, index, count)
+
+
+def sparse_matmul(values, rows, columns, count, w, squares=False):
+    def multiply(values, rows, columns, count, w):
+        places = tf.stack([rows, columns], axis=1)
+        matrix = tf.SparseTensor(places, values, tf.cast(tf.stack([count, shape(w)[0]]), tf.int64))
+        return tf.sparse.sparse_dense_matmul(matrix, w)
+
+    def backward(dy, values, w, rows, columns):
+        dvalues = tf.reduce_sum(tf.gather(dy, rows) * tf.gather(w, columns), axis=1)
+        return dvalues, multiply(values, columns, rows, shape(w)[0], dy)
+
+    used, columns = tf.unique(columns, tf.int64)
+    w = tf.gather(w, used)
+    if squares:
+        values, w = values * values, w * w
+    return _differentiable(
+        lambda values, w, rows, columns: multiply(values, rows, columns, count, w), backward, values, w, rows, columns
+    )
+
+
+def sparse_recomputed(values, rows, columns, w, grid):
+    noise, names, outputs = grid.field.noise, tuple(grid.field.params), w.shape[1]
+    w, columns, grid = _of_used_rows(w, columns, grid)
+
+    def forward(values, w, rows, columns, *mask):
+        def add(start, part, blocks):
+            grid, w_block = part
+            block = sparse_methods.forward_block(values, rows, columns, w_block, grid, xp)
+            return (blocks[0].write(blocks[0].size(), tf.transpose(block)),)
+
+        (y,) = _over_outputs(values, Grid.from_tensors(noise, names, mask), (w,), add, (_stack(w),))
+        return _unstacked(y, outputs)
+
+    def backward(dy, values, w, rows, columns, *mask):
+        def add(start, part, carry):
+            grid, w_block, dy_block = part
+            more, block = sparse_methods.gradients_block(dy_block, values, rows, columns, w_block, grid, xp)
+            return carry[0] + more, carry[1].write(carry[1].size(), tf.transpose(block))
+
+        carry = zeros_like(values), _stack(w)
+        dvalues, dw = _over_outputs(values, Grid.from_tensors(noise, names, mask), (w, dy), add, carry)
+        return dvalues, _unstacked(dw, outputs)
+
+    return _differentiable(forward, backward, values, w, rows, columns, *grid.tensors())
+
+
+def _of_used_rows(w, columns, grid):
+    used, places = tf.unique(columns, tf.int64)
+    in_ = grid.in_ if grid.in_.shape[0] == 1 else tf.gather(grid.in_, used)
+    return tf.gather(w, used), places, grid._replace(in_=in_)
+
+
+def _stack(w):
+    """Blocks of outputs, which come first in each."""
+    return tf.TensorArray(w.dtype, size=0, dynamic_size=True, infer_shape=False)
+
+
+def _unstacked(blocks, outputs):
+    joined = tf.transpose(blocks.concat())
+    joined.set_shape((None, outputs))
+    return joined
+
+
+def _over_outputs(values, grid, tensors, add, carry):
+    """carry = add(start, (grid, *tensors), carry) for the blocks of outputs, to which grid and tensors are cut."""
+    outputs, width = tensors[0].shape[1], sparse_methods.width(shape(values)[0])
+
+    def step(start, carry):
+        stop = tf.minimum(start + width, outputs)
+        out = grid.out if grid.out.shape[0] == 1 else grid.out[start:stop]
+        part = grid._replace(out=out), *(tensor[:, start:stop] for tensor in tensors)
+        return stop, add(start, part, carry)
+
+    return tf.while_loop(lambda start, carry: start < outputs, step, (tf.constant(0), carry))[1]
+
+
+def sparse_kernel(values, rows, columns, w, grid):
+    if not of_tensorflow.is_recorded():
+        return sparse_recomputed(values, rows, columns, w, grid)
+    from pernodedrop.backends import cpu_kernels
+
+    outputs = w.shape[1]
+    w, columns, grid = _of_used_rows(w, columns, grid)
+
+    def forward(values, w, rows, columns, *decisions):
+        def product(values, w, rows, columns, *decisions):
+            return (cpu_kernels.sparse_product(values, rows, columns, w, methods.Decisions(*decisions)),)
+
+        (y,) = _in_python(product, (values, w, rows, columns, *decisions), [w.dtype])
+        y.set_shape((None, outputs))
+        return y
+
+    def backward(dy, values, w, rows, columns, *decisions):
+        def gradients(dy, values, w, rows, columns, *decisions):
+            return cpu_kernels.sparse_gradients(dy, values, rows, columns, w, methods.Decisions(*decisions))
+
+        dvalues, dw = _in_python(gradients, (dy, values, w, rows, columns, *decisions), [values.dtype, w.dtype])
+        dvalues.set_shape(values.shape)
+        dw.set_shape(w.shape)
+        return dvalues, dw
+
+    return _differentiable(forward, backward, values, w, rows, columns, *methods.Decisions.of(grid))
 
 
 def draw(variable):

@@ -42,7 +42,8 @@ from torch import (
     arange as _arange,
 )
 
-from pernodedrop.backends import methods
+from pernodedrop import checks
+from pernodedrop.backends import methods, sparse_methods
 from pernodedrop.internals import of_torch
 from pernodedrop.mask import Grid
 
@@ -379,6 +380,8 @@ def _numba_obstacle():
 
 
 def kernel_obstacle(x, noise, dtype):
+    if layout(x) == "sparse" and x.device.type != "cpu":
+        return "a tensor on a CPU where x is sparse"
     if x.device.type == "cpu":
         return methods.kernel_noise_obstacle(noise) or _numba_obstacle()
     if x.device.type != "cuda":
@@ -478,6 +481,122 @@ _kernel.register_autograd(_backward_of_kernel, setup_context=_setup_kernel_conte
 
 for _operator in (_recomputed, _recomputed_backward, _kernel, _kernel_backward):
     _operator.register_vmap(functools.partial(_one_by_one, _operator))
+
+
+# Of a sparse x: the same functions of `torch.autograd`, whose x are the values of the entries. torch.compile makes no
+# graph of sparse tensors, so nothing here is an operator.
+
+
+def triples(x):
+    if x.layout == torch.sparse_csr:
+        if x.ndim != 2 or x.dense_dim():
+            raise TypeError(checks.invalid("x", "a CSR tensor without batches, of scalars", x.shape))
+        rows = torch.repeat_interleave(torch.diff(x.crow_indices()).long())
+        return x.values(), rows, x.col_indices().long()
+    if x.dense_dim():
+        raise TypeError(checks.invalid("x", "a COO tensor of scalars, without dense axes", x.shape))
+    x = x.coalesce()
+    *places, columns = x.indices()
+    rows = places[0]
+    for size, place in zip(x.shape[1:-1], places[1:], strict=True):
+        rows = rows * size + place
+    return x.values(), rows, columns
+
+
+def segment_sum(terms, index, count):
+    return terms.new_zeros((count, terms.shape[1])).index_add(0, index, terms)
+
+
+def sparse_matmul(values, rows, columns, count, w, squares=False):
+    if squares:
+        used, columns = torch.unique(columns, return_inverse=True)  # w may have many times as many rows
+        values, w = values * values, w.index_select(0, used) ** 2
+    return _Product.apply(_Listed(count), values, w, (rows, columns))
+
+
+def sparse_recomputed(values, rows, columns, w, grid):
+    passes = _ListedBlocks(grid.field.noise, tuple(grid.field.params))
+    return _Product.apply(passes, values, w, (rows, columns, *grid.tensors()))
+
+
+def sparse_kernel(values, rows, columns, w, grid):
+    return _Product.apply(_ListedKernels(), values, w, (rows, columns, *methods.Decisions.of(grid)))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Listed:
+    """The passes of a product without a mask."""
+
+    count: int
+
+    def forward(self, values, w, mask):
+        rows, columns = mask
+        return _sparse_mm(values, rows, columns, (self.count, len(w)), w)
+
+    def backward(self, dy, values, w, mask):
+        rows, columns = mask
+        parts = [
+            (dy.index_select(0, part_rows) * w.index_select(0, part_columns)).sum(1)
+            for part_rows, part_columns in zip(rows.split(_PART), columns.split(_PART), strict=True)
+        ]
+        dvalues = torch.cat(parts) if parts else torch.zeros_like(values)
+        return dvalues, _sparse_mm(values, columns, rows, (len(w), self.count), dy)
+
+
+_PART = 1024
+"""Entries whose products of rows are in memory at a time."""
+
+
+def _sparse_mm(values, rows, columns, shape, w):
+    matrix = torch.sparse_coo_tensor(torch.stack([rows, columns]), values, shape, check_invariants=False)
+    with _in_full_precision(w):
+        return torch.sparse.mm(matrix, w)
+
+
+@dataclasses.dataclass(frozen=True)
+class _ListedBlocks:
+    """The passes of a mask that is made block by block of outputs."""
+
+    noise: typing.Any
+    names: tuple[str, ...]
+
+    def forward(self, values, w, mask):
+        rows, columns, *mask = mask
+        grid = Grid.from_tensors(self.noise, self.names, mask)
+        y = w.new_empty((len(grid.time), w.shape[1]))
+        for block, part in sparse_methods.blocks(len(values), grid, w.shape[1]):
+            y[:, block] = sparse_methods.forward_block(values, rows, columns, w[:, block], part, xp)
+        return y
+
+    def backward(self, dy, values, w, mask):
+        rows, columns, *mask = mask
+        grid = Grid.from_tensors(self.noise, self.names, mask)
+        dvalues, dw = torch.zeros_like(values), torch.empty_like(w)
+        for block, part in sparse_methods.blocks(len(values), grid, w.shape[1]):
+            more, dw[:, block] = sparse_methods.gradients_block(
+                dy[:, block], values, rows, columns, w[:, block], part, xp
+            )
+            dvalues += more
+        return dvalues, dw
+
+
+class _ListedKernels:
+    """The passes by the kernels that are written by hand."""
+
+    def forward(self, values, w, mask):
+        from pernodedrop.backends import cpu_kernels
+
+        rows, columns, *decisions = mask
+        values, rows, columns, w = (tensor.numpy() for tensor in (values, rows, columns, w))
+        return torch.from_numpy(cpu_kernels.sparse_product(values, rows, columns, w, _host(decisions)))
+
+    def backward(self, dy, values, w, mask):
+        from pernodedrop.backends import cpu_kernels
+
+        rows, columns, *decisions = mask
+        dy, values, rows, columns, w = (tensor.numpy() for tensor in (dy, values, rows, columns, w))
+        dvalues, dw = cpu_kernels.sparse_gradients(dy, values, rows, columns, w, _host(decisions))
+        return torch.from_numpy(dvalues), torch.from_numpy(dw)
 
 
 def draw(variable):

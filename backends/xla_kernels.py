@@ -57,6 +57,21 @@ def _parts(x, w):
     return 1 if cpu_kernels.is_small(x, w) else _CALLS
 
 
+def sparse_product(values, rows, columns, w, mask):
+    """As `cpu_kernels.sparse_product`, on traced arrays and one thread; places are inside of x."""
+    return _call_listed("sparse_forward", (values, rows, columns, w, *mask), (len(mask.time), w.shape[1]))[0]
+
+
+def sparse_gradients(dy, values, rows, columns, w, mask):
+    """As `cpu_kernels.sparse_gradients`, on traced arrays and one thread."""
+    return _call_listed("sparse_backward", (values, rows, columns, w, *mask, dy), values.shape, w.shape)
+
+
+def _call_listed(name, operands, *shapes):
+    values, rows, columns, *rest = operands
+    return _call(name, (0, len(values)), (values, rows.astype(np.int32), columns.astype(np.int32), *rest), *shapes)
+
+
 def _call(name, span, operands, *shapes):
     results = [jax.ShapeDtypeStruct(shape, np.float32) for shape in shapes]
     call = jax.ffi.ffi_call(f"pernodedrop_{name}", results, vmap_method="sequential")
@@ -118,8 +133,18 @@ def _decisions(addresses, rows, inputs, outputs):
     return Decisions(threshold, seed, call, time, sample, in_, out)
 
 
+@numba.njit
+def _listed(addresses, shapes):
+    """values, rows, columns, w and the decisions of a call for a sparse x."""
+    n, inputs, outputs = shapes[1][0], shapes[4][0], shapes[4][1]
+    values = _array(addresses[1], (n,), types.float32)
+    rows, columns = _array(addresses[2], (n,), types.int32), _array(addresses[3], (n,), types.int32)
+    w = _array(addresses[4], (inputs, outputs), types.float32)
+    return values, rows, columns, w, _decisions(addresses[5:], shapes[8][0], inputs, outputs)
+
+
 def _handlers(sources):
-    """The two handlers; numba keeps them on disk by this file and by `sources`, which stands for what they call."""
+    """The handlers; numba keeps them on disk by this file and by `sources`, which stands for what they call."""
 
     def forward(address):
         frame = _words(address, 15)
@@ -155,7 +180,31 @@ def _handlers(sources):
         cpu_kernels.backward(0, stop - start, dx, dw, dy, x[:, :, start:stop], w[start:stop], part)
         return 0
 
-    return forward, backward
+    def sparse_forward(address):
+        frame = _words(address, 15)
+        if _asks_for_version(frame) or sources == 0:
+            return 0
+        addresses, shapes, results = _operands(frame)
+        values, rows, columns, w, mask = _listed(addresses, shapes)
+        y = _array(results[0], (len(mask.time), w.shape[1]), types.float32)
+        y[:] = 0
+        cpu_kernels.sparse_forward(0, len(values), y, values, rows, columns, w, mask)
+        return 0
+
+    def sparse_backward(address):
+        frame = _words(address, 15)
+        if _asks_for_version(frame) or sources == 0:
+            return 0
+        addresses, shapes, results = _operands(frame)
+        values, rows, columns, w, mask = _listed(addresses, shapes)
+        dy = _array(addresses[12], (len(mask.time), w.shape[1]), types.float32)
+        dvalues = _array(results[0], (len(values),), types.float32)
+        dw = _array(results[1], (w.shape[0], w.shape[1]), types.float32)
+        dw[:] = 0
+        cpu_kernels.sparse_backward(0, len(values), dvalues, dw, values, rows, columns, w, dy, mask)
+        return 0
+
+    return forward, backward, sparse_forward, sparse_backward
 
 
 def _register():

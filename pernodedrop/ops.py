@@ -17,7 +17,7 @@ import numpy as np
 
 from pernodedrop import backends, checks, generator
 from pernodedrop._types import Key, Namespace, Params, Shape, Sharing, Tensor, Words
-from pernodedrop.backends import methods
+from pernodedrop.backends import methods, sparse_methods
 from pernodedrop.internals import of_torch
 from pernodedrop.mask import Field, Grid, Mask, coordinate
 from pernodedrop.noise import Noise
@@ -51,7 +51,9 @@ def masked_dense(
     gives the same m. The gradients are those of that very m; noise, key and params have none.
 
     Args:
-        x: floating tensor (batch, in) or (batch, time, in) of NumPy, torch, JAX or TensorFlow.
+        x: floating tensor (batch, in) or (batch, time, in) of NumPy, torch, JAX or TensorFlow. A sparse one may be
+            CSR or COO of SciPy (beside NumPy) or torch, BCOO or `tf.SparseTensor`. Entries that it does not list have
+            no mask: time and memory are those of the listed ones, in any order. Those of one place add up.
         w: floating tensor (in, out) of the same framework.
         noise: the distribution of an entry, a `pernodedrop.Noise`.
         key: (seed, call): two ints, seed any, call in [0, 2**32); or an integer tensor of length 2, modulo 2**32. Of a
@@ -291,6 +293,8 @@ def multiply(
         xp: the ops namespace of x.
     """
     _check_fit(x, w)
+    if xp.layout(x) == "sparse":
+        return _multiply_sparse(x, w, field, sharing, samples, in_offset, method, xp)
     x3, time, sample, restore = _rows(x, sharing, samples, xp)
     in_, out = (coordinate(name, size, sharing, x, xp) for name, size in zip(("in", "out"), w.shape, strict=True))
     if "in" not in sharing:
@@ -309,6 +313,37 @@ def multiply(
     own = method in ("recomputed", "kernel")
     y = getattr(xp, method)(*operands) if own else getattr(methods, method)(*operands, xp)
     return xp.astype(restore(y), xp.dtype(x))
+
+
+def _multiply_sparse(
+    x: Tensor,
+    w: Tensor,
+    field: Field,
+    sharing: frozenset[str],
+    samples: Words,
+    in_offset: Words,
+    method: str,
+    xp: Namespace,
+) -> Tensor:
+    """`multiply` for a sparse x, whose entries alone have masks."""
+    batch, *positions, _ = xp.shape(x)
+    times = math.prod(positions)
+    values, rows, columns = xp.triples(x)
+    in_, out = (coordinate(name, size, sharing, values, xp) for name, size in zip(("in", "out"), w.shape, strict=True))
+    if "in" not in sharing:
+        in_ = in_ + in_offset
+    time = coordinate("time", times, sharing, values, xp)[None, :]
+    sample = (xp.arange(1, like=values) if "sample" in sharing else samples)[:, None]
+    time, sample = (xp.reshape(xp.broadcast_to(words, (batch, times)), (batch * times,)) for words in (time, sample))
+    dtype = accumulation_dtype(x, w, xp=xp)
+    method = sparse_methods.chosen(method, field.noise, sharing, x, dtype, xp)
+    if method == "kernel":
+        in_, out = (xp.broadcast_to(words, (size,)) for words, size in zip((in_, out), w.shape, strict=True))
+    operands = (xp.astype(values, dtype), rows, columns, xp.astype(w, dtype), Grid(field, time, sample, in_, out))
+    own = method in ("recomputed", "kernel")
+    y = getattr(xp, f"sparse_{method}")(*operands) if own else getattr(sparse_methods, method)(*operands, xp)
+    y = xp.astype(y, xp.dtype(x))
+    return xp.reshape(y, (batch, *positions, w.shape[1])) if positions else y
 
 
 def accumulation_dtype(*tensors: Tensor, xp: Namespace) -> str:
@@ -522,13 +557,15 @@ def _check_number(value: Tensor, argument: str, dtype: str) -> None:
         raise TypeError(checks.invalid(argument, f"a scalar tensor, {dtype}", (tuple(value.shape), received)))
 
 
-def _check_floating(argument: str, tensor: Tensor, xp: Namespace) -> None:
+def _check_floating(
+    argument: str, tensor: Tensor, xp: Namespace, layouts: collections.abc.Sequence[str] = ("dense",)
+) -> None:
     if type(tensor).__name__ == "DTensor":  # of torch, which multiplies it by no plain tensor
         expected = "a plain tensor: of a DTensor its to_local(), and as offset where that begins in the whole"
         raise TypeError(checks.invalid(argument, expected, type(tensor)))
     if "float" not in xp.dtype(tensor):
         raise TypeError(checks.invalid(argument, "a floating dtype", xp.dtype(tensor)))
-    check_layout(argument, tensor, ("dense",), xp)
+    check_layout(argument, tensor, layouts, xp)
 
 
 def check_layout(argument: str, tensor: Tensor, taken: collections.abc.Sequence[str], xp: Namespace) -> None:
@@ -540,7 +577,7 @@ def check_layout(argument: str, tensor: Tensor, taken: collections.abc.Sequence[
 
 
 def _check_operands(x: Tensor, w: Tensor, xp: Namespace) -> None:
-    _check_floating("x", x, xp)
+    _check_floating("x", x, xp, ("dense", "sparse"))
     _check_floating("w", w, xp)
     if len(x.shape) not in (2, 3):
         raise ValueError(checks.invalid("x", "shape (batch, in) or (batch, time, in)", tuple(x.shape)))

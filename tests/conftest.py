@@ -45,6 +45,7 @@ CORE = (
     "test_properties",
     "test_refusals",
     "test_reparameterization",
+    "test_sparse",
     "test_suite",
     "test_testing",
     "test_transforms",

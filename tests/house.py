@@ -22,6 +22,7 @@ HOUSE = """
     mask
     backends
     backends.methods
+    backends.sparse_methods
     backends.cpu_kernels backends.triton_kernels
     backends.xla_kernels
     backends.*_ops

@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-from scipy import special
+from scipy import sparse, special
 
 import pernodedrop as pnd
 from pernodedrop import backends
@@ -135,6 +135,8 @@ def test_a_tensor_belongs_to_its_backend_and_other_things_to_none():
 def test_a_tensor_that_is_not_dense_is_known_and_the_ops_refuse_it_by_name():
     x, noise = np.eye(4, 6, dtype="float32"), pnd.Bernoulli(0.5)
     kinds = {"dense": [tensor(x)]}
+    if NAME == "numpy":
+        kinds |= {"sparse": [sparse.csr_array(x), sparse.coo_matrix(x)], "other": [sparse.csc_array(x)]}
     if NAME == "tensorflow":
         import tensorflow as tf
 
@@ -142,9 +144,9 @@ def test_a_tensor_that_is_not_dense_is_known_and_the_ops_refuse_it_by_name():
         kinds["ragged"] = [tf.RaggedTensor.from_row_lengths(x[0], [2, 4])]
         kinds["other"] = [tf.IndexedSlices(x[:2], [0, 2])]
     if NAME == "jax":
-        from jax.experimental import sparse
+        from jax.experimental import sparse as jax_sparse
 
-        kinds |= {"sparse": [sparse.BCOO.fromdense(x)], "other": [sparse.BCSR.fromdense(x)]}
+        kinds |= {"sparse": [jax_sparse.BCOO.fromdense(x)], "other": [jax_sparse.BCSR.fromdense(x)]}
     if NAME == "torch":
         import torch
 
@@ -155,7 +157,10 @@ def test_a_tensor_that_is_not_dense_is_known_and_the_ops_refuse_it_by_name():
         for each in tensors:
             assert XP.layout(each) == layout
             if layout != "dense" and backends.name_of(each) is not None:
-                with pytest.raises(TypeError, match=r"`x`. Expected a dense tensor here"):
-                    pnd.ops.masked_dense(each, tensor(x.T), noise, (1, 0))
+                if layout != "sparse":
+                    with pytest.raises(TypeError, match=r"`x`. Expected a dense or sparse \(.* tensor here"):
+                        pnd.ops.masked_dense(each, tensor(x.T), noise, (1, 0))
+                with pytest.raises(TypeError, match=r"`w`. Expected a dense tensor here"):
+                    pnd.ops.masked_dense(tensor(x.T), each, noise, (1, 0))
                 with pytest.raises(TypeError, match=r"`w`. Expected a dense tensor here"):
                     pnd.ops.masked(each, noise, (1, 0))

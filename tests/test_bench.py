@@ -280,7 +280,7 @@ def test_figures_of_another_machine_or_version_are_never_mixed(tiny, changed, tm
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--profile", "papre"], "`profile`. Expected one of 'quick', 'paper', 'growth', 'auto', 'full'."),
+        (["--profile", "papre"], "`profile`. Expected one of 'quick', 'paper', 'growth', 'auto', 'sparse', 'full'."),
         (["--backends", "theano"], "argument `backends`. Expected one of 'numpy'"),
         (["--rows", "dropuot"], "did you mean 'dropout'?"),
         (["--rounds", "0"], "`rounds`. Expected an int from 1. Received: rounds=0"),
@@ -568,6 +568,18 @@ def test_a_part_has_cases_on_the_backends_that_it_is_for():
     shape_and_dtype = ((2, 6, 4), "bfloat16")
     assert part.cases("numpy") == part.cases("tensorflow") == []
     assert part.cases("jax") == [matrix.Case("jax", row, *shape_and_dtype, "jit") for row in ("dense", "dropout")]
+
+
+@pytest.mark.parametrize("row", matrix.LISTED)
+def test_a_row_of_a_sparse_input_is_its_product(row):
+    shape, listed = (3, 20, 4), 5
+    operands = steps.operands(shape, "float32", listed)
+    product = products.of_listed(products.product(row, NAME, NO_NOISE), NAME, shape, listed)
+    y, *_ = steps.step(product, NAME, MODE)(*operands)
+    values, w = map(array, operands[:2])
+    x = products.of_listed(lambda x, w, key: x, "numpy", shape, listed)(values, w, None)
+    np.testing.assert_allclose(array(y), x @ w, atol=1e-5)
+    assert x.nnz == 3 * listed
 
 
 def test_profiles_name_what_there_is():

@@ -5,6 +5,7 @@ import json
 import keras
 import numpy as np
 import pytest
+import scipy.sparse
 
 import pernodedrop as pnd
 from pernodedrop.internals import of_keras
@@ -229,13 +230,10 @@ def dense_of(y):
 
 
 DENSE_ALWAYS = {
-    *("per_node_drop_fixed", "per_node_drop_bank", "per_node_drop_einsum", "per_node_drop_conv"),
-    *("per_node_drop_depthwise", "noise_injection_conv", "shakeout_conv", "noisy_attention"),
+    *("per_node_drop_einsum", "per_node_drop_conv", "per_node_drop_depthwise"),
+    *("noise_injection_conv", "shakeout_conv", "noisy_attention"),
 }
-DENSE_IN_TRAINING = DENSE_ALWAYS | {
-    *("per_node_drop", "per_node_drop_gaussian", "per_node_drop_partial"),
-    *("drop_connect", "drop_connect_as_published", "shakeout", "flipout", "alpha_dropout"),
-}
+DENSE_IN_TRAINING = DENSE_ALWAYS | {"shakeout", "flipout", "alpha_dropout"}
 VARIANTS = {
     "standout_weight": Case(wrap(pnd.Standout, shift="weight", beta=0.1)),
     "variational_dropout_unit": Case(wrap(pnd.VariationalDropout, examples=50, per="unit")),
@@ -263,6 +261,27 @@ def test_sparse_inputs_are_right_or_refused_by_name(name, training):
         for variable, value in zip(layer.variables, state, strict=True):
             variable.assign(value)
         np.testing.assert_allclose(dense_of(layer(takes(sparse), training=training)), wanted, atol=1e-5)
+
+
+@pytest.mark.only_backend("tensorflow", "jax", reason="Keras has sparse inputs of models there")
+@pytest.mark.parametrize("name", ["per_node_drop", "per_node_drop_gaussian", "drop_connect"])
+def test_fit_on_a_sparse_matrix_is_fit_on_its_dense_array(name):
+    case = FAMILY[name]
+    x = scipy.sparse.csr_matrix(np.maximum(inputs(8, *case.shape), 0))
+    networks = []
+    for sparse in (True, False):
+        layer = case.make()
+        network = keras.Sequential([keras.Input(case.shape, sparse=sparse), layer])
+        if networks:
+            network.set_weights(networks[0].initial)
+        network.initial = network.get_weights()
+        network.compile("sgd", "mse")
+        y = np.ones((8, *network.output_shape[1:]), "float32")
+        network.fit(x if sparse else x.toarray(), y, batch_size=4, epochs=2, shuffle=False, verbose=0)
+        networks.append(network)
+    for got, wanted, initial in zip(*(n.get_weights() for n in networks), networks[0].initial, strict=True):
+        np.testing.assert_allclose(got, wanted, atol=1e-5)
+        assert (got != initial).any() or got.ndim == 0
 
 
 @pytest.mark.only_backend("tensorflow", "torch", reason="the others have no ragged tensors")

@@ -112,7 +112,7 @@ def _add_bench(commands: Commands) -> None:
     text = "measure what a training step costs with the usual regularizers, on every backend, against the machine"
     parser = commands.add_parser("bench", help=text, description=text)
     parser.add_argument(
-        "--profile", default="quick", metavar="NAME", help="quick, paper, growth, auto, full (default: quick)"
+        "--profile", default="quick", metavar="NAME", help="quick, paper, growth, auto, sparse, full (default: quick)"
     )
     parser.add_argument("--backends", nargs="+", metavar="NAME", help="backends to measure (default: all installed)")
     parser.add_argument(

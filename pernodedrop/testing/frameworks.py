@@ -111,7 +111,8 @@ def _tensorflow(function, inputs, upstream, constants):
     with tf.GradientTape() as tape:
         tape.watch(inputs)
         y = function(*inputs, *constants)
-    return y, tape.gradient(y, inputs, output_gradients=tf.cast(upstream, y.dtype))
+    gradients = tape.gradient(y, inputs, output_gradients=tf.cast(upstream, y.dtype))
+    return y, [None if g is None else tf.convert_to_tensor(g) for g in gradients]  # it may be tf.IndexedSlices
 
 
 _DERIVATIVES = {"torch": _torch, "jax": _jax, "tensorflow": _tensorflow}

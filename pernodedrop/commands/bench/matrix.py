@@ -82,6 +82,7 @@ class Case:
     Attributes:
         backend, row, mode, dtype: names.
         shape: (batch, in, out) or (batch, time, in, out); of a convolution (batch, height, width, in, out).
+        listed: how many entries of a row a sparse x lists; 0 where x is dense.
     """
 
     backend: str
@@ -89,17 +90,19 @@ class Case:
     shape: tuple[int, ...]
     dtype: str
     mode: str
+    listed: int = 0
 
     @property
     def key(self) -> str:
         """What tells it from the others, as text."""
-        return "/".join([self.backend, self.mode, shape_text(self.shape), self.dtype, self.row])
+        listed = [f"{self.listed} listed"] if self.listed else []
+        return "/".join([self.backend, self.mode, shape_text(self.shape), *listed, self.dtype, self.row])
 
     @property
     def entries(self) -> int:
         """How many entries a mask has that differs for every sample and connection."""
         size = sizes(self.shape)
-        return size["sample"] * size["in"] * size["out"]
+        return size["sample"] * (self.listed or size["in"]) * size["out"]
 
     def plain(self) -> dict[str, typing.Any]:
         """The case as JSON has it."""
@@ -121,6 +124,7 @@ class Part(typing.NamedTuple):
         extra_rows: names of these rows.
         one_mode: whether the usual mode is the only one of the others.
         backends: names of those that it is for; none for all.
+        listed: that of its cases.
     """
 
     shape: tuple[int, ...]
@@ -130,6 +134,7 @@ class Part(typing.NamedTuple):
     extra_rows: tuple[str, ...] = tuple(ROWS)
     one_mode: bool = False
     backends: tuple[str, ...] = ()
+    listed: int = 0
 
     def cases(self, backend: str) -> list[Case]:
         """The cases on one backend, those to be timed in turn."""
@@ -140,7 +145,7 @@ class Part(typing.NamedTuple):
         pairs = [(mode, row) for mode in modes for row in rows]
         if backend in self.extra:
             pairs += [(EXTRA_MODES[backend], row) for row in rows if row in self.extra_rows]
-        return [Case(backend, row, self.shape, self.dtype, mode) for mode, row in pairs]
+        return [Case(backend, row, self.shape, self.dtype, mode, self.listed) for mode, row in pairs]
 
 
 class Network(typing.NamedTuple):
@@ -179,6 +184,7 @@ TIME = (32, 16, 512, 64)
 CONVOLUTION = (32, 16, 16, 32, 32)
 SMALL = (32, 64, 64)
 CHOICES = (*REFERENCES, "bernoulli", *METHODS)
+LISTED = (*REFERENCES, "gaussian", "uniform", "bernoulli", "bernoulli_recomputed")
 
 PROFILES = {
     "quick": Profile((Part((128, 1024, 64), USUAL),), rounds=5, seconds=10, memory=0, network=None),
@@ -208,6 +214,13 @@ PROFILES = {
         rounds=15,
         seconds=30,
         memory=1,
+        network=None,
+    ),
+    "sparse": Profile(  # as many terms as RCV1-v2 has, and of a document
+        tuple(Part((128, 47236, outputs), LISTED, one_mode=True, listed=83) for outputs in (1024, 64)),
+        rounds=9,
+        seconds=30,
+        memory=0,
         network=None,
     ),
     "full": Profile(

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 
 import pernodedrop as pnd
+from pernodedrop import backends
 from pernodedrop._types import Namespace, Tensor
 
 Product = typing.Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -39,6 +40,61 @@ def product(row: str, backend: str, rate: float, form: str | None = None, shape:
     return OURS[row](rate)
 
 
+def of_listed(product: Product, backend: str, shape: typing.Sequence[int], listed: int) -> Product:
+    """A product with a sparse x as a function of the values of its entries, instead of x, to which no gradient flows.
+
+    Args:
+        product: that of x.
+        backend: the name of Keras' backend.
+        shape: (batch, in, out).
+        listed: entries of a row, of which the first inputs have more than the last, as terms have in texts.
+    """
+    batch, inputs, _ = shape
+    rng, share = np.random.default_rng(0), 1 / (30 + np.arange(inputs))
+    columns = [np.sort(rng.choice(inputs, listed, False, share / share.sum())) for _ in range(batch)]
+    places = np.stack([np.repeat(np.arange(batch), listed), np.concatenate(columns)])
+    make, still = SPARSE[backend](places, (batch, inputs)), backends.get(backend).stop_gradient
+    return lambda values, w, key: product(make(still(values)), w, key)
+
+
+def _scipy(places: typing.Any, shape: typing.Any) -> typing.Callable[[Tensor], Tensor]:
+    from scipy import sparse
+
+    return lambda values: sparse.csr_array((values, tuple(places)), shape)
+
+
+def _torch_coo(places: typing.Any, shape: typing.Any) -> typing.Callable[[Tensor], Tensor]:
+    import torch
+
+    places = torch.from_numpy(places)
+    return lambda values: torch.sparse_coo_tensor(places, values, shape, check_invariants=False, is_coalesced=True)
+
+
+def _bcoo(places: typing.Any, shape: typing.Any) -> typing.Callable[[Tensor], Tensor]:
+    from jax.experimental import sparse
+
+    return lambda values: sparse.BCOO((values, places.T), shape=shape, indices_sorted=True, unique_indices=True)
+
+
+def _sparse_tensor(places: typing.Any, shape: typing.Any) -> typing.Callable[[Tensor], Tensor]:
+    import tensorflow as tf
+
+    return lambda values: tf.SparseTensor(places.T, values, shape)
+
+
+SPARSE: dict[str, typing.Callable[..., typing.Callable[[Tensor], Tensor]]] = {
+    "numpy": _scipy,
+    "torch": _torch_coo,
+    "jax": _bcoo,
+    "tensorflow": _sparse_tensor,
+}
+"""What makes a sparse x of its values, from its places (2, n) and its shape."""
+
+
+def _plain(x: Tensor, w: Tensor) -> Tensor:
+    return x @ w if backends.name_of(x) == "numpy" else keras.ops.matmul(x, w)  # Keras does not know SciPy's
+
+
 def _masked(kind: typing.Callable[[float], pnd.Noise], **options: typing.Any) -> typing.Callable[[float], Product]:
     def of_rate(rate: float) -> Product:
         noise = kind(rate)
@@ -54,7 +110,7 @@ def _fixed(rate: float) -> Product:
 
 
 OURS: dict[str, typing.Callable[[float], Product]] = {
-    "dense": lambda rate: lambda x, w, key: keras.ops.matmul(x, w),
+    "dense": lambda rate: lambda x, w, key: _plain(x, w),
     "dropout": _masked(pnd.Bernoulli, sharing="out"),
     "gaussian_dropout": _masked(pnd.Gaussian, sharing="out"),
     "drop_connect": _masked(pnd.Bernoulli, sharing="sample+time"),

@@ -14,12 +14,13 @@ from pernodedrop.commands.bench.products import Product
 Step = typing.Callable[..., tuple[Tensor, ...]]
 
 
-def operands(shape: typing.Sequence[int], dtype: str) -> tuple[Tensor, ...]:
+def operands(shape: typing.Sequence[int], dtype: str, listed: int = 0) -> tuple[Tensor, ...]:
     """x, w, dy and the key, as tensors of Keras' backend.
 
     Args:
         shape: that of a case.
         dtype: that of x, w and dy.
+        listed: how many entries of a row a sparse x lists: then x is their values. 0 where it is dense.
     """
     *rows, inputs, outputs = shape
     rng = np.random.default_rng(0)
@@ -30,7 +31,8 @@ def operands(shape: typing.Sequence[int], dtype: str) -> tuple[Tensor, ...]:
         return 1 * keras.ops.cast(values, dtype)
 
     window = (3, 3) if len(shape) == 5 else ()
-    x, w, dy = tensor(*rows, inputs), tensor(*window, inputs, outputs), tensor(*rows, outputs)
+    x = tensor(*rows, inputs) if not listed else tensor(rows[0] * listed)
+    w, dy = tensor(*window, inputs, outputs), tensor(*rows, outputs)
     if keras.backend.backend() == "torch":
         x.requires_grad_()
         w.requires_grad_()
@@ -97,7 +99,7 @@ def _torch(product: Product, mode: str) -> Step:
 
     def run(x: Tensor, w: Tensor, dy: Tensor, key: Tensor) -> tuple[Tensor, ...]:
         y = product(x, w, key)
-        results = (y, *torch.autograd.grad(y, (x, w), dy))
+        results = (y, *torch.autograd.grad(y, (x, w), dy, allow_unused=True))  # the values of a sparse x
         if x.is_cuda:
             torch.cuda.synchronize()
         return results

@@ -36,7 +36,7 @@ def measure(cases, rounds, seconds, available, progress, pace):
     Yields:
         A dict of plain values for each case, with its times, or why it is "skipped" or how it "failed".
     """
-    operands = steps.operands(cases[0].shape, cases[0].dtype)
+    operands = steps.operands(cases[0].shape, cases[0].dtype, cases[0].listed)
     members = []
     for case in cases:
         reason = excess(case, available, pace)
@@ -79,6 +79,8 @@ def warm(case, operands, rate):
     candidates = []
     for form in forms:
         product = products.product(case.row, case.backend, rate, form, case.shape)
+        if case.listed:
+            product = products.of_listed(product, case.backend, case.shape, case.listed)
         step = steps.step(product, case.backend, case.mode)
         first = seconds_of(step, operands)
         again = seconds_of(step, operands) if len(forms) > 1 else 0.0

@@ -11,7 +11,7 @@ from pernodedrop.backends import methods
 from pernodedrop.internals import of_keras
 from pernodedrop.layers.base.activation_noise import apply_mask
 from pernodedrop.layers.base.around import Around
-from pernodedrop.layers.base.contraction import Contraction
+from pernodedrop.layers.base.contraction import Contraction, Operands
 from pernodedrop.layers.base.convolution import Convolution, Patches
 from pernodedrop.layers.base.inner import (
     CONTRACTIONS,
@@ -47,6 +47,8 @@ class WeightNoise(Noisy, Around):
     """
 
     kinds: typing.ClassVar[tuple[type, ...]] = KINDS
+    layouts: typing.ClassVar[tuple[str, ...]] = ("dense",)
+    """How inputs may be stored in a call with noise, as `xp.layout` names it."""
 
     def __init__(
         self,
@@ -97,13 +99,20 @@ class WeightNoise(Noisy, Around):
 
     def call_with_noise(self, inputs: Tensor, field: Field, samples: Words) -> Tensor:
         """What a call with noise gives: the layer with its product replaced by `multiply`."""
-        ops.check_layout("inputs", inputs, ("dense",), xp)
+        ops.check_layout("inputs", inputs, self.layouts, xp)
         product = product_of(self.layer, len(inputs.shape))
         bias = self.bias(product, field, samples)
         if self.one_kernel and isinstance(product, Convolution):
             return with_kernel(self.layer, inputs, self.masked_kernel(product, field), bias)
-        x, w, restore = product.operands(inputs, float_kernel(self.layer))
+        x, w, restore = self._operands(product, inputs)
         return bias_and_activation(self.layer, restore(self.multiply(x, w, field, samples)), bias)
+
+    def _operands(self, product: Contraction | Convolution, inputs: Tensor) -> Operands:
+        kernel = float_kernel(self.layer)
+        if xp.layout(inputs) == "dense":
+            return product.operands(inputs, kernel)
+        # a sparse tensor stays as it is: only that of a Dense layer comes here, whose product has the mask's form
+        return Operands((inputs,), product.matrices(kernel), lambda y: y[0])
 
     def bias(self, product: Contraction | Convolution, field: Field, samples: Words) -> Tensor | None:
         """The bias of a call with noise, as `inner.bias_and_activation` takes it; None is the layer's own."""
@@ -172,6 +181,8 @@ class MaskedProduct(WeightNoise):
         layer, mask, seed, schedule, **kwargs: those of `WeightNoise`.
         method: as for `pernodedrop.ops.masked_dense`.
     """
+
+    layouts: typing.ClassVar[tuple[str, ...]] = ("dense", "sparse")
 
     def __init__(
         self,

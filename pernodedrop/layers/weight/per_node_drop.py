@@ -46,7 +46,7 @@ class PerNodeDrop(MaskedProduct):
         **kwargs: those of `keras.layers.Layer`; the dtype policy is the inner layer's unless given.
 
     Call arguments:
-        inputs: floating tensor of any shape the inner layer takes, samples first.
+        inputs: floating tensor of any shape the inner layer takes, samples first; around Dense a sparse one too.
         training: whether to train; Keras sets it in `fit`.
         key: the key to use instead of drawing one, from `draw()`.
         sample_ids: integer tensor (batch,), modulo 2**32: the sample coordinate of each row. Example ids in the example

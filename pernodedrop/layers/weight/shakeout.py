@@ -56,6 +56,8 @@ class Shakeout(MaskedProduct):
     [-0.25, 2.25]
     """
 
+    layouts = ("dense",)  # its second product is a plain one
+
     def __init__(
         self,
         layer: keras.layers.Layer,
