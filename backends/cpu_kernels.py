@@ -2,7 +2,7 @@
 
 Operands are NumPy arrays: x (r, t, i), w (i, o), dy (r, t, o) of one floating dtype, and the mask's `Decisions`, whose
 words are uint32. Every result is summed by one thread in one order, so it does not depend on how many threads there
-are.
+are. What is dropped is 0 times something, which is NaN if that is NaN or infinite, as in all other ways.
 """
 
 import concurrent.futures
@@ -186,12 +186,12 @@ def forward(start, stop, y, x, w, mask):
 def _forward_row(r, i, y, x, w, masked, out, row_key, last):
     zero = w.dtype.type(0)
     if x.shape[1] == 1:  # else the mask would go through memory for a single use
-        x_value = x[r, 0, i]
+        x_value, x_dropped = x[r, 0, i], x[r, 0, i] * zero
         for o in range(w.shape[1]):
-            y[r, 0, o] += x_value * w[i, o] if _kept(out[o], row_key, last) else zero
+            y[r, 0, o] += (x_value if _kept(out[o], row_key, last) else x_dropped) * w[i, o]
         return
     for o in range(w.shape[1]):
-        masked[o] = w[i, o] if _kept(out[o], row_key, last) else zero
+        masked[o] = w[i, o] if _kept(out[o], row_key, last) else w[i, o] * zero
     for t in range(x.shape[1]):
         x_value = x[r, t, i]
         for o in range(w.shape[1]):
@@ -237,7 +237,7 @@ def _backward_row(r, i, at, dx, dw, dy, x, w, kept, out, row_key, last):
     if x.shape[1] == 1:
         x_value, dx_value = x[row, 0, column], zero
         for o in range(w.shape[1]):
-            masked = dy[r, 0, o] if _kept(out[o], row_key, last) else zero
+            masked = dy[r, 0, o] if _kept(out[o], row_key, last) else dy[r, 0, o] * zero
             dx_value += masked * w[i, o]
             dw[i, o] += masked * x_value
         dx[row, 0, column] = dx_value

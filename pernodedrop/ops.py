@@ -75,7 +75,8 @@ def masked_dense(
             with a mask of its own for every row of x. "auto" takes the last where it holds, else "kernel" where it can
             be had, else "recomputed"; masks that are small because they are shared are plain products. All can be
             differentiated any number of times, but on JAX not in forward mode where a mask is made again, which JAX
-            refuses ("custom_vjp"): take "materialized" for `jax.jvp` and `jax.hessian`.
+            refuses ("custom_vjp"): take "materialized" for `jax.jvp` and `jax.hessian`. What is dropped is 0 times
+            something: of NaN or infinity in x or w that is NaN, by all of them but the kernel on CUDA, which passes by.
 
     Returns:
         A tensor (batch, out) or (batch, time, out), of the dtype of x. Sums are in float32, or in float64 if x or w is.
