@@ -87,6 +87,8 @@ def default() -> str:
 
 def name_of(tensor: object) -> str | None:
     """The name of the backend that `tensor` belongs to, or None; imports nothing."""
+    if not (hasattr(tensor, "shape") and hasattr(tensor, "dtype")):  # a generator of numbers, a module
+        return None
     for cls in type(tensor).__mro__:
         root = "numpy" if cls.__module__.startswith("scipy.sparse.") else cls.__module__.partition(".")[0]
         if root in _ROOTS and root in sys.modules:

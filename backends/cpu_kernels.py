@@ -2,7 +2,7 @@
 
 Operands are NumPy arrays: x (r, t, i), w (i, o), dy (r, t, o) of one floating dtype, and the mask's `Decisions`, whose
 words are uint32. Every result is summed by one thread in one order, so it does not depend on how many threads there
-are.
+are. What is dropped is 0 times something, which is NaN if that is NaN or infinite, as in all other ways.
 """
 
 import concurrent.futures
@@ -210,16 +210,16 @@ def forward(start, stop, y, x, w, mask):
 
 @_inlined
 def _forward_row(r, i, y, x, w, out, row_key, last):
-    zero, x_value = w.dtype.type(0), x[r, 0, i]
+    x_value, x_dropped = x[r, 0, i], x[r, 0, i] * w.dtype.type(0)
     for o in range(w.shape[1]):
-        y[r, 0, o] += x_value * w[i, o] if _kept(out[o], row_key, last) else zero
+        y[r, 0, o] += (x_value if _kept(out[o], row_key, last) else x_dropped) * w[i, o]
 
 
 @_inlined
 def _mask_row(masked, w, out, row_key, last):
     zero = w.dtype.type(0)
     for o in range(len(w)):
-        masked[o] = w[o] if _kept(out[o], row_key, last) else zero
+        masked[o] = w[o] if _kept(out[o], row_key, last) else w[o] * zero
 
 
 @_inlined
@@ -281,7 +281,7 @@ def _backward_row(r, i, at, dx, dw, dy, x, w, scratch, out, row_key, last):
     if x.shape[1] == 1:
         x_value, dx_value = x[row, 0, column], zero
         for o in range(w.shape[1]):
-            masked = dy[r, 0, o] if _kept(out[o], row_key, last) else zero
+            masked = dy[r, 0, o] if _kept(out[o], row_key, last) else dy[r, 0, o] * zero
             dx_value += masked * w[i, o]
             dw[i, o] += masked * x_value
         dx[row, 0, column] = dx_value
@@ -377,9 +377,9 @@ def sparse_forward(start, stop, y, values, rows, columns, w, mask):
     for n in range(start, stop):
         r, i = rows[n], columns[n]
         row_key = _row_key(halves, mask.time[r], mask.sample[r], mask.in_[i])
-        value, y_row, w_row = values[n] * scale, y[r], w[i]
+        value, dropped, y_row, w_row = values[n] * scale, values[n] * zero, y[r], w[i]
         for o in range(len(out)):
-            y_row[o] += value * w_row[o] if _kept(out[o], row_key, last) else zero
+            y_row[o] += (value if _kept(out[o], row_key, last) else dropped) * w_row[o]
 
 
 @_compiled
@@ -392,7 +392,7 @@ def sparse_backward(start, stop, dvalues, dw, values, rows, columns, w, dy, mask
         row_key = _row_key(halves, mask.time[r], mask.sample[r], mask.in_[i])
         value, total, dy_row, w_row, dw_row = values[n] * scale, zero, dy[r], w[i], dw[i]
         for o in range(len(out)):
-            masked = dy_row[o] if _kept(out[o], row_key, last) else zero
+            masked = dy_row[o] if _kept(out[o], row_key, last) else dy_row[o] * zero
             total += masked * w_row[o]
             dw_row[o] += masked * value
         dvalues[n] = total * scale

@@ -1,7 +1,9 @@
 """Checks of arguments: each error names the argument, what was expected and what was received."""
 
 import collections.abc
+import dataclasses
 import difflib
+import itertools
 import math
 import numbers
 import typing
@@ -10,21 +12,44 @@ import numpy as np
 
 WORD_LIMIT = 2**32
 HIGHEST_RATE = 1 - 2**-24
+LEAST, MOST = (float(size) for size in (np.finfo("float32").tiny, np.finfo("float32").max))
+"""Between which the sizes of float32 numbers are, but for 0 and those that some devices take for 0."""
+
+FLOAT = (float, "float")  # annotations of fields, as they are and as `from __future__ import annotations` leaves them
+OPTIONAL_FLOAT = (float | None, "float | None")
+INT = (int, "int")
+NOT_NUMBERS = (bool, np.bool_, np.timedelta64)
+"""What Python or NumPy has among the integers."""
+
+SEED_LIMIT = 2**2048
+"""Python writes ints of 640 digits whatever its limit, and files have seeds as digits."""
+
+LONGEST = 1000
+"""Characters of a value in an error."""
 
 
 def invalid(argument: str, expected: str, received: object) -> str:
     """The message of an error about one argument, in the one form that the library uses."""
-    return f"Invalid value for argument `{argument}`. Expected {expected}. Received: {argument}={received!r}"
+    return f"Invalid value for argument `{argument}`. Expected {expected}. Received: {argument}={shown(received)}"
+
+
+def shown(value: object) -> str:
+    """`value` as an error shows it: its `repr` up to a length, or its class where it has none."""
+    try:
+        text = repr(value)
+    except Exception:  # an int of thousands of digits, which Python does not write; whatever a class does wrong
+        return f"<{type(value).__name__} without a repr>"
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}... ({len(text)} characters)"
 
 
 def is_real(value: object) -> typing.TypeGuard[float]:
     """Whether `value` is a plain real number (NumPy scalars included, booleans not)."""
-    return isinstance(value, numbers.Real) and not isinstance(value, bool | np.bool_)
+    return isinstance(value, numbers.Real) and not isinstance(value, NOT_NUMBERS)
 
 
 def is_int(value: object) -> typing.TypeGuard[int]:
     """Whether `value` is a plain integer (NumPy scalars included, booleans not)."""
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool | np.bool_)
+    return isinstance(value, numbers.Integral) and not isinstance(value, NOT_NUMBERS)
 
 
 def check_rate(rate: typing.Any, argument: str = "rate") -> float:
@@ -37,21 +62,45 @@ def check_rate(rate: typing.Any, argument: str = "rate") -> float:
     return float(rate)
 
 
-def check_finite(value: typing.Any, argument: str, expected: str = "a finite float") -> float:
-    """Return `value` as a finite float, or raise."""
+def check_finite(value: typing.Any, argument: str, expected: str = "a finite float", of_tensors: bool = True) -> float:
+    """Return `value` as a finite float, and one that float32 holds if tensors are made of it, or raise."""
     if not is_real(value):
         raise TypeError(invalid(argument, expected, value))
-    if not math.isfinite(value):
+    try:
+        number = float(value)
+    except OverflowError:  # an int, or a fraction of ints, beyond float64
+        number = math.inf
+    if not math.isfinite(number):
         raise ValueError(invalid(argument, expected, value))
-    return float(value)
+    if of_tensors and number != 0 and not LEAST <= abs(number) <= MOST:
+        raise ValueError(invalid(argument, expected + ", of a size that float32 has: 0, or 1.2e-38 to 3.4e38", value))
+    return number
 
 
 def check_positive(value: typing.Any, argument: str, zero: bool = False) -> float:
     """Return `value` as a finite float above zero (or from zero), or raise."""
     expected = "a finite float " + ("from zero" if zero else "above zero")
-    if check_finite(value, argument, expected) < 0 or (value == 0 and not zero):
+    number = check_finite(value, argument, expected)
+    if number < 0 or (number == 0 and not zero):
         raise ValueError(invalid(argument, expected, value))
-    return float(value)
+    return number
+
+
+def check_one_given(**values: typing.Any) -> None:
+    """Raise unless one of these arguments is given, which is None otherwise."""
+    if sum(value is not None for value in values.values()) != 1:
+        names = " and ".join(f"`{name}`" for name in values)
+        received = ", ".join(f"{name}={shown(value)}" for name, value in values.items())
+        raise ValueError(f"Invalid values for arguments {names}. Expected one of the two. Received: {received}")
+
+
+def check_int(value: typing.Any, argument: str) -> int:
+    """Return `value` as an int of 32 bits, or raise."""
+    if not is_int(value):
+        raise TypeError(invalid(argument, "an int", value))
+    if not -(2**31) <= value < 2**31:
+        raise ValueError(invalid(argument, "an int in [-2**31, 2**31)", value))
+    return int(value)
 
 
 def check_word(value: typing.Any, argument: str) -> int:
@@ -70,8 +119,35 @@ def check_count(value: typing.Any, argument: str, least: int = 1) -> int:
     if not is_int(value):
         raise TypeError(invalid(argument, expected, value))
     if not least <= value < 2**31:
-        raise ValueError(invalid(argument, expected, value))
+        raise ValueError(invalid(argument, expected + (" and below 2**31" if value > 0 else ""), value))
     return int(value)
+
+
+def check_fields(one: typing.Any, of_tensors: bool) -> None:
+    """Make the fields of a frozen dataclass what their annotations say, and a `rate` a drop rate, or raise."""
+    for field in dataclasses.fields(one):
+        value = getattr(one, field.name)
+        if value is None and field.type in OPTIONAL_FLOAT:
+            continue
+        if field.name == "rate":
+            object.__setattr__(one, field.name, check_rate(value))
+        elif field.type in FLOAT + OPTIONAL_FLOAT:
+            object.__setattr__(one, field.name, check_finite(value, field.name, of_tensors=of_tensors))
+        elif field.type in INT:
+            object.__setattr__(one, field.name, check_int(value, field.name))
+
+
+def check_tuple(value: typing.Any, argument: str, of: str, most: int = 2**16) -> tuple[typing.Any, ...]:
+    """Return what an iterable, but no str and no mapping, gives as a tuple, or raise."""
+    if isinstance(value, str | bytes | collections.abc.Mapping):
+        raise TypeError(invalid(argument, f"a sequence of {of}", value))
+    try:
+        found = tuple(itertools.islice(value, most + 1))
+    except (TypeError, NotImplementedError) as error:  # some symbolic tensors have an iterator, which raises
+        raise TypeError(invalid(argument, f"a sequence of {of}", value)) from error
+    if len(found) > most:
+        raise ValueError(invalid(argument, f"at most {most} {of}", value))
+    return found
 
 
 def check_bool(value: typing.Any, argument: str) -> bool:
@@ -88,18 +164,36 @@ def check_optional_bool(value: typing.Any, argument: str) -> bool | None:
     return None if value is None else bool(value)
 
 
-def check_seed(seed: typing.Any) -> int | None:
-    """Return `seed` if it is an int or None, or raise."""
-    if seed is not None and not is_int(seed):
-        raise TypeError(invalid("seed", "an int or None", seed))
+def check_training(training: typing.Any) -> bool | None:
+    """Return a call's `training` as a bool, which 0 and 1 may stand for, or as it is if it is None, or raise."""
+    if is_int(training) and training in (0, 1):
+        return bool(training)
+    return check_optional_bool(training, "training")
+
+
+def check_str(value: typing.Any, argument: str) -> str:
+    """Return `value` if it is a str, or raise."""
+    if not isinstance(value, str):
+        raise TypeError(invalid(argument, "a str", value))
+    return value
+
+
+def check_seed(seed: typing.Any, argument: str = "seed") -> int | None:
+    """Return `seed` if it is an int, of a size that can be written, or None, or raise."""
+    if seed is None:
+        return None
+    if not is_int(seed):
+        raise TypeError(invalid(argument, "an int or None", seed))
+    if abs(int(seed)) >= SEED_LIMIT:
+        raise ValueError(invalid(argument, "an int between -2**2048 and 2**2048", seed))
     return seed
 
 
 def check_choice(value: typing.Any, argument: str, choices: collections.abc.Collection[str]) -> str:
     """Return `value` if it is one of the names `choices`, or raise and say the nearest right one."""
-    if value in choices:
+    if isinstance(value, str) and value in choices:
         return value
     expected = "one of " + ", ".join(repr(choice) for choice in choices)
-    near = difflib.get_close_matches(str(value), [str(choice) for choice in choices], n=1, cutoff=0.5)
+    near = difflib.get_close_matches(value[:LONGEST], choices, n=1, cutoff=0.5) if isinstance(value, str) else []
     hint = f" (did you mean {near[0]!r}?)" if near else ""
     raise ValueError(invalid(argument, expected, value) + hint)

@@ -63,7 +63,8 @@ def symmetric_kl(p: Tensor, q: Tensor, from_logits: bool = False, kl: str = "mea
         A tensor (...), float32, or float64 where both are.
 
     Raises:
-        TypeError, ValueError: another `kl`, or a `from_logits` that is neither True nor False.
+        TypeError, ValueError: predictions of another dtype, of rank 0 or of two shapes, another `kl`, or a
+            `from_logits` that is neither True nor False.
 
     Example:
 
@@ -76,6 +77,10 @@ def symmetric_kl(p: Tensor, q: Tensor, from_logits: bool = False, kl: str = "mea
     """
     from_logits = checks.check_bool(from_logits, "from_logits")
     half = TOTALS[checks.check_choice(kl, "kl", TOTALS)] / 2
+    p, q = _predictions(p, "p"), _predictions(q, "q")
+    sizes = zip(p.shape, q.shape, strict=False)
+    if len(p.shape) != len(q.shape) or any(None not in pair and pair[0] != pair[1] for pair in sizes):
+        raise ValueError(checks.invalid("q", f"the shape of `p`, {tuple(p.shape)}", tuple(q.shape)))
     (p, log_p), (q, log_q) = (_probabilities(predictions, from_logits) for predictions in (p, q))
     return half * keras.ops.sum((p - q) * (log_p - log_q), axis=-1)
 
@@ -163,7 +168,7 @@ class RDrop(keras.losses.Loss):
     ) -> None:
         self.loss = _over_classes(loss)
         super().__init__(
-            name=name,
+            name=checks.check_str(name, "name"),
             reduction=getattr(self.loss, "reduction", "sum_over_batch_size"),
             dtype=getattr(self.loss, "dtype", None),
         )
@@ -180,6 +185,8 @@ class RDrop(keras.losses.Loss):
                 "pernodedrop.RDropModel, which makes such batches in `fit`"
             )
             raise ValueError(checks.invalid("paired", expected, None))
+        if not hasattr(y_pred, "shape"):
+            raise TypeError(checks.invalid("y_pred", "a tensor (2 * batch, ..., classes)", y_pred))
         value = self.loss.call if isinstance(self.loss, keras.losses.Loss) else self.loss
         cross_entropy = value(y_true, y_pred)
         if not self.paired:
@@ -328,9 +335,23 @@ def _twice(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else keras.ops.concatenate([tensor, tensor])
 
 
+def _predictions(given: typing.Any, argument: str) -> Tensor:
+    """What is given for predictions as a tensor, or an error."""
+    expected = "a floating tensor (..., classes)"
+    try:
+        predictions = keras.ops.convert_to_tensor(given)
+    except Exception as error:  # whatever the framework has to say of it
+        raise TypeError(checks.invalid(argument, expected, given)) from error
+    dtype = keras.backend.standardize_dtype(predictions.dtype)
+    if not keras.backend.is_float_dtype(dtype):
+        raise TypeError(checks.invalid(argument, expected, dtype))
+    if not predictions.shape:
+        raise ValueError(checks.invalid(argument, expected, given))
+    return predictions
+
+
 def _probabilities(predictions: Tensor, from_logits: bool) -> tuple[Tensor, Tensor]:
     """Probabilities and their logarithms, in float32 at least."""
-    predictions = keras.ops.convert_to_tensor(predictions)
     if keras.backend.standardize_dtype(predictions.dtype) != "float64":
         predictions = keras.ops.cast(predictions, "float32")
     if from_logits:
@@ -342,7 +363,7 @@ def _probabilities(predictions: Tensor, from_logits: bool) -> tuple[Tensor, Tens
 def _over_classes(loss: typing.Any) -> typing.Any:
     """The loss that an argument means, if its predictions can be class probabilities, or raise."""
     expected = "a loss of class probabilities or logits, such as 'sparse_categorical_crossentropy'"
-    found = keras.losses.get(loss)
+    found = loss if callable(loss) else keras.losses.get(loss) if isinstance(loss, str | dict) else None
     if not callable(found):
         raise TypeError(checks.invalid("loss", expected, loss))
     kind = type(found) if isinstance(found, keras.losses.Loss) else found

@@ -32,9 +32,6 @@ from pernodedrop._types import Config, Namespace, Params, Tensor, Words
 
 __all__ = ["Bernoulli", "Gaussian", "Noise", "PartialGaussian", "Uniform"]
 
-FLOAT = (float, "float")  # annotations of fields, as they are and as `from __future__ import annotations` leaves them
-OPTIONAL_FLOAT = (float | None, "float | None")
-INT = (int, "int")
 LEVELS = 2**24
 """How many probabilities Bernoulli decisions tell apart: they are made on the upper 24 bits of a word."""
 
@@ -59,7 +56,8 @@ class Noise:
         exact: whether entries are equal to the bit on every backend, which takes operations that round alike: no
             logarithm, no erfinv; False.
         __post_init__(): checks of the fields, after `super().__post_init__()`, which refuses a field `rate` that is no
-            rate, a field annotated `float` that is no finite number, and one annotated `int` that is no int.
+            rate, a field annotated `float` that is no finite number of float32's range, and one annotated `int` that is
+            no int, or none of 32 bits.
 
     >>> class TwoPoint(Noise):
     ...     size: float
@@ -83,16 +81,7 @@ class Noise:
         registry.add(cls)
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if value is None and field.type in OPTIONAL_FLOAT:
-                continue
-            if field.name == "rate":
-                object.__setattr__(self, field.name, checks.check_rate(value))
-            elif field.type in FLOAT + OPTIONAL_FLOAT:
-                object.__setattr__(self, field.name, checks.check_finite(value, field.name))
-            elif field.type in INT and not checks.is_int(value):
-                raise TypeError(checks.invalid(field.name, "an int", value))
+        checks.check_fields(self, of_tensors=True)
 
     @property
     def variance(self) -> float:
@@ -243,8 +232,7 @@ class _ScaledNoise(Noise):
     def __post_init__(self) -> None:
         super().__post_init__()
         scale = getattr(self, self.scale_name)
-        if (self.rate is None) == (scale is None):
-            raise ValueError(f"{type(self).__name__} takes one of `rate` and `{self.scale_name}`. Received: {self!r}")
+        checks.check_one_given(**{"rate": self.rate, self.scale_name: scale})
         if self.rate is None:
             checks.check_positive(scale, self.scale_name, zero=True)
         else:

@@ -78,7 +78,8 @@ def masked_dense(
             with a mask of its own for every row of x. "auto" takes the last where it holds, else "kernel" where it can
             be had, else "recomputed"; masks that are small because they are shared are plain products. All can be
             differentiated any number of times, but on JAX not in forward mode where a mask is made again, which JAX
-            refuses ("custom_vjp"): take "materialized" for `jax.jvp` and `jax.hessian`.
+            refuses ("custom_vjp"): take "materialized" for `jax.jvp` and `jax.hessian`. What is dropped is 0 times
+            something: of NaN or infinity in x or w that is NaN, by all of them but the kernel on CUDA, which passes by.
 
     Returns:
         A tensor (batch, out) or (batch, time, out), of the dtype of x. Sums are in float32, or in float64 if x or w is.
@@ -516,6 +517,7 @@ def key_words(key: Key, device: typing.Any, xp: Namespace) -> tuple[Words, Words
         raise ValueError(checks.invalid("key", expected, key))
     seed, call = key
     if checks.is_int(seed):
+        checks.check_seed(seed, "key[0]")
         seed = generator.seed_word(seed)
     if checks.is_int(call):
         call = checks.check_word(call, "key[1]")
@@ -535,8 +537,11 @@ def _params(noise: Noise, params: Params | None, device: typing.Any, xp: Namespa
     own = noise.params()
     if params is None:
         return {name: xp.asarray(value, device=device) for name, value in own.items()}
+    expected = f"the numbers {sorted(own)} of {noise!r}"
+    if not isinstance(params, collections.abc.Mapping):
+        raise TypeError(checks.invalid("params", f"a dict of {expected}", params))
     if set(params) != set(own):
-        raise ValueError(checks.invalid("params", f"the numbers {sorted(own)} of {noise!r}", sorted(params)))
+        raise ValueError(checks.invalid("params", expected, list(params)))
     dtypes = _dtypes(noise)
     for name, value in params.items():
         _check_number(value, f"params[{name!r}]", dtypes[name])
@@ -582,7 +587,7 @@ def _check_operands(x: Tensor, w: Tensor, xp: Namespace) -> None:
     if len(x.shape) not in (2, 3):
         raise ValueError(checks.invalid("x", "shape (batch, in) or (batch, time, in)", tuple(x.shape)))
     if len(w.shape) != 2 or x.shape[-1] not in (None, w.shape[0]):
-        raise ValueError(checks.invalid("w", f"shape (in, out) with in = {x.shape[-1]}", tuple(w.shape)))
+        raise ValueError(checks.invalid("w", f"shape (in, out) with in = {x.shape[-1]} as in `x`", tuple(w.shape)))
 
 
 def _check_fit(x: Tensor, w: Tensor) -> None:

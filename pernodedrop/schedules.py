@@ -58,6 +58,7 @@ class Schedule:
         registry.add(cls)
 
     def __post_init__(self) -> None:
+        checks.check_fields(self, of_tensors=False)
         steps = checks.check_count(self.steps, "steps")
         for step in (0, steps):
             checks.check_rate(self.rate_at(step), f"rate at step {step} of {type(self).__name__}")
@@ -74,7 +75,8 @@ class Schedule:
         """
         if not checks.is_int(step) or step < 0:
             raise ValueError(checks.invalid("step", "an int from 0", step))
-        return checks.check_rate(self.rate_at(min(step, self.steps)), f"rate at step {step} of {type(self).__name__}")
+        step = min(step, self.steps)
+        return checks.check_rate(self.rate_at(step), f"rate at step {step} of {type(self).__name__}")
 
     def table(self) -> tuple[int, list[float]]:
         """How the rate is held: (shift, rates), the rate from step n << shift being rates[n], the last one for good."""
@@ -128,6 +130,8 @@ class Linear(Schedule):
     begin: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("start", "end"):
+            object.__setattr__(self, name, checks.check_rate(getattr(self, name), name))
         if not checks.is_int(self.begin) or not 0 <= self.begin < checks.check_count(self.steps, "steps"):
             raise ValueError(checks.invalid("begin", f"an int from 0 and below steps={self.steps}", self.begin))
         super().__post_init__()
@@ -163,8 +167,7 @@ class _OfGamma(Schedule):
     gamma: float | None = None
 
     def __post_init__(self) -> None:
-        if (self.steps is None) == (self.gamma is None):
-            raise ValueError(f"{type(self).__name__} takes one of `steps` and `gamma`. Received: {self!r}")
+        checks.check_one_given(steps=self.steps, gamma=self.gamma)
         if self.gamma is None:
             object.__setattr__(self, "gamma", 10 / checks.check_count(self.steps, "steps"))
         else:  # where the rate is its limit, to the threshold's rounding
@@ -234,18 +237,17 @@ class Step(Schedule):
     boundaries: collections.abc.Sequence[int]
 
     def __post_init__(self) -> None:
-        if len(self.boundaries) >= TABLE_ROWS:  # before anything is made of them: a file may ask for any number
-            raise ValueError(
-                checks.invalid("boundaries", f"fewer than {TABLE_ROWS}", f"{len(self.boundaries)} of them")
-            )
-        object.__setattr__(self, "rates", tuple(self.rates))
-        object.__setattr__(self, "boundaries", tuple(checks.check_count(n, "boundaries") for n in self.boundaries))
+        # no more than that: a file may ask for any number
+        boundaries = checks.check_tuple(self.boundaries, "boundaries", "update numbers", most=TABLE_ROWS - 1)
+        object.__setattr__(self, "boundaries", tuple(checks.check_count(n, "boundaries") for n in boundaries))
+        rates = checks.check_tuple(self.rates, "rates", "rates", most=TABLE_ROWS)
+        object.__setattr__(self, "rates", tuple(checks.check_rate(rate, "rates") for rate in rates))
         if list(self.boundaries) != sorted(set(self.boundaries)) or not self.boundaries:
             raise ValueError(checks.invalid("boundaries", "update numbers that rise, one at least", self.boundaries))
         if len(self.rates) != len(self.boundaries) + 1:
-            raise ValueError(checks.invalid("rates", f"{len(self.boundaries) + 1} rates", self.rates))
-        for rate in self.rates:
-            checks.check_rate(rate, "rates")
+            raise ValueError(
+                checks.invalid("rates", f"{len(self.boundaries) + 1} rates with these boundaries", self.rates)
+            )
         super().__post_init__()
 
     @property
@@ -279,13 +281,14 @@ class Custom(Schedule):
         super().__post_init__()
 
     def rate_at(self, step: int) -> float:
-        return self.function(step)
+        return checks.check_rate(self.function(step), f"function({step})")
 
     def get_config(self) -> Config:
         import keras
 
-        name = keras.saving.get_registered_name(self.function)
-        if keras.saving.get_registered_object(name) is not self.function:
+        named = hasattr(self.function, "__name__")
+        name = keras.saving.get_registered_name(self.function) if named else None
+        if name is None or keras.saving.get_registered_object(name) is not self.function:
             expected = "one registered by @keras.saving.register_keras_serializable(), so that it is found again"
             raise ValueError(checks.invalid("function", expected, self.function))
         return {**super().get_config(), "function": name}

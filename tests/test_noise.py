@@ -279,6 +279,8 @@ def test_get_makes_a_noise_of_a_name_and_a_rate():
 RATE = "Invalid value for argument `rate`. Expected a float in [0, 1 - 2**-24], a drop rate"
 NUMBER = "Invalid value for argument `{0}`. Expected a finite float. Received: {0}={1}"
 FROM_ZERO = "Invalid value for argument `{0}`. Expected a finite float from zero. Received: {0}={1}"
+OF_FLOAT32 = "argument `{0}`. Expected a finite float, of a size that float32 has: 0, or 1.2e-38 to 3.4e38. Rec"
+ONE_OF = "Invalid values for arguments `rate` and `{0}`. Expected one of the two. Received: "
 BAD = [
     *((law, {"rate": bad}, ValueError, f"{RATE}. Received: rate={bad!r}")
       for law in (pnd.Bernoulli, pnd.Gaussian, pnd.Uniform)
@@ -296,10 +298,16 @@ BAD = [
     (pnd.PartialGaussian, {"rate": 0.5, "stddev": -1}, ValueError, FROM_ZERO.format("stddev", -1.0)),
     (pnd.PartialGaussian, {"rate": 0.5, "stddev": None}, TypeError, NUMBER.format("stddev", None)),
     (Triangular, {"half_width": None}, TypeError, NUMBER.format("half_width", None)),
-    (pnd.Gaussian, {}, ValueError, "Gaussian takes one of `rate` and `stddev`. Received: Gaussian(rate=None"),
-    (pnd.Gaussian, {"rate": 0.5, "stddev": 1.0}, ValueError, "Gaussian takes one of `rate` and `stddev`. Received"),
-    (pnd.Uniform, {}, ValueError, "Uniform takes one of `rate` and `half_width`. Received: Uniform(rate=None"),
-    (pnd.Uniform, {"rate": 0.5, "half_width": 1.0}, ValueError, "Uniform takes one of `rate` and `half_width`"),
+    *((law, {field: bad}, ValueError, OF_FLOAT32.format(field))
+      for law, field in ((pnd.Gaussian, "stddev"), (pnd.Uniform, "half_width"), (Triangular, "half_width"))
+      for bad in (1e39, 1e-50, 1e-310, 10**39, np.float64(1e39))),
+    *((law, {field: bad}, ValueError, f"`{field}`. Expected a finite float. Received: {field}=")
+      for law, field in ((pnd.Gaussian, "stddev"), (pnd.Uniform, "half_width"), (Triangular, "half_width"))
+      for bad in (10**400, -(10**5000), Fraction(10**400, 3))),
+    (pnd.Gaussian, {}, ValueError, f"{ONE_OF.format('stddev')}rate=None, stddev=None"),
+    (pnd.Gaussian, {"rate": 0.5, "stddev": 1.0}, ValueError, f"{ONE_OF.format('stddev')}rate=0.5, stddev=1.0"),
+    (pnd.Uniform, {}, ValueError, f"{ONE_OF.format('half_width')}rate=None, half_width=None"),
+    (pnd.Uniform, {"rate": 0.5, "half_width": 1.0}, ValueError, f"{ONE_OF.format('half_width')}rate=0.5, half_"),
     (noises.get, {"noise": "bernouli"}, ValueError, "argument `noise`. Expected one of 'bernoulli', 'gaussian', "),
     (noises.get, {"noise": "bernouli"}, ValueError, "Received: noise='bernouli' (did you mean 'bernoulli'?)"),
     (noises.get, {"noise": 0.5}, TypeError, "argument `noise`. Expected a pernodedrop.Noise or the name of one. Rec"),

@@ -164,6 +164,37 @@ def test_sums_over_several_blocks_and_a_ragged_rest(shape, monkeypatch):
     assert lengths == {8, 5}
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("method", ["materialized", "recomputed", "kernel"])
+@pytest.mark.parametrize("shape", [(6, 8), (6, 3, 8)], ids=str)
+def test_nan_and_infinity_are_where_zero_times_them_is(shape, method, value):
+    """In each operand in turn: outputs and gradients are NaN or infinite where NumPy's sums over the mask are."""
+    for of in range(3):
+        arrays = operands(shape, 5, "float32")
+        arrays[of].flat[11] = value
+        x, w, upstream = arrays
+        mask = numpy_mask(BERNOULLI, x, w)
+        with np.errstate(invalid="ignore"):
+            y, gradients = value_and_gradients(
+                lambda x, w: masked_dense(x, w, BERNOULLI, KEY, method=method), x, w, upstream=upstream
+            )
+            truths = einsums(x, w, upstream, mask)
+        for got, wanted in zip((y, *gradients), truths, strict=True):
+            if got is not None:
+                np.testing.assert_array_equal(np.isnan(got), np.isnan(wanted))
+                np.testing.assert_array_equal(np.isinf(got), np.isinf(wanted))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_local_reparameterization_shows_rows_that_are_not_finite(value):
+    x, w, _ = operands(*SMALL, "float32")
+    x[2, 3] = value
+    with np.errstate(invalid="ignore"):
+        y = product(x, w, pnd.Gaussian(0.5), method="local_reparameterization")
+    np.testing.assert_array_equal(np.isfinite(y).all(axis=1), np.isfinite(x).all(axis=1))
+    assert not np.isfinite(y[2]).any()
+
+
 @pytest.mark.parametrize("sizes", [(0, 4, 5), (3, 0, 5), (3, 4, 0)], ids=str)
 def test_empty_axes_give_empty_sums(sizes):
     batch, inputs, outputs = sizes

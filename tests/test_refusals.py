@@ -28,9 +28,10 @@ def message(argument, expected, received):
 FLOATING = "a floating dtype"
 FRAMEWORK = "a tensor of NumPy, TensorFlow, torch or JAX"
 OF_X = "shape (batch, in) or (batch, time, in)"
-OF_W = "shape (in, out) with in = 4"
+OF_W = "shape (in, out) with in = 4 as in `x`"
 NOISE = "a pernodedrop.Noise"
 TWO_INTS = "(seed, call): two ints or an integer tensor of length 2"
+SEED = "an int between -2**2048 and 2**2048"
 WORD = "an int in [0, 2**32)"
 OFFSET = "an int in [0, 2**32) or a scalar integer tensor"
 NAMES = "one of 'sample', 'time', 'in', 'out'"
@@ -99,6 +100,13 @@ BAD_PRODUCTS = [
     ("sample_ids", OF_IDS, ValueError, "(3, 1)", {"sample_ids": ones(3, 1, dtype="int32")}),
     ("sample_offset", NO_OFFSET, ValueError, "1", {**IDS_, "sample_offset": 1}),
     ("sample_offset", NO_OFFSET, ValueError, "", {**IDS_, "sample_offset": ones(dtype="int32")}),
+    ("params", "a dict of " + NUMBERS, TypeError, "5", {"params": 5}),
+    ("x", FRAMEWORK, TypeError, "<class 'numpy.random", {"x": np.random.default_rng(0)}),
+    ("key", TWO_INTS, ValueError, "Generator(", {"key": np.random.default_rng(0)}),
+    ("key[0]", SEED, ValueError, "", {"key": (2**4000, 0)}),
+    ("sample_offset", WORD, ValueError, "", {"sample_offset": 2**4000}),
+    ("sample_offset", OFFSET, TypeError, "np.timedelta64(1", {"sample_offset": np.timedelta64(1, "s")}),
+    ("sample_ids", "an integer dtype", TypeError, "dtype('<m8", {"sample_ids": np.zeros(3, "timedelta64[s]")}),
     ("params", NUMBERS, ValueError, "['rate']", {"params": {"rate": 0.5}}),
     ("params", NUMBERS, ValueError, "[]", {"params": {}}),
     ("method", METHODS, ValueError, "'materialised' (did you mean 'materialized'?)", {"method": "materialised"}),

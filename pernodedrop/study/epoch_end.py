@@ -54,6 +54,8 @@ def whole(data: typing.Any, batch_size: int = EVALUATION) -> typing.Any:
     """A data set to evaluate: (x, y) in as few batches as it takes, of about equal size; anything else as it is."""
     if not isinstance(data, tuple):
         return data
+    if len(data) != 2 or not all(getattr(one, "shape", ()) for one in data):
+        raise ValueError(checks.invalid("data", "(x, y), arrays with the samples first", data))
     x, y = data
     parts = max(1, -(-x.shape[0] // batch_size))
     return Batches(x, y, max(1, -(-x.shape[0] // parts)))
@@ -124,9 +126,7 @@ class EpochEndLoss(keras.callbacks.Callback):
 
     def __init__(self, data: typing.Any, name: str = "train") -> None:
         super().__init__()
-        if not isinstance(name, str):
-            raise TypeError(checks.invalid("name", "a str", name))
-        self.data, self.name = whole(data), name
+        self.data, self.name = whole(data), checks.check_str(name, "name")
 
     def on_epoch_end(self, epoch: int, logs: Logs | None = None) -> None:
         """Evaluate, and put the figures into `logs`."""

@@ -121,9 +121,12 @@ class Study:
         self.has_slot = _takes_slot(model)
         self.variants = _variants(variants, self.has_slot)
         self.baselines = tuple(baselines)
+        if folder is not None and not isinstance(folder, str | os.PathLike):
+            raise TypeError(checks.invalid("folder", "a path or None", folder))
         self.folder = pathlib.Path(folder or FOLDER / name)
-        self._data, self._sizes = data, None if sizes is None else [checks.check_count(n, "sizes") for n in sizes]
-        self._seeded_data = callable(data) and "seed" in inspect.signature(data).parameters
+        search, settings = _named(search, "search"), _named(settings, "settings")
+        self._data, self._sizes = data, None if sizes is None else _counts(sizes)
+        self._seeded_data = callable(data) and any(one.name == "seed" for one in _parameters(data, "data"))
         self._optimizer = optimizer if callable(optimizer) else None
         own = {
             "epochs": checks.check_count(epochs, "epochs"),
@@ -139,9 +142,9 @@ class Study:
         self.design = Design(
             study=name,
             variants={name: variant.has_rate for name, variant in self.variants.items()},
-            rates=tuple(checks.check_rate(rate, "rates") for rate in rates),
-            search={name: tuple(values) for name, values in (search or {}).items()},
-            settings={**own, **(settings or {})},
+            rates=tuple(checks.check_rate(rate, "rates") for rate in checks.check_tuple(rates, "rates", "rates")),
+            search={name: checks.check_tuple(values, f"search[{name!r}]", "values") for name, values in search.items()},
+            settings={**own, **settings},
             select_seeds=checks.check_count(select_seeds, "select_seeds"),
             seeds=checks.check_count(seeds, "seeds"),
             backend=keras.backend.backend(),
@@ -305,8 +308,16 @@ class Study:
 
 def _takes_slot(model: collections.abc.Callable[..., typing.Any]) -> bool:
     required = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    parameters = inspect.signature(model).parameters.values()
-    return any(one.kind in required and one.default is one.empty for one in parameters)
+    return any(one.kind in required and one.default is one.empty for one in _parameters(model, "model"))
+
+
+def _parameters(
+    function: collections.abc.Callable[..., typing.Any], argument: str
+) -> collections.abc.Iterable[inspect.Parameter]:
+    try:
+        return inspect.signature(function).parameters.values()
+    except ValueError as error:  # of what is written in C
+        raise ValueError(checks.invalid(argument, "a function that says what it takes", function)) from error
 
 
 def _variants(given: typing.Any, has_slot: bool) -> dict[str, Variant]:
@@ -320,7 +331,18 @@ def _variants(given: typing.Any, has_slot: bool) -> dict[str, Variant]:
         return found
     if not has_slot:
         raise TypeError(checks.invalid("variants", "a dict of rules, since the model has no slot", given))
-    return {name: variants.get(name) for name in given}
+    return {name: variants.get(name) for name in checks.check_tuple(given, "variants", "names")}
+
+
+def _counts(sizes: typing.Any) -> list[int]:
+    return [checks.check_count(n, "sizes") for n in checks.check_tuple(sizes, "sizes", "ints")]
+
+
+def _named(given: typing.Any, argument: str) -> dict[str, typing.Any]:
+    """Keywords by name, of an argument that is a dict or None."""
+    if given is not None and not (isinstance(given, dict) and all(isinstance(name, str) for name in given)):
+        raise TypeError(checks.invalid(argument, "a dict from keywords to values, or None", given))
+    return given or {}
 
 
 def _name_of(function: typing.Any) -> str:

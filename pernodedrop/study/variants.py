@@ -82,7 +82,8 @@ def register(name: str, function: Function, title: str | None = None, has_rate: 
         raise ValueError(checks.invalid("name", "a str that no variant has yet", name))
     if not callable(function):
         raise TypeError(checks.invalid("function", "a function (dense, rate, seed) -> list of layers", function))
-    _VARIANTS[name] = Variant(function, title or name, checks.check_bool(has_rate, "has_rate"))
+    title = name if title is None else checks.check_str(title, "title")
+    _VARIANTS[name] = Variant(function, title, checks.check_bool(has_rate, "has_rate"))
     return _VARIANTS[name]
 
 

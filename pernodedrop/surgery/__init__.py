@@ -73,6 +73,8 @@ def apply(model: keras.Model, rule: Rule) -> keras.Model:
     >>> bool((noisy.predict(x, verbose=0) == model.predict(x, verbose=0)).all())
     True
     """
+    if not callable(rule):
+        raise TypeError(checks.invalid("rule", "a function from a layer to a layer or None", rule))
     copy = copying.copy_of(model)
     put = configs.give_again(copy)
     changes: Changes = {}

@@ -38,6 +38,9 @@ class DropBlock(SpatialNoise):
         _, *sizes, channels = shape
         if None in inputs.shape[1:]:
             raise ValueError(checks.invalid("inputs", "known sizes, but for the batch's", tuple(inputs.shape)))
+        if 0 in (*sizes, channels):  # an empty map, of which there is no share; its call counts as any
+            self.field(key, xp.device(inputs))
+            return keras.ops.ones((1,) * len(shape))
         block = [min(self.block_size, size) for size in sizes]
         dropped = self._seeds(inputs, sizes, block, channels if self.per_channel else 1, key, sample_ids)
         for axis, length in enumerate(block, start=1):

@@ -9,7 +9,7 @@ import numpy as np
 from pernodedrop import backends, checks, generator
 from pernodedrop._types import Config, Key, Shape, Tensor, Words
 from pernodedrop.layers.base.activation_noise import apply_mask
-from pernodedrop.layers.base.noisy import Noisy, floating, xp
+from pernodedrop.layers.base.noisy import Noisy, check_size, floating, xp
 from pernodedrop.mask import Mask
 from pernodedrop.noise import UniformNumber
 
@@ -103,7 +103,8 @@ class Masksembles(Noisy):
         rounding: str = "down",
         **kwargs: typing.Any,
     ) -> None:
-        if checks.check_count(members, "members") > MOST_MEMBERS:  # before anything is made: a file may ask for any
+        members = checks.check_count(members, "members")
+        if members > MOST_MEMBERS:  # before anything is made: a file may ask for any
             raise ValueError(checks.invalid("members", f"at most {MOST_MEMBERS}", members))
         if checks.check_finite(scale, "scale", "a finite float from 1") < 1:
             raise ValueError(checks.invalid("scale", "a finite float from 1", scale))
@@ -133,8 +134,9 @@ class Masksembles(Noisy):
 
     def build(self, input_shape: Shape) -> None:
         rank = len(input_shape)
-        if not -rank < self.axis < rank or input_shape[self.axis] is None:
-            raise ValueError(checks.invalid("axis", f"an axis of known size, from 1, of {input_shape}", self.axis))
+        if not -rank < self.axis < rank or not input_shape[self.axis]:
+            expected = f"an axis from 1, the samples being 0, of known size above 0, of {input_shape}"
+            raise ValueError(checks.invalid("axis", expected, self.axis))
         channels = input_shape[self.axis]
         ones = ones_of(self.members, channels, self.scale, self.rounding)
         self.masks = self._variable("masks", draw_masks(self.members, channels, ones, self._first))
@@ -147,6 +149,7 @@ class Masksembles(Noisy):
         sample_ids: Tensor | None = None,
     ) -> Tensor:
         inputs = floating(inputs)
+        check_size(inputs, self.axis, self.masks.shape[1])
         member = self._member(inputs, training, key, sample_ids)
         mask = keras.ops.take(xp.asarray(self.masks.value), member, axis=0)
         shape = [-1] + [1] * (len(inputs.shape) - 1)
@@ -198,6 +201,7 @@ class Masksembles(Noisy):
 
     def _member(self, inputs: Tensor, training: bool | None, key: Key | None, sample_ids: Tensor | None) -> Tensor:
         """The member of each row, int32 (batch,)."""
+        checks.check_training(training)
         samples = self.samples(inputs, sample_ids)
         assignment = self.train_assignment if sample_ids is None else "repeat"
         if assignment != "repeat" and not self.trains(training):

@@ -8,7 +8,7 @@ import numpy as np
 from pernodedrop import backends, checks, generator, schedules
 from pernodedrop._types import Config, Key, Params, Shape, Tensor
 from pernodedrop.layers.base.activation_noise import ActivationNoise
-from pernodedrop.layers.base.noisy import check_built, refuse_sample_ids, xp
+from pernodedrop.layers.base.noisy import check_built, check_size, refuse_sample_ids, xp
 from pernodedrop.mask import Mask
 from pernodedrop.noise import LEVELS, Bernoulli, shortest
 from pernodedrop.schedules import Schedule
@@ -120,6 +120,7 @@ class TabuDropout(ActivationNoise):
     def entries(self, inputs: Tensor, key: Key | None, sample_ids: Tensor | None) -> Tensor:
         if sample_ids is not None:
             refuse_sample_ids(sample_ids)
+        check_size(inputs, -1, self._safe.shape[0])
         xp.refuse_redraw()  # with a key, too: the units would be safe for other steps
         zero = xp.arange(1, like=inputs)
         field = self.field(key, xp.device(inputs))

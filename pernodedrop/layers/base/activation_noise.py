@@ -7,7 +7,7 @@ import keras
 
 from pernodedrop import ops
 from pernodedrop._types import Key, Shape, Tensor, Words
-from pernodedrop.layers.base.noisy import Noisy, at_least_float32, floating, xp
+from pernodedrop.layers.base.noisy import Noisy, at_least_float32, check_samples, floating, xp
 from pernodedrop.mask import Field, Mask
 from pernodedrop.schedules import Schedule
 
@@ -41,6 +41,7 @@ class ActivationNoise(Noisy):
         key: Key | None = None,
         sample_ids: Tensor | None = None,
     ) -> Tensor:
+        check_samples(inputs)
         self.check_shape(inputs.shape)
         if not self.has_noise(training):
             return inputs

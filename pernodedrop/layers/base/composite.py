@@ -1,7 +1,9 @@
 """Composite: several noisy layers that are one regularizer to whoever uses them."""
 
+import collections.abc
 import typing
 
+from pernodedrop import checks
 from pernodedrop._types import Tensor
 from pernodedrop.layers.base.noise_layer import NoiseLayer
 from pernodedrop.layers.base.noisy import Noisy, check_built
@@ -114,4 +116,8 @@ class Composite(NoiseLayer):
 
 def key_of(part: str, keys: dict[str, Tensor] | None) -> Tensor | None:
     """The key of a part, or None for it to draw one."""
-    return None if keys is None else keys[part]
+    if keys is None:
+        return None
+    if not isinstance(keys, collections.abc.Mapping) or part not in keys:
+        raise ValueError(checks.invalid("keys", f"a dict from each part, {part!r} among them, to its key", keys))
+    return keys[part]

@@ -43,13 +43,16 @@ class Contraction:
 
     Raises:
         TypeError: a layer of another kind.
-        ValueError: an equation that has no per-sample form.
+        ValueError: an equation that has no per-sample form, or one of another rank.
     """
 
     def __init__(self, layer: keras.layers.Layer, rank: int) -> None:
         self.equation = _equation(layer, rank)
         terms, self.y = self.equation.split("->")
         self.x, self.kernel_letters = terms.split(",")
+        if len(self.x) != rank or rank < 2:
+            expected = f"samples first, and the axes of {self.equation!r}"
+            raise ValueError(checks.invalid("inputs", expected, f"rank {rank}"))
         self.batch = self.x[0]
         self._refuse_without_per_sample_form()
         x, kernel, y = self.x[1:], self.kernel_letters, self.y
@@ -87,16 +90,10 @@ class Contraction:
         return _arrange(keras.ops.reshape(matrices, [size[c] for c in letters]), letters, self.kernel_letters)
 
     def _sizes(self, x: Tensor, kernel: Tensor) -> dict[str, typing.Any]:
-        size = {
+        return {
             **dict(zip(self.x, keras.ops.shape(x), strict=True)),
             **dict(zip(self.kernel_letters, kernel.shape, strict=True)),
         }
-        for letter in [*self.group, *self.in_]:
-            axis = self.x.index(letter)
-            if x.shape[axis] not in (None, size[letter]):  # None: known to the run only
-                expected = f"{size[letter]} along axis {axis}, as the kernel {tuple(kernel.shape)} has"
-                raise ValueError(checks.invalid("inputs", expected, tuple(x.shape)))
-        return size
 
     def _refuse_without_per_sample_form(self) -> None:
         def refuse(why: str) -> typing.NoReturn:

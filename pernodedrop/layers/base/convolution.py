@@ -61,9 +61,6 @@ class Convolution:
             x = keras.ops.moveaxis(x, 1, -1)
         if None in x.shape[1:]:
             raise ValueError(checks.invalid("inputs", "known sizes, but for the batch's", tuple(x.shape)))
-        channels = kernel.shape[-2] * (1 if self.depthwise else self.layer.groups)
-        if x.shape[-1] != channels:
-            raise ValueError(checks.invalid("inputs", f"{channels} channels, as the kernel has", tuple(x.shape)))
         w = self.matrices(kernel)
         batch, (groups, _, outputs) = keras.ops.shape(x)[0], w.shape
         patches = Patches(*self._seen(x), groups)

@@ -9,7 +9,7 @@ from pernodedrop._types import Tensor
 from pernodedrop.internals import of_keras
 from pernodedrop.layers.base.contraction import Contraction
 from pernodedrop.layers.base.convolution import Convolution
-from pernodedrop.layers.base.noisy import at_least_float32
+from pernodedrop.layers.base.noisy import at_least_float32, check_size
 
 CONTRACTIONS = (keras.layers.Dense, keras.layers.EinsumDense)
 CONVOLUTIONS = (
@@ -39,6 +39,22 @@ def check_layer(layer: keras.layers.Layer, kinds: tuple[type[keras.layers.Layer]
 def product_of(layer: keras.layers.Layer, rank: int) -> Contraction | Convolution:
     """The product of a layer with its kernel, for an input of `rank`."""
     return Contraction(layer, rank) if isinstance(layer, CONTRACTIONS) else Convolution(layer)
+
+
+def check_inputs(layer: keras.layers.Layer, inputs: Tensor) -> None:
+    """Raise unless inputs have the rank of those that a layer was built for, and their sizes along its kernel."""
+    built, shape = layer.get_build_config()["input_shape"], tuple(inputs.shape)
+    if isinstance(layer, CONTRACTIONS):
+        product, first = Contraction(layer, len(shape)), Contraction(layer, len(built))
+        of = dict(zip(first.x, built, strict=True))
+        sizes = {axis: of[c] for axis, c in enumerate(product.x) if c in product.kernel_letters}
+    elif len(shape) == len(built):
+        axis = channel_axis(layer, len(shape))
+        sizes = {axis: built[axis]}
+    else:
+        raise ValueError(checks.invalid("inputs", f"rank {len(built)}", shape))
+    for axis, size in sizes.items():
+        check_size(inputs, axis, size)
 
 
 def float_kernel(layer: keras.layers.Layer) -> Tensor:

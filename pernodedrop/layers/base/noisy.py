@@ -163,10 +163,12 @@ class Noisy(NoiseLayer):
 
     def has_noise(self, training: bool | None) -> bool:
         """Whether a call has noise."""
+        checks.check_training(training)
         return self.state.mask.at_inference or self.trains(training)
 
     def trains(self, training: bool | None) -> bool:
         """Whether a call is one of training; None is what Keras gives where neither the call nor one around it says."""
+        training = checks.check_training(training)
         if training is None and self.was_switched:
             warn_of_switch(self.name)
         return bool(training)
@@ -263,8 +265,24 @@ def at_least_float32(tensor: Tensor) -> Tensor:
     return xp.astype(tensor, ops.accumulation_dtype(tensor, xp=xp))
 
 
+def check_samples(inputs: Tensor) -> None:
+    """Raise unless the input of a layer is a tensor whose first axis is that of the samples."""
+    if not hasattr(inputs, "shape"):
+        raise TypeError(checks.invalid("inputs", "a tensor, samples first", inputs))
+    if tuple(inputs.shape) == ():
+        raise ValueError(checks.invalid("inputs", "rank from 1, samples first", inputs))
+
+
+def check_size(inputs: Tensor, axis: int, size: int) -> None:
+    """Raise unless the input of a layer has a size along an axis: it was built for no other."""
+    shape = tuple(inputs.shape)
+    if not -len(shape) <= axis < len(shape) or shape[axis] not in (None, size):
+        raise ValueError(checks.invalid("inputs", f"size {size} along axis {axis}, as when it was built", shape))
+
+
 def floating(inputs: Tensor, layouts: collections.abc.Sequence[str] = ("dense", "sparse")) -> Tensor:
     """The input of a layer as a tensor, or an error unless it is floating and stored in one of these ways."""
+    check_samples(inputs)
     inputs = keras.ops.convert_to_tensor(inputs)
     if not keras.backend.is_float_dtype(keras.backend.standardize_dtype(inputs.dtype)):
         raise TypeError(checks.invalid("inputs", "a floating dtype", inputs.dtype))

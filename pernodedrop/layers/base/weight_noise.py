@@ -17,13 +17,14 @@ from pernodedrop.layers.base.inner import (
     CONTRACTIONS,
     KINDS,
     bias_and_activation,
+    check_inputs,
     check_layer,
     copy_of,
     float_kernel,
     product_of,
     with_kernel,
 )
-from pernodedrop.layers.base.noisy import Noisy, check_built, floating, xp
+from pernodedrop.layers.base.noisy import Noisy, check_built, check_samples, floating, xp
 from pernodedrop.mask import Field, Mask, coordinate
 from pernodedrop.schedules import Schedule
 
@@ -77,8 +78,10 @@ class WeightNoise(Noisy, Around):
         key: Key | None = None,
         sample_ids: Tensor | None = None,
     ) -> Tensor:
+        check_samples(inputs)
         if not isinstance(self.layer, keras.layers.Dense):  # alone of all kinds it takes sparse inputs in Keras
             ops.check_layout("inputs", inputs, ("dense",), xp)
+        check_inputs(self.layer, inputs)
         with self._dtype_of_inner():
             if self.has_noise(training):
                 inputs = floating(inputs)

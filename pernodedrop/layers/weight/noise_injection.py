@@ -8,7 +8,7 @@ import keras
 from pernodedrop import checks, schedules
 from pernodedrop._types import Config, Shape, Tensor, Words
 from pernodedrop.layers.base.inner import bias_and_activation, float_kernel, product_with, with_kernel
-from pernodedrop.layers.base.noisy import at_least_float32, xp
+from pernodedrop.layers.base.noisy import at_least_float32, check_size, xp
 from pernodedrop.layers.base.weight_noise import WeightNoise
 from pernodedrop.mask import Field, Mask
 from pernodedrop.noise import Gaussian, Noise
@@ -102,6 +102,8 @@ class NoiseInjection(WeightNoise):
 
     def _injected(self, x: Tensor, field: Field, samples: Words) -> Tensor:
         """A tensor with the node's noise added, in the dtype it has, computed in float32 at least."""
+        for axis, size in enumerate(self._targets, start=len(x.shape) - len(self._targets)):
+            check_size(x, axis, size)
         zero = xp.arange(1, like=x)
         batch, *positions = xp.shape(x)[: len(x.shape) - len(self._targets)]
         time = xp.arange(math.prod(positions), like=x) if positions else zero

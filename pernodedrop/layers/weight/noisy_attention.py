@@ -67,8 +67,7 @@ class NoisyAttention(Composite, Around):
         if not (isinstance(wrapper, type) and issubclass(wrapper, WeightNoise)):
             expected = "a class of weight noise, such as pernodedrop.PerNodeDrop"
             raise TypeError(checks.invalid("wrapper", expected, wrapper))
-        if isinstance(projections, str) or not isinstance(projections, collections.abc.Iterable):
-            raise TypeError(checks.invalid("projections", f"a sequence of some of {PROJECTIONS}", projections))
+        projections = checks.check_tuple(projections, "projections", f"some of {PROJECTIONS}")
         names = tuple(checks.check_choice(name, "projections", PROJECTIONS) for name in projections)
         if not names:
             raise ValueError(checks.invalid("projections", f"one or more of {PROJECTIONS}", projections))

@@ -42,7 +42,7 @@ class SparseVariationalDropout(Variational):
             are counted by the layer's key, `updates`, those with a `key` of your own not.
         threshold: ln(alpha) above which a weight is pruned, a finite float; 3, the paper's, an alpha of 20. None is
             pruned from 8 on. It can be set at any time.
-        log_variance: where ln(sigma**2) starts, a finite float; -10.
+        log_variance: where ln(sigma**2) starts, a float from -80 to 80; -10.
         clip_noise: whether noise is drawn with the clipped alpha, y ~ N(x theta, x**2 alpha theta**2), as in the
             authors' code: a weight near 0 then has little noise; False.
         seed, **kwargs: as for `pernodedrop.PerNodeDrop`. Noise is drawn apart for all samples and, as in the paper's
@@ -77,7 +77,9 @@ class SparseVariationalDropout(Variational):
         self.clip_noise = checks.check_bool(clip_noise, "clip_noise")
         self.warm_up = checks.check_count(warm_up, "warm_up", least=0)
         checks.check_finite(threshold, "threshold")
-        self.start = checks.check_finite(log_variance, "log_variance")
+        self.start = checks.check_finite(log_variance, "log_variance", "a float from -80 to 80")
+        if abs(self.start) > 80:  # further away its exponential leaves float32
+            raise ValueError(checks.invalid("log_variance", "a float from -80 to 80", log_variance))
         super().__init__(layer, examples, seed=seed, **kwargs)
         self._threshold = self._variable("threshold", np.float32(threshold))
 
