@@ -97,6 +97,17 @@ def test_bernoulli_products_and_gradients_are_exact(sharing, method):
     check(x, w, upstream, numpy_mask(noise, x, w, sharing=sharing), noise=noise, sharing=sharing, method=method)
 
 
+@pytest.mark.parametrize("method", ["auto", "recomputed"])
+def test_an_entry_that_is_not_a_number_shows_where_it_is_dropped_too(method):
+    x, w, upstream = whole(5, INPUTS, share=0.3), whole(INPUTS, OUTPUTS), whole(5, OUTPUTS)
+    x[tuple(np.argwhere(x)[3])] = np.nan
+    y, dx, dw = einsums(x, w, upstream, numpy_mask(BERNOULLI, x, w))
+    got, (dvalues, got_dw) = product_and_gradients(x, w, upstream, np.argwhere(x), method=method)
+    for one, other in zip((got, dvalues, got_dw), (y, dx[np.nonzero(x)], dw), strict=True):
+        if one is not None:
+            np.testing.assert_array_equal(np.isnan(one), np.isnan(other))
+
+
 @pytest.mark.parametrize("noise", [UNIFORM, GAUSSIAN], ids=repr)
 def test_products_of_a_continuous_noise_have_its_mask(noise, monkeypatch):
     monkeypatch.setattr(sparse_methods, "LEAST_WIDTH", 12)
