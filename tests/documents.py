@@ -24,7 +24,7 @@ import typing
 ROOT = pathlib.Path(__file__).parent.parent
 BACKENDS = ("numpy", "tensorflow", "torch", "jax")
 MARKS = {"any backend": BACKENDS[1:], **{name: (name,) for name in BACKENDS}}
-OTHERS = ("", "text", "{bench}", "{family-cost}", "{eval-rst}", "{figure}", "{image}", "{include}", "{toctree}")
+OTHERS = ("", "text", "toml", "{bench}", "{family-cost}", "{eval-rst}", "{figure}", "{image}", "{include}", "{toctree}")
 FENCE = re.compile(r"^( *)(`{3,}|~{3,})(.*)$")
 OWN_BACKEND = re.compile(r'(os\.environ\["KERAS_BACKEND"\] = )"\w+"')
 

@@ -389,7 +389,7 @@ def functions():
     x, w = lambda: ones(3, 4), lambda: ones(4, 5)
     noise, key = lambda: pnd.Bernoulli(0.4), lambda: (3, 1)
     ops = pnd.ops
-    listed = lambda result: [result]  # noqa: E731
+    listed = lambda result: [result]  # noqa: E731 - as short as its neighbours
     for method in ops.METHODS:
         of = {"noise": (lambda: pnd.Gaussian(0.4))} if method == "local_reparameterization" else {"noise": noise}
         arguments = good(ops.masked_dense, x=x, w=w, key=key, method=lambda method=method: method, **of)
@@ -406,19 +406,19 @@ def functions():
     yield Target("parse_sharing", mask.parse_sharing, {"sharing": lambda: "in"}, hashed)
     rates = {"rate": lambda: 0.5, "depth": lambda: 3, "keep_first": lambda: False}
     yield Target("depth_rates", depth_rates, rates)
-    p = lambda: tensor(np.full((3, 4), 0.25, "float32"))  # noqa: E731
+    p = lambda: tensor(np.full((3, 4), 0.25, "float32"))  # noqa: E731 - as short as its neighbours
     kl = good(pnd.losses.symmetric_kl, p=p, q=p)
     yield Target("symmetric_kl", pnd.losses.symmetric_kl, kl, listed, ("p", "q"))
     rdrop = pnd.losses.RDrop("sparse_categorical_crossentropy", paired=True)
     called = {"y_true": lambda: np.zeros(4), "y_pred": lambda: tensor(np.full((4, 3), 1 / 3, "float32"))}
     yield Target("RDrop call", lambda **kw: rdrop(**kw), called, listed, ("y_pred",))
-    rule = lambda layer: pnd.PerNodeDrop(layer) if isinstance(layer, keras.layers.Dense) else None  # noqa: E731
+    rule = lambda layer: pnd.PerNodeDrop(layer) if isinstance(layer, keras.layers.Dense) else None  # noqa: E731 - as short as its neighbours
     yield Target("apply", pnd.apply, {"model": plain_model, "rule": lambda: rule})
     yield Target("fold", pnd.fold, {"model": model})
     yield Target("copy_weights", pnd.copy_weights, {"source": plain_model, "target": model})
     predict = good(pnd.uncertainty.predict, model=model, x=lambda: np.ones((3, 4), "float32"), samples=lambda: 2)
     yield Target("predict", pnd.uncertainty.predict, predict, lambda p: [p.mean], ("x",))
-    with_rate = lambda rate: pnd.Bernoulli(0.5).with_rate(rate)  # noqa: E731
+    with_rate = lambda rate: pnd.Bernoulli(0.5).with_rate(rate)  # noqa: E731 - as short as its neighbours
     yield Target("Noise.with_rate", with_rate, {"rate": lambda: 0.5}, used_noise)
     linear = pnd.schedules.Linear(0.0, 0.5, 10)
     yield Target("Schedule call", lambda step: linear(step), {"step": lambda: 3})
@@ -470,7 +470,7 @@ def layer_calls(names=None):
     for name, case in FAMILY.items():
         if names is not None and name not in names:
             continue
-        x = lambda case=case: keras.tree.map_structure(tensor, case.inputs(2))  # noqa: E731
+        x = lambda case=case: keras.tree.map_structure(tensor, case.inputs(2))  # noqa: E731 - as short as its neighbours
         yield Target(f"{name} at inference", called(name, False), {"inputs": x}, right_shape, ("inputs",), "layer call")
         arguments = {"inputs": x, "training": lambda: True, "key": lambda: None}
         if name not in ("noisy_attention", "tabu_dropout"):

@@ -477,7 +477,7 @@ OTHERS = (
 
 def right_noises():
     """Hypothesis strategy of right noises: those of the library's and of the tests' own, with random numbers."""
-    rates, spreads = st.floats(0, 0.95), st.floats(0, 3)
+    rates, spreads = st.floats(0, 0.95), st.floats(0, 3, width=32, allow_subnormal=False)
     return st.one_of(
         *(st.builds(law, rates) for law in (pnd.Bernoulli, pnd.Gaussian, pnd.Uniform)),
         *(st.builds(law, spreads) for law in (Triangular, Difference, Exponential, Laplace, Logistic, Arcsine)),

@@ -15,6 +15,7 @@ import keras
 import numpy as np
 import pytest
 
+import pernodedrop as pnd
 from pernodedrop.internals import of_keras
 from pernodedrop.layers.base.inner import KINDS
 from tests.frameworks import NAME
@@ -576,6 +577,12 @@ def test_written():
     expected[1:3, 2:5] = 1
     found = write(tf.zeros((4, 5)), tf.ones((2, 3)), tf.constant(2))
     np.testing.assert_array_equal(found, expected)
+
+
+def test_the_path_of_a_variable_is_no_folder_of_a_layer_inside():
+    layer = pnd.PerNodeDrop(keras.layers.Dense(2, name="key"), seed=1)
+    own = {variable.name: of_keras._path_in("a/b", variable, layer) for variable in layer.variables}
+    assert own == {"key": "a/b/own_key", "threshold": "a/b/threshold"}
 
 
 # Of all, and nowhere else

@@ -57,7 +57,8 @@ class StochasticDepth(Noisy):
         self._shapes = _pair(input_shape)
 
     def call(self, inputs: list[Tensor], training: bool | None = None, key: Key | None = None) -> Tensor:
-        _pair([getattr(one, "shape", one) for one in inputs] if isinstance(inputs, tuple | list) else inputs)
+        listed = isinstance(inputs, tuple | list)
+        _pair([tuple(one.shape) if hasattr(one, "shape") else one for one in inputs] if listed else inputs)
         shortcut, branch = (floating(tensor, ("dense", "sparse", "ragged")) for tensor in inputs)
         device = xp.device(branch)
         weight = self._drawn(key, branch) if self.has_noise(training) else self.keep_probability(self.peek(device))
