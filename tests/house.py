@@ -46,6 +46,10 @@ HOUSE = """
     losses
     uncertainty.batches uncertainty.changes uncertainty.statistics
     uncertainty.passes
+    uncertainty.metrics.arrays
+    uncertainty.metrics.classification uncertainty.metrics.regression uncertainty.metrics.selection
+    uncertainty.metrics.accumulated
+    uncertainty.metrics
     uncertainty
     report
     report.environment report.figures report.pages report.process report.table
