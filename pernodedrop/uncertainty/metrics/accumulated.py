@@ -31,10 +31,9 @@ class _OverClasses(keras.metrics.Metric):
         weight = keras.ops.ones_like(labels, self.dtype)
         for part in given:
             weight = weight * _like(part, labels)
-        # what is neither a label nor a probability shows in the result, but where it does not count
+        # what is neither a label nor a probability shows in the result, if it has weight
         is_right = is_label & keras.ops.all(p >= 0, -1) & (keras.ops.abs(keras.ops.sum(p, -1) - 1) <= SUM_TOLERANCE)
         p = keras.ops.where(is_right[..., None], p, float("nan"))
-        p = keras.ops.where(weight[..., None] == 0, 0.0, p)
         k = p.shape[-1]
         labels, p, weight = (keras.ops.reshape(t, shape) for t, shape in ((labels, -1), (p, (-1, k)), (weight, -1)))
         self.weight.assign_add(keras.ops.sum(weight))
