@@ -50,6 +50,7 @@ HOUSE = """
     uncertainty.metrics.classification uncertainty.metrics.regression uncertainty.metrics.selection
     uncertainty.metrics.accumulated
     uncertainty.metrics
+    uncertainty.calibration uncertainty.decisions uncertainty.report
     uncertainty
     report
     report.environment report.figures report.pages report.process report.table
