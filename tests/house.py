@@ -54,7 +54,7 @@ HOUSE = """
     uncertainty
     report
     report.environment report.figures report.pages report.process report.table
-    report.results
+    report.results uncertainty.plots
     testing testing.*
     study.plan study.variants
     study.datasets.files study.datasets.mel

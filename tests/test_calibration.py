@@ -7,7 +7,7 @@ from scipy import optimize, stats
 
 import pernodedrop as pnd
 from pernodedrop import uncertainty
-from pernodedrop.uncertainty import calibration, decisions, metrics, statistics
+from pernodedrop.uncertainty import calibration, decisions, metrics, plots, statistics
 
 RNG = np.random.default_rng(1)
 FALSE_ALARM = 1e-6
@@ -196,6 +196,28 @@ def test_the_risk_of_what_is_kept_is_below_the_bound_as_often_as_it_says():
         found = decisions.rejection(RNG.uniform(size=2000) < unsure / 2, unsure, risk=0.2, confidence=0.8)
         above += min(found.threshold, 1) / 4 > found.bound
     assert above <= stats.binom(300, 0.2).isf(FALSE_ALARM)
+
+
+def test_a_reliability_diagram_shows_what_came_true_and_how_many_say_so():
+    found = metrics.reliability(Y, P, 12)
+    assert (found.samples == 0).any(), "no bin is empty"
+    above, below = plots.reliability_diagram(found).axes
+    full = found.samples > 0
+    for axes, values in ((above, found.accuracy[full]), (below, found.samples[full])):
+        np.testing.assert_allclose([bar.get_height() for bar in axes.patches], values)
+        np.testing.assert_allclose([bar.get_x() for bar in axes.patches], found.low[full])
+    np.testing.assert_allclose(above.lines[-1].get_xydata(), np.stack([found.confidence, found.accuracy], -1)[full])
+
+
+def test_the_other_plots_show_their_numbers():
+    found = metrics.risk_coverage(Y > 0, 1 - P.max(-1))
+    axes = plots.risk_coverage_curve(entropy=found, again=found).axes[0]
+    np.testing.assert_array_equal(axes.lines[1].get_xydata(), np.stack([found.coverage, found.risk], -1))
+    assert axes.lines[0].get_label() == f"entropy (AURC {found.aurc:.4f})"
+    axes = plots.two_histograms(SECOND[:, 0], SECOND[:50, 1], "probability").axes[0]
+    for patch, values in zip(axes.patches, (SECOND[:, 0], SECOND[:50, 1]), strict=True):
+        shares, edges, _ = patch.get_data()
+        np.testing.assert_allclose(shares, [np.mean(np.digitize(values, edges[1:-1]) == b) for b in range(30)])
 
 
 WRONG = {

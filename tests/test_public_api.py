@@ -27,6 +27,7 @@ MODULES = (
     "uncertainty.calibration",
     "uncertainty.decisions",
     "uncertainty.metrics",
+    "uncertainty.plots",
 )
 """Public modules: what is in their `__all__` is public, under the top level's name if it has one."""
 
