@@ -47,10 +47,15 @@ HOUSE = """
     losses
     uncertainty.batches uncertainty.changes uncertainty.statistics
     uncertainty.passes
+    uncertainty.metrics.arrays
+    uncertainty.metrics.classification uncertainty.metrics.regression uncertainty.metrics.selection
+    uncertainty.metrics.accumulated
+    uncertainty.metrics
+    uncertainty.calibration uncertainty.decisions uncertainty.report
     uncertainty
     report
     report.environment report.figures report.pages report.process report.table
-    report.results
+    report.results uncertainty.plots
     testing testing.*
     study.plan study.variants
     study.datasets.files study.datasets.mel

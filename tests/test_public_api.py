@@ -24,6 +24,10 @@ MODULES = (
     "surgery",
     "testing",
     "uncertainty",
+    "uncertainty.calibration",
+    "uncertainty.decisions",
+    "uncertainty.metrics",
+    "uncertainty.plots",
 )
 """Public modules: what is in their `__all__` is public, under the top level's name if it has one."""
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from pernodedrop import checks
 from pernodedrop.internals import of_keras
+from pernodedrop.uncertainty import report as reports
 from pernodedrop.uncertainty.batches import batches_of, rows_of
 from pernodedrop.uncertainty.passes import Passes, build
 from pernodedrop.uncertainty.statistics import Array, Statistics, probabilities_of
@@ -55,6 +56,30 @@ class Prediction:
     outputs: Array | None
     samples: int
     seed: int
+
+    def report(self, y: typing.Any, noise_variance: float = 0.0) -> reports.Report:
+        """What its figures are, once the truth is known: of `uncertainty.metrics`, with their defaults.
+
+        Args:
+            y: for probabilities, labels of the shape of `predictive_entropy`, whole numbers, or one-hot of the shape of
+                `mean`; otherwise numbers of the shape of `mean`.
+            noise_variance: for numbers, the variance of measurements, a float from 0, which is added to `variance`.
+
+        Returns:
+            A dict of floats that prints as a table. Of probabilities: samples, accuracy, nll, brier_score,
+            calibration_error, adaptive_calibration_error, classwise_calibration_error, and aurc and augrc of the
+            predictive entropy. Of numbers, as normal distributions: samples, rmse, gaussian_nll, gaussian_crps, and
+            coverage_90 and width_90 of the central 90 %.
+
+        Raises:
+            TypeError, ValueError: an argument that is not as described, or a variance of 0 for a number.
+        """
+        noise_variance = checks.check_positive(noise_variance, "noise_variance", zero=True)
+        if self.predictive_entropy is None:
+            return reports.of_numbers(y, self.mean, self.variance + noise_variance)
+        if noise_variance:
+            raise ValueError(checks.invalid("noise_variance", "0 for outputs that are probabilities", noise_variance))
+        return reports.of_classes(y, self.mean, self.predictive_entropy)
 
 
 def predict(

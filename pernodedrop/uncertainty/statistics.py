@@ -34,7 +34,7 @@ class Statistics:
             self.outputs.append(y)
         if self.entropies is None:
             return
-        p = _classes(y)
+        p = classes_of(y)
         if not ((p >= 0).all() and (abs(p.sum(-1) - 1) <= SUM_TOLERANCE).all()):
             if self.probabilities:
                 expected = "None or False for outputs that are not in [0, 1] with sum 1 over the classes"
@@ -51,12 +51,12 @@ class Statistics:
         names = ("predictive_entropy", "aleatoric", "mutual_information", "variation_ratio")
         if self.entropies is None:
             return {**found, **dict.fromkeys(names)}
-        whole, part = _entropy(_classes(self.mean)), self.entropies / self.samples
+        whole, part = _entropy(classes_of(self.mean)), self.entropies / self.samples
         ratio = 1 - self.votes.max(-1) / self.samples
         return {**found, **dict(zip(names, (whole, part, np.maximum(whole - part, 0), ratio), strict=True))}
 
 
-def _classes(y: Array) -> Array:
+def classes_of(y: Array) -> Array:
     """Outputs with the classes in the last axis: of one output, the second of two."""
     if y.ndim > 1 and y.shape[-1] > 1:
         return y

@@ -1,0 +1,257 @@
+"""Is a probability what it says? Calibration error, likelihood and Brier score of class probabilities."""
+
+import typing
+
+import numpy as np
+
+from pernodedrop import checks
+from pernodedrop.uncertainty.metrics.arrays import classified
+from pernodedrop.uncertainty.statistics import Array
+
+BINNINGS = ("width", "mass")
+KINDS = ("confidence", "top_label", "classwise")
+
+
+class Reliability(typing.NamedTuple):
+    """The bars of a reliability diagram, each array (bins,).
+
+    Attributes:
+        low, high: the ends of a bin, which has the probabilities above low, up to high; the first has its low too.
+        samples: how many are in it.
+        confidence: their mean probability; NaN in an empty bin.
+        accuracy: the share of them that are of the class; NaN in an empty bin.
+    """
+
+    low: Array
+    high: Array
+    samples: Array
+    confidence: Array
+    accuracy: Array
+
+
+class BrierDecomposition(typing.NamedTuple):
+    """score = reliability - resolution + uncertainty + within_bins, each a float.
+
+    Attributes:
+        score: the Brier score.
+        reliability: how far mean probabilities of bins are from what happened there; 0 is best.
+        resolution: how far what happened in bins is from what happens in all; large is best.
+        uncertainty: what the labels have by themselves, the same for all models.
+        within_bins: what bins hide, since forecasts of one bin differ; 0 with `bins=None`.
+    """
+
+    score: float
+    reliability: float
+    resolution: float
+    uncertainty: float
+    within_bins: float
+
+
+def nll(y: typing.Any, p: typing.Any) -> float:
+    """The negative log-likelihood: the mean of -log of the probability that the label was given, in nats.
+
+    It is inf where that is 0 for a sample: nothing is clipped, as `keras.losses` and scikit-learn do.
+
+    Args:
+        y: labels (n,) or (n, 1), whole numbers in [0, k), or one-hot (n, k); of NumPy, the backend or a list, as all
+            that metrics take.
+        p: probabilities (n, k) with sum 1; or those of the second of two classes, (n,) or (n, 1); or those of several
+            passes, (S, n, k), whose mean is meant. They are computed with in float64.
+
+    Returns:
+        A float from 0; 0 is best.
+
+    Raises:
+        TypeError, ValueError: an argument that is not as described, such as NaN, probabilities that do not sum to 1
+            (to 0.01, for half precision), a label out of range, or no sample at all.
+
+    Example:
+
+    >>> from pernodedrop.uncertainty import metrics
+    >>> round(metrics.nll([0, 1], [[0.5, 0.5], [0.2, 0.8]]), 3)
+    0.458
+    """
+    labels, p = classified(y, p)
+    with np.errstate(divide="ignore"):
+        return float(np.mean(-np.log(p[np.arange(len(p)), labels])) + 0.0)
+
+
+def brier_score(y: typing.Any, p: typing.Any) -> float:
+    """The Brier score: the mean of the squared distance of probabilities from the label's one-hot vector.
+
+    It is the sum over all classes, as Brier defined it, in [0, 2]. What others have for two classes, the squared error
+    of one of them, is half of it.
+
+    Args:
+        y, p: labels and probabilities, as for `nll`.
+
+    Returns:
+        A float; 0 is best.
+
+    Raises:
+        TypeError, ValueError: as `nll`.
+
+    Example:
+
+    >>> from pernodedrop.uncertainty import metrics
+    >>> round(metrics.brier_score([0, 1], [[0.5, 0.5], [0.2, 0.8]]), 3)
+    0.29
+    """
+    labels, p = classified(y, p)
+    return float(np.mean(np.sum((p - _one_hot(labels, p)) ** 2, -1)))
+
+
+def brier_decomposition(y: typing.Any, p: typing.Any, bins: int | None = 15) -> BrierDecomposition:
+    """The Brier score in parts: calibration, sharpness, and what is in the labels (Murphy 1973, by class, summed).
+
+    Murphy's three parts make up the score where all forecasts of a bin are equal. Where they are not, two terms more
+    are needed (Stephenson, Coelho and Jolliffe 2008), here one: `within_bins`.
+
+    Args:
+        y, p: labels and probabilities, as for `nll`.
+        bins: number of bins of equal width for the probability of each class; None has one for each value.
+
+    Returns:
+        A `BrierDecomposition`.
+
+    Raises:
+        TypeError, ValueError: as `nll`, or `bins` below 1.
+
+    Example:
+
+    >>> from pernodedrop.uncertainty import metrics
+    >>> parts = metrics.brier_decomposition([0, 1, 1, 0], [0.2, 0.2, 0.8, 0.8], bins=None)
+    >>> round(parts.reliability, 3), round(parts.resolution, 3), round(parts.uncertainty, 3)
+    (0.18, 0.0, 0.5)
+    """
+    labels, p = classified(y, p)
+    hits = _one_hot(labels, p)
+    parts = np.zeros(4)
+    for score, hit in zip(p.T, hits.T, strict=True):
+        if bins is None:
+            values, place = np.unique(score, return_inverse=True)
+            number = len(values)
+        else:
+            edges = edges_of(score, bins, "width")
+            place, number = _places(score, edges), len(edges) - 1
+        count = np.maximum(np.bincount(place, minlength=number), 1)
+        forecast = (np.bincount(place, score, number) / count)[place]
+        outcome = (np.bincount(place, hit, number) / count)[place]
+        step, chance = score - forecast, hit - outcome
+        parts += np.mean(
+            [
+                (forecast - outcome) ** 2,
+                (outcome - hit.mean()) ** 2,
+                np.full(len(p), hit.mean() * (1 - hit.mean())),
+                step * (step - 2 * chance),
+            ],
+            -1,
+        )
+    return BrierDecomposition(brier_score(labels, p), *map(float, parts))
+
+
+def reliability(
+    y: typing.Any, p: typing.Any, bins: int = 15, binning: str = "width", label: int | None = None
+) -> Reliability:
+    """What a reliability diagram shows: in bins of probability, how often it came true.
+
+    Args:
+        y, p: labels and probabilities, as for `nll`.
+        bins: number of bins; 15.
+        binning: "width" for bins of equal width in [0, 1]; "mass" for bins between quantiles, with as many samples in
+            each as equal probabilities allow, which stay together.
+        label: the class whose probability is meant; None is the most probable one (of equal ones the first).
+
+    Returns:
+        A `Reliability`.
+
+    Raises:
+        TypeError, ValueError: as `nll`, or another argument that is not as described.
+
+    Example:
+
+    >>> from pernodedrop.uncertainty import metrics
+    >>> found = metrics.reliability([0, 1, 1], [[0.9, 0.1], [0.7, 0.3], [0.4, 0.6]], bins=2)
+    >>> found.samples, found.accuracy
+    (array([0., 3.]), array([       nan, 0.66666667]))
+    """
+    labels, p = classified(y, p)
+    chosen = p.argmax(-1) if label is None else np.full(len(p), checks.check_count(label, "label", least=0))
+    if chosen.max() >= p.shape[1]:
+        raise ValueError(checks.invalid("label", f"a class, an int in [0, {p.shape[1]}), or None", label))
+    score = np.take_along_axis(p, chosen[:, None], -1)[:, 0]
+    edges = edges_of(score, bins, binning)
+    place = _places(score, edges)
+    count = np.bincount(place, minlength=bins).astype("float64")
+    sums = (np.bincount(place, values, bins) for values in (score, (labels == chosen).astype("float64")))
+    with np.errstate(invalid="ignore"):
+        return Reliability(edges[:-1], edges[1:], count, *(found / count for found in sums))
+
+
+def calibration_error(
+    y: typing.Any, p: typing.Any, bins: int = 15, binning: str = "width", of: str = "confidence"
+) -> float:
+    """The expected calibration error, ECE: how far probabilities are from what happens, bin by bin.
+
+    It is the sum over bins of |mean probability - share that came true|, times the share of samples in the bin:
+
+    | `of` | `binning` | known as |
+    |---|---|---|
+    | "confidence" | "width" | ECE (Guo et al., arXiv 1706.04599) |
+    | "confidence" | "mass" | adaptive ECE (Nguyen and O'Connor, arXiv 1508.05154) |
+    | "top_label" | either | ECE for each predicted class (Gupta and Ramdas, arXiv 2107.08353) |
+    | "classwise" | "width" | classwise or static ECE (Kull et al., arXiv 1910.12656; Nixon et al., arXiv 1904.01685) |
+    | "classwise" | "mass" | adaptive calibration error, ACE (Nixon et al.) |
+
+    With few samples a bin it is above 0 for calibrated probabilities as well: compare models on the same samples and
+    bins.
+
+    Args:
+        y, p: labels and probabilities, as for `nll`.
+        bins: number of bins; 15.
+        binning: "width" or "mass", as for `reliability`.
+        of: what is binned: "confidence", the probability of the most probable class; "top_label", the same, with bins
+            of its own for each class that is predicted; "classwise", that of each class, and the mean over all classes.
+
+    Returns:
+        A float in [0, 1]; 0 is best.
+
+    Raises:
+        TypeError, ValueError: as `nll`, or another argument that is not as described.
+
+    Example:
+
+    >>> from pernodedrop.uncertainty import metrics
+    >>> round(metrics.calibration_error([0, 1, 1], [[0.9, 0.1], [0.7, 0.3], [0.4, 0.6]], bins=2), 3)
+    0.067
+    """
+    labels, p = classified(y, p)
+    of = checks.check_choice(of, "of", KINDS)
+    if of == "classwise":
+        gaps = [_gap(p[:, label], labels == label, bins, binning) for label in range(p.shape[1])]
+        return float(np.mean(gaps) / len(p))
+    top = p.argmax(-1)
+    score, hit = p.max(-1), labels == top
+    groups = [np.full(len(p), True)] if of == "confidence" else [top == label for label in np.unique(top)]
+    return sum(_gap(score[group], hit[group], bins, binning) for group in groups) / len(p)
+
+
+def edges_of(score: Array, bins: int, binning: str) -> Array:
+    """The ends of bins, (bins + 1,)."""
+    shares = np.linspace(0, 1, checks.check_count(bins, "bins") + 1)
+    return shares if checks.check_choice(binning, "binning", BINNINGS) == "width" else np.quantile(score, shares)
+
+
+def _gap(score: Array, hit: typing.Any, bins: int, binning: str) -> float:
+    """The sum over bins of |sum of probabilities - number that came true|."""
+    place = _places(score, edges_of(score, bins, binning))
+    return float(np.abs(np.bincount(place, score - hit, bins)).sum())
+
+
+def _places(score: Array, edges: Array) -> typing.Any:
+    """The bin of each probability: above its low end, up to its high end."""
+    return np.searchsorted(edges[1:-1], score)
+
+
+def _one_hot(labels: typing.Any, p: Array) -> Array:
+    return (labels[:, None] == np.arange(p.shape[1])).astype("float64")
