@@ -48,6 +48,11 @@ HOUSE = """
     uncertainty.batches uncertainty.changes
     uncertainty.passes
     uncertainty
+    torch.noisy torch.products
+    torch.activation_noise torch.weight_noise
+    torch.drop_connect torch.per_node_drop
+    torch.surgery torch.uncertainty
+    torch
     report
     report.environment report.figures report.pages report.process report.table
     report.results
