@@ -88,5 +88,5 @@ $(VENV)/.test: $(VENV)/.test-jax $(VENV)/.test-torch $(VENV)/.test-tensorflow
 	touch $@
 
 $(VENV)/.docs: $(VENV)/.pip pyproject.toml constraints.txt
-	$(PIP) install -c constraints.txt jax -e . --group docs
+	$(PIP) install -c constraints.txt jax torch -e . --group docs
 	touch $@

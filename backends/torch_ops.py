@@ -600,8 +600,8 @@ class _ListedKernels:
 
 
 def draw(variable):
-    if torch.compiler.is_compiling():
-        return _draw(variable.value)
+    if torch.compiler.is_compiling() or of_torch.in_transform():
+        return _draw(variable.value)  # an operator, whose insides neither of them looks at
     with methods.DRAWING:
         key = variable.value.detach().clone()
         if key.is_meta:  # Keras asks for shapes; where an op fails then, it asks again, with the key that is left here

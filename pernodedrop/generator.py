@@ -77,9 +77,9 @@ def seed_word(seed: int) -> int:
     return digest(str(int(seed)))
 
 
-def sibling_seed(seed: int, number: int) -> int:
-    """The seed of one of several layers that have one seed between them."""
-    return digest(f"{int(seed)}/{number}")
+def sibling_seed(seed: int, which: int | str) -> int:
+    """The seed of one of several layers that have one seed between them, by its number or its name."""
+    return digest(f"{int(seed)}/{which}")
 
 
 def digest(text: str) -> int:

@@ -9,7 +9,7 @@ import dataclasses
 import typing
 
 from pernodedrop import checks, generator
-from pernodedrop._types import Namespace, Params, Sharing, Tensor, Words
+from pernodedrop._types import Namespace, Params, Shape, Sharing, Tensor, Words
 from pernodedrop.noise import Noise
 
 __all__ = ["Mask", "parse_sharing"]
@@ -42,6 +42,31 @@ def parse_sharing(sharing: Sharing) -> frozenset[str]:
 def coordinate(name: str, size: typing.Any, sharing: frozenset[str], like: Tensor, xp: Namespace) -> Words:
     """The words of a coordinate, on the device of `like`: 0 to size - 1, or 0 alone where it is shared."""
     return xp.arange(1 if name in sharing else size, like=like)
+
+
+def check_noise_shape(noise_shape: typing.Any) -> Shape | None:
+    """Return the shape of a mask that is broadcast, a tuple of sizes and None, or raise; None is the input's shape."""
+    expected = "None or a tuple of sizes and None"
+    if noise_shape is None:
+        return None
+    if not isinstance(noise_shape, tuple | list):
+        raise TypeError(checks.invalid("noise_shape", expected, noise_shape))
+    if not all(size is None or (checks.is_int(size) and size > 0) for size in noise_shape):
+        raise ValueError(checks.invalid("noise_shape", expected, noise_shape))
+    return tuple(noise_shape)
+
+
+def broadcast_shape(noise_shape: Shape | None, shape: Shape) -> Shape:
+    """The shape of the mask of an input, None entries of `noise_shape` being the input's sizes, or an error."""
+    if noise_shape is None:
+        return tuple(shape)
+    fits = len(shape) == len(noise_shape) and all(
+        own in (None, 1) or not isinstance(size, int) or own == size
+        for own, size in zip(noise_shape, shape, strict=True)
+    )
+    if not fits:
+        raise ValueError(checks.invalid("noise_shape", f"1, None or the size of {tuple(shape)}", noise_shape))
+    return tuple(size if own is None else own for own, size in zip(noise_shape, shape, strict=True))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +150,8 @@ class Field(typing.NamedTuple):
 
     def words(self, lane: int, time: Words, sample: Words, in_: Words, out: Words, xp: Namespace) -> Words:
         """Words of one lane at broadcast coordinates."""
-        return generator.words(self.key, xp.as_word(lane), time, sample, in_, out, xp)
+        lanes = xp.asarray(xp.as_word(lane), device=xp.device(time))
+        return generator.words(self.key, lanes, time, sample, in_, out, xp)
 
     def entries(self, time: Words, sample: Words, in_: Words, out: Words, xp: Namespace) -> Tensor:
         """Entries at broadcast coordinates, float32."""

@@ -26,7 +26,8 @@ HOUSE = """
     backends.cpu_kernels backends.triton_kernels
     backends.xla_kernels
     backends.*_ops
-    ops state
+    ops
+    state prediction
     layers.base.around layers.base.contraction layers.base.module layers.base.saving
     layers.base.noise_layer
     layers.base.convolution layers.base.noisy
@@ -45,7 +46,7 @@ HOUSE = """
     surgery.weights
     surgery
     losses
-    uncertainty.batches uncertainty.changes uncertainty.statistics
+    uncertainty.batches uncertainty.changes
     uncertainty.passes
     uncertainty.metrics.arrays
     uncertainty.metrics.classification uncertainty.metrics.regression uncertainty.metrics.selection
@@ -53,6 +54,11 @@ HOUSE = """
     uncertainty.metrics
     uncertainty.calibration uncertainty.decisions uncertainty.report
     uncertainty
+    torch.noisy torch.products
+    torch.activation_noise torch.weight_noise
+    torch.drop_connect torch.per_node_drop
+    torch.surgery torch.uncertainty
+    torch
     report
     report.environment report.figures report.pages report.process report.table
     report.results uncertainty.plots
@@ -105,12 +111,15 @@ KERNELS = {
 }
 """Files that are written against a framework and imported where that one is used alone, and which one."""
 
+WINGS = {"torch"}
+"""Folders of modules of a framework, each named like it: all files of one import it."""
+
 USERS_OF_FRAMEWORKS = {
     "commands.bench.memory": "asks each framework for the memory that it has on a GPU",
     "commands.bench.products": "writes by hand what users of each framework do",
     "commands.bench.steps": "compiles, differentiates and waits as each framework does",
     "study.runner": "switches the compilation cache of JAX on",
-    "layers.base.stochastic": "knows the modules of torch.nn that make noise",
+    "prediction": "knows the modules of torch.nn that make noise",
     "uncertainty.changes": "has the modules of torch make noise, of a seed",
     "uncertainty.passes": "compiles passes with jax.jit, which leaves weights alone",
     "testing.frameworks": "compiles and differentiates on every framework, to test a noise there",
@@ -231,7 +240,8 @@ def problems(name):
         where = f"{name}, line {found.line}, imports {found.name}"
         if found.package == "":
             yield f"{where} relative to itself"
-        if found.package in FRAMEWORKS - KERNELS.get(name, set()) and name != f"backends.{found.package}_ops":
+        own = KERNELS.get(name, set()) | (WINGS & {name.partition(".")[0]})
+        if found.package in FRAMEWORKS - own and name != f"backends.{found.package}_ops":
             if name not in USERS_OF_FRAMEWORKS:
                 yield f"{where}, and is not in USERS_OF_FRAMEWORKS"
             elif not found.is_lazy:

@@ -472,6 +472,102 @@ def test_in_checkpoint():
 
 
 @only("torch")
+def test_share():
+    import torch
+
+    from pernodedrop.internals import of_torch
+
+    source, target = torch.nn.BatchNorm1d(3, affine=True), torch.nn.BatchNorm1d(3, affine=False)
+    source.register_forward_hook(lambda module, x, y: y + 1)
+    source.register_buffer("unsaved", torch.zeros(1), persistent=False)
+    source.inner, source.own = torch.nn.Linear(1, 1), "attribute"
+    target.register_buffer("kept", torch.ones(1), persistent=False)
+    of_torch.share(source.eval(), target, leave_out={"unsaved", "own"})
+    assert target.weight is source.weight
+    assert target.inner is source.inner
+    assert not target.training
+    assert target.running_mean is source.running_mean
+    assert target.kept.tolist() == [1]
+    assert not hasattr(target, "unsaved")
+    assert not hasattr(target, "own")
+    assert target.state_dict().keys() == {*source.state_dict()}
+    x = torch.randn(2, 3)
+    assert torch.equal(target(x), source(x))
+    target.weight = None  # it has a list of its own
+    assert source.weight is not None
+
+
+@only("torch")
+@pytest.mark.parametrize("move", [lambda m: m.double(), lambda m: m.to("cpu"), lambda m: m.to_empty(device="cpu")])
+def test_apply(move):
+    """Whatever moves a module, and modules that hold it, asks this."""
+    import torch
+
+    from pernodedrop.internals import of_torch
+
+    class Told(torch.nn.Linear):
+        told = 0
+
+        def _apply(self, fn, recurse=True):
+            self.told += 1
+            of_torch.apply(super(), fn, recurse)
+            return self
+
+    holder = torch.nn.Sequential(Told(2, 3))
+    assert move(holder) is holder
+    assert holder[0].told == 1
+    assert holder[0].weight.dtype == move(torch.nn.Linear(2, 3)).weight.dtype
+
+
+@only("torch")
+def test_load_from_state_dict():
+    """What loads a model asks this of every module, with what is its own, which it may add to."""
+    import torch
+
+    from pernodedrop.internals import of_torch
+
+    class Adds(torch.nn.Linear):
+        def _load_from_state_dict(self, state_dict, prefix, *others):
+            state_dict.setdefault(f"{prefix}bias", torch.ones(3))
+            of_torch.load_from_state_dict(super(), state_dict, prefix, *others)
+
+    holder, given = torch.nn.Sequential(Adds(2, 3)), {"0.weight": torch.zeros(3, 2)}
+    holder.load_state_dict(given, strict=True)
+    assert holder[0].bias.tolist() == [1, 1, 1]
+    assert given.keys() == {"0.weight"}
+
+
+@only("torch")
+def test_in_transform():
+    import torch
+
+    from pernodedrop.internals import of_torch
+
+    seen = []
+
+    def function(x):
+        seen.append(of_torch.in_transform())
+        return x.sum()
+
+    function(torch.ones(2))
+    torch.func.vmap(torch.func.grad(function))(torch.ones(3, 2))
+    torch.func.vjp(function, torch.ones(2))
+    function(torch.ones(2))
+    assert seen == [False, True, True, False]
+
+
+@only("torch")
+def test_is_replica():
+    import torch
+
+    from pernodedrop.internals import of_torch
+
+    module = torch.nn.Linear(1, 1)
+    assert not of_torch.is_replica(module)
+    assert of_torch.is_replica(module._replicate_for_data_parallel())  # what DataParallel calls, on GPUs only
+
+
+@only("torch")
 def test_allow_recompilations():
     import torch
 

@@ -2,7 +2,7 @@
 
 import ast
 import functools
-import importlib
+import importlib.util
 import inspect
 
 import pytest
@@ -10,7 +10,7 @@ import pytest
 import pernodedrop as pnd
 from tests import house
 
-MODULES = (
+MODULES = [
     "backends",
     "layers",
     "losses",
@@ -28,7 +28,8 @@ MODULES = (
     "uncertainty.decisions",
     "uncertainty.metrics",
     "uncertainty.plots",
-)
+    *(("torch", "torch.uncertainty") if importlib.util.find_spec("torch") else ()),
+]
 """Public modules: what is in their `__all__` is public, under the top level's name if it has one."""
 
 PUBLIC = sorted(name for name in pnd.__all__ if callable(getattr(pnd, name)))

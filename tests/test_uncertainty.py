@@ -10,10 +10,9 @@ import scipy.sparse
 import scipy.stats
 
 import pernodedrop as pnd
-from pernodedrop import uncertainty
+from pernodedrop import prediction, uncertainty
 from pernodedrop.internals import of_keras
 from pernodedrop.layers.base.noisy import Noisy
-from pernodedrop.uncertainty import passes, statistics
 
 BACKEND = keras.backend.backend()
 SEED = 5
@@ -41,7 +40,7 @@ def values(model):
 
 def key(sample, index=0):
     """The key of pass `sample` in the layer of this library at place `index`."""
-    return (passes.word_of(SEED, index, sample), 0)
+    return (prediction.word_of(SEED, index, sample), 0)
 
 
 def mask(sample, shape, index=0, **kwargs):
@@ -719,7 +718,7 @@ def test_one_output_is_the_probability_of_the_second_class(squeezed):
 
 
 def test_certain_probabilities_have_no_entropy():
-    found = statistics.Statistics(keep=False)
+    found = prediction.Statistics(keep=False)
     for _ in range(3):
         found.add(np.array([[0.0, 1.0], [0.5, 0.5]]))
     np.testing.assert_allclose(found.result()["predictive_entropy"], [0, np.log(2)], atol=1e-15)

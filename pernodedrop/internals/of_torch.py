@@ -3,6 +3,7 @@
 Importing this file does not import torch: what no framework is needed for is marked with it.
 """
 
+import collections.abc
 import sys
 import typing
 
@@ -35,6 +36,49 @@ def in_checkpoint() -> bool:
     while frame is not None and frame.f_code is not code:
         frame = frame.f_back
     return frame is not None
+
+
+def share(source: typing.Any, target: typing.Any, leave_out: collections.abc.Collection[str] = ()) -> None:
+    """Have a module hold what another holds, the same tensors, modules, hooks and attributes, but for these names.
+
+    What it held itself gives way, but for buffers, which it keeps beside.
+    """
+    for name, value in vars(source).items():
+        own = vars(target).get(name, ()) if name in ("_buffers", "_non_persistent_buffers_set") else ()
+        if isinstance(value, dict):
+            value = type(value)({**dict(own), **{key: value[key] for key in value if key not in leave_out}})
+        elif isinstance(value, set):
+            value = {*own, *value} - {*leave_out}
+        if name not in leave_out:
+            vars(target)[name] = value
+
+
+def apply(parent: typing.Any, function: Function, recurse: bool) -> None:
+    """What a module's base class, as `super()` gives it, does to move or cast parameters and buffers.
+
+    Nothing public tells a module that it is moved, such as by `to_empty`, which forgets what a buffer holds.
+    """
+    parent._apply(function, recurse)
+
+
+def load_from_state_dict(parent: typing.Any, *arguments: typing.Any) -> None:
+    """What a module's base class, as `super()` gives it, does to load what is its own.
+
+    A hook would have to be told apart from those of users where a module is copied to another class.
+    """
+    parent._load_from_state_dict(*arguments)
+
+
+def in_transform() -> bool:
+    """Whether this runs in a transform of `torch.func`, where what a function holds is not changed in place."""
+    import torch
+
+    return torch._C._functorch.maybe_current_level() is not None
+
+
+def is_replica(module: typing.Any) -> bool:
+    """Whether a module is one of the copies that `torch.nn.DataParallel` makes in a call, a device for each."""
+    return getattr(module, "_is_replica", False)
 
 
 def allow_recompilations(count: int) -> None:

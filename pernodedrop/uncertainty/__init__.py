@@ -1,61 +1,27 @@
 """MC Dropout: predictions with their uncertainty, from passes that keep the noise (arXiv 1506.02142).
 
-`x` comes in `batches`, of each of which the `passes` of the model are run, and their `statistics` taken. A pass is the
-model at inference, with its noise layers changed so that they make noise (`changes`).
+`x` comes in `batches`, of each of which the `passes` of the model are run; `pernodedrop.prediction` has what is said of
+them. A pass is the model at inference, with its noise layers changed so that they make noise (`changes`).
 """
 
-import dataclasses
+import collections.abc
 import itertools
-import random
 import typing
-import warnings
 
 import keras
-import numpy as np
 
-from pernodedrop import checks
+from pernodedrop import checks, prediction
 from pernodedrop.internals import of_keras
+from pernodedrop.prediction import Array, check_arguments, collected
 from pernodedrop.uncertainty import report as reports
 from pernodedrop.uncertainty.batches import batches_of, rows_of
 from pernodedrop.uncertainty.passes import Passes, build
-from pernodedrop.uncertainty.statistics import Array, Statistics, probabilities_of
 
 __all__ = ["Prediction", "predict"]
 
-EQUAL = (
-    "All {} passes were equal. Expected noise that differs between them; a schedule may be at rate 0, and "
-    "DynamicDropConnect drops nothing until it was trained."
-)
 
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Prediction:
-    """What `predict` found: NumPy arrays, in float64. Entropies are in nats.
-
-    With p_s the output of pass s, S passes and H the entropy over the classes, which are the last axis:
-
-    Attributes:
-        mean: (1/S) sum_s p_s, of the shape of the model's output.
-        variance: (1/S) sum_s (p_s - mean)**2, of the same shape.
-        predictive_entropy: H(mean), of that shape without its last axis: the whole uncertainty. This and the next three
-            are None where the outputs are not probabilities.
-        aleatoric: (1/S) sum_s H(p_s), the part that more training data would leave.
-        mutual_information: predictive_entropy - aleatoric, from 0: the epistemic part, what the passes disagree about.
-        variation_ratio: the share of passes whose most probable class is not the one that most passes chose.
-        outputs: all p_s, (S, ...), with `keep=True`; else None.
-        samples: S.
-        seed: the seed, which gives the same prediction again.
-    """
-
-    mean: Array
-    variance: Array
-    predictive_entropy: Array | None
-    aleatoric: Array | None
-    mutual_information: Array | None
-    variation_ratio: Array | None
-    outputs: Array | None
-    samples: int
-    seed: int
+class Prediction(prediction.Prediction):  # noqa: D101 - that of the base, and a report besides
+    __doc__ = prediction.Prediction.__doc__
 
     def report(self, y: typing.Any, noise_variance: float = 0.0) -> reports.Report:
         """What its figures are, once the truth is known: of `uncertainty.metrics`, with their defaults.
@@ -162,12 +128,7 @@ def predict(
     """
     if not isinstance(model, keras.Model):
         raise TypeError(checks.invalid("model", "a keras.Model", model))
-    checks.check_seed(seed)
-    from_logits, keep = checks.check_bool(from_logits, "from_logits"), checks.check_bool(keep, "keep")
-    probabilities = checks.check_optional_bool(probabilities, "probabilities")
-    if from_logits and probabilities is False:
-        raise ValueError(checks.invalid("probabilities", "None or True with from_logits=True", probabilities))
-    seed = random.getrandbits(32) if seed is None else int(seed)
+    seed = check_arguments(seed, from_logits, probabilities, keep)
     batches, number = batches_of(x, batch_size)
     first, width = next(batches, (None, 0))
     if not width:
@@ -177,24 +138,17 @@ def predict(
     passes = Passes(model, seed)
     samples = passes.default_samples() if samples is None else checks.check_count(samples, "samples")
     progress = keras.utils.Progbar(number and samples * number, verbose=verbose, unit_name="pass")
-    found, start = [], 0
-    for rows, size in itertools.chain([(first, width)], batches):
-        width = max(width, size)  # all batches have one shape where none is larger than those before
-        batch = Statistics(keep, probabilities)
-        filled = rows_of(rows, 0, width)
+
+    def outputs() -> collections.abc.Iterator[collections.abc.Iterator[Array]]:
+        widest, start = width, 0
+        for rows, size in itertools.chain([(first, width)], batches):
+            widest = max(widest, size)  # all batches have one shape where none is larger than those before
+            yield of_batch(rows_of(rows, 0, widest), widest, start, size)
+            start += size
+
+    def of_batch(rows: typing.Any, width: int, start: int, size: int) -> collections.abc.Iterator[Array]:
         for sample in range(samples):
-            y = passes.run(filled, width, start, sample)[:size]
-            batch.add(probabilities_of(y) if from_logits else y)
+            yield passes.run(rows, width, start, sample)[:size]
             progress.add(1)
-        found.append(batch.result())
-        start += size
-    whole = {name: _joined([part[name] for part in found], axis=int(name == "outputs")) for name in found[0]}
-    if samples > 1 and not whole["variance"].any():
-        warnings.warn(EQUAL.format(samples), stacklevel=2)
-    return Prediction(**whole, samples=samples, seed=seed)
 
-
-def _joined(parts: list[Array | None], axis: int) -> typing.Any:
-    """The arrays of all batches as one; None if one of them has none."""
-    arrays = [part for part in parts if part is not None]
-    return np.concatenate(arrays, axis) if len(arrays) == len(parts) else None
+    return Prediction(**vars(collected(outputs(), samples, seed, from_logits, probabilities, keep)))

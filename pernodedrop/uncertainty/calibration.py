@@ -11,8 +11,8 @@ import typing
 import numpy as np
 
 from pernodedrop import checks
+from pernodedrop.prediction import Array, probabilities_of
 from pernodedrop.uncertainty.metrics.arrays import classified, probabilities_of_classes
-from pernodedrop.uncertainty.statistics import Array, probabilities_of
 
 __all__ = ["Isotonic", "Temperature", "Vector", "isotonic", "temperature", "vector"]
 

@@ -11,8 +11,8 @@ import typing
 import numpy as np
 
 from pernodedrop import checks
+from pernodedrop.prediction import Array
 from pernodedrop.uncertainty.metrics.arrays import classified, numbers, probabilities_of_classes
-from pernodedrop.uncertainty.statistics import Array
 
 __all__ = ["ConformalSets", "Rejection", "conformal", "rejection"]
 

@@ -13,14 +13,14 @@ import typing
 import keras
 import numpy as np
 
-from pernodedrop import checks, generator
+from pernodedrop import checks
 from pernodedrop._types import Tensor
 from pernodedrop.internals import of_keras
 from pernodedrop.layers.base import stochastic
 from pernodedrop.layers.base.noisy import Noisy
+from pernodedrop.prediction import Array, word_of
 from pernodedrop.uncertainty import changes
 from pernodedrop.uncertainty.changes import Arguments
-from pernodedrop.uncertainty.statistics import Array
 
 SAMPLES = 50
 WORD = "int32"
@@ -212,8 +212,3 @@ def _generators(layers: list[keras.layers.Layer]) -> list[keras.random.SeedGener
     inner = [one for layer in layers if not isinstance(layer, Noisy) for one in of_keras.layers_of(layer)]
     found = {id(one): one.seed_generator for one in inner if getattr(one, "seed_generator", None) is not None}
     return list(found.values())
-
-
-def word_of(*numbers: int) -> int:
-    """31 bits mixed from integers: sums of seeds and places would give siblings and neighbours the same masks."""
-    return generator.digest(repr(numbers)) >> 1

@@ -8,10 +8,11 @@ import numpy as np
 from pernodedrop import backends, checks, generator, schedules
 from pernodedrop._types import Config, Key, Params, Shape, Tensor
 from pernodedrop.layers.base.activation_noise import ActivationNoise
-from pernodedrop.layers.base.noisy import check_built, check_size, refuse_sample_ids, xp
+from pernodedrop.layers.base.noisy import check_built, check_size, xp
 from pernodedrop.mask import Mask
 from pernodedrop.noise import LEVELS, Bernoulli, shortest
 from pernodedrop.schedules import Schedule
+from pernodedrop.state import refuse_sample_ids
 
 
 class Tries(Bernoulli):

@@ -1,14 +1,14 @@
 """Activation noise: what layers that stand between others share."""
 
-import math
+import functools
 import typing
 
 import keras
 
-from pernodedrop import ops
-from pernodedrop._types import Key, Shape, Tensor, Words
-from pernodedrop.layers.base.noisy import Noisy, at_least_float32, check_samples, floating, xp
-from pernodedrop.mask import Field, Mask
+from pernodedrop import state
+from pernodedrop._types import Key, Shape, Tensor
+from pernodedrop.layers.base.noisy import Noisy, check_samples, floating, xp
+from pernodedrop.mask import Mask
 from pernodedrop.schedules import Schedule
 
 
@@ -76,17 +76,5 @@ class ActivationNoise(Noisy):
         return input_shape
 
 
-def entries_of_inputs(shape: Shape, like: Tensor, field: Field, samples: Words) -> Tensor:
-    """The entries of a field, float32, in a shape (batch, *time, in) or (batch,), made where `like` is."""
-    _, *middle, last = shape if len(shape) > 1 else (*shape, 1)
-    zero, time = xp.arange(1, like=like), xp.arange(math.prod(middle), like=like)
-    entries = field.entries(time[:, None], samples[:, None, None], xp.arange(last, like=like), zero, xp)
-    return xp.reshape(entries, shape)
-
-
-def apply_mask(inputs: Tensor, mask: Tensor) -> Tensor:
-    """The product of an input with a mask, in the dtype of the input, computed in float32 at least."""
-    if xp.layout(inputs) == "sparse":
-        mask = xp.broadcast_to(mask, xp.shape(inputs))  # which torch's CSR does not do
-    product = at_least_float32(inputs) * xp.astype(mask, ops.accumulation_dtype(inputs, xp=xp))
-    return xp.astype(product, xp.dtype(inputs))
+entries_of_inputs = functools.partial(state.entries_of_inputs, xp=xp)
+apply_mask = functools.partial(state.apply_mask, xp=xp)

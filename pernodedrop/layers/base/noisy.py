@@ -195,18 +195,7 @@ class Noisy(NoiseLayer):
 
     def samples(self, x: Tensor, sample_ids: Tensor | None) -> Words:
         """The sample coordinates of the rows of x."""
-        mask = self.state.mask
-        if sample_ids is not None:
-            if "sample" in mask.sharing:
-                refuse_sample_ids(sample_ids)
-            return mask.samples(ops.check_sample_ids(sample_ids, x, xp), xp)
-        if mask.regime == "example":
-            raise ValueError(checks.invalid("sample_ids", "the examples' ids with regime='example'", None))
-        batch = xp.shape(x)[0]
-        words = xp.arange(batch, like=x)
-        if "sample" not in mask.sharing:
-            words = words + xp.as_word(xp.replica_offset(batch))
-        return mask.samples(words, xp)
+        return self.state.samples(x, sample_ids, xp)
 
     @property
     def _numbers(self) -> dict[str, keras.Variable]:
@@ -234,11 +223,6 @@ def check_built(layer: keras.layers.Layer) -> None:
     """Raise unless a layer is built."""
     if not layer.built:
         raise ValueError(f"Layer {layer.name!r} is not built. Call it, or its model, once.")
-
-
-def refuse_sample_ids(sample_ids: Tensor) -> typing.NoReturn:
-    """Raise: there is no sample coordinate that ids could be."""
-    raise ValueError(checks.invalid("sample_ids", "None: this mask is the same for all samples", sample_ids))
 
 
 def uniforms(like: Tensor, field: Field, samples: Words, lane: int, of: str) -> Tensor:

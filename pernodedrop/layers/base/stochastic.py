@@ -5,6 +5,7 @@ import typing
 import keras
 
 from pernodedrop.layers.base.noisy import Noisy
+from pernodedrop.prediction import noise_of_torch
 
 NOISE = (
     keras.layers.Dropout,  # SpatialDropout1D, 2D and 3D too
@@ -31,23 +32,6 @@ NOISE_INSIDE = (
 STRENGTHS = ("rate", "stddev", "dropout", "recurrent_dropout")
 """The numbers of Keras' layers that say how much noise they make."""
 
-TORCH_NOISE = (
-    "Dropout",
-    "Dropout1d",
-    "Dropout2d",
-    "Dropout3d",
-    "AlphaDropout",
-    "FeatureAlphaDropout",
-    "RNN",
-    "LSTM",
-    "GRU",
-    "MultiheadAttention",
-)
-"""Modules of torch that are noise, or have dropout of their own, which is all that training means to them."""
-
-TORCH_HOLDERS = ("TransformerEncoder", "TransformerEncoderLayer")
-"""Modules of torch that pass by the dropout inside them unless they train."""
-
 
 def is_stochastic(layer: keras.layers.Layer) -> bool:
     """Whether a layer is known to make noise in training, other noise in each call, at its present rate."""
@@ -66,12 +50,4 @@ def shares_noise(layer: keras.layers.Layer) -> bool:
 
 def torch_noise(layer: keras.layers.Layer) -> list[typing.Any]:
     """The modules of torch inside a layer that have to train for it to make noise: none where it makes none."""
-    if not isinstance(layer, keras.layers.TorchModuleWrapper):
-        return []
-    from torch import nn
-
-    def inside(names: tuple[str, ...]) -> list[typing.Any]:
-        return [one for one in layer.module.modules() if isinstance(one, tuple(getattr(nn, name) for name in names))]
-
-    noise = [one for one in inside(TORCH_NOISE) if getattr(one, "p", getattr(one, "dropout", 0)) > 0]
-    return noise + inside(TORCH_HOLDERS) if noise else []
+    return noise_of_torch(layer.module) if isinstance(layer, keras.layers.TorchModuleWrapper) else []

@@ -25,11 +25,8 @@ from pernodedrop.layers.base.inner import (
     with_kernel,
 )
 from pernodedrop.layers.base.noisy import Noisy, check_built, check_samples, floating, xp
-from pernodedrop.mask import Field, Mask, coordinate
+from pernodedrop.mask import Field, Mask
 from pernodedrop.schedules import Schedule
-
-SMALL_GROUP = 1024
-"""Entries of a group's kernel up to which all groups are multiplied in one go, with their masks in memory."""
 
 
 class WeightNoise(Noisy, Around):
@@ -137,7 +134,7 @@ class WeightNoise(Noisy, Around):
     @property
     def one_kernel(self) -> bool:
         """Whether all samples and positions of a call have the same mask."""
-        return {"sample", "time"} <= self.sharing
+        return self.state.one_kernel
 
     def masked_kernel(self, product: Contraction | Convolution, field: Field) -> Tensor:
         """The kernel with its noise, where that is one for all samples and positions."""
@@ -147,13 +144,7 @@ class WeightNoise(Noisy, Around):
 
     def one_mask(self, matrices: Tensor, field: Field) -> Tensor:
         """That mask, in the shape of `matrices`, (group, in, out)."""
-        groups, inputs, outputs = matrices.shape
-
-        in_ = coordinate("in", groups * inputs, self.sharing, matrices, xp)
-        out = coordinate("out", outputs, self.sharing, matrices, xp)
-        zero = xp.arange(1, like=matrices)
-        mask = field.entries(zero, zero, in_[:, None], out, xp)
-        return xp.reshape(xp.broadcast_to(mask, (groups * inputs, outputs)), matrices.shape)
+        return self.state.one_mask(matrices, field, xp)
 
     def compute_mask(self, inputs: Tensor, previous_mask: Tensor | None) -> Tensor | None:
         """The mask that the inner layer passes on."""
@@ -196,34 +187,23 @@ class MaskedProduct(WeightNoise):
         schedule: Schedule | None = None,
         **kwargs: typing.Any,
     ) -> None:
-        checks.check_choice(method, "method", ops.METHODS)
-        if method == "local_reparameterization" and mask.regime != "dynamic":
-            expected = f"another one with regime={mask.regime!r}, whose masks stay: it draws outputs and has no mask"
-            raise ValueError(checks.invalid("method", expected, method))
         super().__init__(layer, mask, seed=seed, schedule=schedule, **kwargs)
-        self.method = method
+        self.method = self.state.check_method(method)
 
     def multiply(self, x: Tensor, w: Tensor, field: Field, samples: Words) -> Tensor:
         return self.masked_product(x, w, field, samples)
 
     def masked_product(self, x: Tensor, w: Tensor, field: Field, samples: Words) -> Tensor:
         """sum_i x[g, b, t, i] * w[g, i, o] * m[b, t, (g, i), o], in the shapes of `multiply`."""
-        groups, inputs, outputs = w.shape
-        common = {"sharing": self.sharing, "samples": samples, "xp": xp}
         if isinstance(x, Patches):
             if self.method == "auto" and methods.has_kernels(w.shape, x.window, self.sharing, samples.shape[0]):
+                common = {"sharing": self.sharing, "samples": samples, "xp": xp}
                 return ops.convolve(x.x, w, field, window=x.window, **common)
             x = x.tensor()
-        if groups > 1 and inputs * outputs <= SMALL_GROUP and self.method in ("auto", "materialized"):
-            return ops.multiply_groups(x, w, field, **common)
-
-        drawn = self.state.mask.noise.gaussian and self.regime != "dynamic"  # by "auto", without a mask that could stay
-        method = "recomputed" if drawn and self.method == "auto" else self.method
-
-        def of_group(n: int) -> Tensor:
-            return ops.multiply(x[n], w[n], field, in_offset=n * inputs, method=method, **common)
-
-        return of_group(0)[None] if groups == 1 else keras.ops.stack([of_group(n) for n in range(groups)])
+        y = self.state.products(x, w, field, samples, self.method, xp)
+        if not isinstance(y, list):
+            return y
+        return y[0][None] if len(y) == 1 else keras.ops.stack(y)
 
     def get_config(self) -> Config:
         return {**super().get_config(), "method": self.method}

@@ -22,7 +22,7 @@ from pernodedrop.layers.base.inner import (
 )
 from pernodedrop.layers.base.noisy import floating, xp
 from pernodedrop.layers.base.weight_noise import MaskedProduct
-from pernodedrop.mask import Field, Mask, coordinate
+from pernodedrop.mask import Field, Mask
 from pernodedrop.noise import Bernoulli, normal
 from pernodedrop.schedules import Schedule
 
@@ -177,14 +177,10 @@ class DropConnect(MaskedProduct):
             return None
         bias = keras.ops.reshape(self.layer.bias, (1, -1))
         groups, inputs, _ = product.matrices(float_kernel(self.layer)).shape
-        shared = self.sharing
-        if isinstance(product, Contraction) and "sample" not in shared and product.y[0] != product.batch:
+        if isinstance(product, Contraction) and "sample" not in self.sharing and product.y[0] != product.batch:
             expected = "an equation whose output has the batch letter first, beside mask_bias=True"
             raise ValueError(checks.invalid("layer", expected, product.equation))
-        zero = xp.arange(1, like=bias)
-        row = zero if "in" in shared else xp.asarray(xp.as_word(groups * inputs), device=xp.device(bias))
-        out = coordinate("out", bias.shape[1], shared, bias, xp)
-        mask = field.entries(zero, (zero if "sample" in shared else samples)[:, None], row, out, xp)
+        mask = self.state.bias_mask(bias, groups * inputs, field, samples, xp)
         masked = keras.ops.reshape(apply_mask(bias, mask), (-1, *self.layer.bias.shape))
         return self._scaled(masked, field)
 

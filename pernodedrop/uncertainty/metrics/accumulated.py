@@ -8,8 +8,8 @@ import numpy as np
 from pernodedrop import checks
 from pernodedrop._types import Config, Tensor
 from pernodedrop.internals import of_keras
+from pernodedrop.prediction import SUM_TOLERANCE
 from pernodedrop.uncertainty.metrics.classification import KINDS, edges_of
-from pernodedrop.uncertainty.statistics import SUM_TOLERANCE
 
 
 class _OverClasses(keras.metrics.Metric):

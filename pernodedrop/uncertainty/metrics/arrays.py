@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 from pernodedrop import checks
-from pernodedrop.uncertainty.statistics import SUM_TOLERANCE, Array
+from pernodedrop.prediction import SUM_TOLERANCE, Array
 
 Labels: typing.TypeAlias = np.typing.NDArray[np.int64]
 

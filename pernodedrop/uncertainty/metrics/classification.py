@@ -5,8 +5,8 @@ import typing
 import numpy as np
 
 from pernodedrop import checks
+from pernodedrop.prediction import Array
 from pernodedrop.uncertainty.metrics.arrays import classified
-from pernodedrop.uncertainty.statistics import Array
 
 BINNINGS = ("width", "mass")
 KINDS = ("confidence", "top_label", "classwise")

@@ -5,8 +5,8 @@ import typing
 import numpy as np
 
 from pernodedrop import checks
+from pernodedrop.prediction import Array
 from pernodedrop.uncertainty.metrics.arrays import alike, numbers
-from pernodedrop.uncertainty.statistics import Array
 
 
 class Intervals(typing.NamedTuple):

@@ -5,8 +5,8 @@ import typing
 import numpy as np
 
 from pernodedrop import checks
+from pernodedrop.prediction import Array
 from pernodedrop.uncertainty.metrics.arrays import numbers
-from pernodedrop.uncertainty.statistics import Array
 
 CAUGHT = 0.95  # of what is out of distribution, where the false alarms are counted
 

@@ -1,0 +1,189 @@
+"""Predictions with their uncertainty, in any framework: what is said of all passes, and which seeds they have."""
+
+import collections.abc
+import dataclasses
+import random
+import typing
+import warnings
+
+import numpy as np
+
+from pernodedrop import checks, generator
+
+SUM_TOLERANCE = 1e-2  # how far from 1 the sum of probabilities in half precision can be
+
+Array: typing.TypeAlias = np.typing.NDArray[np.float64]
+
+EQUAL = (
+    "All {} passes were equal. Expected noise that differs between them; a schedule may be at rate 0, and "
+    "DynamicDropConnect drops nothing until it was trained."
+)
+
+TORCH_NOISE = (
+    "Dropout",
+    "Dropout1d",
+    "Dropout2d",
+    "Dropout3d",
+    "AlphaDropout",
+    "FeatureAlphaDropout",
+    "RNN",
+    "LSTM",
+    "GRU",
+    "MultiheadAttention",
+)
+"""Modules of torch that are noise, or have dropout of their own, which is all that training means to them."""
+
+TORCH_HOLDERS = ("TransformerEncoder", "TransformerEncoderLayer")
+"""Modules of torch that pass by the dropout inside them unless they train."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Prediction:
+    """What `predict` found: NumPy arrays, in float64. Entropies are in nats.
+
+    With p_s the output of pass s, S passes and H the entropy over the classes, which are the last axis:
+
+    Attributes:
+        mean: (1/S) sum_s p_s, of the shape of the model's output.
+        variance: (1/S) sum_s (p_s - mean)**2, of the same shape.
+        predictive_entropy: H(mean), of that shape without its last axis: the whole uncertainty. This and the next three
+            are None where the outputs are not probabilities.
+        aleatoric: (1/S) sum_s H(p_s), the part that more training data would leave.
+        mutual_information: predictive_entropy - aleatoric, from 0: the epistemic part, what the passes disagree about.
+        variation_ratio: the share of passes whose most probable class is not the one that most passes chose.
+        outputs: all p_s, (S, ...), with `keep=True`; else None.
+        samples: S.
+        seed: the seed, which gives the same prediction again.
+    """
+
+    mean: Array
+    variance: Array
+    predictive_entropy: Array | None
+    aleatoric: Array | None
+    mutual_information: Array | None
+    variation_ratio: Array | None
+    outputs: Array | None
+    samples: int
+    seed: int
+
+
+def check_arguments(seed: int | None, from_logits: bool, probabilities: bool | None, keep: bool) -> int:
+    """The seed that arguments of `predict` mean, a fresh one for None, or an error about one of them."""
+    checks.check_seed(seed)
+    from_logits, _ = checks.check_bool(from_logits, "from_logits"), checks.check_bool(keep, "keep")
+    probabilities = checks.check_optional_bool(probabilities, "probabilities")
+    if from_logits and probabilities is False:
+        raise ValueError(checks.invalid("probabilities", "None or True with from_logits=True", probabilities))
+    return random.getrandbits(32) if seed is None else int(seed)
+
+
+def word_of(*numbers: int) -> int:
+    """31 bits mixed from integers: sums of seeds and places would give siblings and neighbours the same masks."""
+    return generator.digest(repr(numbers)) >> 1
+
+
+def collected(
+    batches: collections.abc.Iterable[collections.abc.Iterable[Array]],
+    samples: int,
+    seed: int,
+    from_logits: bool,
+    probabilities: bool | None,
+    keep: bool,
+) -> Prediction:
+    """The prediction that outputs make, float64 arrays: for each batch those of its passes.
+
+    Warns:
+        UserWarning: all of several passes were equal.
+    """
+    found, probabilities = [], checks.check_optional_bool(probabilities, "probabilities")
+    for passes in batches:
+        batch = Statistics(keep, probabilities)
+        for y in passes:
+            batch.add(probabilities_of(y) if from_logits else y)
+        found.append(batch.result())
+    whole = {name: _joined([part[name] for part in found], axis=int(name == "outputs")) for name in found[0]}
+    if samples > 1 and not whole["variance"].any():
+        warnings.warn(EQUAL.format(samples), stacklevel=3)
+    return Prediction(**whole, samples=samples, seed=seed)
+
+
+def noise_of_torch(module: typing.Any) -> list[typing.Any]:
+    """The modules of torch inside a module that have to train for it to make noise: none where it makes none."""
+    from torch import nn
+
+    def inside(names: tuple[str, ...]) -> list[typing.Any]:
+        return [one for one in module.modules() if isinstance(one, tuple(getattr(nn, name) for name in names))]
+
+    noise = [one for one in inside(TORCH_NOISE) if getattr(one, "p", getattr(one, "dropout", 0)) > 0]
+    return noise + inside(TORCH_HOLDERS) if noise else []
+
+
+class Statistics:
+    """What the passes of one batch have in sum."""
+
+    def __init__(self, keep: bool, probabilities: bool | None = None) -> None:
+        self.probabilities = probabilities
+        self.samples = 0
+        self.mean: typing.Any = 0.0
+        self.squares: typing.Any = 0.0  # sum of squared differences from the mean, by Welford's recurrence
+        # None where the outputs are not probabilities
+        self.entropies: typing.Any = None if probabilities is False else 0.0
+        self.votes: typing.Any = 0.0
+        self.outputs: list[Array] | None = [] if keep else None
+
+    def add(self, y: Array) -> None:
+        """One more pass."""
+        self.samples += 1
+        step = y - self.mean
+        self.mean = self.mean + step / self.samples
+        self.squares = self.squares + step * (y - self.mean)
+        if self.outputs is not None:
+            self.outputs.append(y)
+        if self.entropies is None:
+            return
+        p = classes_of(y)
+        if not ((p >= 0).all() and (abs(p.sum(-1) - 1) <= SUM_TOLERANCE).all()):
+            if self.probabilities:
+                expected = "None or False for outputs that are not in [0, 1] with sum 1 over the classes"
+                raise ValueError(checks.invalid("probabilities", expected, True))
+            self.entropies = None
+            return
+        self.entropies = self.entropies + _entropy(p)
+        self.votes = self.votes + (np.arange(p.shape[-1]) == p.argmax(-1)[..., None])
+
+    def result(self) -> dict[str, typing.Any]:
+        """The arrays of a `Prediction`."""
+        outputs = None if self.outputs is None else np.stack(self.outputs)
+        found = {"mean": self.mean, "variance": self.squares / self.samples, "outputs": outputs}
+        names = ("predictive_entropy", "aleatoric", "mutual_information", "variation_ratio")
+        if self.entropies is None:
+            return {**found, **dict.fromkeys(names)}
+        whole, part = _entropy(classes_of(self.mean)), self.entropies / self.samples
+        ratio = 1 - self.votes.max(-1) / self.samples
+        return {**found, **dict(zip(names, (whole, part, np.maximum(whole - part, 0), ratio), strict=True))}
+
+
+def classes_of(y: Array) -> Array:
+    """Outputs with the classes in the last axis: of one output, the second of two."""
+    if y.ndim > 1 and y.shape[-1] > 1:
+        return y
+    second = y if y.ndim == 1 else y[..., 0]
+    return np.stack([1 - second, second], -1)
+
+
+def _entropy(p: Array) -> Array:
+    return -np.sum(p * np.log(np.where(p > 0, p, 1)), -1)
+
+
+def probabilities_of(logits: Array) -> Array:
+    """A softmax over the last axis, or a sigmoid of one output."""
+    if logits.ndim == 1 or logits.shape[-1] == 1:
+        return np.exp(-np.logaddexp(0, -logits))
+    powers = np.exp(logits - logits.max(-1, keepdims=True))
+    return np.divide(powers, powers.sum(-1, keepdims=True))
+
+
+def _joined(parts: list[Array | None], axis: int) -> typing.Any:
+    """The arrays of all batches as one; None if one of them has none."""
+    arrays = [part for part in parts if part is not None]
+    return np.concatenate(arrays, axis) if len(arrays) == len(parts) else None

@@ -1,0 +1,220 @@
+"""Activation noise: modules that stand between others, multiply by noise in training and are the identity in `eval`."""
+
+import typing
+
+import torch
+
+from pernodedrop import checks, ops, schedules
+from pernodedrop._types import Key, Shape
+from pernodedrop.mask import Mask, broadcast_shape, check_noise_shape
+from pernodedrop.noise import Bernoulli, Gaussian, Noise
+from pernodedrop.schedules import Schedule
+from pernodedrop.state import apply_mask, entries_of_inputs
+from pernodedrop.torch.noisy import Noisy, xp
+
+
+class ActivationNoise(Noisy):
+    """Base of activation noise; a subclass gives `mask_of`, the mask of an input."""
+
+    def forward(
+        self,
+        input: torch.Tensor,  # noqa: A002 - torch's own name
+        key: Key | None = None,
+        sample_ids: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The input, in training times its mask; see the class."""
+        self.check_shape(tuple(input.shape))
+        if not self.training:
+            return input
+        if not input.is_floating_point():
+            raise TypeError(checks.invalid("input", "a floating dtype", input.dtype))
+        ops.check_layout("input", input, ("dense",), xp)
+        return apply_mask(input, self.mask_of(input, key, sample_ids), xp)
+
+    def check_shape(self, shape: Shape) -> None:
+        """Raise unless inputs may have this shape, at inference too."""
+
+    def mask_of(self, x: torch.Tensor, key: Key | None, sample_ids: torch.Tensor | None) -> torch.Tensor:
+        """The mask of a call, float32, in a shape that broadcasts against the input's."""
+        raise NotImplementedError(f"{type(self).__name__} must define `mask_of`")
+
+    def entries(self, shape: Shape, x: torch.Tensor, key: Key | None, sample_ids: torch.Tensor | None) -> torch.Tensor:
+        """Entries, float32, in a shape (batch, *time, in) or (batch,); axes of size 1 share them."""
+        samples = self.samples(x, sample_ids)
+        sample = xp.arange(1, like=x) if "sample" in self.sharing else samples
+        return entries_of_inputs(shape, x, self.field(key, x.device), sample, xp)
+
+    def fold(self) -> torch.nn.Module:
+        """The plain module that computes what this one does at inference: the identity."""
+        return torch.nn.Identity().train(self.training)
+
+
+class ShapedNoise(ActivationNoise):
+    """Base of activation noise with one entry for each place of a mask that is broadcast against the input."""
+
+    def __init__(
+        self, noise: Noise, noise_shape: Shape | None = None, seed: int | None = None, schedule: Schedule | None = None
+    ) -> None:
+        super().__init__()
+        self.noise_shape = check_noise_shape(noise_shape)
+        sharing = "sample+out" if self.noise_shape and self.noise_shape[0] == 1 else "out"
+        self.start(Mask(noise, sharing), seed, schedule)
+
+    def check_shape(self, shape: Shape) -> None:
+        broadcast_shape(self.noise_shape, shape)
+
+    def mask_of(self, x: torch.Tensor, key: Key | None, sample_ids: torch.Tensor | None) -> torch.Tensor:
+        return self.entries(broadcast_shape(self.noise_shape, tuple(x.shape)), x, key, sample_ids)
+
+
+class Dropout(ShapedNoise):
+    """Sets entries of its input to zero with probability `rate` in training (Srivastava et al., JMLR 15, 2014).
+
+    What is kept is scaled by 1 / (1 - rate). It is `pernodedrop.Dropout` as a module, with equal masks for equal
+    (seed, call).
+
+    Args:
+        rate: drop rate in [0, 1), or a schedule of `pernodedrop.schedules`.
+        noise_shape: shape of the mask, broadcast against the input, None entries being the input's sizes; None is the
+            input's shape.
+        seed: int, any; None takes one from Python's `random`.
+
+    Call arguments:
+        input: floating tensor of any rank from 1, samples first.
+        key: the key to use instead of drawing one, from `draw()`, or (seed, call).
+        sample_ids: integer tensor (batch,): the sample coordinate of each row, as for
+            `pernodedrop.torch.PerNodeLinear`. Not with a `noise_shape` of one sample.
+
+    Output shape and dtype: the input's.
+
+    Raises:
+        TypeError, ValueError: an argument that is not as described, named in the message.
+        RuntimeError: a key would be drawn inside `torch.utils.checkpoint`, see `drawn_keys`.
+
+    Example:
+
+    >>> import torch, pernodedrop.torch as pndt
+    >>> sorted(set(pndt.Dropout(0.5, seed=1)(torch.ones(4, 8)).flatten().tolist()))
+    [0.0, 2.0]
+    """
+
+    def __init__(self, rate: float | Schedule, noise_shape: Shape | None = None, seed: int | None = None) -> None:
+        start, schedule = schedules.get(rate)
+        super().__init__(Bernoulli(start), noise_shape, seed, schedule)
+
+
+class GaussianDropout(ShapedNoise):
+    """Multiplies its input by N(1, rate / (1 - rate)) in training (Srivastava et al., JMLR 15, 2014, section 10).
+
+    It is `pernodedrop.GaussianDropout` as a module.
+
+    Args:
+        rate: drop rate in [0, 1) of the Dropout with the same variance, or a schedule of `pernodedrop.schedules`.
+        seed, noise_shape: as for `pernodedrop.torch.Dropout`.
+
+    Call arguments, shapes, dtypes and errors: as for `pernodedrop.torch.Dropout`.
+
+    >>> import torch, pernodedrop.torch as pndt
+    >>> pndt.GaussianDropout(0.5, seed=1)(torch.ones(4, 8)).shape
+    torch.Size([4, 8])
+    """
+
+    def __init__(self, rate: float | Schedule, seed: int | None = None, noise_shape: Shape | None = None) -> None:
+        start, schedule = schedules.get(rate)
+        super().__init__(Gaussian(rate=start), noise_shape, seed, schedule)
+
+
+class DropPath(ActivationNoise):
+    """Sets a residual branch to zero with probability `rate` in training, sample by sample (arXiv 1605.07648).
+
+    It stands at the end of the branch: y = shortcut + drop_path(branch). It is `pernodedrop.DropPath` as a module.
+
+    Args:
+        rate: drop rate in [0, 1), or a schedule of `pernodedrop.schedules`; `pernodedrop.depth_rates` has one for each
+            block of a network.
+        seed: int, any; None takes one from Python's `random`.
+        scale_by_keep: whether branches that are kept are scaled by 1 / (1 - rate); True.
+
+    Call arguments, shapes, dtypes and errors: as for `pernodedrop.torch.Dropout`.
+
+    >>> import torch, pernodedrop.torch as pndt
+    >>> pndt.DropPath(0.5, seed=1)(torch.ones(4, 3))[:, 0].tolist()
+    [2.0, 0.0, 0.0, 0.0]
+    """
+
+    def __init__(self, rate: float | Schedule, seed: int | None = None, scale_by_keep: bool = True) -> None:
+        start, schedule = schedules.get(rate)
+        super().__init__()
+        self.scale_by_keep = checks.check_bool(scale_by_keep, "scale_by_keep")
+        self.start(Mask(Bernoulli(start), "time+in+out"), seed, schedule)
+
+    def mask_of(self, x: torch.Tensor, key: Key | None, sample_ids: torch.Tensor | None) -> torch.Tensor:
+        entries = self.entries((x.shape[0], *(1 for _ in x.shape[1:])), x, key, sample_ids)
+        return entries if self.scale_by_keep else (entries > 0).to(torch.float32)
+
+
+class SpatialDropout(ActivationNoise):
+    """Base of the three: one Bernoulli entry for each sample and channel, the same at all positions."""
+
+    dims: typing.ClassVar[int]
+
+    def __init__(self, rate: float | Schedule, data_format: str = "channels_first", seed: int | None = None) -> None:
+        start, schedule = schedules.get(rate)
+        super().__init__()
+        self.data_format = checks.check_choice(data_format, "data_format", ("channels_last", "channels_first"))
+        self.start(Mask(Bernoulli(start), "out"), seed, schedule)
+
+    def check_shape(self, shape: Shape) -> None:
+        if len(shape) != self.dims + 2:
+            raise ValueError(checks.invalid("input", f"rank {self.dims + 2}, samples first", shape))
+
+    def mask_of(self, x: torch.Tensor, key: Key | None, sample_ids: torch.Tensor | None) -> torch.Tensor:
+        batch, *sizes = x.shape
+        ones = (1,) * self.dims
+        if self.data_format == "channels_last":
+            return self.entries((batch, *ones, sizes[-1]), x, key, sample_ids)
+        return self.entries((batch, *ones, sizes[0]), x, key, sample_ids).movedim(-1, 1)
+
+
+class SpatialDropout2d(SpatialDropout):
+    """Sets whole feature maps to zero with probability `rate` in training (Tompson et al., arXiv 1411.4280).
+
+    It is `pernodedrop.SpatialDropout2D` as a module, with channels first, as torch has them.
+
+    Args:
+        rate: drop rate in [0, 1), or a schedule of `pernodedrop.schedules`.
+        data_format: "channels_first" or "channels_last", which axis of the shape is that of the channels. Masks do not
+            depend on it.
+        seed: int, any; None takes one from Python's `random`.
+
+    Call arguments, shapes, dtypes and errors: as for `pernodedrop.torch.Dropout`, of rank 4.
+
+    >>> import torch, pernodedrop.torch as pndt
+    >>> y = pndt.SpatialDropout2d(0.5, seed=1)(torch.ones(1, 8, 4, 4))
+    >>> bool((y == y[:, :, :1, :1]).all())
+    True
+    """
+
+    dims = 2
+
+
+class SpatialDropout1d(SpatialDropout):
+    """Sets whole channels of sequences to zero in training: `pernodedrop.torch.SpatialDropout2d` of rank 3.
+
+    >>> import torch, pernodedrop.torch as pndt
+    >>> pndt.SpatialDropout1d(0.5, seed=1)(torch.ones(1, 8, 4)).shape
+    torch.Size([1, 8, 4])
+    """
+
+    dims = 1
+
+
+class SpatialDropout3d(SpatialDropout):
+    """Sets whole volumes of features to zero in training: `pernodedrop.torch.SpatialDropout2d` of rank 5.
+
+    >>> import torch, pernodedrop.torch as pndt
+    >>> pndt.SpatialDropout3d(0.5, seed=1)(torch.ones(1, 8, 4, 4, 4)).shape
+    torch.Size([1, 8, 4, 4, 4])
+    """
+
+    dims = 3

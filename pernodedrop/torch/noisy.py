@@ -1,0 +1,312 @@
+"""What every noisy module has: a mask, its key and the numbers of its noise in buffers, one draw a call that trains."""
+
+import collections.abc
+import contextlib
+import dataclasses
+import typing
+
+import numpy as np
+import torch
+
+from pernodedrop import backends, checks, ops
+from pernodedrop._types import Key
+from pernodedrop.internals import of_torch
+from pernodedrop.mask import Field, Mask
+from pernodedrop.noise import Noise
+from pernodedrop.schedules import Schedule
+from pernodedrop.state import State
+
+xp = backends.get("torch")
+
+BUFFERS = ("noise_key", "noise_numbers")
+
+IN_CHECKPOINT = (
+    "A key was about to be drawn inside torch.utils.checkpoint, whose backward pass would draw another one and so "
+    "differentiate another mask than the forward pass applied. Draw outside: `with pndt.drawn_keys(model):` around "
+    "forward and backward pass, or `key = module.draw()` and then `module(x, key=key)` inside."
+)
+
+IN_DATA_PARALLEL = (
+    "torch.nn.DataParallel tells no module which samples it has, so all devices would have equal masks. Expected "
+    "torch.nn.parallel.DistributedDataParallel, or `sample_ids`."
+)
+
+
+class Noisy(torch.nn.Module):
+    """Base of noisy modules; it stands before the torch module where a class is both.
+
+    Its state is in two buffers, int32, so that no cast to another dtype rounds them:
+        noise_key: (2,), the bits of (seed, call). Each draw advances the call number.
+        noise_numbers: the bits of the noise's numbers, so that a new rate takes effect after compilation.
+    In a `state_dict` they are the module's extra state, which a checkpoint of the plain module need not have.
+    """
+
+    noise_key: torch.Tensor
+    noise_numbers: torch.Tensor
+
+    def start(self, mask: Mask, seed: int | None, schedule: Schedule | None) -> None:
+        """Begin with a mask, after the constructor of `torch.nn.Module`.
+
+        Args:
+            mask: which mask, a `pernodedrop.Mask`.
+            seed: int, any; None takes one from Python's `random`.
+            schedule: the rate as a function of the key's call number; None leaves it where the mask has it.
+        """
+        self.state = State(mask, seed, schedule)
+        self.number_dtypes = tuple((name, first.dtype.name) for name, first in self.state.first_numbers.items())
+        self.replica: tuple[int, int] | None = None
+        self.held_key: torch.Tensor | None = None
+        for name in BUFFERS:
+            self.register_buffer(name, None, persistent=False)
+        self.begin_again()
+
+    def begin_again(self) -> None:
+        """Put the first key and numbers on the device that the parameters are on."""
+        for name in BUFFERS:
+            setattr(self, name, torch.from_numpy(self._first(name)).to(_device_of(self)))
+
+    @property
+    def seed(self) -> int:
+        """The seed's word, which stands for what was given or, with None, was drawn."""
+        return int(self._bits("noise_key").view("uint32")[0])
+
+    @property
+    def updates(self) -> int:
+        """How many keys were drawn: the update number of a schedule."""
+        return int(self._bits("noise_key").view("uint32")[1])
+
+    @property
+    def schedule(self) -> Schedule | None:
+        """The rate over time, or None."""
+        return self.state.schedule
+
+    @property
+    def sharing(self) -> frozenset[str]:
+        """The coordinates that entries do not depend on."""
+        return self.state.mask.sharing
+
+    @property
+    def regime(self) -> str:
+        """When masks change, see `pernodedrop.Mask`."""
+        return self.state.mask.regime
+
+    @property
+    def members(self) -> int | None:
+        """How many fixed functions the module is at inference, of which `sample_ids` choose; None: it is one."""
+        return self.state.mask.bank_size
+
+    @property
+    def noise(self) -> Noise:
+        """The noise with its present numbers."""
+        return self.state.noise(self.updates, self._numbers_of(self._bits("noise_numbers")))
+
+    @property
+    def mask(self) -> Mask:
+        """Which mask, with the noise's present numbers."""
+        return dataclasses.replace(self.state.mask, noise=self.noise)
+
+    @property
+    def is_stochastic(self) -> bool:
+        """Whether training calls with other keys give other outputs: at the present rate, or at some of a schedule."""
+        return not self.state.mask.at_inference and (self.schedule is not None or self.noise.variance > 0)
+
+    @property
+    def rate(self) -> float | None:
+        """The present drop rate. Setting it takes effect from the next call, compiled or not."""
+        return getattr(self.noise, "rate", None)
+
+    @rate.setter
+    def rate(self, rate: float) -> None:
+        if self.schedule is not None:
+            raise AttributeError(f"The rate of this {type(self).__name__} follows {self.schedule!r} and cannot be set.")
+        self._put_noise(self.noise.with_rate(checks.check_rate(rate)))
+
+    def draw(self) -> torch.Tensor:
+        """The next key: an integer tensor of length 2, (seed, call), for `module(x, key=key)`.
+
+        Raises:
+            RuntimeError: inside `torch.utils.checkpoint`.
+        """
+        if self.regime != "dynamic":
+            return self.noise_key
+        if not torch.compiler.is_compiling() and of_torch.in_checkpoint():
+            raise RuntimeError(IN_CHECKPOINT)
+        return ops.draw(self.noise_key)
+
+    @property
+    def has_noise(self) -> bool:
+        """Whether a call has noise: in training, and at inference too where the masks are part of the model."""
+        return self.training or self.state.mask.at_inference
+
+    def fold(self) -> torch.nn.Module:
+        """The plain module that computes what this one does at inference."""
+        raise NotImplementedError(f"{type(self).__name__} must define `fold`")
+
+    def field(self, key: Key | None, device: torch.device) -> Field:
+        """The mask at a key, by default the next one."""
+        if key is None:
+            key = self.draw() if self.held_key is None else self.held_key
+        numbers = {
+            name: self.noise_numbers[n].view(getattr(torch, dtype))
+            for n, (name, dtype) in enumerate(self.number_dtypes)
+        }
+        return self.state.field(ops.key_words(key, device, xp), numbers, device, xp)
+
+    def samples(self, x: torch.Tensor, sample_ids: torch.Tensor | None) -> torch.Tensor:
+        """The sample coordinates of the rows of x.
+
+        Row n of rank r of R has n * R + r, its place in the whole batch as `DistributedSampler` deals it out.
+        """
+        if sample_ids is None and of_torch.is_replica(self):
+            raise RuntimeError(IN_DATA_PARALLEL)
+        rank, ranks = self.replica or (_rank(), _ranks())
+        if sample_ids is None and ranks > 1 and "sample" not in self.sharing and self.regime != "example":
+            sample_ids = torch.arange(x.shape[0], dtype=torch.int32, device=x.device) * ranks + rank
+        return self.state.samples(x, sample_ids, xp)
+
+    def get_extra_state(self) -> dict[str, typing.Any]:
+        """The key and the noise, as `state_dict` has them: plain numbers."""
+        return {
+            "key": self._bits("noise_key").view("uint32").tolist(),
+            "noise": type(self.state.mask.noise).__name__,
+            "numbers": dict(zip(self.state.first_numbers, self._bits("noise_numbers").tolist(), strict=True)),
+        }
+
+    def set_extra_state(self, state: typing.Any) -> None:
+        """Take what `get_extra_state` gave.
+
+        Raises:
+            ValueError: the state of another noise.
+        """
+        own = self.get_extra_state()
+        same = isinstance(state, dict) and state.keys() == own.keys() and state["noise"] == own["noise"]
+        if not same or state["numbers"].keys() != own["numbers"].keys():
+            expected = f"the key of a {type(self).__name__} with {own['noise']} noise and {list(own['numbers'])}"
+            raise ValueError(checks.invalid("state", expected, state))
+        key = np.array([checks.check_word(word, "key") for word in state["key"]], "uint32").view("int32")
+        numbers = np.array(list(state["numbers"].values()), "int32")
+        if own["numbers"]:
+            self.state.mask.noise.with_params(self._numbers_of(numbers))  # refuses what is out of range
+        for name, bits in zip(BUFFERS, (key, numbers), strict=True):
+            self._put(name, bits)
+
+    def extra_repr(self) -> str:
+        """The arguments of the plain module, and the noise."""
+        noise = f"noise={self.noise if self.schedule is None else self.schedule!r}, regime={self.regime!r}"
+        return ", ".join(filter(None, [super().extra_repr(), noise, f"seed={self.seed}"]))
+
+    def _numbers_of(self, bits: np.typing.NDArray[np.int32]) -> dict[str, typing.Any]:
+        return {name: bits.view(dtype)[n] for n, (name, dtype) in enumerate(self.number_dtypes)}
+
+    def _put_noise(self, noise: Noise) -> None:
+        numbers = [np.asarray(number).view("int32") for number in noise.params().values()]
+        self._put("noise_numbers", np.array(numbers, "int32"))
+
+    def _put(self, name: str, bits: np.typing.NDArray[np.int32]) -> None:
+        buffer = getattr(self, name)
+        if buffer.is_meta:  # where parameters were assigned to a module that had none yet
+            setattr(self, name, torch.from_numpy(bits).to(_device_of(self)))
+        else:
+            buffer.copy_(torch.from_numpy(bits))
+
+    def _bits(self, name: str) -> np.typing.NDArray[np.int32]:
+        buffer = getattr(self, name)
+        return self._first(name) if buffer.is_meta else buffer.detach().cpu().numpy()
+
+    def _first(self, name: str) -> np.typing.NDArray[np.int32]:
+        if name == "noise_key":
+            return self.state.first_key.copy()
+        numbers = [np.asarray(number).view("int32") for number in self.state.first_numbers.values()]
+        return np.array(numbers, "int32")
+
+    def _apply(self, fn: typing.Any, recurse: bool = True) -> typing.Self:
+        kept = {name: getattr(self, name) for name in BUFFERS}
+        of_torch.apply(super(), fn, recurse)
+        for name, old in kept.items():
+            now = getattr(self, name)
+            if now is not old and not now.is_meta:  # `to_empty` forgets them, `type` casts them
+                old = torch.from_numpy(self._first(name)) if old.is_meta else old
+                setattr(self, name, old.to(now.device))
+        return self
+
+    def _load_from_state_dict(self, state_dict: typing.Any, prefix: str, *others: typing.Any) -> None:
+        state_dict.setdefault(f"{prefix}_extra_state", self.get_extra_state())  # of a plain checkpoint: the present one
+        of_torch.load_from_state_dict(super(), state_dict, prefix, *others)
+
+
+@contextlib.contextmanager
+def drawn_keys(model: torch.nn.Module) -> collections.abc.Iterator[None]:
+    """Draws a key for every noisy module now, which all its calls inside use: for passes that are made again.
+
+    `torch.utils.checkpoint` makes its forward pass again in the backward pass: put both inside. A module that is called
+    more than once has the same mask each time.
+
+    Args:
+        model: a module, whose noisy modules at any depth draw if they train.
+
+    >>> import torch, pernodedrop.torch as pndt
+    >>> layer = pndt.PerNodeLinear(3, 4, seed=1)
+    >>> x = torch.ones(2, 3)
+    >>> with pndt.drawn_keys(layer):
+    ...     bool((layer(x) == layer(x)).all())
+    True
+    """
+    noisy = [module for module in model.modules() if isinstance(module, Noisy) and module.training]
+    for module in noisy:
+        module.held_key = module.draw()
+    try:
+        yield
+    finally:
+        for module in noisy:
+            module.held_key = None
+
+
+def set_replica(model: torch.nn.Module, rank: int, ranks: int) -> torch.nn.Module:
+    """Say which part of the batch a process has, where that is not its rank in the process group.
+
+    Without it every process of `torch.distributed` counts as one part: right for DDP and FSDP2. Of a device mesh with
+    further axes say the place in the axis that data are split over.
+
+    Args:
+        model: a module, whose noisy modules at any depth are told.
+        rank: this process's part, an int from 0 and below `ranks`.
+        ranks: number of parts, an int from 1.
+
+    Returns:
+        The model.
+
+    Raises:
+        TypeError, ValueError: numbers that are not as described.
+
+    >>> import torch, pernodedrop.torch as pndt
+    >>> layer = pndt.set_replica(pndt.PerNodeLinear(3, 4, seed=1), rank=1, ranks=2)
+    >>> x = torch.ones(2, 3)
+    >>> bool((layer(x, key=(1, 0)) == layer(x, key=(1, 0), sample_ids=torch.tensor([1, 3]))).all())
+    True
+    """
+    checks.check_count(ranks, "ranks")
+    if checks.check_count(rank, "rank", least=0) >= ranks:
+        raise ValueError(checks.invalid("rank", f"an int below ranks={ranks}", rank))
+    for module in model.modules():
+        if isinstance(module, Noisy):
+            module.replica = (rank, ranks)
+    return model
+
+
+def _device_of(module: torch.nn.Module) -> torch.device:
+    first = next(module.parameters(recurse=False), None)
+    return torch.get_default_device() if first is None else first.device
+
+
+@of_torch.constant_in_graphs
+def _rank() -> int:
+    return torch.distributed.get_rank() if _is_distributed() else 0
+
+
+@of_torch.constant_in_graphs
+def _ranks() -> int:
+    return torch.distributed.get_world_size() if _is_distributed() else 1
+
+
+def _is_distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()

@@ -1,0 +1,177 @@
+"""What Linear and convolutions compute, in the rows x in x out form of the mask: the coordinates are those of Keras.
+
+For Linear the mask's in is the input feature, its out the output feature, its time the position, row-major over the
+axes between first and last. A convolution is a product of patches; time: positions of the output, row-major. out:
+channels of the output within a group. in: row-major over (group, position in the kernel, channel within the group).
+"""
+
+import math
+import typing
+
+import torch
+from torch.nn import functional as F
+
+from pernodedrop import checks
+
+Restore: typing.TypeAlias = typing.Callable[[torch.Tensor], torch.Tensor]
+
+CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+class Product(torch.nn.Module):
+    """Base of what a module with a `weight` and a `bias` computes; `plain` is the class of torch that it is one of."""
+
+    plain: typing.ClassVar[type[torch.nn.Module]]
+    weight: typing.Any
+    bias: typing.Any
+
+    form: typing.ClassVar[tuple[str, ...]]
+    """The arguments of torch's constructor that are attributes too."""
+
+    @classmethod
+    def form_of(cls, module: typing.Any) -> dict[str, typing.Any]:
+        """The arguments that make a module of the form of another, with its parameters on the device "meta"."""
+        form = {name: getattr(module, name) for name in cls.form}
+        return {**form, "bias": module.bias is not None, "device": "meta", "dtype": module.weight.dtype}
+
+    def operands(self, x: torch.Tensor) -> tuple[torch.Tensor, Restore]:
+        """The input (group, batch, [time,] in), and what makes the output of a product (group, batch, [time,] out)."""
+        raise NotImplementedError(f"{type(self).__name__} must define `operands`")
+
+    def matrices(self, weight: torch.Tensor) -> torch.Tensor:
+        """A tensor of the weight's shape as (group, in, out)."""
+        raise NotImplementedError(f"{type(self).__name__} must define `matrices`")
+
+    def from_matrices(self, matrices: torch.Tensor) -> torch.Tensor:
+        """A tensor of the weight's shape from (group, in, out)."""
+        raise NotImplementedError(f"{type(self).__name__} must define `from_matrices`")
+
+    def with_weight(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """What the plain module gives with another weight and bias."""
+        raise NotImplementedError(f"{type(self).__name__} must define `with_weight`")
+
+    def is_batched(self, x: torch.Tensor) -> bool:
+        """Whether the first axis of an input is that of samples; torch takes one sample without it."""
+        raise NotImplementedError(f"{type(self).__name__} must define `is_batched`")
+
+    def as_channels(self, bias: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """A bias (batch or 1, out) in a shape that is added to an output."""
+        raise NotImplementedError(f"{type(self).__name__} must define `as_channels`")
+
+
+class LinearProduct(Product):
+    """What a `torch.nn.Linear` computes."""
+
+    plain, form = torch.nn.Linear, ("in_features", "out_features")
+    in_features: int
+    out_features: int
+
+    def operands(self, x: torch.Tensor) -> tuple[torch.Tensor, Restore]:
+        if x.shape[-1] != self.in_features:
+            raise ValueError(checks.invalid("input", f"{self.in_features} features in the last axis", tuple(x.shape)))
+        shape = x.shape[:-1]
+        rows = x.flatten(1, -2) if x.dim() > 3 else x
+        return rows[None], lambda y: y[0].reshape(*shape, self.out_features)
+
+    def matrices(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight.T[None]
+
+    def from_matrices(self, matrices: torch.Tensor) -> torch.Tensor:
+        return matrices[0].T
+
+    def with_weight(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        return F.linear(x, weight, bias)
+
+    def is_batched(self, x: torch.Tensor) -> bool:
+        return x.dim() > 1
+
+    def as_channels(self, bias: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return bias.reshape(bias.shape[0], *(1 for _ in y.shape[1:-1]), bias.shape[1])
+
+
+class ConvProduct(Product):
+    """What a `torch.nn.Conv1d`, `Conv2d` or `Conv3d` computes; a subclass has its number of `dims`."""
+
+    form = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+    dims: typing.ClassVar[int]
+    in_channels: int
+    out_channels: int
+    groups: int
+    kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    padding: str | tuple[int, ...]
+    padding_mode: typing.Any
+
+    def operands(self, x: torch.Tensor) -> tuple[torch.Tensor, Restore]:
+        if x.shape[1] != self.in_channels:
+            raise ValueError(checks.invalid("input", f"{self.in_channels} channels in axis 1", tuple(x.shape)))
+        batch, groups = x.shape[0], self.groups
+        is_last = self.dims > 1 and x.is_contiguous(memory_format=CHANNELS_LAST[x.dim()]) and not x.is_contiguous()
+        x = self._padded(x)
+        for axis, (size, stride, step) in enumerate(zip(self.kernel_size, self.stride, self.dilation, strict=True), 2):
+            x = x.unfold(axis, step * (size - 1) + 1, stride)[..., ::step]
+        sizes = x.shape[2 : 2 + self.dims]
+        # (batch, group, channel, *sizes, *kernel_size)
+        x = x.reshape(batch, groups, self.in_channels // groups, *x.shape[2:])
+        space, window = range(3, 3 + self.dims), range(3 + self.dims, 3 + 2 * self.dims)
+        x = x.permute(1, 0, *space, *window, 2).flatten(2 + self.dims).flatten(2, 1 + self.dims)
+
+        def restore(y: torch.Tensor) -> torch.Tensor:
+            if is_last:
+                return y.permute(1, 2, 0, 3).reshape(batch, *sizes, self.out_channels).movedim(-1, 1)
+            return y.permute(1, 0, 3, 2).reshape(batch, self.out_channels, *sizes)
+
+        return x, restore
+
+    def matrices(self, weight: torch.Tensor) -> torch.Tensor:
+        w = weight.reshape(self.groups, self.out_channels // self.groups, *weight.shape[1:]).flatten(3)
+        return w.permute(0, 3, 2, 1).flatten(1, 2)  # (group, position, channel, out)
+
+    def from_matrices(self, matrices: torch.Tensor) -> torch.Tensor:
+        positions, channels = math.prod(self.kernel_size), self.in_channels // self.groups
+        w = matrices.reshape(self.groups, positions, channels, self.out_channels // self.groups)
+        return w.permute(0, 3, 2, 1).reshape(self.out_channels, self.in_channels // self.groups, *self.kernel_size)
+
+    def with_weight(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        convolution: typing.Any = CONVOLUTIONS[self.dims]
+        if self.padding_mode == "zeros":
+            return convolution(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+        return convolution(self._padded(x), weight, bias, self.stride, 0, self.dilation, self.groups)
+
+    def is_batched(self, x: torch.Tensor) -> bool:
+        return x.dim() > self.dims + 1
+
+    def as_channels(self, bias: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return bias.reshape(*bias.shape, *(1 for _ in range(self.dims)))
+
+    def _padded(self, x: torch.Tensor) -> torch.Tensor:
+        widths: list[int] = []
+        for axis in reversed(range(self.dims)):  # as `pad` has it: the last axis first
+            if self.padding == "same":
+                total = self.dilation[axis] * (self.kernel_size[axis] - 1)
+                widths += [total // 2, total - total // 2]
+            else:
+                widths += [0, 0] if self.padding == "valid" else [int(self.padding[axis])] * 2
+        if not any(widths):
+            return x
+        return F.pad(x, widths, mode="constant" if self.padding_mode == "zeros" else self.padding_mode)
+
+
+class Conv1dProduct(ConvProduct):
+    """What a `torch.nn.Conv1d` computes."""
+
+    plain, dims = torch.nn.Conv1d, 1
+
+
+class Conv2dProduct(ConvProduct):
+    """What a `torch.nn.Conv2d` computes."""
+
+    plain, dims = torch.nn.Conv2d, 2
+
+
+class Conv3dProduct(ConvProduct):
+    """What a `torch.nn.Conv3d` computes."""
+
+    plain, dims = torch.nn.Conv3d, 3

@@ -1,0 +1,188 @@
+"""Changing a model: noise put into the modules that a rule names (`apply`), a copy with noise taken out (`fold`)."""
+
+import collections
+import collections.abc
+import copy
+import re
+import typing
+
+import torch
+
+from pernodedrop import checks, generator
+from pernodedrop.torch.drop_connect import DropConnectConv1d, DropConnectConv2d, DropConnectConv3d, DropConnectLinear
+from pernodedrop.torch.noisy import Noisy
+from pernodedrop.torch.per_node_drop import PerNodeConv1d, PerNodeConv2d, PerNodeConv3d, PerNodeLinear
+from pernodedrop.torch.weight_noise import WeightNoise, is_plain
+
+Function: typing.TypeAlias = collections.abc.Callable[[str, torch.nn.Module], torch.nn.Module | None]
+Choice: typing.TypeAlias = str | type[torch.nn.Module] | collections.abc.Sequence[typing.Any]
+
+REGULARIZERS: dict[str, tuple[type[WeightNoise], ...]] = {
+    "per_node_drop": (PerNodeLinear, PerNodeConv1d, PerNodeConv2d, PerNodeConv3d),
+    "drop_connect": (DropConnectLinear, DropConnectConv1d, DropConnectConv2d, DropConnectConv3d),
+}
+
+KINDS: dict[str, tuple[type[torch.nn.Module], ...]] = {
+    "all-linear": (torch.nn.Linear,),
+    "all-conv": (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d),
+}
+
+
+def apply(
+    model: torch.nn.Module,
+    rule: Choice | Function,
+    regularizer: str | None = None,
+    *,
+    exclude: Choice | None = None,
+    seed: int | None = None,
+    **noise: typing.Any,
+) -> torch.nn.Module:
+    """Put noise into the modules of a model that a rule names: in place, with the parameters that they have.
+
+    An optimizer keeps its parameters, hooks stay, and a checkpoint of the plain model still loads with `strict=True`.
+    Only modules whose `forward` is torch's own take noise: what else is chosen is refused or, inside what a name
+    chooses, left as it is. A module that is held in several places stays one.
+
+    Args:
+        model: any `torch.nn.Module`.
+        rule: which modules. "all-linear": every Linear; "all-conv": every Conv1d, Conv2d and Conv3d. Another string: a
+            regular expression for a part of a module's name that is whole between dots, so that "mlp" or
+            r"layers\\.[0-3]" choose what is inside too, and "head" does not choose "multihead". A class of torch. A
+            list of these. Or a function of (name, module) that returns the module to stand there, or None to keep it.
+        regularizer: "per_node_drop" or "drop_connect"; None is the first. Not beside a function.
+        exclude: which modules of these stay as they are, in the same words but for a function.
+        seed: int, any, from which every module has a seed of its own by its name; None takes them from Python's
+            `random`. Not beside a function.
+        **noise: arguments of the noisy modules, such as `rate=0.2`; see `PerNodeLinear` and `DropConnectLinear`.
+
+    Returns:
+        The model, or the noisy module where the model is one module itself.
+
+    Raises:
+        TypeError, ValueError: a rule, or an `exclude`, that chooses nothing; a module that is chosen and takes no
+            noise, such as the `out_proj` of a `torch.nn.MultiheadAttention`, which reads its weight and never calls it;
+            or an argument that is not as described.
+
+    Example:
+
+    >>> import torch, pernodedrop.torch as pndt
+    >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 1))
+    >>> model = pndt.apply(model, "all-linear", rate=0.2, seed=1, exclude="2")
+    >>> [type(module).__name__ for module in model]
+    ['PerNodeLinear', 'ReLU', 'Linear']
+    """
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(checks.invalid("model", "a torch.nn.Module", model))
+    checks.check_seed(seed)
+    by_function = callable(rule) and not isinstance(rule, type)
+    if by_function and (regularizer, exclude, seed, noise) != (None, None, None, {}):
+        raise ValueError(checks.invalid("rule", "no function beside `regularizer`, `exclude`, `seed` or noise", rule))
+    classes = REGULARIZERS[checks.check_choice(regularizer or "per_node_drop", "regularizer", tuple(REGULARIZERS))]
+
+    def noisy(name: str, module: torch.nn.Module) -> torch.nn.Module | None:
+        if not _is_chosen(rule, name, module) or not any(isinstance(module, one.plain) for one in classes):
+            return None
+        if exclude is not None and _is_chosen(exclude, name, module):
+            excluded.append(name)
+            return None
+        kind = next((one for one in classes if is_plain(module, one.plain)), None)
+        if isinstance(module, Noisy) or kind is None:
+            expected = f"a rule that leaves out {name!r}, which has noise already or a `forward` of its own"
+            raise ValueError(checks.invalid("rule", expected, type(module)))
+        own = {} if seed is None else {"seed": generator.sibling_seed(seed, name)}
+        return kind.from_plain(module, **own, **noise)
+
+    excluded: list[str] = []
+    changes = _changes(model, typing.cast(Function, rule) if by_function else noisy)
+    if not changes:
+        kinds = collections.Counter(type(module).__name__ for module in model.modules())
+        had = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+        raise ValueError(checks.invalid("rule", f"one that chooses at least one that takes noise of: {had}", rule))
+    if exclude is not None and not excluded:
+        raise ValueError(checks.invalid("exclude", "names or classes of modules that the rule chooses", exclude))
+    return _put(model, changes)
+
+
+def fold(model: torch.nn.Module) -> torch.nn.Module:
+    """A copy of a model that computes the same at inference without noise: plain modules of torch, for deployment.
+
+    Fixed masks are multiplied into the weights; modules that are the identity at inference become `torch.nn.Identity`.
+    The names in its `state_dict` are those of the plain model.
+
+    Args:
+        model: any `torch.nn.Module` that `copy.deepcopy` copies.
+
+    Returns:
+        The copy, with parameters of its own, in the mode that the model is in.
+
+    Raises:
+        ValueError: a module that is no one module at inference, such as one with a bank of masks.
+
+    Example:
+
+    >>> import torch, pernodedrop.torch as pndt
+    >>> model = torch.nn.Sequential(pndt.PerNodeLinear(3, 4, rate=0.2), pndt.Dropout(0.5))
+    >>> [type(module).__name__ for module in pndt.fold(model)]
+    ['Linear', 'Identity']
+    """
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(checks.invalid("model", "a torch.nn.Module", model))
+    folded = copy.deepcopy(model)
+    return _put(folded, _changes(folded, lambda _, module: module.fold() if isinstance(module, Noisy) else None))
+
+
+def _is_chosen(choice: typing.Any, name: str, module: torch.nn.Module) -> bool:
+    """Whether a choice, which is no function, chooses a module."""
+    if isinstance(choice, str):
+        if choice in KINDS:
+            return isinstance(module, KINDS[choice])
+        return re.search(rf"(?:^|\.)(?:{choice})(?:\.|$)", name) is not None
+    if isinstance(choice, type) and issubclass(choice, torch.nn.Module):
+        return isinstance(module, choice)
+    if isinstance(choice, list | tuple | set | frozenset):
+        return any(_is_chosen(one, name, module) for one in choice)
+    expected = "'all-linear', 'all-conv', a regular expression for names, a class of torch.nn.Module, or a list of such"
+    raise TypeError(checks.invalid("rule", expected, choice))
+
+
+def _changes(model: torch.nn.Module, rule: Function) -> dict[str, torch.nn.Module]:
+    """What a rule puts, by name; a module inside one that gives way is not asked about."""
+    changes: dict[str, torch.nn.Module] = {}
+    made: dict[torch.nn.Module, torch.nn.Module] = {}
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        if any(name.startswith(f"{outer}.") or outer == "" for outer in changes):
+            continue
+        new = made.get(module) or rule(name, module)
+        if new is None or new is module:
+            continue
+        if not isinstance(new, torch.nn.Module):
+            expected = f"a function that returns a module or None; for {name!r} it returned {new!r}"
+            raise TypeError(checks.invalid("rule", expected, rule))
+        _refuse_what_is_not_called(model, name, new)
+        changes[name] = made[module] = new
+    return changes
+
+
+def _put(model: torch.nn.Module, changes: dict[str, torch.nn.Module]) -> torch.nn.Module:
+    for name, new in changes.items():
+        if not name:
+            return new
+        parent, _, attribute = name.rpartition(".")
+        setattr(model.get_submodule(parent), attribute, new)
+    return model
+
+
+def _refuse_what_is_not_called(model: torch.nn.Module, name: str, new: torch.nn.Module) -> None:
+    """Raise where torch reads the weight of a module and does not call it, so that its noise would be passed by."""
+    if not isinstance(new, Noisy) or not name:
+        return
+    holder = model.get_submodule(name.rpartition(".")[0])
+    if isinstance(holder, torch.nn.MultiheadAttention):
+        expected = f"one that leaves out {name!r}: torch.nn.MultiheadAttention reads its weight and never calls it"
+    elif isinstance(holder, torch.nn.TransformerEncoderLayer) and getattr(new, "weights_at_inference", dict)():
+        expected = (
+            f"one without noise at inference for {name!r}, which torch.nn.TransformerEncoderLayer may not call then"
+        )
+    else:
+        return
+    raise ValueError(checks.invalid("rule", f"{expected} (exclude={name.rpartition('.')[2]!r})", type(new)))

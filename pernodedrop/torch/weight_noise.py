@@ -1,0 +1,131 @@
+"""Weight noise: what noisy modules that are a Linear or a convolution share."""
+
+import typing
+
+import torch
+from torch.nn.utils import parametrize
+
+from pernodedrop import checks, ops
+from pernodedrop._types import Key
+from pernodedrop.internals import of_torch
+from pernodedrop.mask import Field, Mask
+from pernodedrop.schedules import Schedule
+from pernodedrop.state import apply_mask
+from pernodedrop.torch.noisy import BUFFERS, Noisy, xp
+from pernodedrop.torch.products import Product
+
+
+class WeightNoise(Noisy, Product):
+    """Base of modules of torch whose weight is multiplied by a mask, entry by entry.
+
+    A class that is used also derives from one of `pernodedrop.torch.products` and from the class of torch. Where a call
+    has no noise it is that of the plain module. Sums are in float32 at least.
+    """
+
+    def begin(self, mask: Mask, seed: int | None, method: str, schedule: Schedule | None) -> None:
+        """Begin with a mask, after the constructor of the plain module."""
+        if not self.weight.is_floating_point():
+            raise TypeError(checks.invalid("dtype", "a floating dtype", self.weight.dtype))
+        self.start(mask, seed, schedule)
+        self.method = self.state.check_method(method)
+
+    @classmethod
+    def from_plain(cls, module: torch.nn.Module, **noise: typing.Any) -> typing.Self:
+        """The noisy module of a plain one, with which it has its parameters and hooks in common.
+
+        Args:
+            module: an instance of the class of torch that this one derives from, with torch's own `forward`.
+            **noise: the arguments of this class that the plain one has not, such as `rate` and `seed`.
+
+        Raises:
+            TypeError, ValueError: a module of another class, or a parametrized one; or an argument that is not as
+                described.
+        """
+        if isinstance(module, Noisy) or not is_plain(module, cls.plain):
+            expected = f"a torch.nn.{cls.plain.__name__} without noise, whose `forward` is torch's own"
+            raise TypeError(checks.invalid("module", expected, module))
+        if parametrize.is_parametrized(module):
+            expected = "a module without parametrizations: parametrize the noisy module instead"
+            raise ValueError(checks.invalid("module", expected, module))
+        noisy = cls(**cls.form_of(module), **noise)
+        of_torch.share(module, noisy)
+        noisy.begin_again()
+        return noisy
+
+    def forward(
+        self,
+        input: torch.Tensor,  # noqa: A002 - torch's own name
+        key: Key | None = None,
+        sample_ids: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """What the plain module gives, in training with noise; see the class."""
+        if not self.has_noise:
+            return self.without_noise(input)
+        ops.check_layout("input", input, ("dense",), xp)
+        if self.is_batched(input):
+            return self.with_noise(input, key, sample_ids)
+        return self.with_noise(input[None], key, sample_ids)[0]
+
+    def without_noise(self, x: torch.Tensor) -> torch.Tensor:
+        """What a call without noise gives: what the plain module does."""
+        return super().forward(x)
+
+    def with_noise(self, x: torch.Tensor, key: Key | None, sample_ids: torch.Tensor | None) -> torch.Tensor:
+        """What a call with noise gives, of a batch."""
+        samples, field = self.samples(x, sample_ids), self.field(key, x.device)
+        bias = self.noisy_bias(field, samples)
+        if self.state.one_kernel:
+            return self.with_weight(x, self.noisy_weight(field), None if bias is None else bias[0])
+        rows, restore = self.operands(self._cast(x))
+        w = self.scaled(self.matrices(self.weight), field)
+        y = self.state.products(rows, w, field, samples, self.method, xp)
+        y = restore(torch.stack(y) if isinstance(y, list) else y)
+        return y if bias is None else y + self.as_channels(bias, y).to(y.dtype)
+
+    def noisy_weight(self, field: Field) -> torch.Tensor:
+        """The weight with its noise, where that is one for all samples and positions."""
+        w = self.matrices(self.weight)
+        return self.from_matrices(self.scaled(apply_mask(w, self.state.one_mask(w, field, xp), xp), field))
+
+    def noisy_bias(self, field: Field, samples: torch.Tensor) -> torch.Tensor | None:
+        """The bias of a call with noise, (batch or 1, out)."""
+        return None if self.bias is None else self.bias[None]
+
+    def scaled(self, weights: torch.Tensor, field: Field) -> torch.Tensor:
+        """Weights times what the mask leaves out of its scale: 1."""
+        return weights
+
+    def fold(self) -> torch.nn.Module:
+        """The plain module that computes what this one does at inference, sharing its parameters where they are equal.
+
+        Raises:
+            ValueError: a bank, whose members are no one module.
+        """
+        if self.regime == "bank":
+            raise ValueError(checks.invalid("regime", "one with one function at inference, to be folded", "bank"))
+        plain: typing.Any = self.plain(**self.form_of(self))
+        of_torch.share(self, plain, leave_out={*BUFFERS, *vars(self).keys() - vars(plain).keys()})
+        for name, value in self.weights_at_inference().items():
+            trainable = getattr(self, name).requires_grad
+            setattr(plain, name, torch.nn.Parameter(value.detach().clone(), requires_grad=trainable))
+        return plain
+
+    def weights_at_inference(self) -> dict[str, torch.Tensor]:
+        """The parameters, by name, that inference has other values for."""
+        if not self.state.mask.at_inference:
+            return {}
+        return {"weight": self.noisy_weight(self.field(self.noise_key, self.noise_key.device))}
+
+    def _cast(self, x: torch.Tensor) -> torch.Tensor:
+        """The input in the dtype that the output will have, or an error where torch would give one."""
+        kind = x.device.type
+        if kind != "meta" and torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
+            return x.to(torch.get_autocast_dtype(kind))
+        if x.dtype != self.weight.dtype:
+            raise TypeError(checks.invalid("input", f"{self.weight.dtype}, the weight's", x.dtype))
+        return x
+
+
+def is_plain(module: torch.nn.Module, kind: type[torch.nn.Module]) -> bool:
+    """Whether a module computes what a class of torch does: it is one, and a subclass has not another `forward`."""
+    return isinstance(module, kind) and type(module).forward is kind.forward

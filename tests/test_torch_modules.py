@@ -1,0 +1,596 @@
+"""Native modules of torch: the masks of NumPy and of the Keras layers, in what torch does with any module."""
+
+import copy
+import doctest
+import importlib
+import io
+import os
+import pickle
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+import pernodedrop as pnd
+from tests import house
+from tests.processes import child
+
+pytestmark = pytest.mark.only_backend("torch", reason="the modules are torch's")
+torch = pytest.importorskip("torch") if keras.backend.backend() == "torch" else None
+if torch is not None:
+    from torch.utils.checkpoint import checkpoint
+
+    import pernodedrop.torch as pndt
+
+
+def inputs(*shape):
+    return torch.from_numpy(np.random.default_rng(0).normal(size=shape).astype("float32"))
+
+
+def host(tensor):
+    return tensor.detach().numpy()
+
+
+def with_weights(layer, module):
+    """A Keras layer with the weights of a torch module."""
+    kernel = np.moveaxis(host(module.weight), (0, 1), (-1, -2))
+    layer.set_weights([kernel] if module.bias is None else [kernel, host(module.bias)])
+    return layer
+
+
+# masks
+
+
+@pytest.mark.parametrize("shape", [(5, 3), (5, 2, 3), (5, 2, 3, 3), (3,)], ids=str)
+@pytest.mark.parametrize("noise", ["bernoulli", "gaussian", "uniform"])
+def test_a_linear_has_the_masks_of_numpy(shape, noise):
+    layer = pndt.PerNodeLinear(3, 4, rate=0.3, noise=noise, seed=7, method="recomputed")
+    x, rows = inputs(*shape), shape[0] if len(shape) > 1 else 1
+    for call in range(2):
+        mask = pnd.ops.sample_mask(layer.noise, (7, call), (rows, 3, 4), backend="numpy")
+        expected = np.einsum("bti,oi,bio->bto", host(x).reshape(rows, -1, 3), host(layer.weight), mask)
+        expected = (expected + host(layer.bias)).reshape(*shape[:-1], 4)
+        np.testing.assert_allclose(host(layer(x)), expected, atol=1e-6)
+    assert (layer.seed, layer.updates) == (7, 2)
+
+
+MASKS = {
+    "dynamic": {"rate": 0.3},
+    "schedule": {"rate": pnd.schedules.Step([0.2, 0.7], [1])},
+    "gaussian": {"rate": 0.3, "noise": "gaussian"},
+    "partial": {"noise": pnd.PartialGaussian(0.5, 2.0)},
+    "fixed": {"rate": 0.3, "regime": "fixed"},
+    "bank": {"rate": 0.3, "regime": "bank", "bank_size": 3},
+    "batch": {"rate": 0.3, "sharing": "sample+time"},
+    "position": {"rate": 0.3, "sharing": ()},
+    "out": {"rate": 0.3, "sharing": "out"},
+}
+
+
+@pytest.mark.parametrize("case", MASKS)
+def test_a_linear_is_the_keras_layer(case):
+    module = pndt.PerNodeLinear(3, 4, seed=-7, **MASKS[case])
+    layer = pnd.PerNodeDrop(keras.layers.Dense(4), seed=-7, **MASKS[case])
+    x = inputs(5, 2, 3)
+    layer(x)
+    with_weights(layer.layer, module)
+    for training in (True, True, False):
+        module.train(training)
+        np.testing.assert_allclose(host(module(x)), host(layer(x, training=training)), atol=1e-6)
+    assert module.updates == layer.updates
+
+
+CONVOLUTIONS = {
+    "1d": ("1d", {"kernel_size": 3, "dilation": 2}),
+    "2d": ("2d", {"kernel_size": (3, 2), "stride": (2, 1), "groups": 2}),
+    "same": ("2d", {"kernel_size": 4, "padding": "same", "bias": False}),
+    "3d": ("3d", {"kernel_size": 2}),
+}
+KERAS = {"stride": "strides", "dilation": "dilation_rate", "bias": "use_bias"}
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")  # of torch's own convolution
+@pytest.mark.parametrize("kind", ["per_node_drop", "drop_connect"])
+@pytest.mark.parametrize("case", CONVOLUTIONS)
+def test_a_convolution_is_the_keras_layer(case, kind):
+    dims, arguments = CONVOLUTIONS[case]
+    prefix, of_keras = (
+        ("PerNodeConv", pnd.PerNodeDrop) if kind == "per_node_drop" else ("DropConnectConv", pnd.DropConnect)
+    )
+    noise = {} if kind == "per_node_drop" else {"sharing": "time", "mask_bias": True, "scaling": "none"}
+    module = getattr(pndt, prefix + dims)(4, 6, rate=0.4, seed=3, **noise, **arguments)
+    plain = getattr(keras.layers, "Conv" + dims.upper())
+    layer = of_keras(plain(6, **{KERAS.get(n, n): v for n, v in arguments.items()}), rate=0.4, seed=3, **noise)
+    x = inputs(2, 4, *(6,) * int(dims[0]))
+    last = x.movedim(1, -1).contiguous()
+    layer(last)
+    with_weights(layer.layer, module)
+    for training in (True, True, False):
+        module.train(training)
+        expected = layer(last, training=training).movedim(-1, 1)
+        np.testing.assert_allclose(host(module(x)), host(expected), atol=2e-6)
+
+
+@pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])
+@pytest.mark.parametrize("regime", ["dynamic", "fixed"])
+def test_a_convolution_without_noise_is_that_of_torch(mode, regime):
+    arguments = {"padding": (2, 1), "stride": 2, "dilation": (1, 2), "groups": 2, "padding_mode": mode}
+    module = pndt.PerNodeConv2d(4, 6, (3, 2), rate=0.0, regime=regime, **arguments)
+    plain = torch.nn.Conv2d(4, 6, (3, 2), **arguments)
+    plain.load_state_dict(module.fold().state_dict())
+    for x in (inputs(3, 4, 7, 8), inputs(4, 7, 8)):
+        torch.testing.assert_close(module(x), plain(x))
+
+
+def test_a_convolution_keeps_the_memory_format():
+    module, x = pndt.PerNodeConv2d(4, 6, 3, seed=1), inputs(3, 4, 7, 8)
+    last = x.contiguous(memory_format=torch.channels_last)
+    y = module(last, key=(1, 0))
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(y, module(x, key=(1, 0)))
+
+
+@pytest.mark.parametrize("scaling", ["inverted", "none"])
+@pytest.mark.parametrize("sharing", ["sample+time", "time"])
+def test_drop_connect_is_the_keras_layer(scaling, sharing):
+    arguments = {"rate": 0.3, "sharing": sharing, "mask_bias": True, "scaling": scaling, "seed": 5}
+    module, x = pndt.DropConnectLinear(3, 4, **arguments), inputs(5, 3)
+    layer = pnd.DropConnect(keras.layers.Dense(4), **arguments)
+    layer(x)
+    with_weights(layer.layer, module)
+    for training in (True, True, False):
+        module.train(training)
+        np.testing.assert_allclose(host(module(x)), host(layer(x, training=training)), atol=1e-6)
+    torch.testing.assert_close(module.fold()(x), module(x))
+
+
+ACTIVATIONS = {
+    "dropout": (lambda: pndt.Dropout(0.3, seed=1), lambda: pnd.Dropout(0.3, seed=1)),
+    "noise_shape": (
+        lambda: pndt.Dropout(0.3, noise_shape=(1, None, 1, None), seed=1),
+        lambda: pnd.Dropout(0.3, noise_shape=(1, None, 1, None), seed=1),
+    ),
+    "gaussian": (lambda: pndt.GaussianDropout(0.3, seed=1), lambda: pnd.GaussianDropout(0.3, seed=1)),
+    "drop_path": (lambda: pndt.DropPath(0.3, seed=1), lambda: pnd.DropPath(0.3, seed=1)),
+    "unscaled": (lambda: pndt.DropPath(0.3, 1, scale_by_keep=False), lambda: pnd.DropPath(0.3, 1, scale_by_keep=False)),
+    "spatial": (
+        lambda: pndt.SpatialDropout2d(0.3, seed=1),
+        lambda: pnd.SpatialDropout2D(0.3, data_format="channels_first", seed=1),
+    ),
+    "spatial_last": (
+        lambda: pndt.SpatialDropout2d(0.3, "channels_last", seed=1),
+        lambda: pnd.SpatialDropout2D(0.3, data_format="channels_last", seed=1),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ACTIVATIONS)
+def test_activation_noise_is_the_keras_layer(case):
+    module, layer = (make() for make in ACTIVATIONS[case])
+    x = inputs(5, 3, 4, 6)
+    for training in (True, True, False):
+        module.train(training)
+        np.testing.assert_array_equal(host(module(x)), host(keras.ops.convert_to_tensor(layer(x, training=training))))
+
+
+# training
+
+
+def test_a_network_trains_to_the_weights_of_the_same_network_in_keras():
+    native = torch.nn.Sequential(
+        pndt.PerNodeLinear(6, 8, rate=pnd.schedules.Linear(0.0, 0.5, 4), seed=1),
+        torch.nn.ReLU(),
+        pndt.Dropout(0.3, seed=2),
+        pndt.DropConnectLinear(8, 1, rate=0.2, seed=3),
+    )
+    model = keras.Sequential(
+        [
+            keras.Input((6,)),
+            pnd.PerNodeDrop(keras.layers.Dense(8), rate=pnd.schedules.Linear(0.0, 0.5, 4), seed=1),
+            keras.layers.ReLU(),
+            pnd.Dropout(0.3, seed=2),
+            pnd.DropConnect(keras.layers.Dense(1), rate=0.2, seed=3),
+        ]
+    )
+    for layer, module in ((model.layers[0], native[0]), (model.layers[3], native[3])):
+        with_weights(layer.layer, module)
+    x, y = inputs(16, 6), inputs(16, 1)
+    model.compile(keras.optimizers.SGD(0.1), "mse")
+    model.fit(x, y, batch_size=8, epochs=3, shuffle=False, verbose=0)
+    optimizer = torch.optim.SGD(native.parameters(), lr=0.1)
+    for _ in range(3):
+        for rows in (slice(0, 8), slice(8, 16)):
+            optimizer.zero_grad()
+            torch.nn.functional.mse_loss(native(x[rows]), y[rows]).backward()
+            optimizer.step()
+    for layer, module in ((model.layers[0], native[0]), (model.layers[3], native[3])):
+        np.testing.assert_allclose(host(module.weight.T), layer.layer.kernel.numpy(), atol=1e-6)
+        assert module.updates == layer.updates == 6
+        assert module.rate == layer.rate
+
+
+def test_ranks_of_a_process_group_train_like_one_process_with_the_whole_batch():
+    seen = child("torch_ranks.py")
+    (first, _), (second, _), (alone, _) = *seen["ranks"], seen["alone"]
+    assert first == second
+    np.testing.assert_allclose(first, alone, atol=1e-6)
+    assert [updates for _, updates in (*seen["ranks"], seen["alone"])] == [3, 3, 3]
+
+
+def test_a_replica_of_data_parallel_is_refused():
+    replica = pndt.PerNodeLinear(3, 4, seed=1)._replicate_for_data_parallel()
+    with pytest.raises(RuntimeError, match="DistributedDataParallel"):
+        replica(inputs(5, 3))
+
+
+# what torch does with modules
+
+
+def test_a_plain_checkpoint_loads_and_an_own_one_resumes():
+    plain = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+    model, x = pndt.apply(copy.deepcopy(plain), "all-linear", rate=0.5, seed=1), inputs(5, 3)
+    model[0](x)
+    model.load_state_dict(plain.state_dict(), strict=True)
+    assert model[0].updates == 1
+    torch.testing.assert_close(model.eval()(x), plain(x))
+
+    model.train()[0].rate = 0.25
+    file = io.BytesIO()
+    torch.save(model.state_dict(), file)
+    again = pndt.apply(copy.deepcopy(plain), "all-linear", rate=0.5, seed=9)
+    again.load_state_dict(torch.load(io.BytesIO(file.getvalue()), weights_only=True), strict=True)
+    assert (again[0].seed, again[0].updates, again[0].rate) == (model[0].seed, 1, 0.25)
+    assert torch.equal(again(x), model(x))
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        None,
+        {"key": [1, 0], "noise": "Gaussian", "numbers": {"stddev": 0}},
+        {"key": [1, 0], "noise": "Bernoulli", "numbers": {"threshold": 2**24 + 1}},
+        {"key": [-1, 0], "noise": "Bernoulli", "numbers": {"threshold": 2**23}},
+    ],
+)
+def test_the_state_of_another_noise_is_refused(state):
+    layer = pndt.PerNodeLinear(3, 4, rate=0.5, seed=7)
+    with pytest.raises((ValueError, RuntimeError)):
+        layer.load_state_dict({**layer.state_dict(), "_extra_state": state})
+    assert (layer.updates, layer.rate) == (0, 0.5)
+
+
+@pytest.mark.parametrize("make", [copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))])
+def test_a_copy_goes_on_by_itself(make):
+    layer, x = pndt.PerNodeLinear(3, 4, rate=pnd.schedules.Linear(0.0, 0.5, 9), seed=7), inputs(5, 3)
+    layer(x)
+    again = make(layer)
+    assert torch.equal(again(x), layer(x))
+    layer(x)
+    assert (again.updates, layer.updates) == (2, 3)
+
+
+@pytest.mark.parametrize("noise", ["bernoulli", "gaussian"])
+def test_a_cast_rounds_neither_key_nor_numbers(noise):
+    layer = pndt.PerNodeLinear(3, 4, rate=0.123456, noise=noise, seed=2**31 + 5)
+    for move in (lambda m: m.to(torch.bfloat16), lambda m: m.type(torch.float16), lambda m: m.double()):
+        move(layer)
+        assert (layer.rate, layer.seed) == (0.123456, 2**31 + 5)
+        assert layer(inputs(5, 3).to(layer.weight.dtype)).dtype == layer.weight.dtype
+
+
+def test_a_module_made_without_memory_has_its_key_when_it_gets_some():
+    plain, x = torch.nn.Linear(3, 4), inputs(5, 3)
+    with torch.device("meta"):
+        layers = [pndt.PerNodeLinear(3, 4, rate=0.25, seed=7) for _ in range(2)]
+    assert layers[0](x.to("meta")).is_meta
+    layers[0].to_empty(device="cpu").load_state_dict(plain.state_dict())
+    layers[1].load_state_dict(plain.state_dict(), assign=True)
+    expected = pndt.PerNodeLinear.from_linear(plain, rate=0.25, seed=7)(x)
+    for layer in layers:
+        assert (layer.seed, layer.updates, layer.rate) == (7, 0, 0.25)
+        assert torch.equal(layer(x), expected)
+    trained = pndt.PerNodeLinear(3, 4, rate=0.25, seed=7)
+    trained(x)
+    assert trained.to_empty(device="cpu").updates == 1
+
+
+def test_autocast_gives_the_dtype_of_the_plain_module():
+    layer, x = pndt.PerNodeLinear(3, 4, seed=1), inputs(5, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        dtypes = {layer.train(training)(x).dtype for training in (True, False)}
+    assert dtypes == {torch.bfloat16}
+    with pytest.raises(TypeError, match=r"`input`. Expected torch.float32, the weight's. Received: .*bfloat16"):
+        layer.train()(x.bfloat16())
+
+
+@pytest.mark.parametrize("case", ["dynamic", "schedule", "gaussian", "bank", "batch"])
+def test_one_graph_serves_all_steps_and_rates(case):
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    torch.compiler.reset()
+    counter, x = CompileCounterWithBackend("aot_eager"), inputs(5, 3)
+    layer = pndt.PerNodeLinear(3, 4, seed=7, **MASKS[case])
+    eager, compiled = copy.deepcopy(layer), torch.compile(layer, backend=counter, fullgraph=True)
+    for step in range(4):
+        if step == 2 and layer.schedule is None:
+            layer.rate = eager.rate = 0.1
+        y, expected = compiled(x), eager(x)
+        torch.testing.assert_close(y, expected)
+        y.sum().backward()
+        expected.sum().backward()
+        torch.testing.assert_close(layer.weight.grad, eager.weight.grad)
+    assert counter.frame_count == 1
+    assert layer.updates == eager.updates
+    torch.compiler.reset()
+
+
+def test_inference_is_exported():
+    model = torch.nn.Sequential(pndt.PerNodeLinear(3, 4, seed=1), pndt.Dropout(0.5)).eval()
+    x = inputs(5, 3)
+    program = torch.export.export(model, (x,))
+    torch.testing.assert_close(program.module()(x), model(x))
+    assert not any("pernodedrop" in str(node.target) for node in program.graph.nodes)
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_a_checkpoint_is_exact_or_refused(use_reentrant):
+    layer, x = pndt.PerNodeLinear(3, 4, seed=1), inputs(5, 3).requires_grad_()
+    with pytest.raises(RuntimeError, match="drawn_keys"):
+        checkpoint(layer, x, use_reentrant=use_reentrant)
+    with pndt.drawn_keys(layer):
+        y = checkpoint(layer, x, use_reentrant=use_reentrant)
+        (y**2).sum().backward()
+    found = layer.weight.grad
+    layer.weight.grad = None
+    expected = layer(x, key=(1, 0))
+    (expected**2).sum().backward()
+    assert torch.equal(y, expected)
+    assert torch.equal(found, layer.weight.grad)
+    assert layer.held_key is None
+
+
+def test_functional_transforms():
+    layer, x = pndt.PerNodeLinear(3, 4, seed=1), inputs(5, 3)
+    parameters = dict(layer.named_parameters())
+
+    def loss(parameters, x, key):
+        return (torch.func.functional_call(layer, parameters, (x, key)) ** 2).sum()
+
+    found = torch.func.grad(loss)(parameters, x, None)
+    loss(parameters, x, (1, 0)).backward()
+    torch.testing.assert_close(found["weight"], layer.weight.grad)
+    each = torch.func.vmap(torch.func.grad(loss), (None, 0, None))(parameters, x[:, None], (1, 0))
+    for n in range(5):
+        torch.testing.assert_close(each["weight"][n], torch.func.grad(loss)(parameters, x[n : n + 1], (1, 0))["weight"])
+
+
+# models
+
+
+class Network(torch.nn.Module if torch else object):
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(1, 1, 3)
+        self.blocks = torch.nn.ModuleList(torch.nn.Linear(8, 8) for _ in range(2))
+        self.blocks.append(self.blocks[0])
+        self.heads, self.head = torch.nn.Linear(8, 8), torch.nn.Linear(8, 2)
+
+    def forward(self, x):
+        y = self.conv(x).flatten(1)
+        for layer in (*self.blocks, self.heads, self.head):
+            y = layer(y)
+        return y
+
+
+@pytest.mark.parametrize(
+    ("rule", "arguments", "chosen"),
+    [
+        ("all-linear", {}, "blocks.0 blocks.1 blocks.2 heads head"),
+        ("all-linear", {"exclude": "head"}, "blocks.0 blocks.1 blocks.2 heads"),
+        ("all-conv", {"regularizer": "drop_connect"}, "conv"),
+        (r"blocks\.[12]", {}, "blocks.1 blocks.2"),
+        ("blocks", {"exclude": ["1", "0"]}, "blocks.2"),
+        (["head", "all-conv"], {}, "conv head"),
+    ],
+)
+def test_apply_changes_what_is_chosen(rule, arguments, chosen):
+    model, x = Network(), inputs(3, 1, 4, 6)
+    before, parameters, names = model(x), set(model.parameters()), model.state_dict().keys()
+    assert pndt.apply(model, rule, rate=0.5, seed=1, **arguments) is model
+    noisy = [name for name, one in model.named_modules(remove_duplicate=False) if hasattr(one, "noise_key")]
+    assert " ".join(noisy) == chosen
+    assert set(model.parameters()) == parameters
+    assert {name for name in model.state_dict() if not name.endswith("_extra_state")} == names
+    assert not torch.equal(model(x), before)
+    assert torch.equal(model.eval()(x), before)
+    folded = pndt.fold(model)
+    assert folded.state_dict().keys() == names
+    assert not set(folded.parameters()) & parameters
+    assert torch.equal(folded(x), before)
+
+
+def test_apply_keeps_one_module_one_and_gives_each_a_seed_by_its_name():
+    models = [pndt.apply(Network(), rule, rate=0.5, seed=1) for rule in ("all-linear", "head")]
+    assert models[0].blocks[0] is models[0].blocks[2]
+    assert len({one.seed for one in models[0].modules() if hasattr(one, "seed")}) == 4
+    assert models[0].head.seed == models[1].head.seed
+
+
+def test_a_function_says_what_stands_where():
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Dropout(0.5))
+
+    def rule(name, module):
+        return pndt.Dropout(module.p, seed=1) if isinstance(module, torch.nn.Dropout) else None
+
+    assert type(pndt.apply(model, rule)[1]) is pndt.Dropout
+    single = pndt.apply(torch.nn.Linear(3, 4), torch.nn.Linear, rate=0.5)
+    assert type(single) is pndt.PerNodeLinear
+
+
+def test_hooks_and_the_mode_stay():
+    plain = torch.nn.Linear(3, 4)
+    plain.register_forward_hook(lambda module, x, y: y + 1)
+    noisy = pndt.PerNodeLinear.from_linear(plain.eval(), rate=0.5)
+    x = inputs(5, 3)
+    assert torch.equal(noisy(x), plain(x))
+    assert torch.equal(noisy.fold()(x), plain(x))
+
+
+@pytest.mark.parametrize("regime", ["dynamic", "fixed", "example"])
+def test_a_folded_module_is_plain_and_computes_the_same(regime):
+    module, x = pndt.PerNodeLinear(3, 4, rate=0.5, regime=regime, seed=1).eval(), inputs(5, 3)
+    module.weight.requires_grad_(False)
+    folded = pndt.fold(module)
+    assert type(folded) is torch.nn.Linear
+    assert vars(folded).keys() == vars(torch.nn.Linear(3, 4)).keys()
+    assert not folded.weight.requires_grad
+    torch.testing.assert_close(folded(x), module(x))
+
+
+class Own(torch.nn.Linear if torch else object):
+    def forward(self, x):
+        return x
+
+
+REFUSALS = {
+    "no model": (lambda: pndt.apply(3, "all-linear"), "`model`"),
+    "nothing": (lambda: pndt.apply(Network(), "tail", rate=0.5), "at least one that takes noise of: 4 Linear"),
+    "nothing excluded": (lambda: pndt.apply(Network(), "head", rate=0.5, exclude="conv"), "`exclude`"),
+    "rule": (lambda: pndt.apply(Network(), 3), "`rule`"),
+    "regularizer": (lambda: pndt.apply(Network(), "all-linear", "per_node"), "did you mean 'per_node_drop'"),
+    "own forward": (lambda: pndt.apply(torch.nn.Sequential(Own(1, 1)), "all-linear"), "leaves out '0'"),
+    "twice": (lambda: pndt.apply(pndt.PerNodeLinear(1, 1), "all-linear"), "has noise already"),
+    "function": (lambda: pndt.apply(Network(), lambda name, module: None, rate=0.5), "no function beside"),
+    "attention": (
+        lambda: pndt.apply(torch.nn.MultiheadAttention(4, 2), "all-linear", rate=0.5),
+        r"leaves out 'out_proj': .* never calls it \(exclude='out_proj'\)",
+    ),
+    "encoder": (
+        lambda: pndt.apply(torch.nn.TransformerEncoderLayer(4, 2, 8), "linear1", rate=0.5, regime="fixed"),
+        "without noise at inference for 'linear1'",
+    ),
+    "bank": (lambda: pndt.fold(pndt.PerNodeLinear(3, 4, regime="bank", bank_size=2)), "`regime`"),
+    "class": (lambda: pndt.PerNodeLinear.from_linear(torch.nn.Conv1d(1, 1, 1)), "a torch.nn.Linear without noise"),
+    "rate": (lambda: pndt.PerNodeLinear(3, 4, rate=1.0), "`rate`"),
+    "ids": (lambda: pndt.DropConnectLinear(3, 4)(inputs(5, 3), sample_ids=torch.arange(5)), "the same for all samples"),
+    "no ids": (lambda: pndt.PerNodeLinear(3, 4, regime="example")(inputs(5, 3)), "the examples' ids"),
+    "features": (lambda: pndt.PerNodeLinear(3, 4)(inputs(5, 4)), "3 features"),
+    "channels": (lambda: pndt.PerNodeConv1d(3, 4, 1)(inputs(5, 4, 3)), "3 channels"),
+    "integers": (lambda: pndt.Dropout(0.5)(torch.arange(3)), "a floating dtype"),
+    "rank": (lambda: pndt.SpatialDropout2d(0.5)(inputs(5, 3)), "rank 4"),
+    "sparse": (lambda: pndt.Dropout(0.5)(inputs(5, 3).to_sparse()), "dense"),
+    "replica": (lambda: pndt.set_replica(Network(), 2, 2), "`rank`"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_what_is_refused(case):
+    call, words = REFUSALS[case]
+    with pytest.raises((TypeError, ValueError), match=words):
+        call()
+
+
+def test_the_names_of_parametrized_weights_stay_torchs_affair():
+    parametrized = torch.nn.utils.parametrizations.weight_norm(torch.nn.Linear(3, 4))
+    with pytest.raises(ValueError, match="parametrize the noisy module"):
+        pndt.PerNodeLinear.from_linear(parametrized)
+    noisy, x = torch.nn.utils.parametrizations.weight_norm(pndt.PerNodeLinear(3, 4, rate=0.0)), inputs(5, 3)
+    torch.testing.assert_close(noisy(x), torch.nn.functional.linear(x, noisy.weight, noisy.bias))
+
+
+def test_a_script_inside_the_folder_of_the_package_is_told_what_stands_in_its_way():
+    code = f"import sys; sys.path.insert(0, {os.path.dirname(pnd.__file__)!r}); import torch"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "pernodedrop.torch stands in the way of torch" in done.stderr
+
+
+def test_the_wing_needs_no_keras():
+    code = (
+        "import sys; sys.modules['keras'] = None; import torch, pernodedrop.torch as pndt;"
+        "model = pndt.apply(torch.nn.Sequential(torch.nn.Linear(3, 4)), 'all-linear', rate=0.5, seed=1);"
+        "model(torch.ones(2, 3)).sum().backward(); pndt.fold(model);"
+        "print({'keras', 'jax', 'tensorflow', 'torch._dynamo'} & {n for n, m in sys.modules.items() if m})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+# uncertainty
+
+
+def test_a_prediction_is_that_of_the_same_network_in_keras():
+    native = torch.nn.Sequential(
+        pndt.PerNodeLinear(6, 8, rate=0.5), torch.nn.ReLU(), pndt.Dropout(0.3), torch.nn.Linear(8, 3)
+    )
+    dense = [keras.layers.Dense(8), keras.layers.Dense(3)]
+    model = keras.Sequential(
+        [keras.Input((6,)), pnd.PerNodeDrop(dense[0], rate=0.5), keras.layers.ReLU(), pnd.Dropout(0.3), dense[1]]
+    )
+    for layer, module in zip(dense, (native[0], native[3]), strict=True):
+        with_weights(layer, module)
+    x = inputs(11, 6)
+    expected = pnd.uncertainty.predict(model, x, samples=4, seed=3, from_logits=True, keep=True)
+    for size in (4, 11):
+        found = pndt.uncertainty.predict(native, x, samples=4, seed=3, from_logits=True, keep=True, batch_size=size)
+        np.testing.assert_allclose(found.outputs, expected.outputs, atol=1e-6)
+        np.testing.assert_allclose(found.mutual_information, expected.mutual_information, atol=1e-6)
+    assert isinstance(expected, type(found))
+    assert all(module.training for module in native.modules())
+    assert [native[0].updates, native[2].updates] == [0, 0]
+
+
+def test_a_prediction_leaves_norms_and_random_numbers_as_they_are():
+    model = torch.nn.Sequential(torch.nn.BatchNorm1d(6), torch.nn.Dropout(0.5), pndt.Dropout(0.5)).eval()
+    before, x = copy.deepcopy(model.state_dict()), host(inputs(7, 6))
+    batches = list(torch.utils.data.DataLoader([(row, 0) for row in x], batch_size=4))
+    numbers = torch.random.get_rng_state()
+    first, second = (pndt.uncertainty.predict(model, iter(batches), 5, seed=1) for _ in range(2))
+    np.testing.assert_array_equal(first.mean, second.mean)
+    assert pndt.uncertainty.predict(model, x, 5, batch_size=4, seed=1).mean.tolist() == first.mean.tolist()
+    assert first.variance.any()
+    assert torch.equal(torch.random.get_rng_state(), numbers)
+    assert torch.equal(model.state_dict()["0.running_mean"], before["0.running_mean"])
+    assert not any(module.training for module in model.modules())
+
+
+def test_members_of_a_bank_are_averaged():
+    layer, x = pndt.PerNodeLinear(3, 4, rate=0.5, regime="bank", bank_size=3, seed=1), inputs(5, 3)
+    found = pndt.uncertainty.predict(layer, {"input": x}, keep=True)
+    assert found.samples == 3
+    for member in range(3):
+        expected = layer(x, sample_ids=torch.full((5,), member))
+        np.testing.assert_allclose(found.outputs[member], host(expected), atol=1e-6)
+
+
+def test_noise_inside_an_encoder_is_not_passed_by():
+    """In `eval()` torch computes an encoder in one go, from the weights of what is inside."""
+    model = pndt.apply(torch.nn.TransformerEncoderLayer(4, 2, 8, 0.0, batch_first=True), "linear[12]", rate=0.5, seed=1)
+    assert pndt.uncertainty.predict(model, inputs(3, 5, 4), samples=3, seed=1).variance.any()
+
+
+PREDICTIONS = {
+    "no noise": (lambda: pndt.uncertainty.predict(torch.nn.Linear(3, 4), inputs(5, 3)), "a model with noise modules"),
+    "no model": (lambda: pndt.uncertainty.predict(3, inputs(5, 3)), "a torch.nn.Module"),
+    "no rows": (lambda: pndt.uncertainty.predict(pndt.Dropout(0.5), inputs(0, 3)), "of equal lengths from 1"),
+    "no batch": (lambda: pndt.uncertainty.predict(pndt.Dropout(0.5), iter([])), "at least one batch"),
+    "no tensor": (lambda: pndt.uncertainty.predict(pndt.Dropout(0.5), 3), "a tensor, a list or dict"),
+    "batch_size": (lambda: pndt.uncertainty.predict(pndt.Dropout(0.5), iter([]), batch_size=2), "None where `x` gives"),
+}
+
+
+@pytest.mark.parametrize("case", PREDICTIONS)
+def test_what_predict_refuses(case):
+    call, words = PREDICTIONS[case]
+    with pytest.raises((TypeError, ValueError), match=words):
+        call()
+
+
+# the wing as a part of the library
+
+
+def test_the_examples_of_docstrings_run():
+    for name in (name for name in house.modules() if name.startswith("torch")):
+        found = doctest.testmod(importlib.import_module(f"pernodedrop.{name}"))
+        assert found.failed == 0
