@@ -193,15 +193,15 @@ def calibration_error(
 ) -> float:
     """The expected calibration error, ECE: how far probabilities are from what happens, bin by bin.
 
-    It is the sum over bins of |mean probability - share that came true|, times the share of samples in the bin:
+    It is the sum over bins of the distance of the mean probability from the share that came true, times the share of
+    samples in the bin. `of` says what is binned:
 
-    | `of` | `binning` | known as |
-    |---|---|---|
-    | "confidence" | "width" | ECE (Guo et al., arXiv 1706.04599) |
-    | "confidence" | "mass" | adaptive ECE (Nguyen and O'Connor, arXiv 1508.05154) |
-    | "top_label" | either | ECE for each predicted class (Gupta and Ramdas, arXiv 2107.08353) |
-    | "classwise" | "width" | classwise or static ECE (Kull et al., arXiv 1910.12656; Nixon et al., arXiv 1904.01685) |
-    | "classwise" | "mass" | adaptive calibration error, ACE (Nixon et al.) |
+    - "confidence": the probability of the most probable class. With bins of equal width it is the ECE of Guo et al.
+      (arXiv 1706.04599), with equal mass the adaptive ECE (Nguyen and O'Connor, arXiv 1508.05154).
+    - "top_label": the same, with bins of its own for each class that is predicted (Gupta and Ramdas, arXiv 2107.08353).
+    - "classwise": that of each class, and the mean over all classes. With equal width it is the classwise or static ECE
+      (Kull et al., arXiv 1910.12656), with equal mass the adaptive calibration error, ACE (Nixon et al., arXiv
+      1904.01685).
 
     With few samples a bin it is above 0 for calibrated probabilities as well: compare models on the same samples and
     bins.
@@ -210,8 +210,7 @@ def calibration_error(
         y, p: labels and probabilities, as for `nll`.
         bins: number of bins; 15.
         binning: "width" or "mass", as for `reliability`.
-        of: what is binned: "confidence", the probability of the most probable class; "top_label", the same, with bins
-            of its own for each class that is predicted; "classwise", that of each class, and the mean over all classes.
+        of: "confidence", "top_label" or "classwise"; "confidence".
 
     Returns:
         A float in [0, 1]; 0 is best.

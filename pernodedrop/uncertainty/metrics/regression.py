@@ -92,7 +92,7 @@ def gaussian_crps(y: typing.Any, mean: typing.Any, variance: typing.Any) -> floa
 def crps(y: typing.Any, outputs: typing.Any, fair: bool = False) -> float:
     """The continuous ranked probability score of samples, such as the outputs of passes.
 
-    It is the mean of |x - y| - |x - x'| / 2 over all samples x, x' of a number.
+    It is the mean of ``|x - y| - |x - x'| / 2`` over all samples x, x' of a number.
 
     Args:
         y: numbers of any shape (n, ...).
