@@ -6,8 +6,8 @@ import pytest
 from scipy import optimize, stats
 
 import pernodedrop as pnd
-from pernodedrop import uncertainty
-from pernodedrop.uncertainty import calibration, decisions, metrics, plots, statistics
+from pernodedrop import prediction, uncertainty
+from pernodedrop.uncertainty import calibration, decisions, metrics, plots
 
 RNG = np.random.default_rng(1)
 FALSE_ALARM = 1e-6
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.once
 def drawn(n, k, sharpness=1.0, rng=RNG):
     """Labels, and probabilities that are too sure of them by that factor."""
     logits = rng.normal(size=(n, k))
-    p, claimed = statistics.probabilities_of(logits), statistics.probabilities_of(logits * sharpness)
+    p, claimed = prediction.probabilities_of(logits), prediction.probabilities_of(logits * sharpness)
     return (p.cumsum(-1) < rng.uniform(size=(n, 1))).sum(-1).clip(max=k - 1), claimed
 
 
@@ -27,7 +27,7 @@ Z, SECOND = drawn(400, 2, sharpness=2)
 
 def predicted(*outputs, probabilities=None):
     """A `Prediction` of passes with these outputs."""
-    found = statistics.Statistics(keep=True, probabilities=probabilities)
+    found = prediction.Statistics(keep=True, probabilities=probabilities)
     for y in outputs:
         found.add(np.asarray(y))
     return uncertainty.Prediction(**found.result(), samples=len(outputs), seed=0)
