@@ -409,6 +409,20 @@ def test_masks():
     assert float(Own()(y, p)) == 1.5
 
 
+@pytest.mark.skip_backend("numpy", reason="Keras does not train on NumPy")
+def test_lower_is_better():
+    """Without it, a callback does not know which epoch is best, by a metric whose name does not say so."""
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    metric = keras.metrics.MeanMetricWrapper(lambda y, p: p[:, 0], name="own")
+    model.compile(loss="mse", metrics=[metric])
+    x, early = np.zeros((4, 2), "float32"), keras.callbacks.EarlyStopping(monitor="own")
+    with pytest.raises(ValueError, match="maximized or minimized"):
+        model.fit(x, x[:, :1], callbacks=[early], verbose=0)
+    of_keras.lower_is_better(metric)
+    model.fit(x, x[:, :1], callbacks=[early], verbose=0)
+    assert early.monitor_op is keras.ops.less
+
+
 # torch
 
 

@@ -369,7 +369,9 @@ def test_metrics_are_those_of_a_model_in_fit_and_evaluate_with_masks_of_time():
     model.compile(loss="sparse_categorical_crossentropy", metrics=[metrics.CalibrationError(), metrics.BrierScore()])
     x, y = RNG.normal(size=(9, 5, 3)).astype("float32"), RNG.integers(K, size=(9, 5))
     x[:, 3:] = 0
-    model.fit(x, y, batch_size=4, verbose=0)
+    early = keras.callbacks.EarlyStopping(monitor="brier_score")
+    model.fit(x, y, batch_size=4, verbose=0, callbacks=[early])
+    assert early.monitor_op is keras.ops.less
     found = model.evaluate(x, y, batch_size=4, verbose=0, return_dict=True)
     p = model.predict(x, verbose=0)[:, :3].reshape(-1, K)
     for name in ("calibration_error", "brier_score"):

@@ -236,3 +236,11 @@ def mask_of(tensor: Tensor) -> Tensor | None:
 def set_mask(tensor: Tensor, mask: Tensor | None) -> None:
     """Note a mask for a tensor, where Keras' losses look for it."""
     masking.set_keras_mask(tensor, mask)
+
+
+# Metrics: which way is better, that callbacks ask for, has no public place
+
+
+def lower_is_better(metric: keras.metrics.Metric) -> None:
+    """Tell callbacks with `mode="auto"`, such as EarlyStopping, that a metric is to become small."""
+    metric._direction = "down"

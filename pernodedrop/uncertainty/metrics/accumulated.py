@@ -15,10 +15,9 @@ from pernodedrop.uncertainty.metrics.classification import KINDS, edges_of
 class _OverClasses(keras.metrics.Metric):
     """A metric of labels and class probabilities, with weights of samples."""
 
-    _direction = "down"  # for what looks for the best epoch
-
     def __init__(self, from_logits: bool, name: str, dtype: typing.Any) -> None:
         super().__init__(name=name, dtype=dtype)
+        of_keras.lower_is_better(self)
         self.from_logits = checks.check_bool(from_logits, "from_logits")
         self.weight = self.add_variable((), "zeros", self.dtype, name="weight")
 
