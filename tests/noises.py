@@ -1,5 +1,6 @@
 """Noises of a user's own, as the documentation shows them, and their float64 truths."""
 
+import functools
 import math
 
 import numpy as np
@@ -477,17 +478,18 @@ OTHERS = (
 
 def right_noises():
     """Hypothesis strategy of right noises: those of the library's and of the tests' own, with random numbers."""
-    rates, spreads = st.floats(0, 0.95), st.floats(0, 3, width=32, allow_subnormal=False)
+    number = functools.partial(st.floats, width=32, allow_subnormal=False)  # those that a noise takes
+    rates, spreads = st.floats(0, 0.95), number(0, 3)
     return st.one_of(
         *(st.builds(law, rates) for law in (pnd.Bernoulli, pnd.Gaussian, pnd.Uniform)),
         *(st.builds(law, spreads) for law in (Triangular, Difference, Exponential, Laplace, Logistic, Arcsine)),
         st.builds(ThreeUniforms, spreads),
         st.builds(Near, spreads),
         st.builds(Quantized, spreads, st.integers(1, 9)),
-        st.builds(UpToHalf, st.floats(0, 0.5)),
-        st.builds(LogNormal, st.floats(0, 0.9)),
-        st.builds(Power, spreads, st.floats(0.25, 4)),
+        st.builds(UpToHalf, number(0, 0.5)),
+        st.builds(LogNormal, number(0, 0.875)),
+        st.builds(Power, spreads, number(0.25, 4)),
         st.builds(pnd.PartialGaussian, rates, spreads),
-        st.builds(Mixture, rates, spreads, spreads),
+        st.builds(Mixture, number(0, 1), spreads, spreads),
         st.builds(Steps, st.lists(st.floats(0.125, 8), min_size=1, max_size=5).map(tuple)),
     )

@@ -149,7 +149,7 @@ class BranchesOnValues(UniformAroundOne):
     """It decides on values in Python, which a compiler cannot."""
 
     def from_uniform(self, u, params, xp):
-        if (u < 0).any():
+        if np.any(np.asarray(u) < 0):
             return u
         return super().from_uniform(u, params, xp)
 
