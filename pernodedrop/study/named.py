@@ -61,8 +61,8 @@ def load(name: str, /, data: str | None = None, **arguments: typing.Any) -> Stud
     """The study that a file describes.
 
     The file has a title, the names of `data` and `network` (those of `pernodedrop.study.datasets` and `networks`), and
-    arguments of `pernodedrop.study.Study` beside them; the table `options` goes to the loading of the data. A table
-    `layers.<name>` is a variant beside those in `variants`, with the arguments of `variants.of_layer`.
+    arguments of `pernodedrop.study.Study` beside them; the table `options` goes to the loading of the data. The
+    tables inside `layers` are variants beside those in `variants`, with the arguments of `variants.of_layer`.
 
     Args:
         name: of a study that comes with the package, or the path of a file that ends in .toml.
