@@ -537,11 +537,10 @@ def _params(noise: Noise, params: Params | None, device: typing.Any, xp: Namespa
     own = noise.params()
     if params is None:
         return {name: xp.asarray(value, device=device) for name, value in own.items()}
-    expected = f"the numbers {sorted(own)} of {noise!r}"
     if not isinstance(params, collections.abc.Mapping):
-        raise TypeError(checks.invalid("params", f"a dict of {expected}", params))
+        raise TypeError(checks.invalid("params", f"a dict of the numbers {sorted(own)} of {noise!r}", params))
     if set(params) != set(own):
-        raise ValueError(checks.invalid("params", expected, list(params)))
+        raise ValueError(checks.invalid("params", f"the numbers {sorted(own)} of {noise!r}", list(params)))
     dtypes = _dtypes(noise)
     for name, value in params.items():
         _check_number(value, f"params[{name!r}]", dtypes[name])
