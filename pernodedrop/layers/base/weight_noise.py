@@ -76,8 +76,9 @@ class WeightNoise(Noisy, Around):
         sample_ids: Tensor | None = None,
     ) -> Tensor:
         check_samples(inputs)
-        if not isinstance(self.layer, keras.layers.Dense):  # alone of all kinds it takes sparse inputs in Keras
-            ops.check_layout("inputs", inputs, ("dense",), xp)
+        # alone of all kinds Dense takes sparse inputs in Keras
+        layouts = ("dense", "sparse") if isinstance(self.layer, keras.layers.Dense) else ("dense",)
+        ops.check_layout("inputs", inputs, layouts, xp)
         check_inputs(self.layer, inputs)
         with self._dtype_of_inner():
             if self.has_noise(training):
