@@ -172,15 +172,16 @@ def classes_of(y: Array) -> Array:
 
 
 def _entropy(p: Array) -> Array:
-    return -np.sum(p * np.log(np.where(p > 0, p, 1)), -1)
+    from scipy.special import entr
+
+    return np.sum(entr(p), -1)
 
 
 def probabilities_of(logits: Array) -> Array:
     """A softmax over the last axis, or a sigmoid of one output."""
-    if logits.ndim == 1 or logits.shape[-1] == 1:
-        return np.exp(-np.logaddexp(0, -logits))
-    powers = np.exp(logits - logits.max(-1, keepdims=True))
-    return np.divide(powers, powers.sum(-1, keepdims=True))
+    from scipy.special import expit, softmax
+
+    return expit(logits) if logits.ndim == 1 or logits.shape[-1] == 1 else softmax(logits, -1)
 
 
 def _joined(parts: list[Array | None], axis: int) -> typing.Any:
