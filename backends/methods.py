@@ -112,10 +112,7 @@ def chosen(method: str, grid: Grid, sharing: frozenset[str], x: Tensor, dtype: s
     """The method that "auto" means for x (row, position, in); another one as it is, unless it cannot be."""
     noise = grid.field.noise
     few, one_position = sharing & {"in", "out"}, x.shape[1] == 1
-    if method == "kernel" and (obstacle := xp.kernel_obstacle(x, noise, dtype)):
-        raise ValueError(checks.invalid("method", f'another one than "kernel", which takes {obstacle}', method))
-    if method == "local_reparameterization":
-        check_local_reparameterization(noise, few or "sample" in sharing or not one_position)
+    check_method(method, noise, few or "sample" in sharing or not one_position, x, dtype, xp)
     if method != "auto":
         return method
     if few:
@@ -127,16 +124,18 @@ def chosen(method: str, grid: Grid, sharing: frozenset[str], x: Tensor, dtype: s
     return "recomputed" if xp.kernel_obstacle(x, noise, dtype) else "kernel"
 
 
-def check_local_reparameterization(noise: Noise, shared: object) -> None:
-    """Raise unless outputs can be drawn themselves: of a Gaussian noise, and of masks that no two rows share."""
+def check_method(method: str, noise: Noise, shared: object, x: Tensor, dtype: str, xp: Namespace) -> None:
+    """Raise unless a method can be: `shared` says whether rows of x have entries in common."""
+    if method == "kernel" and (obstacle := xp.kernel_obstacle(x, noise, dtype)):
+        raise ValueError(checks.invalid("method", f'another one than "kernel", which takes {obstacle}', method))
+    if method != "local_reparameterization" or (noise.gaussian and not shared):
+        return
     expected = "another method: 'local_reparameterization' holds only for "
     if not noise.gaussian:
         expected += f"a Gaussian noise, and this is {noise!r}"
-    elif shared:
-        expected += "a mask of its own for every row of x, and here entries are shared"
     else:
-        return
-    raise ValueError(checks.invalid("method", expected, "local_reparameterization"))
+        expected += "a mask of its own for every row of x, and here entries are shared"
+    raise ValueError(checks.invalid("method", expected, method))
 
 
 class Window(typing.NamedTuple):

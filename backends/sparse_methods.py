@@ -9,9 +9,8 @@ common and memory is that of a few outputs for each entry.
 import collections.abc
 import math
 
-from pernodedrop import checks
 from pernodedrop._types import Namespace, Tensor
-from pernodedrop.backends.methods import BLOCK_ENTRIES, check_local_reparameterization, normals
+from pernodedrop.backends.methods import BLOCK_ENTRIES, check_method, normals
 from pernodedrop.mask import Grid
 from pernodedrop.noise import Noise
 
@@ -59,11 +58,7 @@ def chosen(method: str, noise: Noise, sharing: frozenset[str], x: Tensor, dtype:
     times = None if None in positions else math.prod(positions)  # None: known to the run only
     own_mask = all(size == 1 for name, size in (("sample", batch), ("time", times)) if name in sharing)
     few = sharing & {"in", "out"}
-    obstacle = xp.kernel_obstacle(x, noise, dtype) if method == "kernel" else None
-    if obstacle:
-        raise ValueError(checks.invalid("method", f'another one than "kernel", which takes {obstacle}', method))
-    if method == "local_reparameterization":
-        check_local_reparameterization(noise, few or "sample" in sharing or not own_mask)
+    check_method(method, noise, few or "sample" in sharing or not own_mask, x, dtype, xp)
     if method != "auto":
         return method
     if few:
