@@ -214,6 +214,16 @@ def test_stateless_call_returns_the_new_state_and_leaves_the_old_alone():
     assert host(layer.draw()).tolist() == [1, 0]
 
 
+@needs_training
+@pytest.mark.parametrize("name", OF_EACH_KIND)
+def test_stateless_call_takes_arrays(name):
+    layer, x = made(name), keras.tree.map_structure(host, FAMILY[name].inputs(4))
+    layer(x)
+    variables = layer.trainable_variables, layer.non_trainable_variables
+    y, _ = layer.stateless_call(*([keras.ops.copy(v.value) for v in of] for of in variables), x, training=True)
+    np.testing.assert_allclose(host(y), host(layer(x, training=True)), atol=1e-6)
+
+
 @every_layer
 def test_output_shape_is_known_without_a_call(case):
     layer = case.make()

@@ -76,6 +76,7 @@ class WeightNoise(Noisy, Around):
         sample_ids: Tensor | None = None,
     ) -> Tensor:
         check_samples(inputs)
+        inputs = keras.ops.convert_to_tensor(inputs)  # of `stateless_call` an array comes as it is
         # alone of all kinds Dense takes sparse inputs in Keras
         layouts = ("dense", "sparse") if isinstance(self.layer, keras.layers.Dense) else ("dense",)
         ops.check_layout("inputs", inputs, layouts, xp)
