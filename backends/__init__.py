@@ -41,8 +41,8 @@ WORD_OPS = ("word", "as_word", "arange", "shift_right", "bits24", "uniform", "fl
 """Ops on word tensors, and the numbers made of them."""
 
 TENSOR_OPS = (
-    "dtype", "layout", "device", "shape", "astype", "reshape", "permute_dims", "broadcast_to", "take", "matmul",
-    "sum", "stop_gradient", "triples", "segment_sum", "sparse_matmul",
+    "dtype", "layout", "device", "shape", "astype", "reshape", "permute_dims", "broadcast_to", "take",
+    "take_along_axis", "running_maximum", "matmul", "sum", "stop_gradient", "triples", "segment_sum", "sparse_matmul",
 )  # fmt: skip
 """Ops on tensors of any dtype."""
 

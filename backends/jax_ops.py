@@ -35,6 +35,7 @@ from jax.numpy import (
     sqrt,
     sum,
     take,
+    take_along_axis,
     tan,
     tanh,
     uint32,
@@ -91,6 +92,10 @@ def layout(x):
     if not hasattr(x, "todense"):
         return "dense"
     return "sparse" if type(x).__name__ == "BCOO" else "other"  # jax.experimental.sparse need not be imported
+
+
+def running_maximum(x, axis):
+    return jax.lax.cummax(x, axis % x.ndim)
 
 
 def device(x):

@@ -111,14 +111,18 @@ def shared_over_in_or_out(x: Tensor, w: Tensor, grid: Grid, xp: Namespace) -> Te
 def chosen(method: str, grid: Grid, sharing: frozenset[str], x: Tensor, dtype: str, xp: Namespace) -> str:
     """The method that "auto" means for x (row, position, in); another one as it is, unless it cannot be."""
     noise = grid.field.noise
-    few, one_position = sharing & {"in", "out"}, x.shape[1] == 1
-    check_method(method, noise, few or "sample" in sharing or not one_position, x, dtype, xp)
+    few, one_position, persists = sharing & {"in", "out"}, x.shape[1] == 1, grid.field.persists
+    check_method(method, noise, few or "sample" in sharing or not one_position or persists, x, dtype, xp)
+    if persists and method == "kernel":
+        raise ValueError(checks.invalid("method", 'another one than "kernel" beside `persistence`', method))
     if method != "auto":
         return method
     if few:
         return "shared_over_in_or_out"
     if "sample" in sharing and grid.sample.shape[0] == grid.time.shape[0] == 1:
         return "materialized"
+    if persists:
+        return "recomputed"
     if noise.gaussian and one_position:
         return "local_reparameterization"
     return "recomputed" if xp.kernel_obstacle(x, noise, dtype) else "kernel"

@@ -25,6 +25,7 @@ from numpy import (
     sqrt,
     sum,
     take,
+    take_along_axis,
     tan,
     tanh,
     where,
@@ -125,6 +126,11 @@ def reshape(x, shape):
 def asarray(x, device=None):
     """A host array or number as a tensor of this backend."""
     return np.asarray(x)
+
+
+def running_maximum(x, axis):
+    """The greatest of the entries so far along an axis, of int32."""
+    return np.maximum.accumulate(x, axis=axis)
 
 
 def to_numpy(x):

@@ -122,6 +122,20 @@ def take(x, indices, axis):
     return tf.gather(x, indices, axis=axis)
 
 
+def take_along_axis(x, indices, axis):
+    x, indices = (tf.experimental.numpy.moveaxis(each, axis, -1) for each in (x, indices))
+    taken = tf.gather(x, indices, batch_dims=x.shape.rank - 1, axis=-1)  # tf.experimental.numpy's own is none of XLA's
+    return tf.experimental.numpy.moveaxis(taken, -1, axis)
+
+
+def running_maximum(x, axis):
+    # of twice as many entries at each turn: TensorFlow has running sums and products alone
+    length, known = tf.shape(x)[axis], x.shape[axis]
+    for n in range(31 if known is None else max(known - 1, 0).bit_length()):
+        x = tf.maximum(x, tf.gather(x, tf.maximum(tf.range(length) - 2**n, 0), axis=axis))
+    return x
+
+
 def matmul(a, b):
     if b.shape.rank > 2 or a.shape.rank == 2:
         return tf.matmul(a, b)

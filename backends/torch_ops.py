@@ -149,6 +149,14 @@ def take(x, indices, axis):
     return torch.index_select(x, axis, indices)
 
 
+def take_along_axis(x, indices, axis):
+    return torch.gather(x, axis, indices.long())
+
+
+def running_maximum(x, axis):
+    return torch.cummax(x, axis).values
+
+
 def matmul(a, b):
     with _in_full_precision(a):
         return torch.matmul(a, b)

@@ -62,6 +62,16 @@ def check_rate(rate: typing.Any, argument: str = "rate") -> float:
     return float(rate)
 
 
+def check_probability(value: typing.Any, argument: str) -> float:
+    """Return a probability as a float in [0, 1], or raise."""
+    expected = "a float in [0, 1], a probability"
+    if not is_real(value):
+        raise TypeError(invalid(argument, expected, value))
+    if not 0 <= value <= 1:  # also refuses NaN
+        raise ValueError(invalid(argument, expected, value))
+    return float(value)
+
+
 def check_finite(value: typing.Any, argument: str, expected: str = "a finite float", of_tensors: bool = True) -> float:
     """Return `value` as a finite float, and one that float32 holds if tensors are made of it, or raise."""
     if not is_real(value):

@@ -8,11 +8,19 @@ import collections.abc
 import dataclasses
 import typing
 
+import numpy as np
+
 from pernodedrop import checks, generator
 from pernodedrop._types import Namespace, Params, Shape, Sharing, Tensor, Words
 from pernodedrop.noise import Noise
 
 __all__ = ["Mask", "parse_sharing"]
+
+LEVELS = 2**24
+"""How many values of `persistence` are told apart: entries are renewed by the upper 24 bits of a word."""
+
+RENEWAL_LANE = 2**32 - 1
+"""The lane of the words that decide where an entry is renewed."""
 
 COORDINATES = ("sample", "time", "in", "out")
 REGIMES = ("dynamic", "fixed", "bank", "example")
@@ -80,6 +88,10 @@ class Mask:
             and at inference. "bank": `bank_size` fixed masks, each sample routed to one, at inference too. "example": a
             fixed mask for each example id.
         bank_size: number of masks of a bank; None in the other regimes.
+        persistence: the probability in [0, 1] that an entry keeps its value from one position to the next, and is not
+            drawn anew: 0 is a mask of its own for every position, 1 one mask for all. Entries l positions apart have
+            the correlation persistence**l. A sharing of None shares nothing then, and another one has no "time". None
+            leaves positions to `sharing`.
 
     Raises:
         TypeError, ValueError: an argument that is not one of these.
@@ -94,12 +106,17 @@ class Mask:
     sharing: typing.Any = None  # what `parse_sharing` takes, and once it is made a frozenset
     regime: str = "dynamic"
     bank_size: int | None = None
+    persistence: float | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.noise, Noise):
             raise TypeError(checks.invalid("noise", "a pernodedrop.Noise", self.noise))
         checks.check_choice(self.regime, "regime", REGIMES)
-        sharing = parse_sharing(self.sharing)
+        sharing = parse_sharing(() if self.sharing is None and self.persistence is not None else self.sharing)
+        if self.persistence is not None:
+            checks.check_probability(self.persistence, "persistence")
+            if "time" in sharing:
+                raise ValueError(checks.invalid("sharing", "one without 'time' beside `persistence`", self.sharing))
         if self.regime == "fixed":
             sharing |= {"sample"}
         elif self.regime != "dynamic" and "sample" in sharing:
@@ -119,6 +136,12 @@ class Mask:
     def variance(self) -> float:
         """The variance of an entry."""
         return self.noise.variance
+
+    def params(self) -> dict[str, np.generic]:
+        """The numbers of the mask on the host: those of its noise, and the persistence in units of 2**-24."""
+        if self.persistence is None:
+            return self.noise.params()
+        return {**self.noise.params(), "persistence": np.int32(round(self.persistence * LEVELS))}
 
     @property
     def at_inference(self) -> bool:
@@ -140,7 +163,7 @@ class Field(typing.NamedTuple):
 
     Attributes:
         noise: the distribution of an entry.
-        params: its numbers as scalar tensors.
+        params: the numbers of the mask, see `Mask.params`, as scalar tensors.
         key: pair of word tensors (seed, call) of shape (1,).
     """
 
@@ -154,9 +177,26 @@ class Field(typing.NamedTuple):
         return generator.words(self.key, lanes, time, sample, in_, out, xp)
 
     def entries(self, time: Words, sample: Words, in_: Words, out: Words, xp: Namespace) -> Tensor:
-        """Entries at broadcast coordinates, float32."""
+        """Entries at broadcast coordinates, float32.
+
+        Those that persist are those of the last renewal. So the first axis of `time` is that of rows in the order of
+        time: each row follows the one of the position before, or begins a sequence at position 0.
+        """
         lanes = [self.words(lane, time, sample, in_, out, xp) for lane in range(self.noise.lanes)]
-        return self.noise.from_words(lanes, self.params, xp)
+        entries = self.noise.from_words(lanes, self.params, xp)
+        if not self.persists:
+            return entries
+        axis = -len(time.shape)
+        row = xp.reshape(xp.astype(xp.arange(xp.shape(time)[0], like=time), "int32"), xp.shape(time))
+        chance = xp.bits24(self.words(RENEWAL_LANE, time, sample, in_, out, xp))
+        renewed = (chance >= self.params["persistence"]) | (time == xp.zeros_like(time))
+        last = xp.running_maximum(xp.where(renewed, row, xp.zeros_like(row)), axis)
+        return xp.take_along_axis(entries, last, axis)
+
+    @property
+    def persists(self) -> bool:
+        """Whether entries keep their value from one position to the next, as far as `Mask.persistence` says."""
+        return "persistence" in self.params
 
 
 class Grid(typing.NamedTuple):

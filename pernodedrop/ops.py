@@ -39,6 +39,7 @@ def masked_dense(
     key: Key,
     *,
     sharing: Sharing = None,
+    persistence: float | None = None,
     sample_offset: int | Tensor = 0,
     in_offset: int | Tensor = 0,
     sample_ids: Tensor | None = None,
@@ -61,6 +62,9 @@ def masked_dense(
         sharing: the coordinates that m does not depend on. None is "time": positions of (batch, time, in) share a
             sample's mask. Otherwise a "+"-joined string or a collection of "sample", "time", "in", "out": "sample+time"
             is one mask a batch (DropConnect), "out" is Dropout on x, () shares nothing.
+        persistence: the probability in [0, 1] that an entry keeps its value from one position of (batch, time, in) to
+            the next, and is not drawn anew; `sharing` has no "time" then. The correlation of entries l positions apart
+            is persistence**l: 0 is a mask for every position, 1 one for all. None leaves positions to `sharing`.
         sample_offset: the sample coordinate of row 0, an int in [0, 2**32) or a scalar integer tensor; 0. A batch split
             over devices keeps its masks if each part says where it starts.
         in_offset: the in coordinate of w's first row, likewise, for a kernel that is split; 0.
@@ -93,7 +97,7 @@ def masked_dense(
            [3., 3., 3., 3.]], dtype=float32)
     """
     xp = backends.of(x=x, w=w)
-    mask = Mask(noise, sharing)
+    mask = Mask(noise, sharing, persistence=persistence)
     _check_operands(x, w, xp)
     device = xp.device(x)
     if sample_ids is None and "sample" not in mask.sharing and checks.is_int(sample_offset) and sample_offset == 0:
@@ -102,7 +106,7 @@ def masked_dense(
     return multiply(
         x,
         w,
-        Field(noise, _params(noise, params, device, xp), key_words(key, device, xp)),
+        Field(noise, _params(mask, params, device, xp), key_words(key, device, xp)),
         sharing=mask.sharing,
         samples=samples,
         in_offset=_offset(in_offset, "in_offset", x, xp),
@@ -116,7 +120,8 @@ def masked(
     noise: Noise,
     key: Key,
     *,
-    sharing: Sharing = "sample+time",
+    sharing: Sharing = None,
+    persistence: float | None = None,
     sample_offset: int | Tensor = 0,
     in_offset: int | Tensor = 0,
     params: Params | None = None,
@@ -126,9 +131,9 @@ def masked(
     Args:
         w: floating tensor (in, out), (batch, in, out) or (batch, time, in, out) of NumPy, torch, JAX or TensorFlow; the
             coordinates of an entry are its places along these axes.
-        noise, key, sample_offset, in_offset, params: as for `masked_dense`.
-        sharing: as for `masked_dense`, but by default one mask for all samples and positions. A tensor (in, out) has no
-            others.
+        noise, key, persistence, sample_offset, in_offset, params: as for `masked_dense`.
+        sharing: as for `masked_dense`, but by default one mask for all samples and positions (for all samples beside
+            `persistence`). A tensor (in, out) has no others.
 
     Returns:
         A tensor of the shape and dtype of w. The product is in float32 at least.
@@ -142,7 +147,9 @@ def masked(
            [6., 6., 0., 6.]], dtype=float32)
     """
     xp = backends.of(w=w)
-    mask = Mask(noise, sharing)
+    if sharing is None:
+        sharing = "sample+time" if persistence is None else "sample"
+    mask = Mask(noise, sharing, persistence=persistence)
     _check_floating("w", w, xp)
     rank = len(w.shape)
     if rank not in (2, 3, 4):
@@ -154,7 +161,7 @@ def masked(
     time, sample, in_, out = _coordinates(xp.shape(w), mask.sharing, sample_offset, w, xp)
     if "in" not in mask.sharing:
         in_ = in_ + _offset(in_offset, "in_offset", w, xp)
-    field = Field(noise, _params(noise, params, device, xp), key_words(key, device, xp))
+    field = Field(noise, _params(mask, params, device, xp), key_words(key, device, xp))
     dtype = accumulation_dtype(w, xp=xp)
     entries = field.entries(time, sample, in_, out, xp)
     return xp.astype(xp.astype(w, dtype) * xp.astype(entries, dtype), xp.dtype(w))
@@ -166,6 +173,7 @@ def sample_mask(
     shape: collections.abc.Sequence[int],
     *,
     sharing: Sharing = None,
+    persistence: float | None = None,
     sample_offset: int | Tensor = 0,
     backend: str | None = None,
 ) -> Tensor:
@@ -175,7 +183,7 @@ def sample_mask(
         noise: the distribution of an entry, a `pernodedrop.Noise`.
         key: (seed, call), as for `masked_dense`.
         shape: (batch, in, out), or (batch, time, in, out).
-        sharing, sample_offset: as for `masked_dense`.
+        sharing, persistence, sample_offset: as for `masked_dense`.
         backend: "numpy", "tensorflow", "torch" or "jax"; None is that of Keras if it is imported, else NumPy.
 
     Returns:
@@ -192,8 +200,9 @@ def sample_mask(
     """
     xp = backends.get(backends.default() if backend is None else backend)
     shape = _check_shape(shape)
-    time, sample, in_, out = _coordinates(shape, Mask(noise, sharing).sharing, sample_offset, xp.asarray(0.0), xp)
-    field = Field(noise, _params(noise, None, None, xp), key_words(key, None, xp))
+    mask = Mask(noise, sharing, persistence=persistence)
+    time, sample, in_, out = _coordinates(shape, mask.sharing, sample_offset, xp.asarray(0.0), xp)
+    field = Field(noise, _params(mask, None, None, xp), key_words(key, None, xp))
     return xp.broadcast_to(field.entries(time, sample, in_, out, xp), shape)
 
 
@@ -327,6 +336,8 @@ def _multiply_sparse(
     xp: Namespace,
 ) -> Tensor:
     """`multiply` for a sparse x, whose entries alone have masks."""
+    if field.persists:
+        raise ValueError(checks.invalid("persistence", "None beside a sparse input, which has no rows of all times", x))
     batch, *positions, _ = xp.shape(x)
     times = math.prod(positions)
     values, rows, columns = xp.triples(x)
@@ -533,23 +544,23 @@ def _word(value: Tensor, argument: str, expected: str, device: typing.Any, xp: N
     return xp.asarray(xp.as_word(value), device=device)
 
 
-def _params(noise: Noise, params: Params | None, device: typing.Any, xp: Namespace) -> dict[str, Tensor]:
-    own = noise.params()
+def _params(mask: Mask, params: Params | None, device: typing.Any, xp: Namespace) -> dict[str, Tensor]:
+    own = mask.params()
     if params is None:
         return {name: xp.asarray(value, device=device) for name, value in own.items()}
     if not isinstance(params, collections.abc.Mapping):
-        raise TypeError(checks.invalid("params", f"a dict of the numbers {sorted(own)} of {noise!r}", params))
+        raise TypeError(checks.invalid("params", f"a dict of the numbers {sorted(own)} of {mask.noise!r}", params))
     if set(params) != set(own):
-        raise ValueError(checks.invalid("params", f"the numbers {sorted(own)} of {noise!r}", list(params)))
-    dtypes = _dtypes(noise)
+        raise ValueError(checks.invalid("params", f"the numbers {sorted(own)} of {mask.noise!r}", list(params)))
+    dtypes = _dtypes(mask.noise, mask.persistence)
     for name, value in params.items():
         _check_number(value, f"params[{name!r}]", dtypes[name])
     return {name: xp.stop_gradient(xp.asarray(value, device=device)) for name, value in params.items()}
 
 
 @of_torch.constant_in_graphs  # torch.compile takes a NumPy scalar for a tensor, whose dtype has no name
-def _dtypes(noise: Noise) -> dict[str, str]:
-    return {name: value.dtype.name for name, value in noise.params().items()}
+def _dtypes(noise: Noise, persistence: float | None) -> dict[str, str]:
+    return {name: value.dtype.name for name, value in Mask(noise, persistence=persistence).params().items()}
 
 
 def _check_number(value: Tensor, argument: str, dtype: str) -> None:

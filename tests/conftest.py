@@ -42,6 +42,7 @@ CORE = (
     "test_noise",
     "test_ops",
     "test_packaging",
+    "test_persistence",
     "test_properties",
     "test_refusals",
     "test_reparameterization",

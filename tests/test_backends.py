@@ -98,6 +98,16 @@ def test_it_does_not_matter_where_the_number_stands_nor_whether_it_is_an_int():
         np.testing.assert_array_equal(array(result), wanted)
 
 
+def test_ops_along_an_axis_agree_with_numpy():
+    rng = np.random.default_rng(0)
+    x, indices = rng.integers(-9, 9, (3, 7, 2), "int32"), rng.integers(0, 7, (3, 7, 2), "int32")
+    for axis in (-3, -2, 1):
+        got = array(XP.running_maximum(tensor(x), axis))
+        np.testing.assert_array_equal(got, np.maximum.accumulate(x, axis=axis))
+    got = array(XP.take_along_axis(tensor(x.astype("float32")), tensor(indices), -2))
+    np.testing.assert_array_equal(got, np.take_along_axis(x, indices, axis=-2))
+
+
 WORDS = np.array([0, 1, 255, 2**23 - 1, 2**23, 2**31 - 1, 2**31, 0x9E3779B9, 2**32 - 1], "uint32")
 WORD_TRUTHS = {
     "shift_right": (lambda x: XP.shift_right(x, 9), lambda w: w >> 9),
