@@ -3,9 +3,11 @@
 Whoever is one, a Keras layer or a module of a framework, holds two kinds of variables that start as this says: the key,
 which each draw advances, and the numbers of the noise, so that a new rate takes effect after compilation. With a
 schedule the numbers are a table instead, a row for each stretch of call numbers. What a call does with the mask at its
-key is here too, for matrices and inputs of any framework.
+key is here too, for matrices and inputs of any framework, and in `Regularizer` what all of them say of themselves.
 """
 
+import collections.abc
+import dataclasses
 import math
 import random
 import typing
@@ -13,7 +15,8 @@ import typing
 import numpy as np
 
 from pernodedrop import checks, generator, ops
-from pernodedrop._types import Namespace, Params, Shape, Tensor, Words
+from pernodedrop._types import Key, Namespace, Params, Shape, Tensor, Words
+from pernodedrop.backends import methods
 from pernodedrop.mask import Field, Mask, coordinate
 from pernodedrop.noise import Noise
 from pernodedrop.schedules import Schedule
@@ -25,6 +28,8 @@ SMALL_GROUP = 1024
 class State:
     """The part of a regularizer that no framework owns.
 
+    States of one mask and schedule are equal: what else there is, the framework's variables hold.
+
     Args:
         mask: which mask, at the rate it starts with.
         seed: int, any; None takes one from Python's `random`, which `keras.utils.set_random_seed` seeds.
@@ -34,6 +39,7 @@ class State:
         mask, seed, schedule: those given.
         first_key: the bits of (seed, call) to start with, int32 (2,).
         first_numbers: NumPy scalars by name to start with; none where a schedule gives them.
+        number_dtypes: their names and dtypes.
 
     Raises:
         TypeError, ValueError: a seed that is no int, or a schedule of a mask that does not change.
@@ -51,10 +57,17 @@ class State:
         first = generator.seed_word(random.getrandbits(32) if seed is None else seed)
         self.first_key = np.array([first, 0], "uint32").view("int32")
         self.first_numbers = mask.noise.params() if schedule is None else {}
+        self.number_dtypes = tuple((name, number.dtype.name) for name, number in self.first_numbers.items())
         if schedule is not None:
             self._shift, self._rates = schedule.table()
             rows = [mask.noise.with_rate(rate).params() for rate in self._rates]
             self._table = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, State) and (self.mask, self.schedule) == (other.mask, other.schedule)
+
+    def __hash__(self) -> int:
+        return hash((self.mask, self.schedule))
 
     def noise(self, call: int, numbers: Params) -> Noise:
         """The noise at a call number, on the host; `numbers` are the present ones, where there is no schedule."""
@@ -62,9 +75,24 @@ class State:
             return self.mask.noise.with_params(numbers)
         return self.mask.noise.with_rate(self._rates[min(call >> self._shift, len(self._rates) - 1)])
 
-    def field(self, key: tuple[Words, Words], numbers: Params, device: typing.Any, xp: Namespace) -> Field:
-        """The mask at a key, a pair of word tensors (1,), with the present numbers as tensors."""
-        return Field(self.mask.noise, self._numbers(key[1], numbers, device, xp), self.mask.key(key, xp))
+    def numbers_of(self, bits: Tensor, view: collections.abc.Callable[[Tensor, str], Tensor]) -> dict[str, Tensor]:
+        """The numbers by name that `bits` are of; `view` gives the bits of an int32 scalar in another dtype."""
+        return {name: view(bits[n], dtype) for n, (name, dtype) in enumerate(self.number_dtypes)}
+
+    def field(
+        self,
+        key: tuple[Words, Words],
+        numbers: Params,
+        device: typing.Any,
+        xp: Namespace,
+        update: Words | None = None,
+    ) -> Field:
+        """The mask at a key, a pair of word tensors (1,), with the present numbers as tensors.
+
+        A schedule is at the update number, which is the key's call number where None is given.
+        """
+        update = key[1] if update is None else update
+        return Field(self.mask.noise, self._numbers(update, numbers, device, xp), self.mask.key(key, xp))
 
     def samples(self, x: Tensor, sample_ids: Tensor | None, xp: Namespace) -> Words:
         """The sample coordinates of the rows of x, or an error about ids that do not go with the mask."""
@@ -111,12 +139,12 @@ class State:
         return method
 
     def products(
-        self, x: Tensor, w: Tensor, field: Field, samples: Words, method: str, xp: Namespace
+        self, x: "Tensor | Patches", w: Tensor, field: Field, samples: Words, method: str, xp: Namespace
     ) -> Tensor | list[Tensor]:
         """sum_i x[g, b, t, i] * w[g, i, o] * m[b, t, (g, i), o] of each group.
 
         Args:
-            x: (group, batch, [time,] in).
+            x: (group, batch, [time,] in), or the `Patches` of a convolution, which are made only if they are needed.
             w: (group, in, out).
             field: the mask at its key; its in coordinate is row-major over (group, in).
             samples: word tensor (batch,), the sample coordinates.
@@ -128,6 +156,10 @@ class State:
         """
         groups, inputs, outputs = w.shape
         sharing = self.mask.sharing
+        if isinstance(x, Patches):
+            if method == "auto" and methods.has_kernels(w.shape, x.window, sharing, samples.shape[0]):
+                return ops.convolve(x.x, w, field, window=x.window, sharing=sharing, samples=samples, xp=xp)
+            x = x.tensor()
         if groups > 1 and inputs * outputs <= SMALL_GROUP and method in ("auto", "materialized"):
             return ops.multiply_groups(x, w, field, sharing=sharing, samples=samples, xp=xp)
         drawn = self.mask.noise.gaussian and self.mask.regime != "dynamic"  # by "auto", without a mask that could stay
@@ -149,6 +181,148 @@ class State:
         row = xp.where((row < 0) | (row > last), last, row)  # a word from 2**31 may be negative as an int
         rows = {name: xp.asarray(table, device=device) for name, table in self._table.items()}
         return {name: xp.reshape(xp.take(table, row, axis=0), ()) for name, table in rows.items()}
+
+
+class Patches(typing.NamedTuple):
+    """The patches of a convolution's input, which need not be in memory.
+
+    Attributes:
+        x: the input, (batch, *space, channel), with its zeros around.
+        window: how it is seen.
+        tensor: gives the patches themselves, (group, batch, time, in), in being row-major over (place, channel).
+    """
+
+    x: Tensor
+    window: methods.Window
+    tensor: collections.abc.Callable[[], Tensor]
+
+
+class Regularizer:
+    """What every regularizer says of itself and does alike, be it a Keras layer or a module of a framework.
+
+    Who is one has a `state`, and variables, of which it tells by methods of these names. In a framework whose modules
+    do not change it has neither `put_numbers` nor `draw`, and every call is given its key.
+    """
+
+    xp: typing.ClassVar[Namespace]
+    """The ops namespace of its tensors."""
+
+    state: State
+
+    def words_of_key(self) -> np.typing.NDArray[np.uint32]:
+        """The words of the next key, (seed, call), on the host."""
+        raise NotImplementedError(f"{type(self).__name__} must define `words_of_key`")
+
+    def numbers_on_host(self) -> Params:
+        """The numbers of the noise by name, NumPy scalars; none where a schedule gives them."""
+        raise NotImplementedError(f"{type(self).__name__} must define `numbers_on_host`")
+
+    def numbers(self) -> Params:
+        """The same as scalar tensors."""
+        raise NotImplementedError(f"{type(self).__name__} must define `numbers`")
+
+    def put_numbers(self, numbers: Params) -> None:
+        """Have these as the numbers, NumPy scalars by name."""
+        raise NotImplementedError(f"{type(self).__name__} must define `put_numbers`")
+
+    def draw(self) -> Tensor:
+        """The next key: an integer tensor of length 2, (seed, call)."""
+        raise NotImplementedError(f"{type(self).__name__} must define `draw`")
+
+    def next_key(self) -> Tensor:
+        """The key of a call that is given none."""
+        return self.draw()
+
+    @property
+    def seed(self) -> int | None:
+        """The seed's word, which stands for what was given or, with None, was drawn."""
+        return int(self.words_of_key()[0])
+
+    @property
+    def updates(self) -> int:
+        """How many keys were drawn: the update number of a schedule."""
+        return int(self.words_of_key()[1])
+
+    @property
+    def schedule(self) -> Schedule | None:
+        """The rate over time, or None."""
+        return self.state.schedule
+
+    @property
+    def sharing(self) -> frozenset[str]:
+        """The coordinates that entries do not depend on."""
+        return self.state.mask.sharing
+
+    @property
+    def regime(self) -> str:
+        """When masks change, see `pernodedrop.Mask`."""
+        return self.state.mask.regime
+
+    @property
+    def members(self) -> int | None:
+        """How many fixed functions it is at inference, of which `sample_ids` choose; None: it is one."""
+        return self.state.mask.bank_size
+
+    @property
+    def noise(self) -> Noise:
+        """The noise with its present numbers."""
+        return self.state.noise(self.updates, self.numbers_on_host())
+
+    @property
+    def mask(self) -> Mask:
+        """Which mask, with the noise's present numbers."""
+        return dataclasses.replace(self.state.mask, noise=self.noise)
+
+    @property
+    def is_stochastic(self) -> bool:
+        """Whether training calls with other keys give other outputs: at the present rate, or at some of a schedule."""
+        return not self.state.mask.at_inference and (self.schedule is not None or self.noise.variance > 0)
+
+    @property
+    def rate(self) -> float | None:
+        """The present drop rate. Setting it takes effect from the next call, compiled or not.
+
+        On JAX, Keras' `fit` has the state of a model to itself within an epoch: read and set it between epochs.
+        """
+        return getattr(self.noise, "rate", None)
+
+    @rate.setter
+    def rate(self, rate: float) -> None:
+        self.put_numbers(self.noise_with_rate(rate).params())
+
+    def noise_with_rate(self, rate: float) -> Noise:
+        """The noise at another rate, or an error if it can have no such rate."""
+        if self.schedule is not None:
+            name = getattr(self, "name", type(self).__name__)
+            raise AttributeError(f"The rate of {name!r} follows {self.schedule!r} and cannot be set.")
+        return self.noise.with_rate(self.checked_rate(rate))
+
+    def checked_rate(self, rate: typing.Any) -> float:
+        """A rate that it may have, or an error."""
+        return checks.check_rate(rate)
+
+    def field(self, key: Key | None, device: typing.Any) -> Field:
+        """The mask at a key, by default the next one."""
+        words = ops.key_words(self.next_key() if key is None else key, device, self.xp)
+        return self.state.field(words, self.numbers(), device, self.xp)
+
+    def samples(self, x: Tensor, sample_ids: Tensor | None) -> Words:
+        """The sample coordinates of the rows of x."""
+        return self.state.samples(x, sample_ids, self.xp)
+
+    def entries_of(self, shape: Shape, inputs: Tensor, key: Key | None, sample_ids: Tensor | None) -> Tensor:
+        """Entries, float32, in a shape (batch, *time, in) or (batch,); axes of size 1 are those that share them.
+
+        The batch is 1 where the mask's sharing has the sample.
+        """
+        samples = self.samples(inputs, sample_ids)
+        sample = self.xp.arange(1, like=inputs) if "sample" in self.sharing else samples
+        return entries_of_inputs(shape, inputs, self.field(key, self.xp.device(inputs)), sample, self.xp)
+
+
+def bits_of(numbers: Params) -> np.typing.NDArray[np.int32]:
+    """The bits of NumPy scalars of 32 bits, which no cast of floating numbers rounds: int32 (n,)."""
+    return np.array([np.asarray(number).view("int32") for number in numbers.values()], "int32")
 
 
 def refuse_sample_ids(sample_ids: Tensor) -> typing.NoReturn:

@@ -24,10 +24,11 @@ HOUSE = """
     backends.methods
     backends.sparse_methods
     backends.cpu_kernels backends.triton_kernels
-    backends.xla_kernels
+    backends.torch_products backends.xla_kernels
     backends.*_ops
     ops
     state prediction
+    modules rules
     layers.base.around layers.base.contraction layers.base.module layers.base.saving
     layers.base.noise_layer
     layers.base.convolution layers.base.noisy
@@ -104,6 +105,7 @@ UPWARD = {}
 FRAMEWORKS = {"tensorflow", "torch", "jax", "jaxlib", "triton"}
 
 KERNELS = {
+    "backends.torch_products": {"torch"},
     "backends.triton_kernels": {"torch", "triton"},
     "backends.xla_kernels": {"jax"},
     "internals.of_tensorflow": {"tensorflow"},
@@ -111,8 +113,8 @@ KERNELS = {
 }
 """Files that are written against a framework and imported where that one is used alone, and which one."""
 
-WINGS = {"torch"}
-"""Folders of modules of a framework, each named like it: all files of one import it."""
+WINGS = {"torch": {"torch"}}
+"""Folders of modules of a framework, each named like it, and what all files of one may import."""
 
 USERS_OF_FRAMEWORKS = {
     "commands.bench.memory": "asks each framework for the memory that it has on a GPU",
@@ -240,7 +242,7 @@ def problems(name):
         where = f"{name}, line {found.line}, imports {found.name}"
         if found.package == "":
             yield f"{where} relative to itself"
-        own = KERNELS.get(name, set()) | (WINGS & {name.partition(".")[0]})
+        own = KERNELS.get(name, set()) | WINGS.get(name.partition(".")[0], set())
         if found.package in FRAMEWORKS - own and name != f"backends.{found.package}_ops":
             if name not in USERS_OF_FRAMEWORKS:
                 yield f"{where}, and is not in USERS_OF_FRAMEWORKS"

@@ -124,6 +124,16 @@ def test_a_convolution_without_noise_is_that_of_torch(mode, regime):
         torch.testing.assert_close(module(x), plain(x))
 
 
+def test_a_convolution_with_a_kernel_for_each_sample_makes_no_patches(monkeypatch):
+    modules = [pndt.PerNodeConv2d(4, 6, 3, seed=1, method=method) for method in ("recomputed", "auto")]
+    x, expected = inputs(3, 4, 7, 8), modules[0](inputs(3, 4, 7, 8))
+    modules[1].load_state_dict({**modules[0].state_dict(), "_extra_state": modules[1].get_extra_state()})
+    monkeypatch.setattr(pndt.PerNodeConv2d, "_patches", None)
+    torch.testing.assert_close(modules[1](x), expected)
+    with pytest.raises(TypeError, match="not callable"):
+        modules[0](x)
+
+
 def test_a_convolution_keeps_the_memory_format():
     module, x = pndt.PerNodeConv2d(4, 6, 3, seed=1), inputs(3, 4, 7, 8)
     last = x.contiguous(memory_format=torch.channels_last)

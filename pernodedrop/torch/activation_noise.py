@@ -4,17 +4,19 @@ import typing
 
 import torch
 
-from pernodedrop import checks, ops, schedules
+from pernodedrop import checks, schedules
 from pernodedrop._types import Key, Shape
-from pernodedrop.mask import Mask, broadcast_shape, check_noise_shape
+from pernodedrop.mask import Mask, check_noise_shape
+from pernodedrop.modules import ActivationModule, ChannelModule, PathModule, ShapedModule, sharing_of
 from pernodedrop.noise import Bernoulli, Gaussian, Noise
 from pernodedrop.schedules import Schedule
-from pernodedrop.state import apply_mask, entries_of_inputs
-from pernodedrop.torch.noisy import Noisy, xp
+from pernodedrop.torch.noisy import Noisy
 
 
-class ActivationNoise(Noisy):
-    """Base of activation noise; a subclass gives `mask_of`, the mask of an input."""
+class ActivationNoise(Noisy, ActivationModule):
+    """Base of activation noise, beside the class that gives `mask_of`, the mask of an input."""
+
+    argument = "input"
 
     def forward(
         self,
@@ -24,32 +26,14 @@ class ActivationNoise(Noisy):
     ) -> torch.Tensor:
         """The input, in training times its mask; see the class."""
         self.check_shape(tuple(input.shape))
-        if not self.training:
-            return input
-        if not input.is_floating_point():
-            raise TypeError(checks.invalid("input", "a floating dtype", input.dtype))
-        ops.check_layout("input", input, ("dense",), xp)
-        return apply_mask(input, self.mask_of(input, key, sample_ids), xp)
-
-    def check_shape(self, shape: Shape) -> None:
-        """Raise unless inputs may have this shape, at inference too."""
-
-    def mask_of(self, x: torch.Tensor, key: Key | None, sample_ids: torch.Tensor | None) -> torch.Tensor:
-        """The mask of a call, float32, in a shape that broadcasts against the input's."""
-        raise NotImplementedError(f"{type(self).__name__} must define `mask_of`")
-
-    def entries(self, shape: Shape, x: torch.Tensor, key: Key | None, sample_ids: torch.Tensor | None) -> torch.Tensor:
-        """Entries, float32, in a shape (batch, *time, in) or (batch,); axes of size 1 share them."""
-        samples = self.samples(x, sample_ids)
-        sample = xp.arange(1, like=x) if "sample" in self.sharing else samples
-        return entries_of_inputs(shape, x, self.field(key, x.device), sample, xp)
+        return self.masked(input, key, sample_ids) if self.training else input
 
     def fold(self) -> torch.nn.Module:
         """The plain module that computes what this one does at inference: the identity."""
         return torch.nn.Identity().train(self.training)
 
 
-class ShapedNoise(ActivationNoise):
+class ShapedNoise(ShapedModule, ActivationNoise):
     """Base of activation noise with one entry for each place of a mask that is broadcast against the input."""
 
     def __init__(
@@ -57,14 +41,7 @@ class ShapedNoise(ActivationNoise):
     ) -> None:
         super().__init__()
         self.noise_shape = check_noise_shape(noise_shape)
-        sharing = "sample+out" if self.noise_shape and self.noise_shape[0] == 1 else "out"
-        self.start(Mask(noise, sharing), seed, schedule)
-
-    def check_shape(self, shape: Shape) -> None:
-        broadcast_shape(self.noise_shape, shape)
-
-    def mask_of(self, x: torch.Tensor, key: Key | None, sample_ids: torch.Tensor | None) -> torch.Tensor:
-        return self.entries(broadcast_shape(self.noise_shape, tuple(x.shape)), x, key, sample_ids)
+        self.start(Mask(noise, sharing_of(self.noise_shape)), seed, schedule)
 
 
 class Dropout(ShapedNoise):
@@ -124,7 +101,7 @@ class GaussianDropout(ShapedNoise):
         super().__init__(Gaussian(rate=start), noise_shape, seed, schedule)
 
 
-class DropPath(ActivationNoise):
+class DropPath(PathModule, ActivationNoise):
     """Sets a residual branch to zero with probability `rate` in training, sample by sample (arXiv 1605.07648).
 
     It stands at the end of the branch: y = shortcut + drop_path(branch). It is `pernodedrop.DropPath` as a module.
@@ -148,12 +125,8 @@ class DropPath(ActivationNoise):
         self.scale_by_keep = checks.check_bool(scale_by_keep, "scale_by_keep")
         self.start(Mask(Bernoulli(start), "time+in+out"), seed, schedule)
 
-    def mask_of(self, x: torch.Tensor, key: Key | None, sample_ids: torch.Tensor | None) -> torch.Tensor:
-        entries = self.entries((x.shape[0], *(1 for _ in x.shape[1:])), x, key, sample_ids)
-        return entries if self.scale_by_keep else (entries > 0).to(torch.float32)
 
-
-class SpatialDropout(ActivationNoise):
+class SpatialDropout(ChannelModule, ActivationNoise):
     """Base of the three: one Bernoulli entry for each sample and channel, the same at all positions."""
 
     dims: typing.ClassVar[int]
@@ -167,13 +140,6 @@ class SpatialDropout(ActivationNoise):
     def check_shape(self, shape: Shape) -> None:
         if len(shape) != self.dims + 2:
             raise ValueError(checks.invalid("input", f"rank {self.dims + 2}, samples first", shape))
-
-    def mask_of(self, x: torch.Tensor, key: Key | None, sample_ids: torch.Tensor | None) -> torch.Tensor:
-        batch, *sizes = x.shape
-        ones = (1,) * self.dims
-        if self.data_format == "channels_last":
-            return self.entries((batch, *ones, sizes[-1]), x, key, sample_ids)
-        return self.entries((batch, *ones, sizes[0]), x, key, sample_ids).movedim(-1, 1)
 
 
 class SpatialDropout2d(SpatialDropout):

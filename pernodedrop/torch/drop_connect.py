@@ -4,18 +4,14 @@ import typing
 
 import torch
 
-from pernodedrop import checks, schedules
 from pernodedrop._types import Sharing
-from pernodedrop.mask import Field, Mask
-from pernodedrop.noise import Bernoulli
+from pernodedrop.modules import DropConnectModule, mask_of_drop_connect
 from pernodedrop.schedules import Schedule
-from pernodedrop.state import apply_mask
-from pernodedrop.torch.noisy import xp
 from pernodedrop.torch.products import Conv1dProduct, Conv2dProduct, Conv3dProduct, LinearProduct
 from pernodedrop.torch.weight_noise import WeightNoise
 
 
-class DropConnect(WeightNoise):
+class DropConnect(DropConnectModule, WeightNoise):
     """Base of the four; it says which mask, and what its scale is."""
 
     def __init__(
@@ -29,47 +25,10 @@ class DropConnect(WeightNoise):
         method: str = "auto",
         **kwargs: typing.Any,
     ) -> None:
-        start, schedule = schedules.get(rate)
-        mask = Mask(Bernoulli(start), sharing)
-        mask_bias = checks.check_bool(mask_bias, "mask_bias")
-        if mask_bias and "time" not in mask.sharing:
-            raise ValueError(checks.invalid("sharing", "coordinates with 'time' beside mask_bias=True", sharing))
-        scaling = checks.check_choice(scaling, "scaling", ("inverted", "none"))
+        mask, schedule = mask_of_drop_connect(rate, sharing, mask_bias, scaling)
         super().__init__(*args, **kwargs)
         self.begin(mask, seed, method, schedule)
-        self.mask_bias, self.scaling = mask_bias, scaling
-
-    def without_noise(self, x: torch.Tensor) -> torch.Tensor:
-        if self.scaling == "inverted":
-            return super().without_noise(x)
-        weights: typing.Any = {"weight": self.weight, "bias": self.bias, **self.weights_at_inference()}
-        batch = x if self.is_batched(x) else x[None]
-        y = self.with_weight(batch, **weights)
-        return y if self.is_batched(x) else y[0]
-
-    def weights_at_inference(self) -> dict[str, torch.Tensor]:
-        if self.scaling == "inverted":
-            return {}
-        field = self.field(self.noise_key, self.noise_key.device)
-        means = {"weight": self.scaled(self.weight, field)}
-        if self.mask_bias and self.bias is not None:
-            means["bias"] = self.scaled(self.bias, field)
-        return means
-
-    def noisy_bias(self, field: Field, samples: torch.Tensor) -> torch.Tensor | None:
-        if not self.mask_bias or self.bias is None:
-            return super().noisy_bias(field, samples)
-        bias = self.bias[None]
-        groups, inputs, _ = self.matrices(self.weight).shape
-        mask = self.state.bias_mask(bias, groups * inputs, field, samples, xp)
-        return self.scaled(apply_mask(bias, mask, xp), field)
-
-    def scaled(self, weights: torch.Tensor, field: Field) -> torch.Tensor:
-        if self.scaling == "inverted":
-            return weights
-        noise: typing.Any = field.noise
-        keep = noise.keep_probability(field.params, xp)
-        return apply_mask(weights, keep, xp)
+        self.mask_bias, self.scaling = bool(mask_bias), scaling
 
 
 class DropConnectLinear(DropConnect, LinearProduct, torch.nn.Linear):

@@ -2,19 +2,17 @@
 
 import collections.abc
 import contextlib
-import dataclasses
 import typing
 
 import numpy as np
 import torch
 
 from pernodedrop import backends, checks, ops
-from pernodedrop._types import Key
+from pernodedrop._types import Params
 from pernodedrop.internals import of_torch
-from pernodedrop.mask import Field, Mask
-from pernodedrop.noise import Noise
+from pernodedrop.mask import Mask
 from pernodedrop.schedules import Schedule
-from pernodedrop.state import State
+from pernodedrop.state import Regularizer, State, bits_of
 
 xp = backends.get("torch")
 
@@ -32,7 +30,7 @@ IN_DATA_PARALLEL = (
 )
 
 
-class Noisy(torch.nn.Module):
+class Noisy(Regularizer, torch.nn.Module):
     """Base of noisy modules; it stands before the torch module where a class is both.
 
     Its state is in two buffers, int32, so that no cast to another dtype rounds them:
@@ -41,6 +39,7 @@ class Noisy(torch.nn.Module):
     In a `state_dict` they are the module's extra state, which a checkpoint of the plain module need not have.
     """
 
+    xp = xp
     noise_key: torch.Tensor
     noise_numbers: torch.Tensor
 
@@ -53,7 +52,6 @@ class Noisy(torch.nn.Module):
             schedule: the rate as a function of the key's call number; None leaves it where the mask has it.
         """
         self.state = State(mask, seed, schedule)
-        self.number_dtypes = tuple((name, first.dtype.name) for name, first in self.state.first_numbers.items())
         self.replica: tuple[int, int] | None = None
         self.held_key: torch.Tensor | None = None
         for name in BUFFERS:
@@ -65,61 +63,17 @@ class Noisy(torch.nn.Module):
         for name in BUFFERS:
             setattr(self, name, torch.from_numpy(self._first(name)).to(_device_of(self)))
 
-    @property
-    def seed(self) -> int:
-        """The seed's word, which stands for what was given or, with None, was drawn."""
-        return int(self._bits("noise_key").view("uint32")[0])
+    def words_of_key(self) -> np.typing.NDArray[np.uint32]:
+        return self._bits("noise_key").view("uint32")
 
-    @property
-    def updates(self) -> int:
-        """How many keys were drawn: the update number of a schedule."""
-        return int(self._bits("noise_key").view("uint32")[1])
+    def numbers_on_host(self) -> dict[str, typing.Any]:
+        return self.state.numbers_of(self._bits("noise_numbers"), lambda bits, dtype: bits.view(dtype))
 
-    @property
-    def schedule(self) -> Schedule | None:
-        """The rate over time, or None."""
-        return self.state.schedule
+    def numbers(self) -> dict[str, torch.Tensor]:
+        return self.state.numbers_of(self.noise_numbers, lambda bits, dtype: bits.view(getattr(torch, dtype)))
 
-    @property
-    def sharing(self) -> frozenset[str]:
-        """The coordinates that entries do not depend on."""
-        return self.state.mask.sharing
-
-    @property
-    def regime(self) -> str:
-        """When masks change, see `pernodedrop.Mask`."""
-        return self.state.mask.regime
-
-    @property
-    def members(self) -> int | None:
-        """How many fixed functions the module is at inference, of which `sample_ids` choose; None: it is one."""
-        return self.state.mask.bank_size
-
-    @property
-    def noise(self) -> Noise:
-        """The noise with its present numbers."""
-        return self.state.noise(self.updates, self._numbers_of(self._bits("noise_numbers")))
-
-    @property
-    def mask(self) -> Mask:
-        """Which mask, with the noise's present numbers."""
-        return dataclasses.replace(self.state.mask, noise=self.noise)
-
-    @property
-    def is_stochastic(self) -> bool:
-        """Whether training calls with other keys give other outputs: at the present rate, or at some of a schedule."""
-        return not self.state.mask.at_inference and (self.schedule is not None or self.noise.variance > 0)
-
-    @property
-    def rate(self) -> float | None:
-        """The present drop rate. Setting it takes effect from the next call, compiled or not."""
-        return getattr(self.noise, "rate", None)
-
-    @rate.setter
-    def rate(self, rate: float) -> None:
-        if self.schedule is not None:
-            raise AttributeError(f"The rate of this {type(self).__name__} follows {self.schedule!r} and cannot be set.")
-        self._put_noise(self.noise.with_rate(checks.check_rate(rate)))
+    def put_numbers(self, numbers: Params) -> None:
+        self._put("noise_numbers", bits_of(numbers))
 
     def draw(self) -> torch.Tensor:
         """The next key: an integer tensor of length 2, (seed, call), for `module(x, key=key)`.
@@ -142,15 +96,8 @@ class Noisy(torch.nn.Module):
         """The plain module that computes what this one does at inference."""
         raise NotImplementedError(f"{type(self).__name__} must define `fold`")
 
-    def field(self, key: Key | None, device: torch.device) -> Field:
-        """The mask at a key, by default the next one."""
-        if key is None:
-            key = self.draw() if self.held_key is None else self.held_key
-        numbers = {
-            name: self.noise_numbers[n].view(getattr(torch, dtype))
-            for n, (name, dtype) in enumerate(self.number_dtypes)
-        }
-        return self.state.field(ops.key_words(key, device, xp), numbers, device, xp)
+    def next_key(self) -> torch.Tensor:
+        return self.draw() if self.held_key is None else self.held_key
 
     def samples(self, x: torch.Tensor, sample_ids: torch.Tensor | None) -> torch.Tensor:
         """The sample coordinates of the rows of x.
@@ -162,7 +109,7 @@ class Noisy(torch.nn.Module):
         rank, ranks = self.replica or (_rank(), _ranks())
         if sample_ids is None and ranks > 1 and "sample" not in self.sharing and self.regime != "example":
             sample_ids = torch.arange(x.shape[0], dtype=torch.int32, device=x.device) * ranks + rank
-        return self.state.samples(x, sample_ids, xp)
+        return super().samples(x, sample_ids)
 
     def get_extra_state(self) -> dict[str, typing.Any]:
         """The key and the noise, as `state_dict` has them: plain numbers."""
@@ -185,8 +132,8 @@ class Noisy(torch.nn.Module):
             raise ValueError(checks.invalid("state", expected, state))
         key = np.array([checks.check_word(word, "key") for word in state["key"]], "uint32").view("int32")
         numbers = np.array(list(state["numbers"].values()), "int32")
-        if own["numbers"]:
-            self.state.mask.noise.with_params(self._numbers_of(numbers))  # refuses what is out of range
+        if own["numbers"]:  # refuses what is out of range
+            self.state.mask.noise.with_params(self.state.numbers_of(numbers, lambda bits, dtype: bits.view(dtype)))
         for name, bits in zip(BUFFERS, (key, numbers), strict=True):
             self._put(name, bits)
 
@@ -194,13 +141,6 @@ class Noisy(torch.nn.Module):
         """The arguments of the plain module, and the noise."""
         noise = f"noise={self.noise if self.schedule is None else self.schedule!r}, regime={self.regime!r}"
         return ", ".join(filter(None, [super().extra_repr(), noise, f"seed={self.seed}"]))
-
-    def _numbers_of(self, bits: np.typing.NDArray[np.int32]) -> dict[str, typing.Any]:
-        return {name: bits.view(dtype)[n] for n, (name, dtype) in enumerate(self.number_dtypes)}
-
-    def _put_noise(self, noise: Noise) -> None:
-        numbers = [np.asarray(number).view("int32") for number in noise.params().values()]
-        self._put("noise_numbers", np.array(numbers, "int32"))
 
     def _put(self, name: str, bits: np.typing.NDArray[np.int32]) -> None:
         buffer = getattr(self, name)
@@ -214,10 +154,7 @@ class Noisy(torch.nn.Module):
         return self._first(name) if buffer.is_meta else buffer.detach().cpu().numpy()
 
     def _first(self, name: str) -> np.typing.NDArray[np.int32]:
-        if name == "noise_key":
-            return self.state.first_key.copy()
-        numbers = [np.asarray(number).view("int32") for number in self.state.first_numbers.values()]
-        return np.array(numbers, "int32")
+        return self.state.first_key.copy() if name == "noise_key" else bits_of(self.state.first_numbers)
 
     def _apply(self, fn: typing.Any, recurse: bool = True) -> typing.Self:
         kept = {name: getattr(self, name) for name in BUFFERS}

@@ -12,8 +12,9 @@ import torch
 from torch.nn import functional as F
 
 from pernodedrop import checks
-
-Restore: typing.TypeAlias = typing.Callable[[torch.Tensor], torch.Tensor]
+from pernodedrop.backends.methods import Window
+from pernodedrop.modules import Restore
+from pernodedrop.state import Patches
 
 CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
@@ -35,29 +36,9 @@ class Product(torch.nn.Module):
         form = {name: getattr(module, name) for name in cls.form}
         return {**form, "bias": module.bias is not None, "device": "meta", "dtype": module.weight.dtype}
 
-    def operands(self, x: torch.Tensor) -> tuple[torch.Tensor, Restore]:
-        """The input (group, batch, [time,] in), and what makes the output of a product (group, batch, [time,] out)."""
-        raise NotImplementedError(f"{type(self).__name__} must define `operands`")
-
-    def matrices(self, weight: torch.Tensor) -> torch.Tensor:
-        """A tensor of the weight's shape as (group, in, out)."""
-        raise NotImplementedError(f"{type(self).__name__} must define `matrices`")
-
-    def from_matrices(self, matrices: torch.Tensor) -> torch.Tensor:
-        """A tensor of the weight's shape from (group, in, out)."""
-        raise NotImplementedError(f"{type(self).__name__} must define `from_matrices`")
-
-    def with_weight(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        """What the plain module gives with another weight and bias."""
-        raise NotImplementedError(f"{type(self).__name__} must define `with_weight`")
-
     def is_batched(self, x: torch.Tensor) -> bool:
         """Whether the first axis of an input is that of samples; torch takes one sample without it."""
         raise NotImplementedError(f"{type(self).__name__} must define `is_batched`")
-
-    def as_channels(self, bias: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """A bias (batch or 1, out) in a shape that is added to an output."""
-        raise NotImplementedError(f"{type(self).__name__} must define `as_channels`")
 
 
 class LinearProduct(Product):
@@ -104,26 +85,29 @@ class ConvProduct(Product):
     padding: str | tuple[int, ...]
     padding_mode: typing.Any
 
-    def operands(self, x: torch.Tensor) -> tuple[torch.Tensor, Restore]:
+    def operands(self, x: torch.Tensor) -> tuple[Patches, Restore]:
         if x.shape[1] != self.in_channels:
             raise ValueError(checks.invalid("input", f"{self.in_channels} channels in axis 1", tuple(x.shape)))
-        batch, groups = x.shape[0], self.groups
+        batch = x.shape[0]
         is_last = self.dims > 1 and x.is_contiguous(memory_format=CHANNELS_LAST[x.dim()]) and not x.is_contiguous()
         x = self._padded(x)
-        for axis, (size, stride, step) in enumerate(zip(self.kernel_size, self.stride, self.dilation, strict=True), 2):
-            x = x.unfold(axis, step * (size - 1) + 1, stride)[..., ::step]
-        sizes = x.shape[2 : 2 + self.dims]
-        # (batch, group, channel, *sizes, *kernel_size)
-        x = x.reshape(batch, groups, self.in_channels // groups, *x.shape[2:])
-        space, window = range(3, 3 + self.dims), range(3 + self.dims, 3 + 2 * self.dims)
-        x = x.permute(1, 0, *space, *window, 2).flatten(2 + self.dims).flatten(2, 1 + self.dims)
+        reach = [step * (size - 1) + 1 for size, step in zip(self.kernel_size, self.dilation, strict=True)]
+        sizes = tuple([(n - r) // s + 1 for n, r, s in zip(x.shape[2:], reach, self.stride, strict=True)])
+        window = Window(self.kernel_size, self.stride, self.dilation, sizes)
 
         def restore(y: torch.Tensor) -> torch.Tensor:
-            if is_last:
-                return y.permute(1, 2, 0, 3).reshape(batch, *sizes, self.out_channels).movedim(-1, 1)
-            return y.permute(1, 0, 3, 2).reshape(batch, self.out_channels, *sizes)
+            y = y.permute(1, 0, 3, 2).reshape(batch, self.out_channels, *sizes)
+            return y.contiguous(memory_format=CHANNELS_LAST[y.dim()] if is_last else torch.contiguous_format)
 
-        return x, restore
+        return Patches(x.movedim(1, -1), window, lambda: self._patches(x)), restore
+
+    def _patches(self, x: torch.Tensor) -> torch.Tensor:
+        for axis, (size, stride, step) in enumerate(zip(self.kernel_size, self.stride, self.dilation, strict=True), 2):
+            x = x.unfold(axis, step * (size - 1) + 1, stride)[..., ::step]
+        # (batch, group, channel, *sizes, *kernel_size)
+        x = x.reshape(x.shape[0], self.groups, self.in_channels // self.groups, *x.shape[2:])
+        space, window = range(3, 3 + self.dims), range(3 + self.dims, 3 + 2 * self.dims)
+        return x.permute(1, 0, *space, *window, 2).flatten(2 + self.dims).flatten(2, 1 + self.dims)
 
     def matrices(self, weight: torch.Tensor) -> torch.Tensor:
         w = weight.reshape(self.groups, self.out_channels // self.groups, *weight.shape[1:]).flatten(3)

@@ -1,31 +1,27 @@
 """Changing a model: noise put into the modules that a rule names (`apply`), a copy with noise taken out (`fold`)."""
 
-import collections
-import collections.abc
 import copy
-import re
 import typing
 
 import torch
 
-from pernodedrop import checks, generator
+from pernodedrop import checks
+from pernodedrop.rules import Choice, Family, Function, Rule
 from pernodedrop.torch.drop_connect import DropConnectConv1d, DropConnectConv2d, DropConnectConv3d, DropConnectLinear
 from pernodedrop.torch.noisy import Noisy
 from pernodedrop.torch.per_node_drop import PerNodeConv1d, PerNodeConv2d, PerNodeConv3d, PerNodeLinear
-from pernodedrop.torch.weight_noise import WeightNoise, is_plain
 
-Function: typing.TypeAlias = collections.abc.Callable[[str, torch.nn.Module], torch.nn.Module | None]
-Choice: typing.TypeAlias = str | type[torch.nn.Module] | collections.abc.Sequence[typing.Any]
-
-REGULARIZERS: dict[str, tuple[type[WeightNoise], ...]] = {
-    "per_node_drop": (PerNodeLinear, PerNodeConv1d, PerNodeConv2d, PerNodeConv3d),
-    "drop_connect": (DropConnectLinear, DropConnectConv1d, DropConnectConv2d, DropConnectConv3d),
-}
-
-KINDS: dict[str, tuple[type[torch.nn.Module], ...]] = {
-    "all-linear": (torch.nn.Linear,),
-    "all-conv": (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d),
-}
+FAMILY = Family(
+    torch.nn.Module,
+    "torch.nn.Module",
+    Noisy,
+    "forward",
+    {"all-linear": (torch.nn.Linear,), "all-conv": (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)},
+    {
+        "per_node_drop": (PerNodeLinear, PerNodeConv1d, PerNodeConv2d, PerNodeConv3d),
+        "drop_connect": (DropConnectLinear, DropConnectConv1d, DropConnectConv2d, DropConnectConv3d),
+    },
+)
 
 
 def apply(
@@ -71,35 +67,10 @@ def apply(
     >>> [type(module).__name__ for module in model]
     ['PerNodeLinear', 'ReLU', 'Linear']
     """
-    if not isinstance(model, torch.nn.Module):
-        raise TypeError(checks.invalid("model", "a torch.nn.Module", model))
-    checks.check_seed(seed)
-    by_function = callable(rule) and not isinstance(rule, type)
-    if by_function and (regularizer, exclude, seed, noise) != (None, None, None, {}):
-        raise ValueError(checks.invalid("rule", "no function beside `regularizer`, `exclude`, `seed` or noise", rule))
-    classes = REGULARIZERS[checks.check_choice(regularizer or "per_node_drop", "regularizer", tuple(REGULARIZERS))]
-
-    def noisy(name: str, module: torch.nn.Module) -> torch.nn.Module | None:
-        if not _is_chosen(rule, name, module) or not any(isinstance(module, one.plain) for one in classes):
-            return None
-        if exclude is not None and _is_chosen(exclude, name, module):
-            excluded.append(name)
-            return None
-        kind = next((one for one in classes if is_plain(module, one.plain)), None)
-        if isinstance(module, Noisy) or kind is None:
-            expected = f"a rule that leaves out {name!r}, which has noise already or a `forward` of its own"
-            raise ValueError(checks.invalid("rule", expected, type(module)))
-        own = {} if seed is None else {"seed": generator.sibling_seed(seed, name)}
-        return kind.from_plain(module, **own, **noise)
-
-    excluded: list[str] = []
-    changes = _changes(model, typing.cast(Function, rule) if by_function else noisy)
-    if not changes:
-        kinds = collections.Counter(type(module).__name__ for module in model.modules())
-        had = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
-        raise ValueError(checks.invalid("rule", f"one that chooses at least one that takes noise of: {had}", rule))
-    if exclude is not None and not excluded:
-        raise ValueError(checks.invalid("exclude", "names or classes of modules that the rule chooses", exclude))
+    FAMILY.check_model(model)
+    chosen = Rule(FAMILY, rule, regularizer, exclude, seed, noise)
+    changes = _changes(model, chosen)
+    chosen.check(changes, model.modules())
     return _put(model, changes)
 
 
@@ -125,24 +96,9 @@ def fold(model: torch.nn.Module) -> torch.nn.Module:
     >>> [type(module).__name__ for module in pndt.fold(model)]
     ['Linear', 'Identity']
     """
-    if not isinstance(model, torch.nn.Module):
-        raise TypeError(checks.invalid("model", "a torch.nn.Module", model))
+    FAMILY.check_model(model)
     folded = copy.deepcopy(model)
     return _put(folded, _changes(folded, lambda _, module: module.fold() if isinstance(module, Noisy) else None))
-
-
-def _is_chosen(choice: typing.Any, name: str, module: torch.nn.Module) -> bool:
-    """Whether a choice, which is no function, chooses a module."""
-    if isinstance(choice, str):
-        if choice in KINDS:
-            return isinstance(module, KINDS[choice])
-        return re.search(rf"(?:^|\.)(?:{choice})(?:\.|$)", name) is not None
-    if isinstance(choice, type) and issubclass(choice, torch.nn.Module):
-        return isinstance(module, choice)
-    if isinstance(choice, list | tuple | set | frozenset):
-        return any(_is_chosen(one, name, module) for one in choice)
-    expected = "'all-linear', 'all-conv', a regular expression for names, a class of torch.nn.Module, or a list of such"
-    raise TypeError(checks.invalid("rule", expected, choice))
 
 
 def _changes(model: torch.nn.Module, rule: Function) -> dict[str, torch.nn.Module]:
@@ -153,11 +109,8 @@ def _changes(model: torch.nn.Module, rule: Function) -> dict[str, torch.nn.Modul
         if any(name.startswith(f"{outer}.") or outer == "" for outer in changes):
             continue
         new = made.get(module) or rule(name, module)
-        if new is None or new is module:
+        if new is None:
             continue
-        if not isinstance(new, torch.nn.Module):
-            expected = f"a function that returns a module or None; for {name!r} it returned {new!r}"
-            raise TypeError(checks.invalid("rule", expected, rule))
         _refuse_what_is_not_called(model, name, new)
         changes[name] = made[module] = new
     return changes
@@ -179,7 +132,7 @@ def _refuse_what_is_not_called(model: torch.nn.Module, name: str, new: torch.nn.
     holder = model.get_submodule(name.rpartition(".")[0])
     if isinstance(holder, torch.nn.MultiheadAttention):
         expected = f"one that leaves out {name!r}: torch.nn.MultiheadAttention reads its weight and never calls it"
-    elif isinstance(holder, torch.nn.TransformerEncoderLayer) and getattr(new, "weights_at_inference", dict)():
+    elif isinstance(holder, torch.nn.TransformerEncoderLayer) and getattr(new, "changes_at_inference", False):
         expected = (
             f"one without noise at inference for {name!r}, which torch.nn.TransformerEncoderLayer may not call then"
         )

@@ -8,19 +8,22 @@ from torch.nn.utils import parametrize
 from pernodedrop import checks, ops
 from pernodedrop._types import Key
 from pernodedrop.internals import of_torch
-from pernodedrop.mask import Field, Mask
+from pernodedrop.mask import Mask
+from pernodedrop.modules import WeightModule
+from pernodedrop.rules import is_plain
 from pernodedrop.schedules import Schedule
-from pernodedrop.state import apply_mask
 from pernodedrop.torch.noisy import BUFFERS, Noisy, xp
 from pernodedrop.torch.products import Product
 
 
-class WeightNoise(Noisy, Product):
+class WeightNoise(Noisy, Product, WeightModule):
     """Base of modules of torch whose weight is multiplied by a mask, entry by entry.
 
     A class that is used also derives from one of `pernodedrop.torch.products` and from the class of torch. Where a call
-    has no noise it is that of the plain module. Sums are in float32 at least.
+    has no noise it is that of the plain module.
     """
+
+    stack = torch.stack
 
     def begin(self, mask: Mask, seed: int | None, method: str, schedule: Schedule | None) -> None:
         """Begin with a mask, after the constructor of the plain module."""
@@ -41,7 +44,7 @@ class WeightNoise(Noisy, Product):
             TypeError, ValueError: a module of another class, or a parametrized one; or an argument that is not as
                 described.
         """
-        if isinstance(module, Noisy) or not is_plain(module, cls.plain):
+        if isinstance(module, Noisy) or not is_plain(module, cls.plain, "forward"):
             expected = f"a torch.nn.{cls.plain.__name__} without noise, whose `forward` is torch's own"
             raise TypeError(checks.invalid("module", expected, module))
         if parametrize.is_parametrized(module):
@@ -67,33 +70,22 @@ class WeightNoise(Noisy, Product):
         return self.with_noise(input[None], key, sample_ids)[0]
 
     def without_noise(self, x: torch.Tensor) -> torch.Tensor:
-        """What a call without noise gives: what the plain module does."""
-        return super().forward(x)
+        """What a call without noise gives: what the plain module does, with the weights of inference."""
+        if not self.changes_at_inference:
+            return super().forward(x)
+        batch = x if self.is_batched(x) else x[None]
+        y = self.with_weight(batch, *self.weights_at_inference())
+        return y if self.is_batched(x) else y[0]
 
     def with_noise(self, x: torch.Tensor, key: Key | None, sample_ids: torch.Tensor | None) -> torch.Tensor:
         """What a call with noise gives, of a batch."""
         samples, field = self.samples(x, sample_ids), self.field(key, x.device)
-        bias = self.noisy_bias(field, samples)
-        if self.state.one_kernel:
-            return self.with_weight(x, self.noisy_weight(field), None if bias is None else bias[0])
-        rows, restore = self.operands(self._cast(x))
-        w = self.scaled(self.matrices(self.weight), field)
-        y = self.state.products(rows, w, field, samples, self.method, xp)
-        y = restore(torch.stack(y) if isinstance(y, list) else y)
-        return y if bias is None else y + self.as_channels(bias, y).to(y.dtype)
+        x = x if self.state.one_kernel else self._cast(x)
+        return self.product(x, self.weight, self.bias, field, samples)
 
-    def noisy_weight(self, field: Field) -> torch.Tensor:
-        """The weight with its noise, where that is one for all samples and positions."""
-        w = self.matrices(self.weight)
-        return self.from_matrices(self.scaled(apply_mask(w, self.state.one_mask(w, field, xp), xp), field))
-
-    def noisy_bias(self, field: Field, samples: torch.Tensor) -> torch.Tensor | None:
-        """The bias of a call with noise, (batch or 1, out)."""
-        return None if self.bias is None else self.bias[None]
-
-    def scaled(self, weights: torch.Tensor, field: Field) -> torch.Tensor:
-        """Weights times what the mask leaves out of its scale: 1."""
-        return weights
+    def weights_at_inference(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The weight and the bias that inference has."""
+        return self.at_inference(self.weight, self.bias, self.field(self.noise_key, self.noise_key.device))
 
     def fold(self) -> torch.nn.Module:
         """The plain module that computes what this one does at inference, sharing its parameters where they are equal.
@@ -105,16 +97,12 @@ class WeightNoise(Noisy, Product):
             raise ValueError(checks.invalid("regime", "one with one function at inference, to be folded", "bank"))
         plain: typing.Any = self.plain(**self.form_of(self))
         of_torch.share(self, plain, leave_out={*BUFFERS, *vars(self).keys() - vars(plain).keys()})
-        for name, value in self.weights_at_inference().items():
-            trainable = getattr(self, name).requires_grad
-            setattr(plain, name, torch.nn.Parameter(value.detach().clone(), requires_grad=trainable))
+        if self.changes_at_inference:
+            for name, value in zip(("weight", "bias"), self.weights_at_inference(), strict=True):
+                if value is not None:
+                    trainable = getattr(self, name).requires_grad
+                    setattr(plain, name, torch.nn.Parameter(value.detach().clone(), requires_grad=trainable))
         return plain
-
-    def weights_at_inference(self) -> dict[str, torch.Tensor]:
-        """The parameters, by name, that inference has other values for."""
-        if not self.state.mask.at_inference:
-            return {}
-        return {"weight": self.noisy_weight(self.field(self.noise_key, self.noise_key.device))}
 
     def _cast(self, x: torch.Tensor) -> torch.Tensor:
         """The input in the dtype that the output will have, or an error where torch would give one."""
@@ -124,8 +112,3 @@ class WeightNoise(Noisy, Product):
         if x.dtype != self.weight.dtype:
             raise TypeError(checks.invalid("input", f"{self.weight.dtype}, the weight's", x.dtype))
         return x
-
-
-def is_plain(module: torch.nn.Module, kind: type[torch.nn.Module]) -> bool:
-    """Whether a module computes what a class of torch does: it is one, and a subclass has not another `forward`."""
-    return isinstance(module, kind) and type(module).forward is kind.forward

@@ -58,15 +58,6 @@ class ActivationNoise(Noisy):
         """The mask of a call, float32, in a shape that broadcasts against the input's."""
         raise NotImplementedError(f"{type(self).__name__} must define `entries`")
 
-    def entries_of(self, shape: Shape, inputs: Tensor, key: Key | None, sample_ids: Tensor | None) -> Tensor:
-        """Entries, float32, in a shape (batch, *time, in) or (batch,); axes of size 1 are those that share them.
-
-        The batch is 1 where the mask's sharing has the sample.
-        """
-        samples = self.samples(inputs, sample_ids)
-        sample = xp.arange(1, like=inputs) if "sample" in self.sharing else samples
-        return entries_of_inputs(shape, inputs, self.field(key, xp.device(inputs)), sample)
-
     def fold(self) -> keras.layers.Layer:
         """A plain Keras layer that computes what this layer does at inference: the identity."""
         return keras.layers.Identity(name=self.name, dtype=self.dtype_policy)

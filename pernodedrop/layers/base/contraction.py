@@ -24,7 +24,7 @@ class Operands(typing.NamedTuple):
     """A layer's product in the form of the mask.
 
     Attributes:
-        x: (group, batch, [time,] in); of a convolution the `pernodedrop.layers.base.convolution.Patches`.
+        x: (group, batch, [time,] in); of a convolution the `pernodedrop.state.Patches`.
         w: the kernel, (group, in, out).
         restore: makes the layer's output, before bias and activation, of a product (group, batch, [time,] out).
     """

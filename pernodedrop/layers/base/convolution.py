@@ -9,7 +9,6 @@ A depthwise convolution has a group for each channel of its input.
 import collections.abc
 import itertools
 import math
-import typing
 
 import keras
 
@@ -17,30 +16,7 @@ from pernodedrop import checks
 from pernodedrop._types import Shape, Tensor
 from pernodedrop.backends.methods import Window
 from pernodedrop.layers.base.contraction import Operands
-
-
-class Patches(typing.NamedTuple):
-    """The patches of a convolution's input, which need not be in memory.
-
-    Attributes:
-        x: the input, (batch, *space, channel), with its zeros around.
-        window: how it is seen.
-        groups: into how many its channels are divided.
-    """
-
-    x: Tensor
-    window: Window
-    groups: int
-
-    def tensor(self) -> Tensor:
-        """The patches themselves: (group, batch, time, in)."""
-        window, channels = self.window, self.x.shape[-1]
-        places = map(window.slices, itertools.product(*map(range, window.size)))
-        patches = keras.ops.stack([self.x[(slice(None), *place)] for place in places], axis=-2)
-        batch, times, positions = keras.ops.shape(self.x)[0], math.prod(window.outputs), math.prod(window.size)
-        patches = keras.ops.reshape(patches, (batch, times, positions, self.groups, channels // self.groups))
-        patches = keras.ops.transpose(patches, (3, 0, 1, 2, 4))
-        return keras.ops.reshape(patches, (self.groups, batch, times, positions * channels // self.groups))
+from pernodedrop.state import Patches
 
 
 class Convolution:
@@ -63,14 +39,14 @@ class Convolution:
             raise ValueError(checks.invalid("inputs", "known sizes, but for the batch's", tuple(x.shape)))
         w = self.matrices(kernel)
         batch, (groups, _, outputs) = keras.ops.shape(x)[0], w.shape
-        patches = Patches(*self._seen(x), groups)
+        seen, window = self._seen(x)
 
         def restore(y: Tensor) -> Tensor:
             y = keras.ops.transpose(y, (1, 2, 0, 3))
-            y = keras.ops.reshape(y, (batch, *patches.window.outputs, groups * outputs))
+            y = keras.ops.reshape(y, (batch, *window.outputs, groups * outputs))
             return keras.ops.moveaxis(y, -1, 1) if self.channels_first else y
 
-        return Operands(patches, w, restore)
+        return Operands(Patches(seen, window, lambda: _patches(seen, window, groups)), w, restore)
 
     def matrices(self, kernel: Tensor) -> Tensor:
         """A tensor of the kernel's shape as (group, in, out)."""
@@ -97,6 +73,16 @@ class Convolution:
         if min(outputs) < 1:
             raise ValueError(checks.invalid("inputs", f"sizes from {tuple(reach)} with padding", tuple(x.shape)))
         return x, Window(tuple(size), tuple(stride), tuple(dilation), outputs)
+
+
+def _patches(x: Tensor, window: Window, groups: int) -> Tensor:
+    """The patches that `pernodedrop.state.Patches` are of: (group, batch, time, in)."""
+    channels, places = x.shape[-1], map(window.slices, itertools.product(*map(range, window.size)))
+    patches = keras.ops.stack([x[(slice(None), *place)] for place in places], axis=-2)
+    batch, times, positions = keras.ops.shape(x)[0], math.prod(window.outputs), math.prod(window.size)
+    patches = keras.ops.reshape(patches, (batch, times, positions, groups, channels // groups))
+    patches = keras.ops.transpose(patches, (3, 0, 1, 2, 4))
+    return keras.ops.reshape(patches, (groups, batch, times, positions * channels // groups))
 
 
 def padded(x: Tensor, widths: collections.abc.Iterable[tuple[int, int]]) -> Tensor:

@@ -1,7 +1,6 @@
 """What every noisy Keras layer has: a mask, its noise's numbers and its key in variables, one draw a call."""
 
 import collections.abc
-import dataclasses
 import math
 import typing
 
@@ -9,14 +8,14 @@ import keras
 import numpy as np
 
 from pernodedrop import backends, checks, ops, registry
-from pernodedrop._types import Config, Key, Tensor, Words
+from pernodedrop._types import Config, Params, Tensor, Words
 from pernodedrop.layers.base import saving
 from pernodedrop.layers.base.module import warn_of_switch
 from pernodedrop.layers.base.noise_layer import NoiseLayer
 from pernodedrop.mask import Field, Mask
-from pernodedrop.noise import Bernoulli, Noise
+from pernodedrop.noise import Bernoulli
 from pernodedrop.schedules import Schedule
-from pernodedrop.state import State
+from pernodedrop.state import Regularizer, State
 
 xp = backends.get(keras.backend.backend())
 """The ops namespace of the one framework that Keras layers run on in this process."""
@@ -24,7 +23,7 @@ xp = backends.get(keras.backend.backend())
 registry.connect(lambda cls, package: keras.saving.register_keras_serializable(package)(cls))
 
 
-class Noisy(NoiseLayer):
+class Noisy(NoiseLayer, Regularizer):
     """Base of noisy layers; it stands before `keras.layers.Wrapper` where a layer is both.
 
     Its state is saved with the model and restored on any backend:
@@ -36,6 +35,8 @@ class Noisy(NoiseLayer):
         seed: int, any; None takes one from Python's `random`, which `keras.utils.set_random_seed` seeds.
         schedule: the rate as a function of the key's call number, instead of those scalars; None has none.
     """
+
+    xp = xp
 
     def __init__(
         self, mask: Mask, seed: int | None = None, schedule: Schedule | None = None, **kwargs: typing.Any
@@ -53,65 +54,18 @@ class Noisy(NoiseLayer):
         """What `seed` is."""
         return self.state.seed
 
-    @property
-    def schedule(self) -> Schedule | None:
-        """The rate over time, or None."""
-        return self.state.schedule
+    def words_of_key(self) -> np.typing.NDArray[np.uint32]:
+        return keras.ops.convert_to_numpy(self._key).view("uint32")
 
-    @property
-    def sharing(self) -> frozenset[str]:
-        """The coordinates that entries do not depend on."""
-        return self.state.mask.sharing
+    def numbers_on_host(self) -> Params:
+        return {name: keras.ops.convert_to_numpy(variable)[()] for name, variable in self._numbers.items()}
 
-    @property
-    def regime(self) -> str:
-        """When masks change, see `pernodedrop.Mask`."""
-        return self.state.mask.regime
+    def numbers(self) -> Params:
+        return {name: xp.asarray(variable.value) for name, variable in self._numbers.items()}
 
-    @property
-    def noise(self) -> Noise:
-        """The noise with its present numbers."""
-        numbers = {name: keras.ops.convert_to_numpy(variable)[()] for name, variable in self._numbers.items()}
-        return self.state.noise(self.updates, numbers)
-
-    @property
-    def mask(self) -> Mask:
-        """Which mask, with the noise's present numbers."""
-        return dataclasses.replace(self.state.mask, noise=self.noise)
-
-    @property
-    def members(self) -> int | None:
-        """How many fixed functions the layer is at inference, of which `sample_ids` choose; None: it is one."""
-        return self.state.mask.bank_size
-
-    @property
-    def is_stochastic(self) -> bool:
-        """Whether training calls with other keys give other outputs: at the present rate, or at some of a schedule."""
-        return not self.state.mask.at_inference and (self.schedule is not None or self.noise.variance > 0)
-
-    @property
-    def updates(self) -> int:
-        """How many keys were drawn: the update number of a schedule."""
-        return int(keras.ops.convert_to_numpy(self._key).view("uint32")[1])
-
-    @property
-    def rate(self) -> float | None:
-        """The present drop rate. Setting it takes effect from the next call, compiled or not.
-
-        On JAX, `fit` has the state of a model to itself within an epoch: read and set it between epochs.
-        """
-        return getattr(self.noise, "rate", None)
-
-    @rate.setter
-    def rate(self, rate: float) -> None:
-        if self.schedule is not None:
-            raise AttributeError(f"The rate of layer {self.name!r} follows {self.schedule!r} and cannot be set.")
-        for name, value in self.noise.with_rate(self.checked_rate(rate)).params().items():
+    def put_numbers(self, numbers: Params) -> None:
+        for name, value in numbers.items():
             self._numbers[name].assign(value)
-
-    def checked_rate(self, rate: typing.Any) -> float:
-        """A rate that the layer may have, or an error."""
-        return checks.check_rate(rate)
 
     @property
     def rate_config(self) -> float | Config | None:
@@ -173,12 +127,6 @@ class Noisy(NoiseLayer):
             warn_of_switch(self.name)
         return bool(training)
 
-    def field(self, key: Key | None, device: typing.Any) -> Field:
-        """The mask at a key, by default the next one."""
-        key = self.draw() if key is None else key
-        numbers = {name: xp.asarray(variable.value) for name, variable in self._numbers.items()}
-        return self.state.field(ops.key_words(key, device, xp), numbers, device, xp)
-
     def peek(self, device: typing.Any) -> Field:
         """The mask that the next call has, for its numbers: no key is drawn."""
         return self.field(xp.asarray(self._key.value), device)
@@ -192,10 +140,6 @@ class Noisy(NoiseLayer):
 
         `pernodedrop.uncertainty.predict` does so before each of its passes, which are not steps of a training.
         """
-
-    def samples(self, x: Tensor, sample_ids: Tensor | None) -> Words:
-        """The sample coordinates of the rows of x."""
-        return self.state.samples(x, sample_ids, xp)
 
     @property
     def _numbers(self) -> dict[str, keras.Variable]:

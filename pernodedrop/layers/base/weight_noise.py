@@ -7,12 +7,11 @@ import keras
 
 from pernodedrop import checks, ops
 from pernodedrop._types import Config, Key, Shape, Tensor, Words
-from pernodedrop.backends import methods
 from pernodedrop.internals import of_keras
 from pernodedrop.layers.base.activation_noise import apply_mask
 from pernodedrop.layers.base.around import Around
 from pernodedrop.layers.base.contraction import Contraction, Operands
-from pernodedrop.layers.base.convolution import Convolution, Patches
+from pernodedrop.layers.base.convolution import Convolution
 from pernodedrop.layers.base.inner import (
     CONTRACTIONS,
     KINDS,
@@ -197,11 +196,6 @@ class MaskedProduct(WeightNoise):
 
     def masked_product(self, x: Tensor, w: Tensor, field: Field, samples: Words) -> Tensor:
         """sum_i x[g, b, t, i] * w[g, i, o] * m[b, t, (g, i), o], in the shapes of `multiply`."""
-        if isinstance(x, Patches):
-            if self.method == "auto" and methods.has_kernels(w.shape, x.window, self.sharing, samples.shape[0]):
-                common = {"sharing": self.sharing, "samples": samples, "xp": xp}
-                return ops.convolve(x.x, w, field, window=x.window, **common)
-            x = x.tensor()
         y = self.state.products(x, w, field, samples, self.method, xp)
         if not isinstance(y, list):
             return y

@@ -1,0 +1,254 @@
+"""Products on PyTorch that no elementary ops are needed for: their derivatives, and the kernels written by hand.
+
+A product is two passes, a forward and a backward one. `Product` makes of them a function that torch differentiates any
+number of times; compiled, the kernels are custom operators instead.
+"""
+
+import contextlib
+import dataclasses
+import sys
+import typing
+
+import torch
+
+from pernodedrop.backends import methods
+
+Tensors = typing.Sequence[torch.Tensor]
+
+
+def in_full_precision(x):
+    """torch.autocast would sum in half precision."""
+    return contextlib.nullcontext() if x.device.type == "meta" else torch.autocast(x.device.type, enabled=False)
+
+
+# Eager: functions of `torch.autograd`, which know all derivatives, and `torch.func`. A product is linear in x and in w,
+# so its derivatives are made of its own two passes, and so are theirs.
+
+
+class Product(torch.autograd.Function):
+    """The product by two passes, such as `Kernels`: of x, w and the tensors of the mask."""
+
+    @staticmethod
+    def forward(passes, x, w, mask):
+        return passes.forward(x, w, mask)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.passes, *tensors, mask = inputs
+        ctx.save_for_backward(*tensors, *mask)
+        ctx.save_for_forward(*tensors, *mask)
+
+    @staticmethod
+    def backward(ctx, dy):
+        x, w, *mask = ctx.saved_tensors
+        return None, *_Gradients.apply(ctx.passes, dy, x, w, tuple(mask)), None
+
+    @staticmethod
+    def vmap(info, in_dims, *inputs):
+        return one_by_one(Product.apply, info, in_dims, *inputs)
+
+    @staticmethod
+    def jvp(ctx, _passes, x_dot, w_dot, _mask):
+        x, w, *mask = ctx.saved_tensors
+        x_dot, w_dot = _zeros_for_none((x_dot, w_dot), (x, w))
+        return Product.apply(ctx.passes, x_dot, w, tuple(mask)) + Product.apply(ctx.passes, x, w_dot, tuple(mask))
+
+
+class _Gradients(torch.autograd.Function):
+    """The gradients dx and dw of a `Product`."""
+
+    @staticmethod
+    def forward(passes, dy, x, w, mask):
+        return passes.backward(dy, x, w, mask)
+
+    setup_context = Product.setup_context
+
+    @staticmethod
+    def backward(ctx, of_dx, of_dw):
+        dy, x, w, *mask = ctx.saved_tensors
+        passes, mask = ctx.passes, tuple(mask)
+        of_dy = Product.apply(passes, of_dx, w, mask) + Product.apply(passes, x, of_dw, mask)
+        of_x, _ = _Gradients.apply(passes, dy, x, of_dw, mask)
+        _, of_w = _Gradients.apply(passes, dy, of_dx, w, mask)
+        return None, of_dy, of_x, of_w, None
+
+    @staticmethod
+    def vmap(info, in_dims, *inputs):
+        return one_by_one(_Gradients.apply, info, in_dims, *inputs)
+
+    @staticmethod
+    def jvp(ctx, _passes, dy_dot, x_dot, w_dot, _mask):
+        dy, x, w, *mask = ctx.saved_tensors
+        dy_dot, x_dot, w_dot = _zeros_for_none((dy_dot, x_dot, w_dot), (dy, x, w))
+        dx, dw = _Gradients.apply(ctx.passes, dy_dot, x, w, tuple(mask))
+        more_dx, more_dw = _Gradients.apply(ctx.passes, dy, x_dot, w_dot, tuple(mask))
+        return dx + more_dx, dw + more_dw
+
+
+def _zeros_for_none(tangents, primals):
+    """Tangents, of which torch gives None where there is none."""
+    return [torch.zeros_like(x) if dot is None else dot for dot, x in zip(tangents, primals, strict=True)]
+
+
+def one_by_one(function, info, in_dims, *inputs):
+    """What a function gives for each of the batch that `torch.func.vmap` makes of its inputs."""
+
+    def at(n, value, dim):
+        if isinstance(value, tuple | list) and dim is not None:
+            return type(value)(at(n, *pair) for pair in zip(value, dim, strict=True))
+        return value if dim is None else value.select(dim, n)
+
+    results = [function(*at(n, inputs, in_dims)) for n in range(info.batch_size)]
+    if isinstance(results[0], tuple):
+        return tuple(map(torch.stack, zip(*results, strict=True))), (0,) * len(results[0])
+    return torch.stack(results), 0
+
+
+def _load_triton_kernels():
+    """The kernels for CUDA, or None without it. They are loaded at once: TensorFlow may be imported later.
+
+    After TensorFlow the import of triton would abort the process.
+    """
+    if not torch.cuda.is_available() or ("tensorflow" in sys.modules and "triton" not in sys.modules):
+        return None
+    try:
+        from pernodedrop.backends import triton_kernels
+    except ImportError:
+        return None
+    return triton_kernels
+
+
+TRITON_KERNELS = _load_triton_kernels()
+
+
+class Kernels:
+    """The passes by the kernels that are written by hand; as operators they would import torch._dynamo, and triton."""
+
+    def forward(self, x, w, mask):
+        return (_on_cuda if x.is_cuda else _on_cpu)(x, w, mask)
+
+    def backward(self, dy, x, w, mask):
+        return (_backward_on_cuda if x.is_cuda else _backward_on_cpu)(dy, x, w, mask)
+
+
+def _on_cpu(x, w, decisions):
+    from pernodedrop.backends import cpu_kernels
+
+    return torch.from_numpy(cpu_kernels.product(x.numpy(), w.numpy(), _host(decisions)))
+
+
+def _on_cuda(x, w, decisions):
+    if 0 in x.shape:
+        return x.new_zeros((*x.shape[:2], w.shape[1]))
+    return TRITON_KERNELS.forward(x[:, 0], w, methods.Decisions(*decisions))[:, None]
+
+
+def _backward_on_cpu(dy, x, w, decisions):
+    from pernodedrop.backends import cpu_kernels
+
+    dx, dw = cpu_kernels.gradients(dy.numpy(), x.numpy(), w.numpy(), _host(decisions))
+    return torch.from_numpy(dx), torch.from_numpy(dw)
+
+
+def _backward_on_cuda(dy, x, w, decisions):
+    if 0 in x.shape:
+        return torch.zeros_like(x), torch.zeros_like(w)
+    dx, dw = TRITON_KERNELS.backward(dy[:, 0], x[:, 0], w, methods.Decisions(*decisions))
+    return dx[:, None], dw
+
+
+def _host(decisions):
+    threshold, *words = (tensor.numpy() for tensor in decisions)
+    return methods.Decisions(threshold, *(word.view("uint32") for word in words))
+
+
+@torch.library.custom_op("pernodedrop::kernel", mutates_args=(), device_types="cpu")
+def kernel(x: torch.Tensor, w: torch.Tensor, decisions: Tensors) -> torch.Tensor:
+    """The product by the kernels that are written by hand, in a graph."""
+    return _on_cpu(x, w, decisions)
+
+
+@kernel.register_fake
+def _(x, w, decisions):
+    return x.new_empty((*x.shape[:2], w.shape[1]))
+
+
+@torch.library.custom_op("pernodedrop::kernel_backward", mutates_args=(), device_types="cpu")
+def kernel_backward(
+    dy: torch.Tensor, x: torch.Tensor, w: torch.Tensor, decisions: Tensors
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Its gradients dx and dw."""
+    return _backward_on_cpu(dy, x, w, decisions)
+
+
+@kernel_backward.register_fake
+def _(dy, x, w, decisions):
+    return x.new_empty(x.shape), w.new_empty(w.shape)
+
+
+kernel.register_kernel("cuda")(_on_cuda)
+kernel_backward.register_kernel("cuda")(_backward_on_cuda)
+
+
+def _setup_kernel_context(ctx, inputs, output):
+    x, w, decisions = inputs
+    ctx.save_for_backward(x, w, *decisions)
+
+
+def _backward_of_kernel(ctx, dy):
+    x, w, *decisions = ctx.saved_tensors
+    return *kernel_backward(dy, x, w, decisions), [None] * len(decisions)
+
+
+kernel.register_autograd(_backward_of_kernel, setup_context=_setup_kernel_context)
+
+# Of a sparse x: the values of its entries, with their rows and columns before the mask.
+
+
+@dataclasses.dataclass(frozen=True)
+class Listed:
+    """The passes of a product without a mask."""
+
+    count: int
+
+    def forward(self, values, w, mask):
+        rows, columns = mask
+        return _sparse_mm(values, rows, columns, (self.count, len(w)), w)
+
+    def backward(self, dy, values, w, mask):
+        rows, columns = mask
+        parts = [
+            (dy.index_select(0, part_rows) * w.index_select(0, part_columns)).sum(1)
+            for part_rows, part_columns in zip(rows.split(_PART), columns.split(_PART), strict=True)
+        ]
+        dvalues = torch.cat(parts) if parts else torch.zeros_like(values)
+        return dvalues, _sparse_mm(values, columns, rows, (len(w), self.count), dy)
+
+
+_PART = 1024
+"""Entries whose products of rows are in memory at a time."""
+
+
+def _sparse_mm(values, rows, columns, shape, w):
+    matrix = torch.sparse_coo_tensor(torch.stack([rows, columns]), values, shape, check_invariants=False)
+    with in_full_precision(w):
+        return torch.sparse.mm(matrix, w)
+
+
+class ListedKernels:
+    """The passes by the kernels that are written by hand."""
+
+    def forward(self, values, w, mask):
+        from pernodedrop.backends import cpu_kernels
+
+        rows, columns, *decisions = mask
+        values, rows, columns, w = (tensor.numpy() for tensor in (values, rows, columns, w))
+        return torch.from_numpy(cpu_kernels.sparse_product(values, rows, columns, w, _host(decisions)))
+
+    def backward(self, dy, values, w, mask):
+        from pernodedrop.backends import cpu_kernels
+
+        rows, columns, *decisions = mask
+        dy, values, rows, columns, w = (tensor.numpy() for tensor in (dy, values, rows, columns, w))
+        dvalues, dw = cpu_kernels.sparse_gradients(dy, values, rows, columns, w, _host(decisions))
+        return torch.from_numpy(dvalues), torch.from_numpy(dw)

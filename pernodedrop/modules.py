@@ -1,0 +1,181 @@
+"""What native modules of all frameworks do alike: noise on a weight, and noise on what passes between modules.
+
+A module of a framework derives from one of these, from what its framework computes, and from a class of the framework.
+"""
+
+import collections.abc
+import typing
+
+from pernodedrop import checks, ops, schedules
+from pernodedrop._types import Key, Shape, Sharing, Tensor, Words
+from pernodedrop.mask import Field, Mask, broadcast_shape
+from pernodedrop.noise import Bernoulli
+from pernodedrop.schedules import Schedule
+from pernodedrop.state import Patches, Regularizer, apply_mask
+
+Restore: typing.TypeAlias = collections.abc.Callable[[Tensor], Tensor]
+
+
+class WeightModule(Regularizer):
+    """A linear map or a convolution whose weight is multiplied by a mask, entry by entry, by `method`.
+
+    What its framework computes are the methods that raise here. Sums are in float32 at least.
+    """
+
+    method: str
+    stack: typing.ClassVar[typing.Callable[[list[Tensor]], Tensor]]
+    """Makes one tensor of several."""
+
+    def operands(self, x: Tensor) -> tuple[Tensor | Patches, Restore]:
+        """The input (group, batch, [time,] in), or the `Patches` that it is, and what makes the output of a product."""
+        raise NotImplementedError(f"{type(self).__name__} must define `operands`")
+
+    def matrices(self, weight: Tensor) -> Tensor:
+        """A tensor of the weight's shape as (group, in, out)."""
+        raise NotImplementedError(f"{type(self).__name__} must define `matrices`")
+
+    def from_matrices(self, matrices: Tensor) -> Tensor:
+        """A tensor of the weight's shape from (group, in, out)."""
+        raise NotImplementedError(f"{type(self).__name__} must define `from_matrices`")
+
+    def with_weight(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """What the plain module gives with another weight and bias."""
+        raise NotImplementedError(f"{type(self).__name__} must define `with_weight`")
+
+    def as_channels(self, bias: Tensor, y: Tensor) -> Tensor:
+        """A bias (batch or 1, out) in a shape that is added to an output."""
+        raise NotImplementedError(f"{type(self).__name__} must define `as_channels`")
+
+    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None, field: Field, samples: Words) -> Tensor:
+        """What a call with noise gives, of a batch; `bias` is (out,)."""
+        biases = None if bias is None else self.noisy_bias(bias[None], weight, field, samples)
+        if self.state.one_kernel:
+            return self.with_weight(x, self.noisy_weight(weight, field), None if biases is None else biases[0])
+        rows, restore = self.operands(x)
+        w = self.scaled(self.matrices(weight), field)
+        y = self.state.products(rows, w, field, samples, self.method, self.xp)
+        y = restore(type(self).stack(y) if isinstance(y, list) else y)
+        return y if biases is None else y + self.xp.astype(self.as_channels(biases, y), self.xp.dtype(y))
+
+    def noisy_weight(self, weight: Tensor, field: Field) -> Tensor:
+        """The weight with its noise, where that is one for all samples and positions."""
+        w = self.matrices(weight)
+        mask = self.state.one_mask(w, field, self.xp)
+        return self.from_matrices(self.scaled(apply_mask(w, mask, self.xp), field))
+
+    def noisy_bias(self, bias: Tensor, weight: Tensor, field: Field, samples: Words) -> Tensor:
+        """The bias (1, out) of a call with noise, (batch or 1, out)."""
+        return bias
+
+    def scaled(self, weights: Tensor, field: Field) -> Tensor:
+        """Weights times what the mask leaves out of its scale: 1."""
+        return weights
+
+    def at_inference(self, weight: Tensor, bias: Tensor | None, field: Field) -> tuple[Tensor, Tensor | None]:
+        """The weight and the bias that inference has."""
+        return (self.noisy_weight(weight, field) if self.state.mask.at_inference else weight), bias
+
+    @property
+    def changes_at_inference(self) -> bool:
+        """Whether these are others than the module's own."""
+        return self.state.mask.at_inference
+
+
+class DropConnectModule(WeightModule):
+    """DropConnect: `mask_bias`, and `scaling` "none" for its mean at inference rather than a scale in training."""
+
+    mask_bias: bool
+    scaling: str
+
+    def noisy_bias(self, bias: Tensor, weight: Tensor, field: Field, samples: Words) -> Tensor:
+        if not self.mask_bias:
+            return bias
+        groups, inputs, _ = self.matrices(weight).shape
+        mask = self.state.bias_mask(bias, groups * inputs, field, samples, self.xp)
+        return self.scaled(apply_mask(bias, mask, self.xp), field)
+
+    def scaled(self, weights: Tensor, field: Field) -> Tensor:
+        if self.scaling == "inverted":
+            return weights
+        noise = typing.cast(Bernoulli, field.noise)
+        return apply_mask(weights, noise.keep_probability(field.params, self.xp), self.xp)
+
+    def at_inference(self, weight: Tensor, bias: Tensor | None, field: Field) -> tuple[Tensor, Tensor | None]:
+        scale_bias = self.mask_bias and bias is not None
+        return self.scaled(weight, field), (self.scaled(bias, field) if scale_bias else bias)
+
+    @property
+    def changes_at_inference(self) -> bool:
+        return self.scaling == "none"
+
+
+def mask_of_drop_connect(
+    rate: float | Schedule, sharing: Sharing, mask_bias: bool, scaling: str
+) -> tuple[Mask, Schedule | None]:
+    """The mask of DropConnect and its schedule, or an error about one of its arguments."""
+    start, schedule = schedules.get(rate)
+    mask = Mask(Bernoulli(start), sharing)
+    if checks.check_bool(mask_bias, "mask_bias") and "time" not in mask.sharing:
+        raise ValueError(checks.invalid("sharing", "coordinates with 'time' beside mask_bias=True", sharing))
+    checks.check_choice(scaling, "scaling", ("inverted", "none"))
+    return mask, schedule
+
+
+class ActivationModule(Regularizer):
+    """Noise between modules, which is the identity at inference; a subclass gives `mask_of`."""
+
+    argument: typing.ClassVar[str] = "inputs"
+    """What the framework calls the input."""
+
+    def check_shape(self, shape: Shape) -> None:
+        """Raise unless inputs may have this shape, at inference too."""
+
+    def mask_of(self, x: Tensor, key: Key | None, sample_ids: Tensor | None) -> Tensor:
+        """The mask of a call, float32, in a shape that broadcasts against the input's, samples first."""
+        raise NotImplementedError(f"{type(self).__name__} must define `mask_of`")
+
+    def masked(self, x: Tensor, key: Key | None, sample_ids: Tensor | None) -> Tensor:
+        """The input, samples first, times its mask."""
+        if "float" not in self.xp.dtype(x):
+            raise TypeError(checks.invalid(self.argument, "a floating dtype", x.dtype))
+        ops.check_layout(self.argument, x, ("dense",), self.xp)
+        return apply_mask(x, self.mask_of(x, key, sample_ids), self.xp)
+
+
+class ShapedModule(ActivationModule):
+    """One entry for each place of a mask of `noise_shape` that is broadcast against the input."""
+
+    noise_shape: Shape | None
+
+    def check_shape(self, shape: Shape) -> None:
+        broadcast_shape(self.noise_shape, shape)
+
+    def mask_of(self, x: Tensor, key: Key | None, sample_ids: Tensor | None) -> Tensor:
+        return self.entries_of(broadcast_shape(self.noise_shape, tuple(x.shape)), x, key, sample_ids)
+
+
+def sharing_of(noise_shape: Shape | None) -> str:
+    """The sharing of a mask that is broadcast from a shape, samples first."""
+    return "sample+out" if noise_shape and noise_shape[0] == 1 else "out"
+
+
+class PathModule(ActivationModule):
+    """One entry for each sample, of its scale or, without `scale_by_keep`, 1."""
+
+    scale_by_keep: bool
+
+    def mask_of(self, x: Tensor, key: Key | None, sample_ids: Tensor | None) -> Tensor:
+        entries = self.entries_of((x.shape[0], *(1 for _ in x.shape[1:])), x, key, sample_ids)
+        return entries if self.scale_by_keep else self.xp.astype(entries > 0, "float32")
+
+
+class ChannelModule(ActivationModule):
+    """One entry for each sample and channel, the same at all positions; `data_format` says which axis channels have."""
+
+    data_format: str
+
+    def mask_of(self, x: Tensor, key: Key | None, sample_ids: Tensor | None) -> Tensor:
+        is_last = self.data_format == "channels_last"
+        batch, channels, ones = x.shape[0], x.shape[-1 if is_last else 1], (1,) * (len(x.shape) - 2)
+        entries = self.entries_of((batch, *ones, channels), x, key, sample_ids)
+        return entries if is_last else self.xp.reshape(entries, (-1, channels, *ones))
