@@ -12,7 +12,7 @@ import numpy as np
 
 from pernodedrop import checks, generator
 from pernodedrop._types import Namespace, Params, Shape, Sharing, Tensor, Words
-from pernodedrop.noise import Noise
+from pernodedrop.noise import Noise, shortest
 
 __all__ = ["Mask", "parse_sharing"]
 
@@ -141,7 +141,15 @@ class Mask:
         """The numbers of the mask on the host: those of its noise, and the persistence in units of 2**-24."""
         if self.persistence is None:
             return self.noise.params()
-        return {**self.noise.params(), "persistence": np.int32(round(self.persistence * LEVELS))}
+        return {**self.noise.params(), **persistence_params(self.persistence)}
+
+    def with_params(self, params: Params) -> typing.Self:
+        """The same mask with other numbers, of which `params` may have some."""
+        own = {name: params[name] for name in self.noise.params() if name in params}
+        changed: dict[str, typing.Any] = {"noise": self.noise.with_params(own)} if own else {}
+        if "persistence" in params:
+            changed["persistence"] = _persistence_of(int(params["persistence"]))
+        return dataclasses.replace(self, **changed)
 
     @property
     def at_inference(self) -> bool:
@@ -156,6 +164,16 @@ class Mask:
     def samples(self, sample_ids: Words, xp: Namespace) -> Words:
         """The sample coordinate of each row, from word tensors of sample ids."""
         return xp.modulo(sample_ids, self.bank_size) if self.regime == "bank" else sample_ids
+
+
+def persistence_params(persistence: float) -> dict[str, np.generic]:
+    """The number of a mask that persists so, in units of 2**-24, or an error."""
+    return {"persistence": np.int32(round(checks.check_probability(persistence, "persistence") * LEVELS))}
+
+
+def _persistence_of(level: int) -> float:
+    """The persistence that makes this number of levels: of those, the one that is written with the fewest digits."""
+    return shortest(level / LEVELS, lambda persistence: round(persistence * LEVELS) == level)
 
 
 class Field(typing.NamedTuple):

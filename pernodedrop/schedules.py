@@ -319,6 +319,11 @@ def get(rate: typing.Any, argument: str = "rate") -> tuple[float, Schedule | Non
     return checks.check_rate(rate, argument), None
 
 
+def get_persistence(persistence: typing.Any) -> tuple[float | None, Schedule | None]:
+    """The persistence at the start and the schedule, each or None, that an argument means."""
+    return (persistence(0), persistence) if isinstance(persistence, Schedule) else (persistence, None)
+
+
 def get_noise(noise: str | Noise, rate: typing.Any) -> tuple[Noise, Schedule | None]:
     """The noise at the start and the schedule, or None, that an argument pair `noise`, `rate` means.
 

@@ -17,7 +17,7 @@ import numpy as np
 from pernodedrop import checks, generator, ops
 from pernodedrop._types import Key, Namespace, Params, Shape, Tensor, Words
 from pernodedrop.backends import methods
-from pernodedrop.mask import Field, Mask, coordinate
+from pernodedrop.mask import Field, Mask, coordinate, persistence_params
 from pernodedrop.noise import Noise
 from pernodedrop.schedules import Schedule
 
@@ -34,11 +34,13 @@ class State:
         mask: which mask, at the rate it starts with.
         seed: int, any; None takes one from Python's `random`, which `keras.utils.set_random_seed` seeds.
         schedule: the rate as a function of the key's call number; None has the numbers of the noise.
+        persistence: the mask's persistence likewise; None leaves it where the mask has it.
 
     Attributes:
         mask, seed, schedule: those given.
+        persistence_schedule: `persistence`.
         first_key: the bits of (seed, call) to start with, int32 (2,).
-        first_numbers: NumPy scalars by name to start with; none where a schedule gives them.
+        first_numbers: NumPy scalars by name to start with; without those that a schedule gives.
         number_dtypes: their names and dtypes.
 
     Raises:
@@ -50,30 +52,46 @@ class State:
     ([7, 0], {'threshold': np.int32(8388608)})
     """
 
-    def __init__(self, mask: Mask, seed: int | None = None, schedule: Schedule | None = None) -> None:
-        if schedule is not None and mask.regime != "dynamic":
-            raise ValueError(checks.invalid("rate", f"a float with regime={mask.regime!r}", schedule))
-        self.mask, self.seed, self.schedule = mask, checks.check_seed(seed), schedule
+    def __init__(
+        self,
+        mask: Mask,
+        seed: int | None = None,
+        schedule: Schedule | None = None,
+        persistence: Schedule | None = None,
+    ) -> None:
+        for argument, given in {"rate": schedule, "persistence": persistence}.items():
+            if given is not None and mask.regime != "dynamic":
+                raise ValueError(checks.invalid(argument, f"a float with regime={mask.regime!r}", given))
+        self.mask, self.seed = mask, checks.check_seed(seed)
+        self.schedule, self.persistence_schedule = schedule, persistence
         first = generator.seed_word(random.getrandbits(32) if seed is None else seed)
         self.first_key = np.array([first, 0], "uint32").view("int32")
-        self.first_numbers = mask.noise.params() if schedule is None else {}
-        self.number_dtypes = tuple((name, number.dtype.name) for name, number in self.first_numbers.items())
+        self._tables: dict[str, _Table] = {}
         if schedule is not None:
-            self._shift, self._rates = schedule.table()
-            rows = [mask.noise.with_rate(rate).params() for rate in self._rates]
-            self._table = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+            self._tables["rate"] = _Table(schedule, lambda rate: mask.noise.with_rate(rate).params())
+        if persistence is not None:
+            self._tables["persistence"] = _Table(persistence, persistence_params)
+        scheduled = {name for table in self._tables.values() for name in table.columns}
+        self.first_numbers = {name: value for name, value in mask.params().items() if name not in scheduled}
+        self.number_dtypes = tuple((name, number.dtype.name) for name, number in self.first_numbers.items())
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, State) and (self.mask, self.schedule) == (other.mask, other.schedule)
+        return isinstance(other, State) and self._identity == other._identity
 
     def __hash__(self) -> int:
-        return hash((self.mask, self.schedule))
+        return hash(self._identity)
 
-    def noise(self, call: int, numbers: Params) -> Noise:
-        """The noise at a call number, on the host; `numbers` are the present ones, where there is no schedule."""
-        if self.schedule is None:
-            return self.mask.noise.with_params(numbers)
-        return self.mask.noise.with_rate(self._rates[min(call >> self._shift, len(self._rates) - 1)])
+    @property
+    def _identity(self) -> tuple[Mask, Schedule | None, Schedule | None]:
+        return self.mask, self.schedule, self.persistence_schedule
+
+    def mask_at(self, call: int, numbers: Params) -> Mask:
+        """The mask at a call number, on the host; `numbers` are the present ones, but for those a schedule gives."""
+        mask = self.mask.with_params(numbers)
+        held: dict[str, typing.Any] = {argument: table.held(call) for argument, table in self._tables.items()}
+        if "rate" in held:
+            held["noise"] = mask.noise.with_rate(held.pop("rate"))
+        return dataclasses.replace(mask, **held)
 
     def numbers_of(self, bits: Tensor, view: collections.abc.Callable[[Tensor, str], Tensor]) -> dict[str, Tensor]:
         """The numbers by name that `bits` are of; `view` gives the bits of an int32 scalar in another dtype."""
@@ -92,7 +110,9 @@ class State:
         A schedule is at the update number, which is the key's call number where None is given.
         """
         update = key[1] if update is None else update
-        return Field(self.mask.noise, self._numbers(update, numbers, device, xp), self.mask.key(key, xp))
+        for table in self._tables.values():
+            numbers = {**numbers, **table.numbers(update, device, xp)}
+        return Field(self.mask.noise, numbers, self.mask.key(key, xp))
 
     def samples(self, x: Tensor, sample_ids: Tensor | None, xp: Namespace) -> Words:
         """The sample coordinates of the rows of x, or an error about ids that do not go with the mask."""
@@ -173,14 +193,26 @@ class State:
 
         return [of_group(n) for n in range(groups)]
 
-    def _numbers(self, call: Words, numbers: Params, device: typing.Any, xp: Namespace) -> Params:
-        if self.schedule is None:
-            return numbers
-        last = len(self._rates) - 1
-        row = xp.astype(xp.shift_right(call, self._shift), "int32")
-        row = xp.where((row < 0) | (row > last), last, row)  # a word from 2**31 may be negative as an int
-        rows = {name: xp.asarray(table, device=device) for name, table in self._table.items()}
-        return {name: xp.reshape(xp.take(table, row, axis=0), ()) for name, table in rows.items()}
+
+class _Table:
+    """The numbers that follow a schedule, a row of them for each stretch of update numbers."""
+
+    def __init__(self, schedule: Schedule, params_at: collections.abc.Callable[[float], dict[str, np.generic]]) -> None:
+        self.shift, self.values = schedule.table()
+        rows = [params_at(value) for value in self.values]
+        self.columns = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        self.last = len(rows) - 1
+
+    def held(self, update: int) -> float:
+        """What the schedule gives at an update number, as far as there are rows."""
+        return self.values[min(update >> self.shift, self.last)]
+
+    def numbers(self, update: Words, device: typing.Any, xp: Namespace) -> Params:
+        """The numbers at an update number, a word tensor (1,), as scalar tensors by name."""
+        row = xp.astype(xp.shift_right(update, self.shift), "int32")
+        row = xp.where((row < 0) | (row > self.last), self.last, row)  # a word from 2**31 may be negative as an int
+        columns = {name: xp.asarray(column, device=device) for name, column in self.columns.items()}
+        return {name: xp.reshape(xp.take(column, row, axis=0), ()) for name, column in columns.items()}
 
 
 class Patches(typing.NamedTuple):
@@ -266,12 +298,12 @@ class Regularizer:
     @property
     def noise(self) -> Noise:
         """The noise with its present numbers."""
-        return self.state.noise(self.updates, self.numbers_on_host())
+        return self.mask.noise
 
     @property
     def mask(self) -> Mask:
-        """Which mask, with the noise's present numbers."""
-        return dataclasses.replace(self.state.mask, noise=self.noise)
+        """Which mask, with its present numbers."""
+        return self.state.mask_at(self.updates, self.numbers_on_host())
 
     @property
     def is_stochastic(self) -> bool:
@@ -288,7 +320,23 @@ class Regularizer:
 
     @rate.setter
     def rate(self, rate: float) -> None:
-        self.put_numbers(self.noise_with_rate(rate).params())
+        self.put_numbers({**self.numbers_on_host(), **self.noise_with_rate(rate).params()})
+
+    @property
+    def persistence(self) -> float | None:
+        """The probability that an entry keeps its value from one position to the next; None where nothing persists.
+
+        Setting it takes effect from the next call, as that of `rate` does.
+        """
+        return self.mask.persistence
+
+    @persistence.setter
+    def persistence(self, persistence: float) -> None:
+        if self.state.persistence_schedule is not None or self.state.mask.persistence is None:
+            whose = f"The persistence of {getattr(self, 'name', type(self).__name__)!r}"
+            follows = f"follows {self.state.persistence_schedule!r} and cannot be set"
+            raise AttributeError(f"{whose} {follows if self.state.persistence_schedule else 'is that of its sharing'}.")
+        self.put_numbers({**self.numbers_on_host(), **persistence_params(persistence)})
 
     def noise_with_rate(self, rate: float) -> Noise:
         """The noise at another rate, or an error if it can have no such rate."""

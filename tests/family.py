@@ -148,6 +148,7 @@ FAMILY = {
     "per_node_drop_depthwise": Case(wrap(pnd.PerNodeDrop, keras.layers.DepthwiseConv1D, 3), shape=SERIES),
     "drop_connect": Case(wrap(pnd.DropConnect)),
     "dropout": Case(between(pnd.Dropout)),
+    "dropout_persistent": Case(between(pnd.Dropout, persistence=0.7), shape=SERIES),
     "gaussian_dropout": Case(between(pnd.GaussianDropout)),
     "alpha_dropout": Case(between(pnd.AlphaDropout)),
     "spatial_dropout_2d": Case(between(pnd.SpatialDropout2D, 0.2), shape=IMAGE),

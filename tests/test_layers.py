@@ -57,6 +57,52 @@ def test_dropout_has_the_masks_of_per_input_sharing():
     np.testing.assert_allclose(host(weight_noise(x, training=True)), y, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("make", "sharing"),
+    [
+        (lambda **kwargs: pnd.Dropout(0.5, seed=1, **kwargs), "out"),
+        (lambda **kwargs: pnd.PerNodeDense(5, seed=1, **kwargs), ()),
+        (lambda **kwargs: pnd.DropConnect(keras.layers.Dense(5), seed=1, **kwargs), "sample"),
+    ],
+    ids=["dropout", "per_node_drop", "drop_connect"],
+)
+def test_persistence_is_that_of_the_mask_and_may_change(make, sharing):
+    layer, x = make(persistence=0.5), inputs(4, 7, 6)
+    layer.build(x.shape)
+    kernel = np.eye(6) if sharing == "out" else host(layer.layer.kernel)
+    for call, persistence in enumerate((0.5, 1.0, 0.0)):
+        layer.persistence = persistence
+        assert (layer.persistence, layer.mask.persistence) == (persistence, persistence)
+        m = mask((4, 7, *kernel.shape), key=(1, call), sharing=sharing, persistence=persistence)
+        y = host(layer(x, training=True, key=(1, call)))
+        np.testing.assert_allclose(y, np.einsum("bti,io,btio->bto", x, kernel, m), atol=1e-5)
+
+
+def test_persistence_follows_a_schedule_of_its_own():
+    rate, persistence = pnd.schedules.Linear(0.1, 0.5, steps=4), pnd.schedules.Step([0.2, 0.9], [2])
+    layer, x = pnd.PerNodeDense(5, rate, persistence=persistence, seed=1), inputs(2, 7, 6)
+    layer.build(x.shape)
+    for call in range(5):
+        assert (layer.rate, layer.persistence) == (rate(call), persistence(call))
+        m = mask((2, 7, 6, 5), pnd.Bernoulli(rate(call)), (1, call), persistence=persistence(call))
+        y = np.einsum("bti,io,btio->bto", x, host(layer.layer.kernel), m)
+        np.testing.assert_allclose(host(layer(x, training=True)), y, atol=1e-5)
+    with pytest.raises(AttributeError, match=r"follows Step.* and cannot be set"):
+        layer.persistence = 0.5
+
+
+def test_persistence_that_cannot_be_is_refused():
+    with pytest.raises(AttributeError, match="'plain' is that of its sharing"):
+        pnd.Dropout(0.5, name="plain").persistence = 0.5
+    layer = pnd.Dropout(0.5, persistence=0.5)
+    with pytest.raises(ValueError, match=r"`persistence`. Expected a float in \[0, 1\]"):
+        layer.persistence = 1.5
+    with pytest.raises(ValueError, match=r"`persistence`. Expected a float with regime='fixed'"):
+        pnd.PerNodeDense(2, regime="fixed", persistence=pnd.schedules.Linear(0.1, 0.5, 3))
+    with pytest.raises(ValueError, match=r"`sharing`. Expected one without 'time'"):
+        pnd.PerNodeDense(2, sharing="time", persistence=0.5)
+
+
 @pytest.mark.parametrize("noise_shape", [None, (None, 1, None), (1, 3, 6), (None, None, 1)])
 def test_dropout_noise_shape_broadcasts_the_mask(noise_shape):
     x = np.ones((4, 3, 6), "float32")

@@ -15,7 +15,7 @@ import keras
 import numpy as np
 
 import pernodedrop as pnd
-from tests.family import FAMILY, Case, between, host, wrap
+from tests.family import FAMILY, SERIES, Case, between, host, wrap
 
 FOLDER = pathlib.Path(__file__).parent / "zoo"
 ANSWERS = FOLDER / "answers.json"
@@ -34,6 +34,9 @@ ANIMALS = {
     "per_node_drop_uniform": Case(wrap(pnd.PerNodeDrop, noise=pnd.Uniform(half_width=0.5))),
     "per_node_drop_stddev": Case(wrap(pnd.PerNodeDrop, noise=pnd.Gaussian(stddev=0.3))),
     "per_node_drop_gaussian_fixed": Case(wrap(pnd.PerNodeDrop, noise="gaussian", regime="fixed")),
+    "per_node_drop_persistent": Case(
+        wrap(pnd.PerNodeDrop, persistence=pnd.schedules.Linear(0.2, 0.9, steps=4)), shape=SERIES
+    ),
     "per_node_drop_gaussian_bank": Case(wrap(pnd.PerNodeDrop, noise="gaussian", regime="bank", bank_size=2)),
 }
 

@@ -147,6 +147,13 @@ def of_members():
     return host(layer(np.ones((SAMPLES, IN, OUT), "float32")))
 
 
+def of_persistence():
+    """Dropout of one sequence at rising persistence, positions down: an entry is that of before, or is drawn anew."""
+    ones = np.ones((1, 2 * IN, OUT), "float32")
+    layers = [pnd.Dropout(0.3, persistence=persistence, seed=1) for persistence in (0.0, 0.5, 0.9, 1.0)]
+    return np.concatenate([host(layer(ones, training=True, key=KEY)) for layer in layers])
+
+
 PANELS = {
     "per_node_drop": wrapped(pnd.PerNodeDrop, 0.3),
     "per_node_drop_gaussian": wrapped(pnd.PerNodeDrop, 0.3, "gaussian", method="materialized"),
@@ -164,6 +171,7 @@ PANELS = {
     "noise_injection": of_injection,
     "noisy_attention": of_query,
     "dropout": stood(pnd.Dropout, 0.3),
+    "dropout_persistence": of_persistence,
     "gaussian_dropout": stood(pnd.GaussianDropout, 0.3),
     "alpha_dropout": stood(pnd.AlphaDropout, 0.3),
     "spatial_dropout": lambda: of_channels(pnd.SpatialDropout2D(0.5, seed=1)),

@@ -133,7 +133,7 @@ class Noisy(Regularizer, torch.nn.Module):
         key = np.array([checks.check_word(word, "key") for word in state["key"]], "uint32").view("int32")
         numbers = np.array(list(state["numbers"].values()), "int32")
         if own["numbers"]:  # refuses what is out of range
-            self.state.mask.noise.with_params(self.state.numbers_of(numbers, lambda bits, dtype: bits.view(dtype)))
+            self.state.mask.with_params(self.state.numbers_of(numbers, lambda bits, dtype: bits.view(dtype)))
         for name, bits in zip(BUFFERS, (key, numbers), strict=True):
             self._put(name, bits)
 

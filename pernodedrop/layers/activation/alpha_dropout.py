@@ -30,7 +30,7 @@ class AlphaDropout(ShapedNoise):
 
     Args:
         rate: drop rate in [0, 1), or a schedule of `pernodedrop.schedules`; a and b follow it.
-        noise_shape, seed, **kwargs: as for `pernodedrop.Dropout`.
+        noise_shape, seed, persistence, **kwargs: as for `pernodedrop.Dropout`.
 
     Call arguments, shapes and dtypes: as for `pernodedrop.Dropout`.
 

@@ -23,6 +23,10 @@ class Dropout(ShapedNoise):
         noise_shape: shape of the mask, broadcast against the input, None entries being the input's sizes; None is the
             input's shape.
         seed: int, any; None takes one from Python's `random`.
+        persistence: the probability in [0, 1] that an entry keeps its value from one position of (batch, time, in) to
+            the next, and is not drawn anew, or a schedule of it. None and 0 are a mask for every position, 1 is one for
+            the sequence (arXiv 1512.05287); between them it is Markov dropout. Positions of several axes follow each
+            other row by row.
         **kwargs: those of `keras.layers.Layer`.
 
     Call arguments:
@@ -46,10 +50,15 @@ class Dropout(ShapedNoise):
     """
 
     def __init__(
-        self, rate: float | Schedule, noise_shape: Shape | None = None, seed: int | None = None, **kwargs: typing.Any
+        self,
+        rate: float | Schedule,
+        noise_shape: Shape | None = None,
+        seed: int | None = None,
+        persistence: float | Schedule | None = None,
+        **kwargs: typing.Any,
     ) -> None:
         start, schedule = schedules.get(rate)
-        super().__init__(Bernoulli(start), noise_shape=noise_shape, seed=seed, schedule=schedule, **kwargs)
+        super().__init__(Bernoulli(start), noise_shape, seed, schedule, persistence, **kwargs)
 
     def get_config(self) -> Config:
         return {**super().get_config(), "rate": self.rate_config}

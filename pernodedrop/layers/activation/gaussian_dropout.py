@@ -19,8 +19,8 @@ class GaussianDropout(ShapedNoise):
 
     Args:
         rate: drop rate in [0, 1) of the Dropout with the same variance, or a schedule of `pernodedrop.schedules`.
-        seed, noise_shape, **kwargs: as for `pernodedrop.Dropout`, in the order of `keras.layers.GaussianDropout`, which
-            has no `noise_shape`.
+        seed, noise_shape, persistence, **kwargs: as for `pernodedrop.Dropout`, seed first as it is in
+            `keras.layers.GaussianDropout`, which has no `noise_shape`.
 
     Call arguments, shapes and dtypes: as for `pernodedrop.Dropout`.
 
@@ -36,10 +36,15 @@ class GaussianDropout(ShapedNoise):
     """
 
     def __init__(
-        self, rate: float | Schedule, seed: int | None = None, noise_shape: Shape | None = None, **kwargs: typing.Any
+        self,
+        rate: float | Schedule,
+        seed: int | None = None,
+        noise_shape: Shape | None = None,
+        persistence: float | Schedule | None = None,
+        **kwargs: typing.Any,
     ) -> None:
         start, schedule = schedules.get(rate)
-        super().__init__(Gaussian(rate=start), noise_shape=noise_shape, seed=seed, schedule=schedule, **kwargs)
+        super().__init__(Gaussian(rate=start), noise_shape, seed, schedule, persistence, **kwargs)
 
     def get_config(self) -> Config:
         return {**super().get_config(), "rate": self.rate_config}

@@ -34,14 +34,20 @@ class Noisy(NoiseLayer, Regularizer):
         mask: which mask, a `pernodedrop.Mask`.
         seed: int, any; None takes one from Python's `random`, which `keras.utils.set_random_seed` seeds.
         schedule: the rate as a function of the key's call number, instead of those scalars; None has none.
+        persistence: the mask's persistence likewise.
     """
 
     xp = xp
 
     def __init__(
-        self, mask: Mask, seed: int | None = None, schedule: Schedule | None = None, **kwargs: typing.Any
+        self,
+        mask: Mask,
+        seed: int | None = None,
+        schedule: Schedule | None = None,
+        persistence: Schedule | None = None,
+        **kwargs: typing.Any,
     ) -> None:
-        state = State(mask, seed, schedule)
+        state = State(mask, seed, schedule, persistence)
         super().__init__(**kwargs)
         self.state = state
         self._key = self._variable("key", state.first_key)
@@ -71,6 +77,12 @@ class Noisy(NoiseLayer, Regularizer):
     def rate_config(self) -> float | Config | None:
         """The rate, or the schedule, as `get_config` gives it and `pernodedrop.schedules.get` takes it."""
         return self.rate if self.schedule is None else keras.saving.serialize_keras_object(self.schedule)
+
+    @property
+    def persistence_config(self) -> float | Config | None:
+        """The persistence, or the schedule, as `get_config` gives it."""
+        schedule = self.state.persistence_schedule
+        return self.persistence if schedule is None else keras.saving.serialize_keras_object(schedule)
 
     @property
     def noise_config(self) -> Config:
@@ -111,7 +123,7 @@ class Noisy(NoiseLayer, Regularizer):
     def load_own_variables(self, store: typing.Any) -> None:
         values = saving.read(self, self._kind, store)
         if numbers := {name: values[name][()] for name in self._number_names}:
-            self.state.mask.noise.with_params(numbers)  # refuses what is out of range
+            self.state.mask.with_params(numbers)  # refuses what is out of range
         for name, variable in saving.named_variables(self).items():
             variable.assign(values[name])
 

@@ -23,7 +23,7 @@ FORMAT = 1
 A new argument of a layer raises it: what was saved before has the default, which has to mean what layers did then.
 """
 
-NOISE = ("rate", "base_rate", "noise")
+NOISE = ("rate", "base_rate", "noise", "persistence")
 """What a config may have a schedule or a noise under."""
 
 OF_ANY_LAYER = {"name", "trainable", "dtype"}

@@ -2,6 +2,7 @@
 
 import typing
 
+from pernodedrop import schedules
 from pernodedrop._types import Config, Key, Shape, Tensor
 from pernodedrop.layers.base.activation_noise import ActivationNoise
 from pernodedrop.layers.base.noisy import xp
@@ -16,6 +17,7 @@ class ShapedNoise(ActivationNoise):
     Args:
         noise: the distribution of an entry, a `pernodedrop.Noise`.
         noise_shape: shape of the mask; None entries are the input's sizes, and None is the input's shape.
+        persistence: that of the mask from one position to the next, a float, a `Schedule`, or None.
         seed, schedule, **kwargs: as for `ActivationNoise`.
     """
 
@@ -25,11 +27,14 @@ class ShapedNoise(ActivationNoise):
         noise_shape: Shape | None = None,
         seed: int | None = None,
         schedule: Schedule | None = None,
+        persistence: float | Schedule | None = None,
         **kwargs: typing.Any,
     ) -> None:
         self.noise_shape = check_noise_shape(noise_shape)
         sharing = "sample+out" if self.noise_shape and self.noise_shape[0] == 1 else "out"
-        super().__init__(Mask(noise, sharing), seed=seed, schedule=schedule, **kwargs)
+        start, slow = schedules.get_persistence(persistence)
+        mask = Mask(noise, sharing, persistence=start)
+        super().__init__(mask, seed=seed, schedule=schedule, persistence=slow, **kwargs)
 
     def check_shape(self, shape: Shape) -> None:
         broadcast_shape(self.noise_shape, shape)
@@ -38,4 +43,4 @@ class ShapedNoise(ActivationNoise):
         return self.entries_of(broadcast_shape(self.noise_shape, xp.shape(inputs)), inputs, key, sample_ids)
 
     def get_config(self) -> Config:
-        return {**super().get_config(), "noise_shape": self.noise_shape}
+        return {**super().get_config(), "noise_shape": self.noise_shape, "persistence": self.persistence_config}

@@ -47,7 +47,7 @@ class DropConnect(MaskedProduct):
         layer: the inner layer, of one of the kinds that `pernodedrop.PerNodeDrop` takes.
         rate: drop rate in [0, 1), or a schedule of `pernodedrop.schedules`; 0.5. The keep of inference is that of the
             next update.
-        sharing: "sample+time": one mask a batch. "time": one mask a sample, which is binary PerNodeDrop.
+        sharing: "sample+time", or None: one mask a batch. "time": one mask a sample, which is binary PerNodeDrop.
         mask_bias: whether entries of the bias are dropped too, as a further input that is 1: their in coordinate is the
             one after the kernel's last and their out coordinate is row-major over the bias. `sharing` has "time" then.
         scaling: "inverted" divides by keep in training. "none" does not, and multiplies by keep at inference the
@@ -57,7 +57,8 @@ class DropConnect(MaskedProduct):
             no activation the two are one, and it is computed as "mean".
         inference_samples: the draws of the Gaussian inference, 100, which is a choice of ours. Its error has the
             standard deviation of a(y) over the square root of them.
-        seed, method, **kwargs: as for `pernodedrop.PerNodeDrop`.
+        seed, method, persistence, **kwargs: as for `pernodedrop.PerNodeDrop`; beside `persistence` a sharing of None is
+            "sample".
 
     The draws of the Gaussian inference are functions of the layer's seed, the number of the draw and the place along
     the axis of channels alone, the same for all samples, positions and calls: a prediction does not depend on the
@@ -86,21 +87,25 @@ class DropConnect(MaskedProduct):
         self,
         layer: keras.layers.Layer,
         rate: float | Schedule = 0.5,
-        sharing: Sharing = "sample+time",
+        sharing: Sharing = None,
         mask_bias: bool = False,
         scaling: str = "inverted",
         inference: str = "mean",
         inference_samples: int = 100,
         seed: int | None = None,
         method: str = "auto",
+        persistence: float | Schedule | None = None,
         **kwargs: typing.Any,
     ) -> None:
         start, schedule = schedules.get(rate)
-        mask = Mask(Bernoulli(start), sharing)
+        persistence, slow = schedules.get_persistence(persistence)
+        if sharing is None:
+            sharing = "sample+time" if persistence is None else "sample"
+        mask = Mask(Bernoulli(start), sharing, persistence=persistence)
         mask_bias = checks.check_bool(mask_bias, "mask_bias")
         if mask_bias and "time" not in mask.sharing:
             raise ValueError(checks.invalid("sharing", "coordinates with 'time' beside mask_bias=True", sharing))
-        super().__init__(layer, mask, seed=seed, method=method, schedule=schedule, **kwargs)
+        super().__init__(layer, mask, seed=seed, method=method, schedule=schedule, persistence=slow, **kwargs)
         self.mask_bias = mask_bias
         self.scaling = checks.check_choice(scaling, "scaling", SCALINGS)
         self.inference = checks.check_choice(inference, "inference", INFERENCES)
@@ -189,6 +194,7 @@ class DropConnect(MaskedProduct):
             **super().get_config(),
             "rate": self.rate_config,
             "sharing": sorted(self.sharing),
+            "persistence": self.persistence_config,
             "mask_bias": self.mask_bias,
             "scaling": self.scaling,
             "inference": self.inference,

@@ -40,6 +40,9 @@ class PerNodeDrop(MaskedProduct):
         sharing: coordinates that the mask does not depend on, as in `pernodedrop.ops.masked_dense`; None shares a
             sample's mask over the positions of inputs of rank 3 and more.
         bank_size: number of masks in the bank regime.
+        persistence: the probability in [0, 1] that an entry keeps its value from one position of (batch, time, in) to
+            the next, and is not drawn anew, or a schedule of it; `sharing` has no "time" then, and its None
+            shares nothing. None leaves positions to `sharing`.
         seed: int, any; None takes one from Python's `random` (`keras.utils.set_random_seed` makes that repeatable).
             Seeds s and s + 1 give independent masks. It is saved with the config, the present key with the weights.
         method: how the product is computed, as in `pernodedrop.ops.masked_dense`.
@@ -79,12 +82,14 @@ class PerNodeDrop(MaskedProduct):
         bank_size: int | None = None,
         seed: int | None = None,
         method: str = "auto",
+        persistence: float | Schedule | None = None,
         **kwargs: typing.Any,
     ) -> None:
         refuse_words_of_the_author(kwargs)
         noise, schedule = schedules.get_noise(noise, rate)
-        mask = Mask(noise, sharing, regime, bank_size)
-        super().__init__(layer, mask, seed=seed, method=method, schedule=schedule, **kwargs)
+        start, slow = schedules.get_persistence(persistence)
+        mask = Mask(noise, sharing, regime, bank_size, start)
+        super().__init__(layer, mask, seed=seed, method=method, schedule=schedule, persistence=slow, **kwargs)
 
     def get_config(self) -> Config:
         return {
@@ -93,6 +98,7 @@ class PerNodeDrop(MaskedProduct):
             "regime": self.regime,
             "sharing": sorted(self.sharing),
             "bank_size": self.members,
+            "persistence": self.persistence_config,
         }
 
 
@@ -110,7 +116,8 @@ def PerNodeDense(  # noqa: N802 - it makes a layer, and is named like one
     Args:
         units, activation: those of the Dense layer.
         rate, noise, regime, seed: those of `PerNodeDrop`.
-        **kwargs: `sharing`, `bank_size`, `method` and `name` of `PerNodeDrop`; everything else goes to Dense.
+        **kwargs: `sharing`, `bank_size`, `method`, `persistence` and `name` of `PerNodeDrop`; everything else goes to
+            Dense.
 
     Returns:
         A `PerNodeDrop`; its `layer` is the Dense layer.
@@ -120,7 +127,8 @@ def PerNodeDense(  # noqa: N802 - it makes a layer, and is named like one
     8
     """
     refuse_words_of_the_author(kwargs)
-    of_wrapper = {name: kwargs.pop(name) for name in ("sharing", "bank_size", "method", "name") if name in kwargs}
+    names = ("sharing", "bank_size", "method", "persistence", "name")
+    of_wrapper = {name: kwargs.pop(name) for name in names if name in kwargs}
     dense = keras.layers.Dense(units, activation=activation, **kwargs)
     return PerNodeDrop(dense, rate=rate, noise=noise, regime=regime, seed=seed, **of_wrapper)
 
