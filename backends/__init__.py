@@ -100,8 +100,10 @@ def of(**tensors: Tensor) -> Namespace:
     """The ops namespace that all the tensors, given by argument name, belong to.
 
     Raises:
-        TypeError: something that is no tensor of a known framework, or tensors of different frameworks.
+        TypeError: no tensor, something that is none of a known framework, or tensors of different frameworks.
     """
+    if not tensors:
+        raise TypeError(checks.invalid("tensors", "one at least, by the name of an argument", tensors))
     found = {}
     for argument, tensor in tensors.items():
         name = name_of(tensor)
