@@ -91,6 +91,8 @@ def name_of(tensor: object) -> str | None:
         return None
     for cls in type(tensor).__mro__:
         root = "numpy" if cls.__module__.startswith("scipy.sparse.") else cls.__module__.partition(".")[0]
+        if root == "keras":  # its variables, of which some derive from a tensor of TensorFlow, and are none
+            return None
         if root in _ROOTS and root in sys.modules:
             return _ROOTS[root]
     return None
@@ -108,7 +110,7 @@ def of(**tensors: Tensor) -> Namespace:
     for argument, tensor in tensors.items():
         name = name_of(tensor)
         if name is None:
-            expected = "a tensor of NumPy, TensorFlow, torch or JAX"
+            expected = "a tensor of NumPy, TensorFlow, torch or JAX (of a variable of Keras its `value`)"
             raise TypeError(checks.invalid(argument, expected, type(tensor)))
         found[argument] = name
     if len(set(found.values())) > 1:

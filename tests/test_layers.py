@@ -401,6 +401,16 @@ def test_bad_calls_are_refused_by_name(layer, call, words):
         call(layer)
 
 
+def test_a_variable_of_keras_is_refused_with_what_to_give():
+    x, w = (keras.Variable(np.ones((3, 3), "float32")) for _ in range(2))
+    with pytest.raises(TypeError, match=r"`x`. Expected a tensor.*of a variable of Keras its `value`"):
+        pnd.ops.masked_dense(x, w, pnd.Bernoulli(0.5), (1, 0))
+    y = pnd.ops.masked_dense(x.value, w.value, pnd.Bernoulli(0.0), (1, 0))
+    assert host(y).tolist() == [[3.0] * 3] * 3
+    with pytest.raises((TypeError, ValueError), match=r"`sample_ids`"):
+        pnd.ops.masked_dense(x.value, w.value, pnd.Bernoulli(0.5), (1, 0), sample_ids=x)
+
+
 SWITCHES = {
     "NumPy's bool": np.bool_,
     "a NumPy array": np.array,
