@@ -91,6 +91,8 @@ def name_of(tensor: object) -> str | None:
         return None
     for cls in type(tensor).__mro__:
         root = "numpy" if cls.__module__.startswith("scipy.sparse.") else cls.__module__.partition(".")[0]
+        if root == "keras":  # its variables, of which some derive from a tensor of TensorFlow, and are none
+            return None
         if root in _ROOTS and root in sys.modules:
             return _ROOTS[root]
     return None
@@ -100,13 +102,15 @@ def of(**tensors: Tensor) -> Namespace:
     """The ops namespace that all the tensors, given by argument name, belong to.
 
     Raises:
-        TypeError: something that is no tensor of a known framework, or tensors of different frameworks.
+        TypeError: no tensor, something that is none of a known framework, or tensors of different frameworks.
     """
+    if not tensors:
+        raise TypeError(checks.invalid("tensors", "one at least, by the name of an argument", tensors))
     found = {}
     for argument, tensor in tensors.items():
         name = name_of(tensor)
         if name is None:
-            expected = "a tensor of NumPy, TensorFlow, torch or JAX"
+            expected = "a tensor of NumPy, TensorFlow, torch or JAX (of a variable of Keras its `value`)"
             raise TypeError(checks.invalid(argument, expected, type(tensor)))
         found[argument] = name
     if len(set(found.values())) > 1:

@@ -111,7 +111,7 @@ def astype(x, name):
 
 
 def asarray(x, device=None):
-    if hasattr(x, "dtype") and issubdtype(x.dtype, jax.dtypes.prng_key):
+    if isinstance(x, jax.Array) and issubdtype(x.dtype, jax.dtypes.prng_key):
         return jax.random.key_data(x)
     return _asarray(x)
 

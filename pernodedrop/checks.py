@@ -1,6 +1,7 @@
 """Checks of arguments: each error names the argument, what was expected and what was received."""
 
 import collections.abc
+import contextlib
 import dataclasses
 import difflib
 import itertools
@@ -175,9 +176,16 @@ def check_optional_bool(value: typing.Any, argument: str) -> bool | None:
 
 
 def check_training(training: typing.Any) -> bool | None:
-    """Return a call's `training` as a bool, which 0 and 1 may stand for, or as it is if it is None, or raise."""
-    if is_int(training) and training in (0, 1):
-        return bool(training)
+    """Return a call's `training` as a bool, which 0 and 1 may stand for, or as it is if it is None, or raise.
+
+    Keras makes a scalar tensor of NumPy's True, and takes those of users: so does this, where the value is known.
+    """
+    value = training
+    if getattr(training, "shape", None) == () and ("bool" in str(training.dtype) or "int" in str(training.dtype)):
+        with contextlib.suppress(Exception):  # of a tensor in a graph, which the error shows
+            value = int(training)
+    if is_int(value) and value in (0, 1):
+        return bool(value)
     return check_optional_bool(training, "training")
 
 

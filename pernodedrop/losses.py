@@ -81,7 +81,9 @@ def symmetric_kl(p: Tensor, q: Tensor, from_logits: bool = False, kl: str = "mea
     sizes = zip(p.shape, q.shape, strict=False)
     if len(p.shape) != len(q.shape) or any(None not in pair and pair[0] != pair[1] for pair in sizes):
         raise ValueError(checks.invalid("q", f"the shape of `p`, {tuple(p.shape)}", tuple(q.shape)))
-    (p, log_p), (q, log_q) = (_probabilities(predictions, from_logits) for predictions in (p, q))
+    dtypes = {keras.backend.standardize_dtype(predictions.dtype) for predictions in (p, q)}
+    dtype = "float64" if dtypes == {"float64"} else "float32"
+    (p, log_p), (q, log_q) = (_probabilities(keras.ops.cast(given, dtype), from_logits) for given in (p, q))
     return half * keras.ops.sum((p - q) * (log_p - log_q), axis=-1)
 
 
@@ -351,9 +353,7 @@ def _predictions(given: typing.Any, argument: str) -> Tensor:
 
 
 def _probabilities(predictions: Tensor, from_logits: bool) -> tuple[Tensor, Tensor]:
-    """Probabilities and their logarithms, in float32 at least."""
-    if keras.backend.standardize_dtype(predictions.dtype) != "float64":
-        predictions = keras.ops.cast(predictions, "float32")
+    """Probabilities and their logarithms."""
     if from_logits:
         log = keras.ops.maximum(keras.ops.log_softmax(predictions), LEAST_LOG)
         return keras.ops.exp(log), log

@@ -139,6 +139,8 @@ def test_a_tensor_belongs_to_its_backend_and_other_things_to_none():
     assert backends.of(x=tensor([1.0]), w=tensor([2.0])) is XP
     for thing in (1.0, [1.0], "x", None, object()):
         assert backends.name_of(thing) is None
+    with pytest.raises(TypeError, match=r"`tensors`. Expected one at least.* Received: tensors=\{\}"):
+        backends.of()
 
 
 @pytest.mark.filterwarnings("ignore:Sparse CS. tensor support is in beta")

@@ -116,6 +116,22 @@ def test_noisy_convolution_is_the_sum_over_its_mask(name, sharing):
     np.testing.assert_allclose(host(y), expected, atol=2e-5)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("sharing", ["time", (), "sample+time"], ids=str)
+@pytest.mark.parametrize("name", ["conv2d_same", "depthwise2d"])
+def test_nan_and_infinity_show_where_a_window_has_them_dropped_or_not(name, sharing, value):
+    make, shape = LAYERS[name]
+    inner, x = make(), inputs(shape)
+    layer = pnd.PerNodeDrop(inner, sharing=sharing, seed=1)
+    layer.build(shape)
+    x[1].flat[13] = value
+    with np.errstate(invalid="ignore"):
+        wanted = convolution(x, inner, mask_of(inner, shape, sharing))
+        got = host(layer(x, training=True))
+    np.testing.assert_array_equal(np.isnan(got), np.isnan(wanted))
+    np.testing.assert_array_equal(np.isinf(got), np.isinf(wanted))
+
+
 def with_kernel(layer):
     """A call of a layer at one key as a function of its input and its kernel."""
     layer.build(layer.layer.get_build_config()["input_shape"])

@@ -9,7 +9,7 @@ import pytest
 import pernodedrop as pnd
 from pernodedrop.internals import of_keras
 from tests.family import FAMILY, Case, Subclassed, host, inputs, noisy_layer
-from tests.frameworks import needs_training
+from tests.frameworks import compiled, needs_training, tensor
 from tests.noises import Triangular
 
 BACKEND = keras.backend.backend()
@@ -445,6 +445,53 @@ def test_bad_arguments_are_refused_by_name(make, words):
 def test_bad_calls_are_refused_by_name(layer, call, words):
     with pytest.raises((TypeError, ValueError), match=words):
         call(layer)
+
+
+def test_a_variable_of_keras_is_refused_with_what_to_give():
+    x, w = (keras.Variable(np.ones((3, 3), "float32")) for _ in range(2))
+    with pytest.raises(TypeError, match=r"`x`. Expected a tensor.*of a variable of Keras its `value`"):
+        pnd.ops.masked_dense(x, w, pnd.Bernoulli(0.5), (1, 0))
+    y = pnd.ops.masked_dense(x.value, w.value, pnd.Bernoulli(0.0), (1, 0))
+    assert host(y).tolist() == [[3.0] * 3] * 3
+    with pytest.raises((TypeError, ValueError), match=r"`sample_ids`"):
+        pnd.ops.masked_dense(x.value, w.value, pnd.Bernoulli(0.5), (1, 0), sample_ids=x)
+
+
+SWITCHES = {
+    "NumPy's bool": np.bool_,
+    "a NumPy array": np.array,
+    "an int": int,
+    "a tensor": lambda value: tensor(np.array(value)),
+    "a tensor of an int": lambda value: tensor(np.array(value, "int32")),
+}
+
+
+@pytest.mark.parametrize("kind", SWITCHES)
+@pytest.mark.parametrize("value", [False, True])
+def test_training_is_whatever_keras_takes_for_a_bool(kind, value):
+    """Keras makes a scalar tensor of NumPy's before a layer sees it."""
+    for name in ("per_node_drop", "dropout", "masksembles"):
+        layer, x = made(name), FAMILY[name].inputs(4)
+        layer(x)
+        given, plain = (host(layer(x, training=training, key=(1, 0))) for training in (SWITCHES[kind](value), value))
+        np.testing.assert_array_equal(given, plain)
+
+
+@pytest.mark.parametrize("bad", [2, 1.0, -1, "yes", [True], [1]], ids=repr)
+def test_training_that_is_no_bool_is_refused(bad):
+    layer, x = made("per_node_drop"), inputs(4, 6)
+    given = [bad] if isinstance(bad, str) else [bad, np.array(bad), tensor(np.array(bad))]
+    for training in given:
+        with pytest.raises((TypeError, ValueError), match=r"`training`. Expected True, False or None. Received: train"):
+            layer(x, training=training)
+
+
+@pytest.mark.only_backend("jax", "tensorflow", reason="torch asks for the value and stops the graph there")
+def test_training_that_only_the_run_knows_is_refused():
+    layer, x = made("per_node_drop"), tensor(inputs(4, 6))
+    layer(x)
+    with pytest.raises(TypeError, match=r"`training`. Expected True, False or None"):
+        compiled(lambda training: layer(x, training=training))(tensor(np.array(True)))
 
 
 def test_groups_of_a_gaussian_kernel_have_noise_of_their_own():

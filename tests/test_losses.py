@@ -11,7 +11,7 @@ from scipy.special import log_softmax, rel_entr, softmax
 import pernodedrop as pnd
 from pernodedrop import losses
 from pernodedrop.internals import of_keras
-from tests.frameworks import NAME, needs_gradients, needs_training, value_and_gradients
+from tests.frameworks import NAME, float64, needs_gradients, needs_training, tensor, value_and_gradients
 
 HALVES = {"mean": 0.5, "sum": 1.0}
 every_constant = pytest.mark.parametrize(
@@ -151,6 +151,15 @@ def test_symmetric_kl_of_half_precision_is_in_float32(dtype):
     assert keras.backend.standardize_dtype(divergence.dtype) == "float32"
     wide = losses.symmetric_kl(*(keras.ops.cast(z, "float32") for z in (p, q)), from_logits=True)
     np.testing.assert_array_equal(host(divergence), host(wide))
+
+
+def test_symmetric_kl_of_two_dtypes_is_in_float32():
+    p, q = softmax(normal(2, 4, 3), axis=-1)
+    with float64():
+        for dtype, wanted in (("float32", "float32"), ("float64", "float64")):
+            divergence = losses.symmetric_kl(tensor(p.astype("float64")), tensor(q.astype(dtype)))
+            assert keras.backend.standardize_dtype(divergence.dtype) == wanted
+            np.testing.assert_allclose(host(divergence), host(losses.symmetric_kl(p, q)), rtol=1e-4, atol=1e-6)
 
 
 @needs_gradients

@@ -7,6 +7,7 @@ import pytest
 
 import pernodedrop as pnd
 from pernodedrop.backends import methods
+from pernodedrop.testing import frameworks
 from tests import reference
 from tests.frameworks import NAME, XP, array, compiled, float64, needs_gradients, quick, tensor, value_and_gradients
 from tests.noises import Difference, Triangular
@@ -165,18 +166,27 @@ def test_sums_over_several_blocks_and_a_ragged_rest(shape, monkeypatch):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-@pytest.mark.parametrize("method", ["materialized", "recomputed", "kernel"])
+@pytest.mark.parametrize(
+    ("method", "sharing"),
+    [
+        *((method, None) for method in ("materialized", "recomputed", "kernel")),
+        *(("auto", sharing) for sharing in (None, (), "in", "out", "sample+time")),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("shape", [(6, 8), (6, 3, 8)], ids=str)
-def test_nan_and_infinity_are_where_zero_times_them_is(shape, method, value):
+def test_nan_and_infinity_are_where_zero_times_them_is(shape, method, sharing, value, monkeypatch):
     """In each operand in turn: outputs and gradients are NaN or infinite where NumPy's sums over the mask are."""
+    monkeypatch.setattr(methods, "BLOCK_ENTRIES", 5 * 8 * 2 + 3)  # several of them, of which the last is ragged
+    noise = pnd.Bernoulli(0.43)  # of no other test, so that no cache has it compiled with other blocks
     for of in range(3):
         arrays = operands(shape, 5, "float32")
         arrays[of].flat[11] = value
         x, w, upstream = arrays
-        mask = numpy_mask(BERNOULLI, x, w)
+        mask = numpy_mask(noise, x, w, sharing=sharing)
         with np.errstate(invalid="ignore"):
             y, gradients = value_and_gradients(
-                lambda x, w: masked_dense(x, w, BERNOULLI, KEY, method=method), x, w, upstream=upstream
+                lambda x, w: masked_dense(x, w, noise, KEY, method=method, sharing=sharing), x, w, upstream=upstream
             )
             truths = einsums(x, w, upstream, mask)
         for got, wanted in zip((y, *gradients), truths, strict=True):
@@ -287,6 +297,21 @@ def test_sample_ids_are_the_sample_coordinates_themselves(dtype):
     np.testing.assert_allclose(product(x, w, BERNOULLI, sample_ids=ids), wanted, rtol=1e-5, atol=1e-5)
     with_tensor = masked_dense(tensor(x), tensor(w), BERNOULLI, KEY, sample_ids=tensor(ids))
     np.testing.assert_allclose(array(with_tensor), wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.skip_backend("numpy", reason="a NumPy process has no second framework")
+def test_integers_may_be_of_another_framework():
+    x, w, _ = (tensor(operand) for operand in operands(*SMALL, "float32"))
+    ids, offset = np.array([3, 0, 4, 4, 1, 200], "int32"), np.array(7, "int32")
+    for given in (
+        {"sample_ids": ids},
+        {"key": np.array(KEY, "int32")},
+        {"sample_offset": offset},
+        {"in_offset": offset},
+    ):
+        of_other = {name: frameworks.tensor("torch" if NAME != "torch" else "jax", a) for name, a in given.items()}
+        y, wanted = (array(masked_dense(x, w, **{"noise": BERNOULLI, "key": KEY, **a})) for a in (of_other, given))
+        np.testing.assert_array_equal(y, wanted)
 
 
 def test_sample_ids_count_modulo_2_to_the_32():

@@ -97,15 +97,24 @@ def test_bernoulli_products_and_gradients_are_exact(sharing, method):
     check(x, w, upstream, numpy_mask(noise, x, w, sharing=sharing), noise=noise, sharing=sharing, method=method)
 
 
-@pytest.mark.parametrize("method", ["auto", "recomputed"])
-def test_an_entry_that_is_not_a_number_shows_where_it_is_dropped_too(method):
-    x, w, upstream = whole(5, INPUTS, share=0.3), whole(INPUTS, OUTPUTS), whole(5, OUTPUTS)
-    x[tuple(np.argwhere(x)[3])] = np.nan
-    y, dx, dw = einsums(x, w, upstream, numpy_mask(BERNOULLI, x, w))
-    got, (dvalues, got_dw) = product_and_gradients(x, w, upstream, np.argwhere(x), method=method)
-    for one, other in zip((got, dvalues, got_dw), (y, dx[np.nonzero(x)], dw), strict=True):
-        if one is not None:
-            np.testing.assert_array_equal(np.isnan(one), np.isnan(other))
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("method", ["auto", "recomputed", "materialized"])
+def test_nan_and_infinity_show_where_they_are_dropped_and_pass_by_what_is_not_listed(method, value):
+    for of in range(3):
+        x, w, upstream = whole(5, INPUTS, share=0.3), whole(INPUTS, OUTPUTS), whole(5, OUTPUTS)
+        listed = x != 0
+        where = [tuple(np.argwhere(listed)[3]), (np.argwhere(listed)[3][1], 2), (2, 2)][of]
+        (x, w, upstream)[of][where] = value
+        mask = numpy_mask(BERNOULLI, x, w)[:, 0]
+        with np.errstate(invalid="ignore"):
+            y = (x[:, :, None] * w * mask).sum(1, where=listed[:, :, None])
+            dx = (upstream[:, None] * w * mask).sum(2)
+            dw = (x[:, :, None] * upstream[:, None] * mask).sum(0, where=listed[:, :, None])
+            got, (dvalues, got_dw) = product_and_gradients(x, w, upstream, np.argwhere(listed), method=method)
+        for one, other in zip((got, dvalues, got_dw), (y, dx[listed], dw), strict=True):
+            if one is not None:
+                np.testing.assert_array_equal(np.isnan(one), np.isnan(other))
+                np.testing.assert_array_equal(np.isinf(one), np.isinf(other))
 
 
 @pytest.mark.parametrize("noise", [UNIFORM, GAUSSIAN], ids=repr)

@@ -396,6 +396,9 @@ def test_rules_of_apply_are_variants_of_a_model_without_a_slot(tmp_path):
         ({"optimizer": "adma"}, "did you mean 'adam'"),
         ({"protocol": "sond"}, "did you mean 'sound'"),
         ({"name": "a/b"}, "`name`"),
+        ({"baselines": "dropout"}, "`baselines`. Expected a sequence of names"),
+        ({"baselines": 0.5}, "`baselines`. Expected a sequence of names"),
+        ({"baselines": ["dropout", None]}, "`baselines`. Expected a str"),
         ({"model": lambda: None}, "a dict of rules"),
     ],
 )

@@ -1,5 +1,6 @@
 """The testing kit: right noises pass, each wrong one is refused by the name of what is wrong with it."""
 
+import functools
 import os
 import pathlib
 import re
@@ -422,6 +423,18 @@ def test_a_report_reads_well():
 
 
 @pytest.mark.once
+def test_a_claim_about_other_kinds_is_not_searched_and_one_about_other_numbers_is():
+    asked = []
+
+    class Counted(Triangular):
+        gaussian = property(lambda self: asked.append(self) or False)
+
+    check = functools.partial(pnd.testing.check_noise, backends=["numpy"], claims=["reparameterization"], examples=4)
+    assert check(Counted()).held == ()
+    assert len(asked) < 10
+    assert check(pnd.Gaussian(stddev=0.0)).held == ("reparameterization",)
+
+
 def test_a_class_and_a_strategy_are_checked_too():
     quick = {"backends": ["numpy"], "claims": ["moments", "entries"], "examples": 3}
     assert pnd.testing.check_noise(pnd.Bernoulli, **quick).subject == "Bernoulli"

@@ -778,6 +778,11 @@ def two_outputs():
         ({"model": chain(pnd.FastDropout(keras.layers.Dense(2)))}, r"`model`.*with noise layers"),
         ({"model": two_outputs()}, r"`model`.*one output"),
         ({"model": chain(pnd.Dropout(0.5), keras.layers.Lambda(keras.ops.sum, output_shape=()))}, r"`model`.*\b2 samp"),
+        pytest.param(
+            {"x": np.array([[None] * 6] * 2)},
+            r"`x`.*arrays of numbers",
+            marks=pytest.mark.only_backend("jax", reason="elsewhere it is the model that takes texts or does not"),
+        ),
         ({"x": [[1.0, 2.0]]}, r"`x`.*samples first"),
         ({"x": iter([])}, r"`x`.*at least one batch"),
         ({"x": Endless(inputs(7, 6))}, r"`x`.*num_batches"),

@@ -120,7 +120,8 @@ class Study:
         self.name, self.make, self.loss, self.metrics, self.storage = name, model, loss, metrics, storage
         self.has_slot = _takes_slot(model)
         self.variants = _variants(variants, self.has_slot)
-        self.baselines = tuple(baselines)
+        baselines = checks.check_tuple(baselines, "baselines", "names of variants")
+        self.baselines = tuple(checks.check_str(one, "baselines") for one in baselines)
         if folder is not None and not isinstance(folder, str | os.PathLike):
             raise TypeError(checks.invalid("folder", "a path or None", folder))
         self.folder = pathlib.Path(folder or FOLDER / name)

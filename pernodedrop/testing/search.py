@@ -182,7 +182,7 @@ def search(name, backend, noises, *, examples=EXAMPLES, seed=0, ops=own_ops):
     try:
         for noise in noises.listed if claim.most is None else ():
             trial(noise, {})
-        if claim.strategies or claim.most or not noises.listed:
+        if (claim.strategies or claim.most or not noises.listed) and trial.concerns(noises.listed):
             _by_hypothesis(trial, noises.strategy, min(examples, claim.most or examples), seed)
     except hypothesis.errors.Flaky:
         what = "it breaks and it holds on one and the same example: it is no function of its words"
@@ -229,6 +229,16 @@ class _Trial:
             self.broken = _call(self.name, noise, self.place, arguments, self.ops)
             raise
         return made
+
+    def concerns(self, noises):
+        """Whether the claim is made of one of these noises: if not, there is nothing to search."""
+        return not noises or any(map(self._is_made_of, noises))
+
+    def _is_made_of(self, noise):
+        try:
+            return self.claim.made_of(noise)
+        except Exception:
+            return True  # the search says what it raises
 
 
 def _by_hypothesis(trial, noises, examples, seed):

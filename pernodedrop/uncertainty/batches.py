@@ -51,7 +51,11 @@ def _arrays(x: typing.Any) -> tuple[typing.Any, int]:
     def of_numpy(leaf: typing.Any) -> typing.Any:
         return leaf.tocsr() if hasattr(leaf, "tocsr") else keras.ops.convert_to_numpy(leaf)
 
-    return keras.tree.map_structure(of_numpy, x), sizes.pop()[0]
+    arrays = keras.tree.map_structure(of_numpy, x)
+    dtypes = {leaf.dtype for leaf in keras.tree.flatten(arrays)}
+    if keras.backend.backend() == "jax" and any(dtype.kind in "OSUmM" for dtype in dtypes):  # elsewhere texts may do
+        raise TypeError(checks.invalid("x", "arrays of numbers", dtypes))
+    return arrays, sizes.pop()[0]
 
 
 def rows_of(x: typing.Any, start: int, count: int) -> typing.Any:
