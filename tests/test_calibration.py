@@ -6,8 +6,9 @@ import pytest
 from scipy import optimize, stats
 
 import pernodedrop as pnd
-from pernodedrop import prediction, uncertainty
-from pernodedrop.uncertainty import calibration, decisions, metrics, plots
+from pernodedrop import uncertainty
+from pernodedrop.uncertainty import calibration, decisions, metrics, plots, prediction
+from pernodedrop.uncertainty.metrics.arrays import probabilities_of
 
 RNG = np.random.default_rng(1)
 FALSE_ALARM = 1e-6
@@ -17,7 +18,7 @@ pytestmark = pytest.mark.once
 def drawn(n, k, sharpness=1.0, rng=RNG):
     """Labels, and probabilities that are too sure of them by that factor."""
     logits = rng.normal(size=(n, k))
-    p, claimed = prediction.probabilities_of(logits), prediction.probabilities_of(logits * sharpness)
+    p, claimed = probabilities_of(logits), probabilities_of(logits * sharpness)
     return (p.cumsum(-1) < rng.uniform(size=(n, 1))).sum(-1).clip(max=k - 1), claimed
 
 

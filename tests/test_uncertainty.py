@@ -10,9 +10,10 @@ import scipy.sparse
 import scipy.stats
 
 import pernodedrop as pnd
-from pernodedrop import prediction, uncertainty
+from pernodedrop import uncertainty
 from pernodedrop.internals import of_keras
 from pernodedrop.layers.base.noisy import Noisy
+from pernodedrop.uncertainty import prediction
 
 BACKEND = keras.backend.backend()
 SEED = 5

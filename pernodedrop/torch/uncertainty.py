@@ -15,9 +15,10 @@ import numpy as np
 import torch
 
 from pernodedrop import checks
-from pernodedrop.prediction import TORCH_HOLDERS as HOLDERS
-from pernodedrop.prediction import Array, Prediction, check_arguments, collected, noise_of_torch, word_of
+from pernodedrop._types import Array
+from pernodedrop.internals import of_torch
 from pernodedrop.torch.noisy import Noisy
+from pernodedrop.uncertainty.prediction import Prediction, check_arguments, collected, word_of
 
 __all__ = ["predict"]
 
@@ -106,13 +107,13 @@ class _Passes:
         modules = list(model.modules())
         self.ensembles = [one for one in modules if isinstance(one, Noisy) and one.members]
         self.noisy = [one for one in modules if isinstance(one, Noisy) and one.is_stochastic and not one.members]
-        self.of_torch = noise_of_torch(model)
+        self.of_torch = of_torch.noise_in(model)
         if not (self.ensembles or self.noisy or self.of_torch):
             raise ValueError(
                 checks.invalid("model", "a model with noise modules: its passes would all be equal", model)
             )
         self.calls = [one.updates for one in self.noisy]  # a schedule's rate depends on it
-        kinds = tuple(getattr(torch.nn, name) for name in HOLDERS)
+        kinds = tuple(getattr(torch.nn, name) for name in of_torch.HOLDERS)
         noise = {*self.noisy, *self.ensembles}
         self.holders = [one for one in modules if isinstance(one, kinds) and not noise.isdisjoint(one.modules())]
 

@@ -14,13 +14,13 @@ import keras
 import numpy as np
 
 from pernodedrop import checks
-from pernodedrop._types import Tensor
+from pernodedrop._types import Array, Tensor
 from pernodedrop.internals import of_keras
 from pernodedrop.layers.base import stochastic
 from pernodedrop.layers.base.noisy import Noisy
-from pernodedrop.prediction import Array, word_of
 from pernodedrop.uncertainty import changes
 from pernodedrop.uncertainty.changes import Arguments
+from pernodedrop.uncertainty.prediction import word_of
 
 SAMPLES = 50
 WORD = "int32"

@@ -5,9 +5,9 @@ import typing
 import numpy as np
 
 from pernodedrop import checks
-from pernodedrop.prediction import Array, classes_of
+from pernodedrop._types import Array
 from pernodedrop.uncertainty import metrics
-from pernodedrop.uncertainty.metrics.arrays import labels_of, numbers
+from pernodedrop.uncertainty.metrics.arrays import classes_of, labels_of, numbers
 
 CENTRAL = 0.9  # of the predicted distribution, whose coverage is counted
 

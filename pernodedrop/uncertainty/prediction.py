@@ -9,32 +9,14 @@ import warnings
 import numpy as np
 
 from pernodedrop import checks, generator
-
-SUM_TOLERANCE = 1e-2  # how far from 1 the sum of probabilities in half precision can be
-
-Array: typing.TypeAlias = np.typing.NDArray[np.float64]
+from pernodedrop._types import Array
+from pernodedrop.uncertainty import report as reports
+from pernodedrop.uncertainty.metrics.arrays import SUM_TOLERANCE, classes_of, probabilities_of
 
 EQUAL = (
     "All {} passes were equal. Expected noise that differs between them; a schedule may be at rate 0, and "
     "DynamicDropConnect drops nothing until it was trained."
 )
-
-TORCH_NOISE = (
-    "Dropout",
-    "Dropout1d",
-    "Dropout2d",
-    "Dropout3d",
-    "AlphaDropout",
-    "FeatureAlphaDropout",
-    "RNN",
-    "LSTM",
-    "GRU",
-    "MultiheadAttention",
-)
-"""Modules of torch that are noise, or have dropout of their own, which is all that training means to them."""
-
-TORCH_HOLDERS = ("TransformerEncoder", "TransformerEncoderLayer")
-"""Modules of torch that pass by the dropout inside them unless they train."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -65,6 +47,30 @@ class Prediction:
     outputs: Array | None
     samples: int
     seed: int
+
+    def report(self, y: typing.Any, noise_variance: float = 0.0) -> reports.Report:
+        """What its figures are, once the truth is known: of `uncertainty.metrics`, with their defaults.
+
+        Args:
+            y: for probabilities, labels of the shape of `predictive_entropy`, whole numbers, or one-hot of the shape of
+                `mean`; otherwise numbers of the shape of `mean`.
+            noise_variance: for numbers, the variance of measurements, a float from 0, which is added to `variance`.
+
+        Returns:
+            A dict of floats that prints as a table. Of probabilities: samples, accuracy, nll, brier_score,
+            calibration_error, adaptive_calibration_error, classwise_calibration_error, and aurc and augrc of the
+            predictive entropy. Of numbers, as normal distributions: samples, rmse, gaussian_nll, gaussian_crps, and
+            coverage_90 and width_90 of the central 90 %.
+
+        Raises:
+            TypeError, ValueError: an argument that is not as described, or a variance of 0 for a number.
+        """
+        noise_variance = checks.check_positive(noise_variance, "noise_variance", zero=True)
+        if self.predictive_entropy is None:
+            return reports.of_numbers(y, self.mean, self.variance + noise_variance)
+        if noise_variance:
+            raise ValueError(checks.invalid("noise_variance", "0 for outputs that are probabilities", noise_variance))
+        return reports.of_classes(y, self.mean, self.predictive_entropy)
 
 
 def check_arguments(seed: int | None, from_logits: bool, probabilities: bool | None, keep: bool) -> int:
@@ -105,17 +111,6 @@ def collected(
     if samples > 1 and not whole["variance"].any():
         warnings.warn(EQUAL.format(samples), stacklevel=3)
     return Prediction(**whole, samples=samples, seed=seed)
-
-
-def noise_of_torch(module: typing.Any) -> list[typing.Any]:
-    """The modules of torch inside a module that have to train for it to make noise: none where it makes none."""
-    from torch import nn
-
-    def inside(names: tuple[str, ...]) -> list[typing.Any]:
-        return [one for one in module.modules() if isinstance(one, tuple(getattr(nn, name) for name in names))]
-
-    noise = [one for one in inside(TORCH_NOISE) if getattr(one, "p", getattr(one, "dropout", 0)) > 0]
-    return noise + inside(TORCH_HOLDERS) if noise else []
 
 
 class Statistics:
@@ -163,25 +158,10 @@ class Statistics:
         return {**found, **dict(zip(names, (whole, part, np.maximum(whole - part, 0), ratio), strict=True))}
 
 
-def classes_of(y: Array) -> Array:
-    """Outputs with the classes in the last axis: of one output, the second of two."""
-    if y.ndim > 1 and y.shape[-1] > 1:
-        return y
-    second = y if y.ndim == 1 else y[..., 0]
-    return np.stack([1 - second, second], -1)
-
-
 def _entropy(p: Array) -> Array:
     from scipy.special import entr
 
     return np.sum(entr(p), -1)
-
-
-def probabilities_of(logits: Array) -> Array:
-    """A softmax over the last axis, or a sigmoid of one output."""
-    from scipy.special import expit, softmax
-
-    return expit(logits) if logits.ndim == 1 or logits.shape[-1] == 1 else softmax(logits, -1)
 
 
 def _joined(parts: list[Array | None], axis: int) -> typing.Any:
