@@ -74,7 +74,7 @@ found = [
     "PerNodeDrop" in dir(pnd),
     {"predict", "metrics"} <= {*dir(pnd.uncertainty)},
     "BrierScore" in dir(metrics) and metrics.nll([0, 1], [[1.0, 0.0], [0.0, 1.0]]) == 0,
-    prediction.collected([iter([np.eye(2)])], 1, 0, False, None, False).report([0, 1])["accuracy"] == 1,
+    prediction.collected([iter([{None: np.eye(2)}])], 1, 0).report([0, 1])["accuracy"] == 1,
 ]
 for module, name in ((pnd, "PerNodeDrop"), (pnd.uncertainty, "predict"), (metrics, "CalibrationError")):
     try:

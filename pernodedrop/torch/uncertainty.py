@@ -18,7 +18,7 @@ from pernodedrop import checks
 from pernodedrop._types import Array
 from pernodedrop.internals import of_torch
 from pernodedrop.torch.noisy import Noisy
-from pernodedrop.uncertainty.prediction import Prediction, check_arguments, collected, word_of
+from pernodedrop.uncertainty.prediction import Outputs, Prediction, check_arguments, collected, word_of
 
 __all__ = ["predict"]
 
@@ -35,6 +35,7 @@ def predict(
     seed: int | None = None,
     from_logits: bool = False,
     probabilities: bool | None = None,
+    gaussian: bool = False,
     keep: bool = False,
 ) -> Prediction:
     """Predict with the noise left on, many times, and say how much the passes differ (arXiv 1506.02142).
@@ -61,6 +62,8 @@ def predict(
         from_logits: whether outputs are logits. A softmax, or a sigmoid where the last axis has size 1, is applied
             first, in float64.
         probabilities: whether outputs are probabilities, and have entropies. None decides by their values.
+        gaussian: whether outputs are normal distributions: along the last axis means, then as many logarithms of
+            variances (arXiv 1703.04977).
         keep: whether to keep the output of every pass; else memory does not depend on `samples`.
 
     Returns:
@@ -82,7 +85,8 @@ def predict(
     """
     if not isinstance(model, torch.nn.Module):
         raise TypeError(checks.invalid("model", "a torch.nn.Module", model))
-    seed = check_arguments(seed, from_logits, probabilities, keep)
+    reading = {"from_logits": from_logits, "probabilities": probabilities, "gaussian": gaussian}
+    seed = check_arguments(seed, keep, **reading)
     batches = _batches(x, batch_size)
     first = next(batches, None)
     if first is None:
@@ -90,13 +94,14 @@ def predict(
     passes = _Passes(model, seed)
     number = passes.default_samples() if samples is None else checks.check_count(samples, "samples")
 
-    def outputs() -> collections.abc.Iterator[collections.abc.Iterator[Array]]:
+    def outputs() -> collections.abc.Iterator[collections.abc.Iterator[Outputs]]:
         start = 0
         for rows, size in itertools.chain([first], batches):
-            yield (passes.run(rows, size, start, sample) for sample in range(number))
+            yield ({None: passes.run(rows, size, start, sample)} for sample in range(number))
             start += size
 
-    return collected(outputs(), number, seed, from_logits, probabilities, keep)
+    found: Prediction = collected(outputs(), number, seed, keep, **reading)
+    return found
 
 
 class _Passes:

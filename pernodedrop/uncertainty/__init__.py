@@ -8,10 +8,11 @@ import typing
 
 from pernodedrop import _lazy
 from pernodedrop.uncertainty.prediction import Prediction
+from pernodedrop.uncertainty.report import Disagreement, Report
 
 if typing.TYPE_CHECKING:
     from pernodedrop.uncertainty.models import predict
 else:
     __getattr__, __dir__ = _lazy.names(__name__, "models", "predict")
 
-__all__ = ["Prediction", "predict"]
+__all__ = ["Disagreement", "Prediction", "Report", "predict"]
