@@ -54,7 +54,7 @@ HOUSE = """
     losses
     uncertainty.batches uncertainty.changes
     uncertainty.passes
-    uncertainty.models
+    uncertainty.ensembles uncertainty.models
     uncertainty
     torch.noisy torch.products
     torch.activation_noise torch.weight_noise
