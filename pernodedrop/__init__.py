@@ -6,10 +6,9 @@ NumPy, TensorFlow, PyTorch and JAX to the same bits, and never stored unless som
 
 import importlib
 import sys
-import types
 import typing
 
-from pernodedrop import backends, ops, schedules
+from pernodedrop import _lazy, backends, ops, schedules
 from pernodedrop._version import __version__
 from pernodedrop.mask import Mask
 from pernodedrop.noise import Bernoulli, Gaussian, Noise, PartialGaussian, Uniform
@@ -99,29 +98,16 @@ __all__ = [
 ]
 
 _WINGS = ("layers", "losses", "surgery", "uncertainty", "study", "testing")
-"""What is imported when it is first used: the first five stand on Keras, the last on Hypothesis, which is an extra."""
-
-
-def _loaded(wing: str) -> types.ModuleType:
-    try:
-        return importlib.import_module(f"{__name__}.{wing}")
-    except ModuleNotFoundError as error:
-        advice = (
-            "Try: pip install 'pernodedrop[testing]'"
-            if wing == "testing"
-            else "Keras runs on the framework that the variable KERAS_BACKEND names, else on TensorFlow"
-        )
-        message = f"pernodedrop.{wing} needs {error.name}, which is not installed. {advice}."
-        raise ModuleNotFoundError(message, name=error.name) from error
+"""What is imported when it is first used: all but `uncertainty` stand on Keras, or on Hypothesis, which is an extra."""
 
 
 if not typing.TYPE_CHECKING:  # to a type checker it would mean that every name is there
 
     def __getattr__(name):
         if name in _WINGS:
-            return _loaded(name)
+            return _lazy.loaded(f"{__name__}.{name}")
         for wing in _WINGS if name in __all__ else ():
-            module = _loaded(wing)
+            module = _lazy.loaded(f"{__name__}.{wing}")
             if name in module.__all__:
                 return globals().setdefault(name, getattr(module, name))
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -131,5 +117,6 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-if sys.modules.get("keras") is not None:  # a saved model then finds its layers and losses by this import alone
+if sys.modules.get("keras") is not None:  # a saved model then finds its layers, losses and metrics by this import alone
     importlib.import_module("pernodedrop.losses")
+    importlib.import_module("pernodedrop.uncertainty.metrics.accumulated")

@@ -7,8 +7,13 @@ takes anything for them.
 import collections.abc
 import typing
 
+import numpy as np
+
 Tensor: typing.TypeAlias = typing.Any
 """A tensor of any framework."""
+
+Array: typing.TypeAlias = np.typing.NDArray[np.float64]
+"""What is computed on the host, such as a metric."""
 
 Words: typing.TypeAlias = typing.Any
 """A word tensor: 32-bit words that wrap around, see `pernodedrop.backends`."""

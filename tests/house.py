@@ -15,7 +15,7 @@ import sys
 import typing
 
 HOUSE = """
-    _version _types registry
+    _version _types _lazy registry
     internals internals.*
     checks generator
     noise schedules
@@ -27,8 +27,14 @@ HOUSE = """
     backends.torch_products backends.xla_kernels
     backends.*_ops
     ops
-    state prediction
+    state
     modules rules
+    uncertainty.metrics.arrays
+    uncertainty.metrics.classification uncertainty.metrics.regression uncertainty.metrics.selection
+    uncertainty.metrics.accumulated
+    uncertainty.metrics
+    uncertainty.report
+    uncertainty.calibration uncertainty.decisions uncertainty.prediction
     layers.base.around layers.base.contraction layers.base.module layers.base.saving
     layers.base.noise_layer
     layers.base.convolution layers.base.noisy
@@ -49,11 +55,7 @@ HOUSE = """
     losses
     uncertainty.batches uncertainty.changes
     uncertainty.passes
-    uncertainty.metrics.arrays
-    uncertainty.metrics.classification uncertainty.metrics.regression uncertainty.metrics.selection
-    uncertainty.metrics.accumulated
-    uncertainty.metrics
-    uncertainty.calibration uncertainty.decisions uncertainty.report
+    uncertainty.ensembles uncertainty.models
     uncertainty
     torch.noisy torch.products
     torch.activation_noise torch.weight_noise
@@ -121,7 +123,6 @@ USERS_OF_FRAMEWORKS = {
     "commands.bench.products": "writes by hand what users of each framework do",
     "commands.bench.steps": "compiles, differentiates and waits as each framework does",
     "study.runner": "switches the compilation cache of JAX on",
-    "prediction": "knows the modules of torch.nn that make noise",
     "uncertainty.changes": "has the modules of torch make noise, of a seed",
     "uncertainty.passes": "compiles passes with jax.jit, which leaves weights alone",
     "testing.frameworks": "compiles and differentiates on every framework, to test a noise there",

@@ -1,13 +1,16 @@
 """From a prediction to a decision: reports, calibrated probabilities, sets and rejection, and what they guarantee."""
 
+import collections
+
 import keras
 import numpy as np
 import pytest
 from scipy import optimize, stats
 
 import pernodedrop as pnd
-from pernodedrop import prediction, uncertainty
-from pernodedrop.uncertainty import calibration, decisions, metrics, plots
+from pernodedrop import uncertainty
+from pernodedrop.uncertainty import calibration, decisions, metrics, plots, prediction
+from pernodedrop.uncertainty.metrics.arrays import probabilities_of
 
 RNG = np.random.default_rng(1)
 FALSE_ALARM = 1e-6
@@ -17,7 +20,7 @@ pytestmark = pytest.mark.once
 def drawn(n, k, sharpness=1.0, rng=RNG):
     """Labels, and probabilities that are too sure of them by that factor."""
     logits = rng.normal(size=(n, k))
-    p, claimed = prediction.probabilities_of(logits), prediction.probabilities_of(logits * sharpness)
+    p, claimed = probabilities_of(logits), probabilities_of(logits * sharpness)
     return (p.cumsum(-1) < rng.uniform(size=(n, 1))).sum(-1).clip(max=k - 1), claimed
 
 
@@ -27,7 +30,7 @@ Z, SECOND = drawn(400, 2, sharpness=2)
 
 def predicted(*outputs, probabilities=None):
     """A `Prediction` of passes with these outputs."""
-    found = prediction.Statistics(keep=True, probabilities=probabilities)
+    found = prediction.Statistics(True, prediction.Reading(probabilities=probabilities))
     for y in outputs:
         found.add(np.asarray(y))
     return uncertainty.Prediction(**found.result(), samples=len(outputs), seed=0)
@@ -52,7 +55,29 @@ def test_the_report_of_probabilities_has_the_metrics_of_their_mean():
         }
     )
     assert found.report(np.eye(3)[Y]) == found.report(Y[:, None]) == report
-    assert [line.split() for line in repr(report).splitlines()] == [[k, f"{v:.6g}"] for k, v in report.items()]
+    plain = found.report(Y, examples=0)
+    assert [line.split() for line in repr(plain).splitlines()] == [[k, f"{v:.6g}"] for k, v in report.items()]
+
+
+def test_disagreements_are_the_samples_with_the_highest_scores_and_have_their_votes():
+    outputs = drawn(30, 3, 4)[1][None] + RNG.uniform(size=(7, 30, 3))
+    outputs /= outputs.sum(-1, keepdims=True)
+    found, y = predicted(*outputs), RNG.integers(3, size=30)
+    for by, score in (("mutual_information", found.mutual_information), ("variation_ratio", found.variation_ratio)):
+        listed = found.disagreements(40, y, by=by)
+        assert sorted(one.place for one in listed) == [*range(30)]
+        assert [getattr(one, by) for one in listed] == sorted(score, reverse=True)
+        for one in listed:
+            assert one.votes == dict(collections.Counter(outputs[:, one.place].argmax(-1).tolist()).most_common())
+            assert (one.label, one.predicted) == (y[one.place], outputs.mean(0)[one.place].argmax())
+            assert one.variation_ratio == pytest.approx(1 - max(one.votes.values()) / 7)
+    report = found.report(y, examples=3)
+    assert report.examples == found.disagreements(3, y)
+    last = repr(report).splitlines()[-1].split()
+    assert last[:3] == [str(number) for number in report.examples[2][:3]]
+    positions = predicted(*outputs.reshape(7, 10, 3, 3)).disagreements(1)[0]
+    assert positions == found.disagreements(1)[0]._replace(place=divmod(found.disagreements(1)[0].place, 3))
+    assert predicted(SECOND[:, 1:]).disagreements(1)[0].votes in ({0: 1}, {1: 1})
 
 
 def test_the_report_of_positions_is_that_of_each_of_them():
@@ -220,7 +245,24 @@ def test_the_other_plots_show_their_numbers():
         np.testing.assert_allclose(shares, [np.mean(np.digitize(values, edges[1:-1]) == b) for b in range(30)])
 
 
+def test_a_plot_of_disagreements_has_a_row_of_votes_for_each_and_its_image():
+    found = predicted(*drawn(20, 3, 9)[1].reshape(4, 5, 3)).disagreements(2, RNG.integers(3, size=5))
+    images = RNG.integers(256, size=(5, 4, 4, 1)).astype("uint8")
+    axes = plots.disagreements(found, images).axes
+    for one, left, right in zip(found, axes[::2], axes[1::2], strict=True):
+        assert [text.get_text() for text in right.texts] == [f"{label}: {n}" for label, n in one.votes.items()]
+        assert [bar.get_width() for bar in right.patches] == [*one.votes.values()]
+        assert left.get_ylabel() == f"{one.place}\nis {one.label}"
+        np.testing.assert_allclose(np.squeeze(left.images[0].get_array()), images[one.place, :, :, 0] / 255)
+    assert not plots.disagreements(found).axes[0].images
+
+
 WRONG = {
+    "disagreements of numbers": (lambda: predicted(np.ones((4, 2)) * 3).disagreements(), "`by`.*probabilities"),
+    "disagreements": (lambda: predicted(P).disagreements(0), "`count`.*from 1"),
+    "order": (lambda: predicted(P).disagreements(by="variance"), "`by`.*'mutual_information'"),
+    "plot of none": (lambda: plots.disagreements([]), "`found`.*at least one"),
+    "images": (lambda: plots.disagreements(predicted(P).disagreements(1), P), "`images`.*height"),
     "report labels": (lambda: predicted(P).report(Y[:-1]), r"`y`.*\(400,\)"),
     "report label": (lambda: predicted(P).report(Y + 1), r"`y`.*\[0, 3\)"),
     "report of noise": (lambda: predicted(P).report(Y, noise_variance=1), "`noise_variance`.*probabilities"),

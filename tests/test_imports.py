@@ -61,6 +61,7 @@ import sys
 sys.modules["keras"] = None  # how Python says that there is no such module
 import numpy as np, pernodedrop as pnd
 from pernodedrop import checks, generator, mask, noise, registry, state
+from pernodedrop.uncertainty import calibration, decisions, metrics, prediction
 class Sign(pnd.Noise):
     variance = 1.0
     def from_uniform(self, u, params, xp):
@@ -71,11 +72,16 @@ found = [
     pnd.ops.sample_mask(drop, key, (2, 3, 4)).sum() == pnd.ops.masked_dense(x, w, drop, key).sum(),
     "saving" not in pnd.testing.check_noise(Sign(), backends=["numpy"], examples=2).held,
     "PerNodeDrop" in dir(pnd),
+    {"predict", "metrics"} <= {*dir(pnd.uncertainty)},
+    "BrierScore" in dir(metrics) and metrics.nll([0, 1], [[1.0, 0.0], [0.0, 1.0]]) == 0,
+    prediction.collected([iter([{None: np.eye(2)}])], 1, 0).report([0, 1])["accuracy"] == 1,
 ]
-try:
-    pnd.PerNodeDrop
-except ImportError:
-    print(all(found))
+for module, name in ((pnd, "PerNodeDrop"), (pnd.uncertainty, "predict"), (metrics, "CalibrationError")):
+    try:
+        found.append(getattr(module, name) is None)
+    except ImportError as error:
+        found.append("Keras runs on the framework" in str(error))
+print(all(found))
 """
 
 

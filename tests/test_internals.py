@@ -453,6 +453,34 @@ def test_constant_in_graphs():
 
 
 @only("torch")
+@only("torch")
+def test_noise_in():
+    """A module trains what makes noise, and no other: two outputs of equal inputs differ, and none where all rest."""
+    import torch
+
+    from pernodedrop.internals import of_torch
+
+    def differs(module, *x):
+        outputs = [module(*x) for _ in range(2)]
+        first, second = (y[0] if isinstance(y, tuple) else y for y in outputs)
+        return not torch.equal(first, second)
+
+    nn, x = torch.nn, torch.ones(2, 3, 4)
+    for module, inputs in (
+        (nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5)), (x,)),
+        (nn.MultiheadAttention(4, 2, dropout=0.5), (x, x, x)),
+        (nn.LSTM(4, 9, num_layers=2, dropout=0.5), (x,)),
+        (nn.TransformerEncoderLayer(4, 2, 9, dropout=0.5), (x,)),
+    ):
+        assert not differs(module.eval(), *inputs)
+        for one in (found := of_torch.noise_in(module)):
+            one.training = True
+        assert differs(module, *inputs)
+        assert not any(isinstance(one, nn.Linear | nn.LayerNorm) for one in found)
+    silent = nn.Sequential(nn.Dropout(0.0), nn.BatchNorm1d(3), nn.TransformerEncoderLayer(4, 2, 9, dropout=0.0))
+    assert of_torch.noise_in(silent) == []
+
+
 def test_importing_of_torch_does_not_import_what_compiles():
     code = "import runpy, sys; runpy.run_path(sys.argv[1]); print('torch._dynamo' in sys.modules)"
     command = [sys.executable, "-c", code, str(modules()["internals.of_torch"])]

@@ -26,6 +26,7 @@ MODULES = [
     "uncertainty",
     "uncertainty.calibration",
     "uncertainty.decisions",
+    "uncertainty.ensembles",
     "uncertainty.metrics",
     "uncertainty.plots",
     *(("torch", "torch.uncertainty") if importlib.util.find_spec("torch") else ()),

@@ -10,9 +10,10 @@ import scipy.sparse
 import scipy.stats
 
 import pernodedrop as pnd
-from pernodedrop import prediction, uncertainty
+from pernodedrop import uncertainty
 from pernodedrop.internals import of_keras
 from pernodedrop.layers.base.noisy import Noisy
+from pernodedrop.uncertainty import prediction
 
 BACKEND = keras.backend.backend()
 SEED = 5
@@ -759,9 +760,123 @@ def test_progress_is_shown_when_asked_for(capsys):
     assert "6/6" in capsys.readouterr().out
 
 
-def two_outputs():
+class Nested(Subclassed):
+    """A model with an output inside of another."""
+
+    def call(self, x):
+        return [x, [self.block(x)]]
+
+
+NAMED = {"class": softmax(), "value": keras.layers.Dense(1), "normal": keras.layers.Dense(4)}
+
+
+def outputs_by_name(kind):
+    """A dict or list of outputs behind one noise layer, and a model of each."""
     x = keras.Input((6,))
-    return keras.Model(x, [pnd.Dropout(0.5)(x), x])
+    y = pnd.Dropout(0.5, seed=1)(x)
+    outputs = {name: layer(y) for name, layer in NAMED.items()}
+    return keras.Model(x, kind(outputs)), {name: keras.Model(x, output) for name, output in outputs.items()}
+
+
+@pytest.mark.parametrize("kind", [dict, lambda outputs: list(outputs.values())], ids=["dict", "list"])
+def test_several_outputs_have_a_prediction_each(kind):
+    model, alone = outputs_by_name(kind)
+    options = {"probabilities": {"class": None, "value": False, "normal": None}}
+    options |= {"gaussian": {"class": False, "value": False, "normal": True}}
+    given = {argument: kind(value) for argument, value in options.items()}
+    whole = uncertainty.predict(model, inputs(7, 6), 3, seed=SEED, batch_size=4, keep=True, **given)
+    assert type(whole) is type(kind(NAMED))
+    for place, name in enumerate(NAMED):
+        found = whole[name] if isinstance(whole, dict) else whole[place]
+        each = {argument: value[name] for argument, value in options.items()}
+        expected = uncertainty.predict(alone[name], inputs(7, 6), 3, seed=SEED, keep=True, **each)
+        assert [n for n, value in vars(found).items() if value is None] == [
+            n for n, value in vars(expected).items() if value is None
+        ]
+        for one in ("mean", "variance", "aleatoric", "outputs"):
+            if getattr(expected, one) is not None:
+                np.testing.assert_allclose(getattr(found, one), getattr(expected, one), atol=1e-6)
+    with pytest.raises(ValueError, match=r"`gaussian`.*one for each of the outputs"):
+        uncertainty.predict(model, inputs(7, 6), 3, gaussian={"class": True})
+
+
+def test_normal_distributions_have_a_variance_of_their_own_beside_that_of_passes():
+    model, x = chain(pnd.Dropout(0.5), keras.layers.Dense(4)), inputs(7, 6)
+    found = uncertainty.predict(model, x, 9, seed=SEED, batch_size=4, gaussian=True, keep=True)
+    plain = uncertainty.predict(model, x, 9, seed=SEED, keep=True).outputs
+    means, variances = plain[..., :2], np.exp(plain[..., 2:])
+    np.testing.assert_allclose(found.outputs, plain, atol=1e-6)
+    np.testing.assert_allclose(found.mean, means.mean(0), atol=1e-6)
+    np.testing.assert_allclose(found.variance, means.var(0), atol=1e-6)
+    np.testing.assert_allclose(found.aleatoric, variances.mean(0), rtol=1e-5)
+    y = means[0] + 0.1
+    law = scipy.stats.norm(means.mean(0), np.sqrt(means.var(0) + variances.mean(0)))
+    report = found.report(y)
+    assert report["gaussian_nll"] == pytest.approx(-law.logpdf(y).mean(), rel=1e-5)
+    assert report["width_90"] == pytest.approx(np.mean(law.ppf(0.95) - law.ppf(0.05)), rel=1e-5)
+    assert report["epistemic"] == pytest.approx(means.var(0).mean(), rel=1e-4)
+    assert report["aleatoric"] == pytest.approx(variances.mean(), rel=1e-5)
+    with pytest.raises(ValueError, match="`noise_variance`"):
+        found.report(y, noise_variance=1.0)
+
+
+@pytest.mark.parametrize("chosen", ["last", ["noisy"], "layer", "block"])
+def test_noise_is_in_the_chosen_layers_only_with_the_masks_that_it_has_among_all(chosen):
+    drop, noisy = pnd.Dropout(0.5, seed=1), pnd.PerNodeDense(4, seed=1, name="noisy")
+    block = chain(keras.layers.Dropout(0.0), noisy)
+    model, x = chain(drop, keras.layers.Dropout(0.5), block), inputs(7, 6)
+    chosen = {"layer": [noisy], "block": [block]}.get(chosen, chosen) if isinstance(chosen, str) else chosen
+    found = uncertainty.predict(model, x, 3, seed=SEED, batch_size=4, layers=chosen, keep=True)
+    order = [layer for layer in of_keras.layers_of(model) if isinstance(layer, Noisy)]
+    masks = [mask(sample, (7, 6, 4), order.index(noisy)) for sample in range(3)]
+    kernel = host(noisy.layer.kernel).astype("float64")
+    np.testing.assert_allclose(found.outputs, [np.einsum("bi,io,bio->bo", x, kernel, m) for m in masks], atol=1e-5)
+
+
+def test_noise_of_keras_that_is_chosen_is_what_it_is_among_all():
+    """Each value is 0 or doubled by each of two layers: where the first one keeps it, it tells of the second."""
+    first, second = keras.layers.Dropout(0.5), keras.layers.Dropout(0.5)
+    model, ones = chain(first, second, shape=(64,)), np.ones((4, 64), "float32")
+    both = uncertainty.predict(model, ones, 3, seed=SEED, keep=True).outputs
+    each = [uncertainty.predict(model, ones, 3, seed=SEED, layers=[one], keep=True).outputs for one in (first, second)]
+    np.testing.assert_array_equal(both, each[0] * each[1])
+    assert [set(np.unique(one)) for one in each] == [{0.0, 2.0}] * 2
+
+
+def test_a_bank_that_is_not_chosen_gives_samples_the_members_of_their_places():
+    two, drop = bank(5, 2), pnd.Dropout(0.5, seed=1)
+    model, x = chain(two, drop), inputs(7, 6)
+    found = uncertainty.predict(model, x, 3, seed=SEED, batch_size=3, layers=[drop], keep=True)
+    alone = model.predict(x, verbose=0)
+    order = [layer for layer in of_keras.layers_of(model) if layer is drop]
+    for sample, y in enumerate(found.outputs):
+        np.testing.assert_allclose(y, alone * mask(sample, (7, 5, 1), order.index(drop))[:, :, 0], atol=1e-5)
+    assert uncertainty.predict(model, x, layers=[two]).samples == 2
+
+
+def test_an_ensemble_is_its_models_in_turn_each_with_a_seed_of_its_own():
+    models, x = [chain(pnd.Dropout(0.5), keras.layers.Dense(3)) for _ in range(3)], inputs(7, 6)
+    found = uncertainty.predict(models, x, 7, seed=SEED, batch_size=4, keep=True)
+    seeds = [SEED, prediction.word_of(SEED, 1), prediction.word_of(SEED, 2)]
+    alone = [uncertainty.predict(m, x, 3, seed=s, keep=True).outputs for m, s in zip(models, seeds, strict=True)]
+    expected = [alone[s % 3][s // 3] for s in range(7)]
+    np.testing.assert_allclose(found.outputs, expected, atol=1e-6)
+    np.testing.assert_allclose(found.variance, np.var(expected, 0), atol=1e-6)
+    assert uncertainty.predict(models, x).samples == 51
+    one = uncertainty.predict(models[:1], x, 3, seed=SEED, keep=True)
+    np.testing.assert_array_equal(one.outputs, alone[0])
+
+
+def test_models_without_noise_are_an_ensemble_and_those_with_members_have_them_all():
+    plain, x = [chain(softmax()) for _ in range(3)], inputs(7, 6)
+    found = uncertainty.predict(plain, x, keep=True)
+    expected = np.stack([model.predict(x, verbose=0) for model in plain])
+    np.testing.assert_allclose(found.outputs, expected, atol=1e-6)
+    check_entropies(found, found.outputs)
+    banks = [chain(bank(2, 2), seed) for seed in (keras.layers.Dense(3), keras.layers.Dense(3))]
+    whole = uncertainty.predict(banks, x, keep=True)
+    each = [uncertainty.predict(model, x, keep=True).outputs for model in banks]
+    np.testing.assert_allclose(whole.outputs, [each[0][0], each[1][0], each[0][1], each[1][1]], atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -776,7 +891,19 @@ def two_outputs():
         ({"model": chain(pnd.Dropout(0.0), pnd.GaussianDropout(0.0))}, r"`model`.*with noise layers"),
         ({"model": chain(pnd.TabuDropout(0.0))}, r"`model`.*with noise layers"),
         ({"model": chain(pnd.FastDropout(keras.layers.Dense(2)))}, r"`model`.*with noise layers"),
-        ({"model": two_outputs()}, r"`model`.*one output"),
+        ({"model": Nested()}, r"`model`.*outputs are arrays, or one dict or list"),
+        ({"model": []}, r"`model`.*a keras.Model, or a list"),
+        ({"model": [chain(pnd.Dropout(0.5)), 3]}, r"`model`.*a keras.Model, or a list"),
+        ({"model": [chain(softmax(3)), chain(softmax(2))]}, r"`model`.*outputs \(2, 3\) in each pass"),
+        ({"model": [chain(softmax()), chain(softmax())], "samples": 1}, r"`samples`.*an int from 2"),
+        ({"layers": "first"}, r"`layers`.*a sequence of layers of the model"),
+        ({"layers": []}, r"`layers`.*at least one layer"),
+        ({"layers": ["dropout_of_mine"]}, r"`layers`.*which make noise.*\['dropout"),
+        (
+            {"gaussian": True, "x": inputs(2, 5), "model": chain(pnd.Dropout(0.5), shape=(5,))},
+            r"`gaussian`.*first half",
+        ),
+        ({"gaussian": True, "probabilities": True}, r"`gaussian`.*probabilities=True"),
         ({"model": chain(pnd.Dropout(0.5), keras.layers.Lambda(keras.ops.sum, output_shape=()))}, r"`model`.*\b2 samp"),
         pytest.param(
             {"x": np.array([[None] * 6] * 2)},

@@ -9,6 +9,23 @@ import typing
 
 Function = typing.TypeVar("Function", bound=typing.Callable[..., typing.Any])
 
+NOISE = (
+    "Dropout",
+    "Dropout1d",
+    "Dropout2d",
+    "Dropout3d",
+    "AlphaDropout",
+    "FeatureAlphaDropout",
+    "RNN",
+    "LSTM",
+    "GRU",
+    "MultiheadAttention",
+)
+"""Modules of torch that are noise, or have dropout of their own, which is all that training means to them."""
+
+HOLDERS = ("TransformerEncoder", "TransformerEncoderLayer")
+"""Modules of torch that pass by the dropout inside them unless they train."""
+
 
 def constant_in_graphs(function: Function) -> Function:
     """Have torch.compile take what a function returns for a constant.
@@ -89,3 +106,14 @@ def allow_recompilations(count: int) -> None:
     import torch
 
     torch._dynamo.config.recompile_limit = count
+
+
+def noise_in(module: typing.Any) -> list[typing.Any]:
+    """The modules of torch inside a module that have to train for it to make noise: none where it makes none."""
+    from torch import nn
+
+    def inside(names: tuple[str, ...]) -> list[typing.Any]:
+        return [one for one in module.modules() if isinstance(one, tuple(getattr(nn, name) for name in names))]
+
+    noise = [one for one in inside(NOISE) if getattr(one, "p", getattr(one, "dropout", 0)) > 0]
+    return noise + inside(HOLDERS) if noise else []

@@ -11,8 +11,8 @@ import typing
 import numpy as np
 
 from pernodedrop import checks
-from pernodedrop.prediction import Array, probabilities_of
-from pernodedrop.uncertainty.metrics.arrays import classified, probabilities_of_classes
+from pernodedrop._types import Array
+from pernodedrop.uncertainty.metrics.arrays import classified, probabilities_of, probabilities_of_classes
 
 __all__ = ["Isotonic", "Temperature", "Vector", "isotonic", "temperature", "vector"]
 

@@ -11,7 +11,7 @@ import typing
 import numpy as np
 
 from pernodedrop import checks
-from pernodedrop.prediction import Array
+from pernodedrop._types import Array
 from pernodedrop.uncertainty.metrics.arrays import classified, numbers, probabilities_of_classes
 
 __all__ = ["ConformalSets", "Rejection", "conformal", "rejection"]

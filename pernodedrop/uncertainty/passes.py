@@ -14,15 +14,14 @@ import keras
 import numpy as np
 
 from pernodedrop import checks
-from pernodedrop._types import Tensor
+from pernodedrop._types import Array, Tensor
 from pernodedrop.internals import of_keras
 from pernodedrop.layers.base import stochastic
 from pernodedrop.layers.base.noisy import Noisy
-from pernodedrop.prediction import Array, word_of
 from pernodedrop.uncertainty import changes
 from pernodedrop.uncertainty.changes import Arguments
+from pernodedrop.uncertainty.prediction import Outputs, chosen_of, named, word_of
 
-SAMPLES = 50
 WORD = "int32"
 
 IN_TRAINING = (
@@ -40,7 +39,7 @@ IN_STRATEGY = (
 class Passes:
     """The noisy passes of a model, compiled once."""
 
-    def __init__(self, model: keras.Model, seed: int) -> None:
+    def __init__(self, model: keras.Model, seed: int, chosen: typing.Any = None, may_be_quiet: bool = False) -> None:
         self.seed = seed
         if keras.backend.backend() == "jax":
             for variable in model.variables:
@@ -49,29 +48,48 @@ class Passes:
         self.ensembles = [layer for layer in layers if isinstance(layer, Noisy) and layer.members]
         self.noisy = [layer for layer in layers if stochastic.is_stochastic(layer) and layer not in self.ensembles]
         self.torch = {layer: modules for layer in layers if (modules := stochastic.torch_noise(layer))}
-        noise = {*self.noisy, *self.torch}
-        self.quiet = [layer for layer in layers if noise.isdisjoint(of_keras.layers_of(layer))]
-        if not (self.noisy or self.ensembles or self.torch):
+        if not (self.noisy or self.ensembles or self.torch or may_be_quiet):
             raise ValueError(checks.invalid("model", "a model with noise layers: its passes would all be equal", model))
         # a call number stays what it is, since a schedule's rate depends on it
         self.keys = [(layer, _host(layer._key)[1]) for layer in self.noisy if isinstance(layer, Noisy)]
         self.generators = _generators(self.noisy)
+        self.places = len(self.noisy)
+        self.fixed: list[keras.layers.Layer] = []  # that have members, and are not to be sampled
+        if chosen is not None:
+            self._choose(chosen, layers)
+        noise = {*self.noisy, *self.torch}
+        self.quiet = [layer for layer in layers if noise.isdisjoint(of_keras.layers_of(layer))]
         self.forward = _Forward(model, self.changed)
         strategy = getattr(self.forward, "distribute_strategy", None)  # of TensorFlow
         if strategy is not None and strategy.num_replicas_in_sync > 1:
             raise RuntimeError(IN_STRATEGY.format(strategy))
         self.variables = [one for one, value in self.state(0, 0) if value is not None]
 
-    def default_samples(self) -> int:
-        """The number of passes that treats all members alike."""
-        members = math.lcm(*(typing.cast(int, layer.members) for layer in self.ensembles))
-        return math.ceil(SAMPLES / members) * members if self.noisy or self.torch else members
+    def _choose(self, chosen: typing.Any, layers: list[keras.layers.Layer]) -> None:
+        """Has no other layers make noise than those chosen, or inside of them; places and masks stay what they are."""
+        noise = [layer for layer in layers if layer in {*self.noisy, *self.ensembles, *self.torch}]
+        wanted = chosen_of(chosen, noise, [(layer.name, layer) for layer in layers], of_keras.layers_of)
+        self.fixed = [layer for layer in self.ensembles if layer not in wanted]
+        self.ensembles = [layer for layer in self.ensembles if layer in wanted]
+        self.noisy = [layer for layer in self.noisy if layer in wanted]
+        self.torch = {layer: modules for layer, modules in self.torch.items() if layer in wanted}
 
-    def run(self, x: typing.Any, rows: int, start: int, sample: int) -> Array:
-        """The output of pass `sample` for the batch of so many rows whose first is row `start` of the whole."""
+    @property
+    def members(self) -> int:
+        """The number of passes in which each member of all layers is as often as others."""
+        return math.lcm(*(typing.cast(int, layer.members) for layer in self.ensembles))
+
+    @property
+    def has_noise(self) -> bool:
+        """Whether more passes than members say more."""
+        return bool(self.noisy or self.torch)
+
+    def run(self, x: typing.Any, rows: int, start: int, sample: int) -> Outputs:
+        """The outputs of pass `sample` for the batch of so many rows whose first is row `start` of the whole."""
         values = [value for _, value in self.state(start, sample) if value is not None]
         numbers = {"start": np.asarray(start, WORD), "sample": np.asarray(sample, WORD)}
-        return _output(self.forward.run({"x": x, "values": values, **numbers}), rows)
+        outputs = named(self.forward.run({"x": x, "values": values, **numbers}))
+        return {name: _output(y, rows) for name, y in outputs.items()}
 
     def state(self, start: int, sample: int) -> list[tuple[keras.Variable, Tensor | None]]:
         """The values of variables that a pass is given; None: it finds that of the model itself."""
@@ -99,9 +117,12 @@ class Passes:
             arguments["training"] = True
             takes_ids = isinstance(layer, Noisy) and not stochastic.shares_noise(layer)
             if takes_ids and arguments.get("sample_ids") is None:
-                # the layer's rows are the batch's, or each sample of the batch has been made several of them
-                first = data["start"] * (rows // keras.ops.shape(keras.tree.flatten(data["x"])[0])[0])
-                arguments["sample_ids"] = first + keras.ops.arange(rows, dtype=WORD)
+                be_member_of_place(layer, arguments, rows)
+
+        def be_member_of_place(layer: keras.layers.Layer, arguments: Arguments, rows: typing.Any) -> None:
+            # the layer's rows are the batch's, or each sample of the batch has been made several of them
+            first = data["start"] * (rows // keras.ops.shape(keras.tree.flatten(data["x"])[0])[0])
+            arguments["sample_ids"] = first + keras.ops.arange(rows, dtype=WORD)
 
         def be_member(layer: keras.layers.Layer, arguments: Arguments, rows: typing.Any) -> None:
             arguments["sample_ids"] = keras.ops.zeros((rows,), WORD) + data["sample"]
@@ -126,12 +147,14 @@ class Passes:
                 stack.enter_context(changes.changed(layer, make_noise))
             for layer in self.ensembles:
                 stack.enter_context(changes.changed(layer, be_member))
-            for layer in {*self.quiet} - {*self.ensembles}:
+            for layer in self.fixed:
+                stack.enter_context(changes.changed(layer, be_member_of_place))
+            for layer in {*self.quiet} - {*self.ensembles, *self.fixed}:
                 stack.enter_context(changes.changed(layer, stay_in_inference))
             for layer in self.torch:
                 stack.enter_context(changes.changed(layer, make_noise_of_torch))
             if self.torch:
-                word = word_of(self.seed, len(self.noisy), int(data["sample"]), int(data["start"]))
+                word = word_of(self.seed, self.places, int(data["sample"]), int(data["start"]))
                 stack.enter_context(changes.training(self.torch, of_torch, word))
             for generator in self.generators:
                 stack.enter_context(of_keras.seeded(generator))
@@ -170,12 +193,13 @@ class _Forward(keras.Model):
         return jax.jit(lambda data: self.predict_step((data,)))
 
 
-def _output(outputs: typing.Any, rows: int) -> Array:
-    """What a pass has returned, as the one array that is expected of it."""
-    leaves = keras.tree.flatten(outputs)
-    if len(leaves) != 1:
-        raise ValueError(checks.invalid("model", "a model with one output", [leaf.shape for leaf in leaves]))
-    y = np.asarray(leaves[0]).astype("float64")
+def _output(output: typing.Any, rows: int) -> Array:
+    """What a pass has returned, or one of several things, as the array that is expected of it."""
+    if not hasattr(output, "shape"):
+        raise ValueError(
+            checks.invalid("model", "a model whose outputs are arrays, or one dict or list of them", output)
+        )
+    y = np.asarray(output).astype("float64")
     if y.shape[:1] != (rows,):
         raise ValueError(checks.invalid("model", f"one output for each of the {rows} samples of a batch", y.shape))
     return y

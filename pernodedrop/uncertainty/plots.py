@@ -3,19 +3,66 @@
 Each returns a `matplotlib.figure.Figure`, which a notebook shows and `figure.savefig("name.png")` saves.
 """
 
+import collections.abc
 import typing
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from pernodedrop import checks
+from pernodedrop._types import Array
 from pernodedrop.report.figures import AMBER, BLACK, BLUE, GREEN, GREY, ORANGE, WIDTH, legend
 from pernodedrop.uncertainty.metrics import Reliability, RiskCoverage
 from pernodedrop.uncertainty.metrics.arrays import numbers
+from pernodedrop.uncertainty.report import Disagreement
 
-__all__ = ["reliability_diagram", "risk_coverage_curve", "two_histograms"]
+__all__ = ["disagreements", "reliability_diagram", "risk_coverage_curve", "two_histograms"]
 
 BINS = 30  # of histograms
 COLOURS = (BLUE, ORANGE, GREEN, AMBER, GREY)
+
+
+def disagreements(found: collections.abc.Sequence[Disagreement], images: typing.Any = None) -> Figure:
+    """What the passes chose for the samples that they disagree about, a row for each: counts of passes by class.
+
+    Args:
+        found: what `Prediction.disagreements` returns, or the `examples` of a report; at least one.
+        images: the samples of x as images to show beside, (n, height, width), or with 1, 3 or 4 channels last, as
+            matplotlib draws them: bytes, or numbers in [0, 1].
+
+    Raises:
+        ValueError: no example, or images of another shape.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from pernodedrop.uncertainty import plots, prediction
+    >>> passes = [np.array([[0.9, 0.1], [0.3, 0.7]]), np.array([[0.8, 0.2], [0.8, 0.2]])]
+    >>> found = prediction.collected([iter({None: p} for p in passes)], 2, seed=0)
+    >>> figure = plots.disagreements(found.disagreements(1))
+    >>> [text.get_text() for text in figure.axes[1].texts]
+    ['0: 1', '1: 1']
+    """
+    if not found:
+        raise ValueError(checks.invalid("found", "at least one disagreement", found))
+    pictures = None if images is None else _pictures(images)
+    figure = Figure(figsize=(WIDTH, 0.3 + 0.5 * len(found)), layout="constrained")
+    rows = figure.subplots(len(found), 2, squeeze=False, width_ratios=(1, 4))
+    for one, (left, right) in zip(found, rows, strict=True):
+        known = "" if one.label is None else f"\nis {one.label}"
+        left.set_ylabel(f"{one.place}{known}", rotation=0, ha="right", va="center")
+        if pictures is not None:
+            left.imshow(pictures[np.ravel(one.place)[0]], cmap="gray", vmin=0, vmax=1)
+        start = 0
+        for label, passes in one.votes.items():
+            right.barh(0, passes, left=start, color=COLOURS[label % len(COLOURS)], ec="white")
+            right.text(start + passes / 2, 0, f"{label}: {passes}", ha="center", va="center", size="small")
+            start += passes
+        right.set_xlim(0, start)
+        for axes in (left, right):
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_visible(False)
+    return figure
 
 
 def reliability_diagram(found: Reliability) -> Figure:
@@ -99,6 +146,14 @@ def two_histograms(inside: typing.Any, outside: typing.Any, title: str = "predic
     _plain(axes)
     legend(figure, axes)
     return figure
+
+
+def _pictures(images: typing.Any) -> Array:
+    found = numbers(images, "images")
+    if not (found.ndim == 3 or (found.ndim == 4 and found.shape[-1] in (1, 3, 4))):
+        expected = "images (n, height, width), or with 1, 3 or 4 channels last"
+        raise ValueError(checks.invalid("images", expected, found.shape))
+    return found / (255 if found.max() > 1 else 1)
 
 
 def _plain(*several: typing.Any) -> None:

@@ -1,32 +1,74 @@
 """What a prediction's figures are, once the truth is known."""
 
+import collections.abc
 import typing
 
 import numpy as np
 
 from pernodedrop import checks
-from pernodedrop.prediction import Array, classes_of
+from pernodedrop._types import Array
 from pernodedrop.uncertainty import metrics
-from pernodedrop.uncertainty.metrics.arrays import labels_of, numbers
+from pernodedrop.uncertainty.metrics.arrays import Labels, classes_of, labels_of, numbers
 
 CENTRAL = 0.9  # of the predicted distribution, whose coverage is counted
 
 
+class Disagreement(typing.NamedTuple):
+    """A sample that passes disagree about.
+
+    Attributes:
+        place: of the sample in x, an int; where a sample has several positions, a tuple of its place and theirs.
+        label: its label, an int, or None if it is not known.
+        predicted: the most probable class of the mean, an int.
+        mutual_information: how much the passes disagree, in nats; a float.
+        variation_ratio: the share of passes that chose another class than most did; a float.
+        votes: how many passes chose a class, by the class, most first: a dict of ints without zeros.
+    """
+
+    place: int | tuple[int, ...]
+    label: int | None
+    predicted: int
+    mutual_information: float
+    variation_ratio: float
+    votes: dict[int, int]
+
+
 class Report(dict[str, float]):
-    """A dict of figures that shows one a line."""
+    """A dict of figures that shows one a line, and below them examples of what passes disagree about.
+
+    Attributes:
+        examples: a list of `Disagreement`.
+    """
+
+    examples: collections.abc.Sequence[Disagreement] = ()
 
     def __repr__(self) -> str:
         width = max(map(len, self))
-        return "\n".join(f"{name:{width}}  {value:.6g}" for name, value in self.items())
+        lines = [f"{name:{width}}  {value:.6g}" for name, value in self.items()]
+        if self.examples:
+            lines += [
+                "",
+                f"{'disagreement':>12}  {'label':>5}  {'mean':>5}  {'mutual information':>18}  votes by class",
+            ]
+        for one in self.examples:
+            votes = ", ".join(f"{label}: {number}" for label, number in one.votes.items())
+            shown = "" if one.label is None else one.label
+            lines.append(f"{one.place!s:>12}  {shown:>5}  {one.predicted:>5}  {one.mutual_information:>18.4f}  {votes}")
+        return "\n".join(lines)
+
+
+def labels_at(y: typing.Any, mean: Array) -> Labels:
+    """Labels (n,) of all positions of a mean that has probabilities."""
+    p, y = classes_of(mean), numbers(y, "y")
+    one_hot = y.shape == mean.shape and mean.ndim > 1 and mean.shape[-1] > 1
+    classes = p.shape[-1]
+    return labels_of(y.reshape(-1, classes) if one_hot else y.ravel(), p.size // classes, classes)
 
 
 def of_classes(y: typing.Any, mean: Array, uncertainty: Array) -> Report:
     """The figures of class probabilities, of each position that has one."""
-    p = classes_of(mean)
+    labels, p = labels_at(y, mean), classes_of(mean)
     p = p.reshape(-1, p.shape[-1])
-    y = numbers(y, "y")
-    one_hot = y.shape == mean.shape and mean.ndim > 1 and mean.shape[-1] > 1
-    labels = labels_of(y.reshape(p.shape if one_hot else -1), *p.shape)
     wrong = p.argmax(-1) != labels
     kept = metrics.risk_coverage(wrong, uncertainty.ravel())
     return Report(
@@ -42,14 +84,17 @@ def of_classes(y: typing.Any, mean: Array, uncertainty: Array) -> Report:
     )
 
 
-def of_numbers(y: typing.Any, mean: Array, variance: Array) -> Report:
-    """The figures of normal distributions."""
+def of_numbers(
+    y: typing.Any, mean: Array, epistemic: Array, noise_variance: float = 0.0, aleatoric: Array | None = None
+) -> Report:
+    """The figures of normal distributions, whose variance may have a part that the model predicts."""
     from scipy import special  # costs 100 ms to import
 
     y = numbers(y, "y")
     if y.size == mean.size and y.shape in (mean.shape, mean.shape[:-1], (*mean.shape, 1)):
         y = y.reshape(mean.shape)
     y = numbers(y, "y", mean.shape)
+    variance = epistemic + noise_variance if aleatoric is None else epistemic + aleatoric
     if not (variance > 0).all():
         expected = "a variance above 0, where passes do not differ"
         raise ValueError(checks.invalid("noise_variance", expected, float(variance.min())))
@@ -62,4 +107,5 @@ def of_numbers(y: typing.Any, mean: Array, variance: Array) -> Report:
         gaussian_crps=metrics.gaussian_crps(y, mean, variance),
         coverage_90=inside.coverage,
         width_90=inside.width,
+        **({} if aleatoric is None else {"epistemic": float(epistemic.mean()), "aleatoric": float(aleatoric.mean())}),
     )

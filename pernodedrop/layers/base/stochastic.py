@@ -4,8 +4,8 @@ import typing
 
 import keras
 
+from pernodedrop.internals import of_torch
 from pernodedrop.layers.base.noisy import Noisy
-from pernodedrop.prediction import noise_of_torch
 
 NOISE = (
     keras.layers.Dropout,  # SpatialDropout1D, 2D and 3D too
@@ -50,4 +50,4 @@ def shares_noise(layer: keras.layers.Layer) -> bool:
 
 def torch_noise(layer: keras.layers.Layer) -> list[typing.Any]:
     """The modules of torch inside a layer that have to train for it to make noise: none where it makes none."""
-    return noise_of_torch(layer.module) if isinstance(layer, keras.layers.TorchModuleWrapper) else []
+    return of_torch.noise_in(layer.module) if isinstance(layer, keras.layers.TorchModuleWrapper) else []

@@ -3,10 +3,12 @@
 Functions take whole arrays, compute with NumPy in float64 and return floats: of probabilities of classes
 (`calibration_error`, `nll`, `brier_score`), of uncertainties that should tell what not to believe (`detection`,
 `risk_coverage`), and of predicted distributions of numbers (`gaussian_nll`, `crps`, `intervals`). Two are Keras metrics
-too, for `compile`.
+too, for `compile`; nothing else here needs Keras.
 """
 
-from pernodedrop.uncertainty.metrics.accumulated import BrierScore, CalibrationError
+import typing
+
+from pernodedrop import _lazy
 from pernodedrop.uncertainty.metrics.classification import (
     BrierDecomposition,
     Reliability,
@@ -26,6 +28,11 @@ from pernodedrop.uncertainty.metrics.regression import (
     split_variance,
 )
 from pernodedrop.uncertainty.metrics.selection import Detection, RiskCoverage, detection, energy, risk_coverage
+
+if typing.TYPE_CHECKING:
+    from pernodedrop.uncertainty.metrics.accumulated import BrierScore, CalibrationError
+else:
+    __getattr__, __dir__ = _lazy.names(__name__, "accumulated", "BrierScore", "CalibrationError")
 
 __all__ = [
     "BrierDecomposition",

@@ -8,7 +8,7 @@ import numpy as np
 from pernodedrop import checks
 from pernodedrop._types import Config, Tensor
 from pernodedrop.internals import of_keras
-from pernodedrop.prediction import SUM_TOLERANCE
+from pernodedrop.uncertainty.metrics.arrays import SUM_TOLERANCE
 from pernodedrop.uncertainty.metrics.classification import KINDS, edges_of
 
 

@@ -2,18 +2,19 @@
 
 import typing
 
-import keras
 import numpy as np
 
-from pernodedrop import checks
-from pernodedrop.prediction import SUM_TOLERANCE, Array
+from pernodedrop import backends, checks
+from pernodedrop._types import Array
+
+SUM_TOLERANCE = 1e-2  # how far from 1 the sum of probabilities in half precision can be
 
 Labels: typing.TypeAlias = np.typing.NDArray[np.int64]
 
 
 def numbers(values: typing.Any, argument: str, shape: tuple[int | None, ...] | None = None) -> Array:
     """Finite numbers in float64, at least one and of that shape (None: any size, or any shape), or an error."""
-    raw = np.asarray(keras.ops.convert_to_numpy(values) if _is_of_keras(values) else values)
+    raw = np.asarray(_on_host(values))
     try:
         found = raw.astype("float64", casting="same_kind" if raw.dtype.kind == "c" else "unsafe")
     except (TypeError, ValueError) as error:
@@ -51,6 +52,21 @@ def probabilities_of_classes(p: typing.Any, argument: str = "p") -> Array:
     return found
 
 
+def classes_of(y: Array) -> Array:
+    """Outputs with the classes in the last axis: of one output, the second of two."""
+    if y.ndim > 1 and y.shape[-1] > 1:
+        return y
+    second = y if y.ndim == 1 else y[..., 0]
+    return np.stack([1 - second, second], -1)
+
+
+def probabilities_of(logits: Array) -> Array:
+    """A softmax over the last axis, or a sigmoid of one output."""
+    from scipy.special import expit, softmax
+
+    return expit(logits) if logits.ndim == 1 or logits.shape[-1] == 1 else softmax(logits, -1)
+
+
 def labels_of(y: typing.Any, n: int, k: int) -> Labels:
     """Labels (n,), ints in [0, k), of what may be (n, 1), or one-hot (n, k)."""
     found = numbers(y, "y")
@@ -76,5 +92,12 @@ def _shown(shape: tuple[int | None, ...]) -> str:
     return f"({', '.join(sizes)}{',' * (len(sizes) == 1)})"
 
 
-def _is_of_keras(values: typing.Any) -> bool:
-    return isinstance(values, keras.Variable) or keras.ops.is_tensor(values)
+def _on_host(values: typing.Any) -> typing.Any:
+    """The array of a tensor, or of a Keras variable, whose value is one; all else as it is."""
+    name, value = backends.name_of(values), getattr(values, "value", None)
+    if name is None and backends.name_of(value) is not None:
+        return _on_host(value)
+    if name in (None, "numpy"):
+        return values
+    xp = backends.get(name)
+    return xp.to_numpy(xp.astype(values, "float32") if xp.dtype(values) == "bfloat16" else values)

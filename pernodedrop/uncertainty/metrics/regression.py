@@ -5,7 +5,7 @@ import typing
 import numpy as np
 
 from pernodedrop import checks
-from pernodedrop.prediction import Array
+from pernodedrop._types import Array
 from pernodedrop.uncertainty.metrics.arrays import alike, numbers
 
 

@@ -5,7 +5,7 @@ import typing
 import numpy as np
 
 from pernodedrop import checks
-from pernodedrop.prediction import Array
+from pernodedrop._types import Array
 from pernodedrop.uncertainty.metrics.arrays import numbers
 
 CAUGHT = 0.95  # of what is out of distribution, where the false alarms are counted

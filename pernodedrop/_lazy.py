@@ -1,0 +1,32 @@
+"""What is imported when it is first used: modules that stand on a package which may not be installed."""
+
+import collections.abc
+import importlib
+import sys
+import types
+import typing
+
+
+def loaded(module: str) -> types.ModuleType:
+    """A module of the library, or an error that says what it needs."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        advice = (
+            "Try: pip install 'pernodedrop[testing]'"
+            if module == "pernodedrop.testing"
+            else "Keras runs on the framework that the variable KERAS_BACKEND names, else on TensorFlow"
+        )
+        message = f"{module} needs {error.name}, which is not installed. {advice}."
+        raise ModuleNotFoundError(message, name=error.name) from error
+
+
+def names(package: str, module: str, *late: str) -> tuple[collections.abc.Callable[..., typing.Any], ...]:
+    """`__getattr__` and `__dir__` of a package that has names of a module inside it, which is imported for them."""
+
+    def get(name: str) -> typing.Any:
+        if name not in late:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return vars(sys.modules[package]).setdefault(name, getattr(loaded(f"{package}.{module}"), name))
+
+    return get, lambda: sorted({*vars(sys.modules[package]), *late})
