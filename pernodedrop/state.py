@@ -69,6 +69,9 @@ class State:
     def __hash__(self) -> int:
         return hash((self.mask, self.schedule))
 
+    def __repr__(self) -> str:
+        return f"State({self.mask!r}, schedule={self.schedule!r})"
+
     def noise(self, call: int, numbers: Params) -> Noise:
         """The noise at a call number, on the host; `numbers` are the present ones, where there is no schedule."""
         if self.schedule is None:
