@@ -79,6 +79,7 @@ $(VENV)/.test-numpy: $(VENV)/.pip pyproject.toml constraints.txt
 
 $(VENV)/.test-jax $(VENV)/.test-torch $(VENV)/.test-tensorflow: $(VENV)/.test-%: $(VENV)/.test-numpy
 	$(PIP) install -c constraints.txt --group test-$*
+	$(if $(filter jax,$*),$(PIP) install -c constraints.txt --group test-flax)
 	$(if $(filter torch,$*),$(PIP) install --no-deps $(KERAS_HUB))
 	touch $@
 
@@ -88,5 +89,5 @@ $(VENV)/.test: $(VENV)/.test-jax $(VENV)/.test-torch $(VENV)/.test-tensorflow
 	touch $@
 
 $(VENV)/.docs: $(VENV)/.pip pyproject.toml constraints.txt
-	$(PIP) install -c constraints.txt jax torch -e . --group docs
+	$(PIP) install -c constraints.txt jax torch flax -e . --group docs
 	touch $@

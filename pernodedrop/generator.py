@@ -70,6 +70,14 @@ def words(
     return _triple32_keyed(out ^ k0, k1, xp)
 
 
+def mixed(key: list[Words], xp: Namespace) -> Words:
+    """One word of the words of a key, the last of them where the others are 0, as in `jax.random.key(seed)`."""
+    word = xp.zeros_like(key[0])
+    for one in key:
+        word = triple32(word, xp) ^ one
+    return word
+
+
 def seed_word(seed: int) -> int:
     """The word that stands for a user's seed: itself in [0, 2**32), a digest of its digits otherwise."""
     if 0 <= seed < 2**32:

@@ -81,6 +81,9 @@ class State:
     def __hash__(self) -> int:
         return hash(self._identity)
 
+    def __repr__(self) -> str:
+        return f"State({self.mask!r}, schedule={self.schedule!r})"
+
     @property
     def _identity(self) -> tuple[Mask, Schedule | None, Schedule | None]:
         return self.mask, self.schedule, self.persistence_schedule

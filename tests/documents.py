@@ -5,11 +5,12 @@
     python tests/documents.py jax --share           runs what the suite runs there
 
 An example is a ```python block. Its first line is a comment that names where it runs: `# numpy`, `# tensorflow`,
-`# torch` or `# jax`, or `# any backend`, which is all that can train: TensorFlow, PyTorch and JAX. An example is
-complete in itself; it runs as a script of its own, in an empty folder, with KERAS_BACKEND set. Where it sets that
-variable itself, it is set to the backend under test.
+`# torch` or `# jax`, or `# any backend`, which is all that can train: TensorFlow, PyTorch and JAX. `# flax` is JAX where
+Flax is installed. An example is complete in itself; it runs as a script of its own, in an empty folder, with
+KERAS_BACKEND set. Where it sets that variable itself, it is set to the backend under test.
 """
 
+import importlib.util
 import os
 import pathlib
 import re
@@ -23,7 +24,8 @@ import typing
 
 ROOT = pathlib.Path(__file__).parent.parent
 BACKENDS = ("numpy", "tensorflow", "torch", "jax")
-MARKS = {"any backend": BACKENDS[1:], **{name: (name,) for name in BACKENDS}}
+WINGS = {name: ("jax",) if importlib.util.find_spec(name) else () for name in ("flax",)}
+MARKS = {"any backend": BACKENDS[1:], **{name: (name,) for name in BACKENDS}, **WINGS}
 OTHERS = ("", "text", "toml", "{bench}", "{family-cost}", "{eval-rst}", "{figure}", "{image}", "{include}", "{toctree}")
 FENCE = re.compile(r"^( *)(`{3,}|~{3,})(.*)$")
 OWN_BACKEND = re.compile(r'(os\.environ\["KERAS_BACKEND"\] = )"\w+"')

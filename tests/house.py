@@ -62,6 +62,11 @@ HOUSE = """
     torch.drop_connect torch.per_node_drop
     torch.surgery torch.uncertainty
     torch
+    nnx.noisy nnx.products
+    nnx.activation_noise nnx.weight_noise
+    nnx.drop_connect nnx.per_node_drop
+    nnx.surgery
+    nnx
     report
     report.environment report.figures report.pages report.process report.table
     report.results uncertainty.plots
@@ -104,7 +109,7 @@ HOUSE = """
 UPWARD = {}
 """Imports that go up all the same: (file, what it imports) and the reason."""
 
-FRAMEWORKS = {"tensorflow", "torch", "jax", "jaxlib", "triton"}
+FRAMEWORKS = {"tensorflow", "torch", "jax", "jaxlib", "triton", "flax", "equinox"}
 
 KERNELS = {
     "backends.torch_products": {"torch"},
@@ -115,7 +120,7 @@ KERNELS = {
 }
 """Files that are written against a framework and imported where that one is used alone, and which one."""
 
-WINGS = {"torch": {"torch"}}
+WINGS = {"torch": {"torch"}, "nnx": {"jax", "flax"}, "equinox": {"jax", "equinox"}}
 """Folders of modules of a framework, each named like it, and what all files of one may import."""
 
 USERS_OF_FRAMEWORKS = {

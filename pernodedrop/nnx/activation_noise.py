@@ -1,0 +1,204 @@
+"""Activation noise: modules that stand between others, multiply by noise in training and are the identity after."""
+
+import typing
+
+import jax
+from flax import nnx
+
+from pernodedrop import checks, schedules
+from pernodedrop._types import Key, Shape
+from pernodedrop.mask import Mask, check_noise_shape
+from pernodedrop.modules import ActivationModule, ChannelModule, PathModule, ShapedModule, sharing_of
+from pernodedrop.nnx.noisy import Noisy, Rngs, key_of
+from pernodedrop.noise import Bernoulli, Gaussian, Noise
+from pernodedrop.schedules import Schedule
+
+Streams: typing.TypeAlias = nnx.Rngs | nnx.RngStream | None
+
+
+class ActivationNoise(Noisy, ActivationModule):
+    """Base of activation noise, beside the class that gives `mask_of`, the mask of an input."""
+
+    def __call__(
+        self,
+        inputs: jax.Array,
+        *,
+        deterministic: bool | None = None,
+        rngs: Rngs = None,
+        key: Key | None = None,
+        sample_ids: jax.Array | None = None,
+    ) -> jax.Array:
+        """The input, in training times its mask; see the class."""
+        key = key_of(rngs, key)
+        self.check_shape(tuple(inputs.shape))
+        return self.masked(inputs, key, sample_ids) if self.is_noisy(deterministic) else inputs
+
+    def fold(self) -> nnx.Module:
+        """The plain module that computes what this one does at inference: the identity."""
+        return Identity()
+
+
+class Identity(nnx.Module):
+    """What gives back its input."""
+
+    def __call__(self, inputs: jax.Array, **_: typing.Any) -> jax.Array:
+        """The input."""
+        return inputs
+
+
+class ShapedNoise(ShapedModule, ActivationNoise):
+    """Base of activation noise with one entry for each place of a mask that is broadcast against the input."""
+
+    def __init__(
+        self,
+        noise: Noise,
+        schedule: Schedule | None,
+        noise_shape: Shape | None,
+        seed: int | None,
+        deterministic: bool,
+        rngs: Streams,
+    ) -> None:
+        self.noise_shape = check_noise_shape(noise_shape)
+        self.start(Mask(noise, sharing_of(self.noise_shape)), seed, schedule, rngs, deterministic)
+
+
+class Dropout(ShapedNoise):
+    """Sets entries of its input to zero with probability `rate` in training (Srivastava et al., JMLR 15, 2014).
+
+    What is kept is scaled by 1 / (1 - rate). It is `pernodedrop.Dropout` as a module, with equal masks for equal
+    (seed, call); it stands where an `nnx.Dropout` does.
+
+    Args:
+        rate: drop rate in [0, 1), or a schedule of `pernodedrop.schedules`.
+        noise_shape: shape of the mask, broadcast against the input, None entries being the input's sizes; None is the
+            input's shape.
+        seed: int, any, instead of a key of `rngs`: that of a Keras layer with the same masks.
+        deterministic: whether calls have no noise, until `train()`; False.
+        rngs: `nnx.Rngs`, whose stream "noise", or else "default", gives the key, or a stream. None, without a seed, has
+            every call bring its `rngs` or `key`.
+
+    Call arguments:
+        inputs: floating array of any rank from 1, samples first.
+        deterministic, rngs, key, sample_ids: as for `pernodedrop.nnx.PerNodeLinear`; no `sample_ids` with a
+            `noise_shape` of one sample.
+
+    Output shape and dtype: the input's.
+
+    Raises:
+        TypeError, ValueError: an argument that is not as described, named in the message.
+
+    Example:
+
+    >>> import jax, pernodedrop.nnx as pndx
+    >>> sorted(set(pndx.Dropout(0.5, seed=1)(jax.numpy.ones((4, 8))).flatten().tolist()))
+    [0.0, 2.0]
+    """
+
+    def __init__(
+        self,
+        rate: float | Schedule,
+        noise_shape: Shape | None = None,
+        seed: int | None = None,
+        *,
+        deterministic: bool = False,
+        rngs: Streams = None,
+    ) -> None:
+        start, schedule = schedules.get(rate)
+        super().__init__(Bernoulli(start), schedule, noise_shape, seed, deterministic, rngs)
+
+
+class GaussianDropout(ShapedNoise):
+    """Multiplies its input by N(1, rate / (1 - rate)) in training (Srivastava et al., JMLR 15, 2014, section 10).
+
+    It is `pernodedrop.GaussianDropout` as a module.
+
+    Args:
+        rate: drop rate in [0, 1) of the Dropout with the same variance, or a schedule of `pernodedrop.schedules`.
+        seed, noise_shape, deterministic, rngs: as for `pernodedrop.nnx.Dropout`.
+
+    Call arguments, shapes, dtypes and errors: as for `pernodedrop.nnx.Dropout`.
+
+    >>> import jax, pernodedrop.nnx as pndx
+    >>> pndx.GaussianDropout(0.5, seed=1)(jax.numpy.ones((4, 8))).shape
+    (4, 8)
+    """
+
+    def __init__(
+        self,
+        rate: float | Schedule,
+        seed: int | None = None,
+        noise_shape: Shape | None = None,
+        *,
+        deterministic: bool = False,
+        rngs: Streams = None,
+    ) -> None:
+        start, schedule = schedules.get(rate)
+        super().__init__(Gaussian(rate=start), schedule, noise_shape, seed, deterministic, rngs)
+
+
+class DropPath(PathModule, ActivationNoise):
+    """Sets a residual branch to zero with probability `rate` in training, sample by sample (arXiv 1605.07648).
+
+    It stands at the end of the branch: y = shortcut + drop_path(branch). It is `pernodedrop.DropPath` as a module.
+
+    Args:
+        rate: drop rate in [0, 1), or a schedule of `pernodedrop.schedules`; `pernodedrop.depth_rates` has one for each
+            block of a network.
+        scale_by_keep: whether branches that are kept are scaled by 1 / (1 - rate); True.
+        seed, deterministic, rngs: as for `pernodedrop.nnx.Dropout`.
+
+    Call arguments, shapes, dtypes and errors: as for `pernodedrop.nnx.Dropout`.
+
+    >>> import jax, pernodedrop.nnx as pndx
+    >>> pndx.DropPath(0.5, seed=1)(jax.numpy.ones((4, 3)))[:, 0].tolist()
+    [2.0, 0.0, 0.0, 0.0]
+    """
+
+    def __init__(
+        self,
+        rate: float | Schedule,
+        seed: int | None = None,
+        scale_by_keep: bool = True,
+        *,
+        deterministic: bool = False,
+        rngs: Streams = None,
+    ) -> None:
+        start, schedule = schedules.get(rate)
+        self.scale_by_keep = checks.check_bool(scale_by_keep, "scale_by_keep")
+        self.start(Mask(Bernoulli(start), "time+in+out"), seed, schedule, rngs, deterministic)
+
+
+class SpatialDropout(ChannelModule, ActivationNoise):
+    """Sets whole feature maps to zero with probability `rate` in training (Tompson et al., arXiv 1411.4280).
+
+    It is `pernodedrop.SpatialDropout1D`, `2D` and `3D` as one module.
+
+    Args:
+        rate: drop rate in [0, 1), or a schedule of `pernodedrop.schedules`.
+        data_format: "channels_last", as NNX has them, or "channels_first". Masks do not depend on it.
+        seed, deterministic, rngs: as for `pernodedrop.nnx.Dropout`.
+
+    Call arguments, shapes, dtypes and errors: as for `pernodedrop.nnx.Dropout`, of rank from 3.
+
+    >>> import jax, pernodedrop.nnx as pndx
+    >>> y = pndx.SpatialDropout(0.5, seed=1)(jax.numpy.ones((1, 4, 4, 8)))
+    >>> bool((y == y[:, :1, :1]).all())
+    True
+    """
+
+    def __init__(
+        self,
+        rate: float | Schedule,
+        data_format: str = "channels_last",
+        seed: int | None = None,
+        *,
+        deterministic: bool = False,
+        rngs: Streams = None,
+    ) -> None:
+        start, schedule = schedules.get(rate)
+        self.data_format = checks.check_choice(data_format, "data_format", ("channels_last", "channels_first"))
+        self.start(Mask(Bernoulli(start), "out"), seed, schedule, rngs, deterministic)
+
+    def check_shape(self, shape: Shape) -> None:
+        if len(shape) < 3:
+            raise ValueError(checks.invalid("inputs", "rank from 3, samples first", shape))

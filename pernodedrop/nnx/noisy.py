@@ -1,0 +1,191 @@
+"""What every noisy module has: a mask, a stream for its keys, and the numbers of its noise in a variable."""
+
+import typing
+
+import jax
+import numpy as np
+from flax import nnx
+
+from pernodedrop import backends, checks, generator, ops
+from pernodedrop._types import Key, Params, Words
+from pernodedrop.mask import Field, Mask
+from pernodedrop.schedules import Schedule
+from pernodedrop.state import Regularizer, State, bits_of
+
+xp = backends.get("jax")
+
+STREAM = "noise"
+"""The stream of `nnx.Rngs` that keys are from."""
+
+Rngs: typing.TypeAlias = nnx.Rngs | nnx.RngStream | jax.Array | None
+
+
+class NoiseState(nnx.Variable[jax.Array]):
+    """What a noisy module remembers beside its stream: no parameter, and nothing that `nnx.split_rngs` splits."""
+
+
+class Noisy(Regularizer, nnx.Module):
+    """Base of noisy modules; it stands before the NNX module where a class is both.
+
+    Its state is in variables:
+        rngs: an `nnx.RngStream` with the tag "noise". Its key stands for the seed, its count is the call number. Where
+            masks are fixed there is none.
+        noise_numbers: `NoiseState`, the bits of the noise's numbers, so that a new rate takes effect after compilation.
+        noise_seed: `NoiseState`, the seed's word, where masks are fixed.
+        noise_updates: `NoiseState`, where a rate follows a schedule: how many keys were drawn.
+    """
+
+    xp = xp
+    rngs: typing.Any
+    noise_numbers: typing.Any
+    noise_seed: typing.Any
+    noise_updates: typing.Any
+
+    def start(
+        self,
+        mask: Mask,
+        seed: int | None,
+        schedule: Schedule | None,
+        rngs: nnx.Rngs | nnx.RngStream | None,
+        deterministic: bool,
+    ) -> None:
+        """Begin with a mask, after the constructor of the NNX module.
+
+        Args:
+            mask: which mask, a `pernodedrop.Mask`.
+            seed: int, any; None takes a key of the stream "noise" of `rngs`, or of "default".
+            schedule: the rate as a function of the number of draws; None leaves it where the mask has it.
+            rngs: `nnx.Rngs` or a stream; None, without a seed, has calls bring theirs.
+            deterministic: whether calls have no noise until `train()`.
+        """
+        self.deterministic = checks.check_bool(deterministic, "deterministic")
+        checks.check_seed(seed)
+        stream = _stream_of(rngs) if seed is None else nnx.RngStream(_key_of_seed(seed), tag=STREAM)
+        self.state = State(mask, 0, schedule)
+        bits = bits_of(self.state.first_numbers)
+        self.noise_numbers = (
+            NoiseState(xp.asarray(bits)) if bits.size else nnx.data(None)
+        )  # Orbax saves no empty arrays
+        self.noise_updates = nnx.data(None if schedule is None else NoiseState(xp.asarray(np.uint32(0))))
+        if mask.regime == "dynamic":
+            self.rngs, self.noise_seed = nnx.data(stream), nnx.data(None)
+        elif stream is None:
+            raise ValueError(checks.invalid("rngs", f"nnx.Rngs, or a seed, with regime={mask.regime!r}", rngs))
+        else:
+            self.rngs, self.noise_seed = nnx.data(None), NoiseState(word_of(stream.key[...])[0])
+
+    def words_of_key(self) -> np.typing.NDArray[np.uint32]:
+        key = self.peek()
+        if key.ndim != 1:
+            expected = "of one module, and not of several that nnx.vmap stacked"
+            raise ValueError(checks.invalid("rngs", f"a key {expected}", key.shape[:-1]))
+        return np.asarray(key)
+
+    def numbers_on_host(self) -> Params:
+        bits = None if self.noise_numbers is None else np.asarray(self.noise_numbers[...])
+        return self.state.numbers_of(bits, lambda bit, dtype: bit.view(dtype))
+
+    def numbers(self) -> Params:
+        bits = None if self.noise_numbers is None else self.noise_numbers[...]
+        return self.state.numbers_of(bits, jax.lax.bitcast_convert_type)
+
+    def put_numbers(self, numbers: Params) -> None:
+        self.noise_numbers[...] = xp.asarray(bits_of(numbers))
+
+    @property
+    def updates(self) -> int:
+        """How many keys were drawn: the update number of a schedule."""
+        return super().updates if self.noise_updates is None else int(self.noise_updates[...])
+
+    def peek(self) -> jax.Array:
+        """The key that the next call has: words (2,), (seed, call)."""
+        if self.noise_seed is not None:
+            return _words(self.noise_seed[...], xp.zeros_like(self.noise_seed[...]))
+        if self.rngs is None:
+            raise ValueError(checks.invalid("rngs", "nnx.Rngs or a key in the call, or in the constructor", None))
+        return _words(word_of(self.rngs.key[...])[..., 0], self.rngs.count[...])
+
+    def draw(self) -> jax.Array:
+        """The next key: words (2,), (seed, call), for `module(x, key=key)`."""
+        key = self.peek()
+        if self.noise_seed is None:
+            self.rngs.count[...] += 1
+            self._count()
+        return key
+
+    def field(self, key: typing.Any, device: typing.Any) -> Field:
+        """The mask at a key, by default the next one, or at one that is drawn from `nnx.Rngs`."""
+        if key is not None and not isinstance(key, nnx.Rngs | nnx.RngStream):
+            return super().field(key, device)
+        update = None if self.noise_updates is None else self.noise_updates[...]
+        words = ops.key_words(self.draw() if key is None else self._drawn_from(key), device, xp)
+        return self.state.field(words, self.numbers(), device, xp, update)
+
+    def _drawn_from(self, rngs: nnx.Rngs | nnx.RngStream) -> jax.Array:
+        stream = chosen(rngs)
+        key = _words(word_of(stream.key[...])[..., 0], stream.count[...])
+        stream.count[...] += 1
+        self._count()
+        return key
+
+    def _count(self) -> None:
+        if self.noise_updates is not None:
+            self.noise_updates[...] += 1
+
+    def is_noisy(self, deterministic: bool | None) -> bool:
+        """Whether a call has noise: in training, and at inference too where the masks are part of the model."""
+        if deterministic is None:
+            deterministic = self.deterministic
+        return self.state.mask.at_inference or not checks.check_bool(deterministic, "deterministic")
+
+    def set_view(self, deterministic: bool | None = None) -> None:
+        """What `nnx.view` may set.
+
+        Args:
+            deterministic: whether calls have no noise.
+        """
+        if deterministic is not None:
+            self.deterministic = deterministic
+
+    def fold(self) -> nnx.Module:
+        """The plain module that computes what this one does at inference."""
+        raise NotImplementedError(f"{type(self).__name__} must define `fold`")
+
+
+def key_of(rngs: Rngs, key: Key | None) -> typing.Any:
+    """What `Noisy.field` takes of a call that is given `rngs`, or a key itself, or neither."""
+    if key is not None and rngs is not None:
+        raise ValueError(checks.invalid("rngs", "None beside `key`", rngs))
+    return rngs if key is None else key
+
+
+def word_of(key: jax.Array) -> Words:
+    """The seed's word that a key stands for, (..., 1): that of `jax.random.key(seed)` is the seed."""
+    words = jax.random.key_data(key)
+    return generator.mixed([words[..., n : n + 1] for n in range(words.shape[-1])], xp)
+
+
+def _key_of_seed(seed: int) -> jax.Array:
+    words = np.array([0, generator.seed_word(seed)], "uint32")
+    return jax.random.wrap_key_data(xp.asarray(words), impl="threefry2x32")
+
+
+def _words(seed: Words, call: Words) -> jax.Array:
+    return jax.numpy.stack([seed, call], axis=-1)
+
+
+def _stream_of(rngs: typing.Any) -> nnx.RngStream | None:
+    """A stream of its own, as NNX modules take one."""
+    return None if rngs is None else chosen(rngs).fork()
+
+
+def chosen(rngs: typing.Any) -> nnx.RngStream:
+    """The stream that noise is from."""
+    if isinstance(rngs, nnx.RngStream):
+        return rngs
+    if not isinstance(rngs, nnx.Rngs):
+        raise TypeError(checks.invalid("rngs", "nnx.Rngs, an nnx.RngStream or None", rngs))
+    if STREAM not in rngs and "default" not in rngs:
+        expected = f"streams with {STREAM!r} or 'default' among them, or a seed"
+        raise ValueError(checks.invalid("rngs", expected, list(rngs)))
+    return rngs[STREAM]

@@ -1,0 +1,461 @@
+"""Native modules of Flax NNX: the masks of NumPy and of the Keras layers, in what NNX does with any module."""
+
+import doctest
+import importlib
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+import pernodedrop as pnd
+from tests import house
+
+pytestmark = pytest.mark.only_backend("jax", reason="the modules are those of JAX")
+if keras.backend.backend() == "jax":
+    nnx = pytest.importorskip("flax.nnx", reason="an extra", exc_type=ImportError)
+    import jax
+    from jax import numpy as jnp
+
+    import pernodedrop.nnx as pndx
+    from pernodedrop.nnx.noisy import word_of
+
+
+def inputs(*shape):
+    return np.random.default_rng(0).normal(size=shape).astype("float32")
+
+
+def rngs(**streams):
+    return nnx.Rngs(params=0, **streams)
+
+
+def masked(x, kernel, key, rate=0.5):
+    """The product with a Bernoulli mask, by NumPy."""
+    mask = pnd.ops.sample_mask(pnd.Bernoulli(rate), key, (len(x), *kernel.shape), backend="numpy")
+    return np.einsum("bi,io,bio->bo", x, kernel, mask)
+
+
+# masks
+
+
+@pytest.mark.parametrize("shape", [(5, 3), (5, 2, 2, 3), (3,)], ids=str)
+@pytest.mark.parametrize("noise", ["bernoulli", "gaussian"])
+def test_a_linear_has_the_masks_of_numpy(shape, noise):
+    layer = pndx.PerNodeLinear(3, 4, rate=0.3, noise=noise, seed=7, method="recomputed", rngs=rngs())
+    x, rows = inputs(*shape), shape[0] if len(shape) > 1 else 1
+    for call in range(2):
+        mask = pnd.ops.sample_mask(layer.noise, (7, call), (rows, 3, 4), backend="numpy")
+        expected = np.einsum("bti,io,bio->bto", x.reshape(rows, -1, 3), layer.kernel[...], mask)
+        np.testing.assert_allclose(layer(x), expected.reshape(*shape[:-1], 4), atol=1e-6)
+    assert (layer.seed, layer.updates) == (7, 2)
+
+
+MASKS = {
+    "schedule": {"rate": pnd.schedules.Step([0.2, 0.7], [1])},
+    "partial": {"noise": pnd.PartialGaussian(0.5, 2.0)},
+    "fixed": {"rate": 0.3, "regime": "fixed"},
+    "bank": {"rate": 0.3, "regime": "bank", "bank_size": 3},
+    "batch": {"rate": 0.3, "sharing": "sample+time"},
+    "position": {"rate": 0.3, "sharing": ()},
+}
+
+
+@pytest.mark.parametrize("case", MASKS)
+def test_a_linear_is_the_keras_layer(case):
+    module = pndx.PerNodeLinear(3, 4, seed=-7, rngs=rngs(), **MASKS[case])
+    layer, x = pnd.PerNodeDrop(keras.layers.Dense(4), seed=-7, **MASKS[case]), inputs(5, 2, 3)
+    layer(x)
+    layer.layer.set_weights([module.kernel[...], module.bias[...]])
+    for training in (True, True, False):
+        module.train() if training else module.eval()
+        np.testing.assert_allclose(module(x), layer(x, training=training), atol=1e-6)
+    assert module.regime != "dynamic" or module.updates == layer.updates
+    if case != "bank":
+        np.testing.assert_allclose(module.fold()(x), module(x), atol=1e-6)
+
+
+CONVOLUTIONS = {
+    "1d": ({"kernel_size": (3,), "kernel_dilation": 2, "padding": "CAUSAL"}, {"dilation_rate": 2, "padding": "causal"}),
+    "2d": (
+        {"kernel_size": (3, 2), "strides": (2, 1), "feature_group_count": 2},
+        {"strides": (2, 1), "groups": 2, "padding": "same"},
+    ),
+    "3d": ({"kernel_size": (2, 2, 2), "padding": "VALID", "use_bias": False}, {"use_bias": False}),
+}
+
+
+@pytest.mark.parametrize(("case", "kind"), [("1d", "drop_connect"), ("2d", "per_node_drop"), ("3d", "drop_connect")])
+def test_a_convolution_is_the_keras_layer(case, kind):
+    arguments, of_keras = CONVOLUTIONS[case]
+    noise = {} if kind == "per_node_drop" else {"sharing": "time", "mask_bias": True, "scaling": "none"}
+    module_class, layer_class = {
+        "per_node_drop": (pndx.PerNodeConv, pnd.PerNodeDrop),
+        "drop_connect": (pndx.DropConnectConv, pnd.DropConnect),
+    }[kind]
+    module = module_class(4, 6, rate=0.4, seed=3, rngs=rngs(), **noise, **arguments)
+    size = arguments["kernel_size"]
+    plain = getattr(keras.layers, f"Conv{len(size)}D")(6, size, **of_keras)
+    layer, x = layer_class(plain, rate=0.4, seed=3, **noise), inputs(2, *(6,) * len(size), 4)
+    layer(x)
+    plain.set_weights([leaf[...] for leaf in (module.kernel, module.bias) if leaf is not None])
+    expected = [layer(x, training=training) for training in (True, False)]
+    np.testing.assert_allclose(nnx.jit(lambda module, x: module(x))(module, x), expected[0], atol=2e-6)
+    np.testing.assert_allclose(module(x, deterministic=True), expected[1], atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("padding", "regime"), [("SAME", "fixed"), *((one, "dynamic") for one in ("CIRCULAR", "REFLECT", 1, ((2, 0), 1)))]
+)
+def test_a_convolution_without_noise_is_that_of_nnx(padding, regime):
+    form = {"kernel_size": (3, 2), "strides": 2, "kernel_dilation": (1, 2), "feature_group_count": 2}
+    form |= {"padding": padding, "mask": np.random.default_rng(1).normal(size=(3, 2, 2, 6)).astype("float32")}
+    plain = nnx.Conv(4, 6, rngs=rngs(), **form)
+    module = pndx.PerNodeConv.from_plain(plain, rate=0.0, regime=regime, seed=1)
+    x = inputs(3, 7, 8, 4)
+    np.testing.assert_allclose(nnx.jit(lambda module, x: module(x))(module, x), plain(x), atol=2e-6)
+    np.testing.assert_allclose(module(x[0], deterministic=True), plain(x[0]), atol=2e-6)
+
+
+@pytest.mark.parametrize("scaling", ["inverted", "none"])
+@pytest.mark.parametrize("sharing", ["sample+time", "time"])
+def test_drop_connect_is_the_keras_layer(scaling, sharing):
+    arguments = {"rate": 0.3, "sharing": sharing, "mask_bias": True, "scaling": scaling, "seed": 5}
+    module, x = pndx.DropConnectLinear(3, 4, bias_init=jax.random.normal, rngs=rngs(), **arguments), inputs(5, 3)
+    layer = pnd.DropConnect(keras.layers.Dense(4), **arguments)
+    layer(x)
+    layer.layer.set_weights([module.kernel[...], module.bias[...]])
+    for training in (True, True, False):
+        module.train() if training else module.eval()
+        np.testing.assert_allclose(module(x), layer(x, training=training), atol=1e-6)
+    np.testing.assert_allclose(module.fold()(x), module(x), atol=1e-6)
+
+
+ACTIVATIONS = {
+    "dropout": (lambda: pndx.Dropout(0.3, seed=1), lambda: pnd.Dropout(0.3, seed=1)),
+    "noise_shape": (
+        lambda: pndx.Dropout(0.3, noise_shape=(1, None, 1, None), seed=1),
+        lambda: pnd.Dropout(0.3, noise_shape=(1, None, 1, None), seed=1),
+    ),
+    "gaussian": (lambda: pndx.GaussianDropout(0.3, seed=1), lambda: pnd.GaussianDropout(0.3, seed=1)),
+    "unscaled": (lambda: pndx.DropPath(0.3, 1, scale_by_keep=False), lambda: pnd.DropPath(0.3, 1, scale_by_keep=False)),
+    "spatial": (lambda: pndx.SpatialDropout(0.3, seed=1), lambda: pnd.SpatialDropout2D(0.3, seed=1)),
+    "spatial_first": (
+        lambda: pndx.SpatialDropout(0.3, "channels_first", seed=1),
+        lambda: pnd.SpatialDropout2D(0.3, data_format="channels_first", seed=1),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ACTIVATIONS)
+def test_activation_noise_is_the_keras_layer(case):
+    module, layer = (make() for make in ACTIVATIONS[case])
+    x = inputs(5, 3, 4, 6)
+    for training in (True, True, False):
+        module.train() if training else module.eval()
+        np.testing.assert_array_equal(module(x), layer(x, training=training))
+
+
+# what NNX does with modules
+
+
+def test_keys_are_from_the_stream_named_noise_or_the_default_one():
+    for streams, stream in ((nnx.Rngs(params=0, noise=5), "noise"), (nnx.Rngs(params=0, default=6), "default")):
+        expected = nnx.Rngs(**{stream: 5 if stream == "noise" else 6})[stream].fork()
+        first = pndx.PerNodeLinear(3, 4, rngs=streams)
+        assert jnp.array_equal(jax.random.key_data(first.rngs.key[...]), jax.random.key_data(expected.key[...]))
+        assert pndx.PerNodeLinear(3, 4, rngs=streams).seed != first.seed
+    key = jax.random.wrap_key_data(np.array([1, 2], "uint32"))
+    with jax.numpy_dtype_promotion("standard"):
+        assert int(word_of(jax.random.key(7))[0]) == 7
+    assert int(word_of(key)[0]) not in (1, 2)
+
+
+def test_a_call_may_bring_its_stream_or_its_key():
+    layer, x = pndx.Dropout(0.5), inputs(5, 8)
+    stream = nnx.Rngs(noise=7)
+    expected = [pndx.Dropout(0.5)(x, key=(7, call)) for call in range(2)]
+    np.testing.assert_array_equal(layer(x, rngs=stream), expected[0])
+    np.testing.assert_array_equal(layer(x, rngs=stream.noise), expected[1])
+    key = jax.random.key(3)
+    np.testing.assert_array_equal(layer(x, rngs=key), layer(x, key=tuple(np.asarray(jax.random.key_data(key)))))
+    assert int(stream.noise.count[...]) == 2
+
+
+def network():
+    return nnx.Sequential(
+        pndx.PerNodeLinear(6, 8, rate=pnd.schedules.Linear(0.0, 0.5, 4), seed=1, rngs=rngs()),
+        nnx.relu,
+        pndx.Dropout(0.3, seed=2),
+        pndx.DropConnectLinear(8, 1, rate=0.2, seed=3, rngs=rngs()),
+    )
+
+
+def trained(model, steps):
+    @nnx.jit
+    def step(model, x, y):
+        gradients = nnx.grad(lambda model: jnp.mean((model(x) - y) ** 2))(model)
+        nnx.update(model, jax.tree.map(lambda p, g: p - 0.1 * g, nnx.state(model, nnx.Param), gradients))
+
+    x, y = inputs(16, 6), inputs(16, 1)
+    for n in range(steps):
+        rows = slice(8 * (n % 2), 8 * (n % 2) + 8)
+        step(model, x[rows], y[rows])
+    return model
+
+
+def test_a_network_trains_to_the_weights_of_the_same_network_in_keras():
+    native = network()
+    dense = [keras.layers.Dense(8), keras.layers.Dense(1)]
+    model = keras.Sequential(
+        [
+            keras.Input((6,)),
+            pnd.PerNodeDrop(dense[0], rate=pnd.schedules.Linear(0.0, 0.5, 4), seed=1),
+            keras.layers.ReLU(),
+            pnd.Dropout(0.3, seed=2),
+            pnd.DropConnect(dense[1], rate=0.2, seed=3),
+        ]
+    )
+    modules = native.layers[0], native.layers[3]
+    for layer, module in zip(dense, modules, strict=True):
+        layer.set_weights([np.array(leaf[...]) for leaf in (module.kernel, module.bias)])  # `fit` donates what it has
+    model.compile(keras.optimizers.SGD(0.1), "mse")
+    model.fit(inputs(16, 6), inputs(16, 1), batch_size=8, epochs=3, shuffle=False, verbose=0)
+    trained(native, 6)
+    for layer, module in zip(dense, modules, strict=True):
+        np.testing.assert_allclose(module.kernel[...], layer.kernel, atol=1e-6)
+    assert [modules[0].updates, modules[0].rate] == [model.layers[0].updates, model.layers[0].rate]
+
+
+def test_a_state_that_was_split_or_saved_resumes(tmp_path):
+    checkpoint = pytest.importorskip("orbax.checkpoint")
+    whole, part = trained(network(), 4), trained(network(), 2)
+    part.layers[2].rate = whole.layers[2].rate = 0.1
+    with checkpoint.StandardCheckpointer() as saver:
+        saver.save(tmp_path / "state", nnx.state(part))
+    graph, fresh = nnx.split(network())
+    with checkpoint.StandardCheckpointer() as saver:
+        again = nnx.merge(graph, saver.restore(tmp_path / "state", fresh))
+    assert again.layers[2].rate == 0.1
+    again.layers[2].rate = 0.3
+    trained(again, 2)
+    for n in (0, 3):
+        np.testing.assert_array_equal(again.layers[n].kernel[...], whole.layers[n].kernel[...])
+    assert again.layers[0].updates == 4
+
+
+def test_one_compilation_serves_all_steps_and_rates():
+    traces = []
+
+    @nnx.jit
+    def call(layer, x):
+        traces.append(1)
+        return layer(x)
+
+    for seed in (7, 8):  # which is no part of a module's form
+        layer, x = pndx.PerNodeLinear(3, 4, rate=0.5, seed=seed, rngs=rngs()), inputs(5, 3)
+        for n, rate in enumerate((0.5, 0.5, 0.25)):
+            layer.rate = rate
+            np.testing.assert_allclose(call(layer, x), masked(x, layer.kernel[...], (seed, n), rate), atol=1e-6)
+    assert len(traces) == 1
+
+
+def test_a_rematerialized_call_makes_its_mask_again():
+    gradients = []
+    for remat in (lambda f: f, nnx.remat):
+        layer, x = pndx.PerNodeLinear(3, 4, seed=7, rngs=rngs()), inputs(5, 3)
+        loss = remat(lambda layer, x: jnp.sum(layer(x) ** 2))
+        gradients.append(nnx.grad(lambda layer, x, loss=loss: loss(layer, x))(layer, x)["kernel"][...])
+        assert layer.updates == 1
+    np.testing.assert_array_equal(*gradients)
+
+
+def test_layers_that_were_stacked_are_scanned_with_a_seed_each():
+    stack = nnx.split_rngs(splits=3)(nnx.vmap(lambda rngs: pndx.PerNodeLinear(3, 3, rate=0.5, rngs=rngs)))(nnx.Rngs(0))
+    seeds, x = np.asarray(word_of(stack.rngs.key[...]))[:, 0], inputs(5, 3)
+    scan = nnx.scan(lambda layer, x: layer(x), in_axes=(0, nnx.Carry), out_axes=nnx.Carry)
+    found, expected = scan(stack, x), x
+    for seed, kernel in zip(seeds, stack.kernel[...], strict=True):
+        expected = masked(expected, kernel, (int(seed), 0))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert len({*seeds}) == 3
+    assert stack.rngs.count[...].tolist() == [1, 1, 1]
+
+
+def split_call(layer, x):
+    """A call for each sample, whose streams are split."""
+    axes = nnx.StateAxes({nnx.RngState: 0, ...: None})
+    return nnx.split_rngs(splits=len(x))(nnx.vmap(lambda layer, x: layer(x), in_axes=(axes, 0)))(layer, x)
+
+
+def test_samples_that_are_mapped_have_the_masks_of_their_split_keys():
+    layer, x = pndx.PerNodeLinear(3, 4, rate=0.5, seed=7, rngs=rngs()), inputs(5, 3)
+    seeds = np.asarray(word_of(jax.random.split(nnx.Rngs(noise=7).noise(), 5)))[:, 0]
+    expected = [masked(x[n : n + 1], layer.kernel[...], (int(seed), 0))[0] for n, seed in enumerate(seeds)]
+    np.testing.assert_allclose(split_call(layer, x), expected, atol=1e-6)
+    assert (layer.seed, layer.updates) == (7, 1)
+
+
+def test_splitting_streams_changes_neither_fixed_masks_nor_schedules():
+    x = inputs(5, 3)
+    fixed = pndx.PerNodeLinear(3, 4, rate=0.5, regime="fixed", seed=7, rngs=rngs())
+    np.testing.assert_allclose(split_call(fixed, x), fixed(x), atol=1e-6)
+    layer = pndx.Dropout(pnd.schedules.Step([0.0, 0.9], [1]), seed=7)
+    np.testing.assert_array_equal(split_call(layer, x), x)
+    assert (split_call(layer, x) != x).any()
+    assert layer.updates == 2
+
+
+def test_views_and_modes():
+    layer, x = pndx.PerNodeLinear(3, 4, seed=1, rngs=rngs()), inputs(5, 3)
+    plain = np.asarray(x @ layer.kernel[...])
+    for quiet in (nnx.view(layer, deterministic=True), pndx.PerNodeLinear.from_linear(layer.fold(), seed=2)):
+        quiet.eval()
+        np.testing.assert_allclose(quiet(x), plain, atol=1e-6)
+        assert (np.asarray(quiet(x, deterministic=False)) != plain).any()
+    assert layer.deterministic is False
+
+
+def test_numbers_are_no_parameters_and_casts_do_not_round_them():
+    layer = pndx.PerNodeLinear(3, 4, rate=0.123456, noise="gaussian", seed=2**31 + 5, rngs=rngs())
+    assert {type(v) for v in jax.tree.leaves(nnx.state(layer, nnx.Param), is_leaf=lambda v: True)} == {nnx.State}
+    half = jax.tree.map(lambda a: a.astype("bfloat16") if a.dtype == "float32" else a, nnx.state(layer))
+    nnx.update(layer, half)
+    assert (layer.rate, layer.seed) == (0.123456, 2**31 + 5)
+    assert layer(inputs(5, 3).astype("bfloat16")).dtype == "bfloat16"
+    assert pndx.PerNodeLinear(3, 4, dtype="bfloat16", rngs=rngs(noise=1))(inputs(5, 3)).dtype == "bfloat16"
+
+
+# models
+
+
+class Network(nnx.Module if keras.backend.backend() == "jax" else object):
+    def __init__(self):
+        streams = rngs()
+        self.conv = nnx.Conv(1, 1, (3, 3), padding="VALID", rngs=streams)
+        self.blocks = nnx.List([nnx.Linear(8, 8, rngs=streams) for _ in range(2)])
+        self.blocks.append(self.blocks[0])
+        self.heads, self.head = nnx.Linear(8, 8, rngs=streams), nnx.Linear(8, 2, rngs=streams)
+
+    def __call__(self, x):
+        y = self.conv(x).reshape(len(x), -1)
+        for layer in (*self.blocks, self.heads, self.head):
+            y = layer(y)
+        return y
+
+
+@pytest.mark.parametrize(
+    ("rule", "arguments", "chosen"),
+    [
+        ("all-linear", {"exclude": "head"}, "blocks.0 blocks.1 heads"),
+        ("all-conv", {"regularizer": "drop_connect"}, "conv"),
+        (r"blocks\.1", {}, "blocks.1"),
+        (["head", "all-conv"], {}, "conv head"),
+    ],
+)
+def test_apply_changes_what_is_chosen(rule, arguments, chosen):
+    plain, x = Network(), inputs(3, 4, 6, 1)
+    model = pndx.apply(plain, rule, rate=0.5, seed=1, **arguments)
+    noisy = {".".join(map(str, path)) for path, one in nnx.iter_modules(model) if hasattr(one, "noise_numbers")}
+    assert noisy == {*chosen.split()}
+    parameters = jax.tree.leaves(nnx.state(plain, nnx.Param)), jax.tree.leaves(nnx.state(model, nnx.Param))
+    assert all(a is b for a, b in zip(*parameters, strict=True))
+    assert (np.asarray(model(x)) != plain(x)).any()
+    model.eval()
+    np.testing.assert_array_equal(model(x), plain(x))
+    folded = pndx.fold(model)
+    assert jax.tree.structure(nnx.state(folded)) == jax.tree.structure(nnx.state(plain))
+    np.testing.assert_array_equal(folded(x), plain(x))
+    assert folded.head.kernel is not plain.head.kernel
+
+
+def test_apply_keeps_one_module_one_and_gives_each_a_seed_by_its_name():
+    models = [pndx.apply(Network(), rule, rate=0.5, seed=1) for rule in ("all-linear", "head")]
+    assert models[0].blocks[0] is models[0].blocks[2]
+    assert len({one.seed for _, one in nnx.iter_modules(models[0]) if hasattr(one, "noise_numbers")}) == 4
+    assert models[0].head.seed == models[1].head.seed
+    streams = nnx.Rngs(noise=5)
+    of_streams = pndx.apply(Network(), "all-linear", rate=0.5, rngs=streams)
+    assert len({of_streams.head.seed, of_streams.heads.seed, of_streams.blocks[1].seed}) == 3
+    assert int(streams.noise.count[...]) == 4
+
+
+def test_a_function_says_what_stands_where():
+    model = nnx.Sequential(nnx.Linear(3, 4, rngs=rngs()), nnx.Dropout(0.5))
+
+    def rule(name, module):
+        return pndx.Dropout(module.rate, seed=1) if isinstance(module, nnx.Dropout) else None
+
+    assert type(pndx.apply(model, rule).layers[1]) is pndx.Dropout
+    assert type(pndx.apply(nnx.Linear(3, 4, rngs=rngs()), nnx.Linear, seed=1)) is pndx.PerNodeLinear
+
+
+class Own(nnx.Linear if keras.backend.backend() == "jax" else object):
+    def __call__(self, x):
+        return x
+
+
+def stacked():
+    keys = jax.random.split(jax.random.key(0), 2)
+    return nnx.vmap(lambda key: pndx.Dropout(0.5, rngs=nnx.Rngs(key)))(keys)
+
+
+def linear(**arguments):
+    return pndx.PerNodeLinear(3, 4, **{"rngs": rngs(), "seed": 1, **arguments})
+
+
+REFUSALS = {
+    "no model": (lambda: pndx.apply(3, "all-linear"), "`model`. Expected a flax.nnx.Module"),
+    "nothing": (lambda: pndx.apply(Network(), "tail", rate=0.5), "at least one that takes noise of: 4 Linear"),
+    "nothing excluded": (lambda: pndx.apply(Network(), "head", exclude="conv", seed=1), "`exclude`"),
+    "rule": (lambda: pndx.apply(Network(), 3), "`rule`"),
+    "own call": (lambda: pndx.apply(nnx.Sequential(Own(1, 1, rngs=rngs())), "all-linear"), r"leaves out 'layers\.0'"),
+    "twice": (lambda: pndx.apply(linear(), "all-linear"), "has noise already"),
+    "result": (lambda: pndx.apply(Network(), lambda *_: 3), "returns a module or None"),
+    "bank": (lambda: pndx.fold(linear(regime="bank", bank_size=2)), "`regime`"),
+    "class": (lambda: pndx.PerNodeLinear.from_linear(Network().conv), "an nnx.Linear without noise"),
+    "rate": (lambda: linear(rate=1.0), "`rate`"),
+    "no stream": (lambda: linear(seed=None), "'noise' or 'default' among them, or a seed"),
+    "streams": (lambda: pndx.Dropout(0.5, rngs=3), "`rngs`"),
+    "no key": (lambda: pndx.Dropout(0.5)(inputs(5, 3)), "or a key in the call"),
+    "two keys": (lambda: linear()(inputs(5, 3), rngs=rngs(noise=1), key=(1, 0)), "None beside `key`"),
+    "ids": (lambda: linear(sharing="sample")(inputs(5, 3), sample_ids=jnp.arange(5)), "the same for all samples"),
+    "no ids": (lambda: linear(regime="example")(inputs(5, 3)), "the examples' ids"),
+    "features": (lambda: linear()(inputs(5, 4)), "3 features"),
+    "channels": (lambda: pndx.PerNodeConv(3, 4, (1,), rngs=rngs(noise=1))(inputs(5, 3, 4)), r"\(batch, \*space, 3\)"),
+    "product": (lambda: linear(dot_general=lambda *_, **__: 0), "`dot_general`"),
+    "precision": (lambda: linear(precision="highest"), "`precision`"),
+    "dilation": (lambda: pndx.PerNodeConv(3, 4, (1,), input_dilation=2, rngs=rngs(noise=1)), "`input_dilation`"),
+    "sharding": (lambda: linear()(inputs(5, 3), jax.P()), "`out_sharding`"),
+    "deterministic": (lambda: linear(deterministic=0), "`deterministic`"),
+    "integers": (lambda: pndx.Dropout(0.5, seed=1)(jnp.arange(3)), "a floating dtype"),
+    "rank": (lambda: pndx.SpatialDropout(0.5, seed=1)(inputs(5, 3)), "rank from 3"),
+    "stack": (lambda: stacked().rate, "a key of one module"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_what_is_refused(case):
+    call, words = REFUSALS[case]
+    with pytest.raises((TypeError, ValueError), match=words):
+        call()
+
+
+# the wing as a part of the library
+
+
+def test_the_wing_needs_no_keras():
+    code = (
+        "import sys; sys.modules['keras'] = None; import jax; from flax import nnx; import pernodedrop.nnx as pndx;"
+        "model = pndx.apply(nnx.Linear(3, 4, rngs=nnx.Rngs(0)), 'all-linear', rate=0.5, seed=1);"
+        "model(jax.numpy.ones((2, 3))); pndx.fold(model);"
+        "print({'keras', 'torch', 'tensorflow', 'equinox'} & {n for n, m in sys.modules.items() if m})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_the_examples_of_docstrings_run():
+    for name in (name for name in house.modules() if name.startswith("nnx")):
+        found = doctest.testmod(importlib.import_module(f"pernodedrop.{name}"))
+        assert found.failed == 0
