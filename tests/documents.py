@@ -5,8 +5,8 @@
     python tests/documents.py jax --share           runs what the suite runs there
 
 An example is a ```python block. Its first line is a comment that names where it runs: `# numpy`, `# tensorflow`,
-`# torch` or `# jax`, or `# any backend`, which is all that can train: TensorFlow, PyTorch and JAX. `# flax` is JAX where
-Flax is installed. An example is complete in itself; it runs as a script of its own, in an empty folder, with
+`# torch` or `# jax`, or `# any backend`, which is all that can train: TensorFlow, PyTorch and JAX. `# flax` is JAX
+where Flax is installed. An example is complete in itself; it runs as a script of its own, in an empty folder, with
 KERAS_BACKEND set. Where it sets that variable itself, it is set to the backend under test.
 """
 

@@ -146,8 +146,8 @@ class _Passes:
             self.noisy = [one for one in self.noisy if one in wanted]
             self.of_torch = [one for one in self.of_torch if one in wanted]
         kinds = tuple(getattr(torch.nn, name) for name in of_torch.HOLDERS)
-        noise = {*self.noisy, *self.ensembles}
-        self.holders = [one for one in modules if isinstance(one, kinds) and not noise.isdisjoint(one.modules())]
+        held = {*self.noisy, *self.ensembles}
+        self.holders = [one for one in modules if isinstance(one, kinds) and not held.isdisjoint(one.modules())]
 
     @property
     def members(self) -> int:
