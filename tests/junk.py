@@ -12,6 +12,7 @@ import datetime
 import decimal
 import fractions
 import functools
+import importlib.util
 import inspect
 import json
 import pathlib
@@ -30,7 +31,7 @@ from pernodedrop.study import variants
 from tests.family import FAMILY
 from tests.frameworks import NAME, tensor
 
-OTHER = "torch" if NAME != "torch" else "jax"
+OTHER = next((name for name in ("torch", "jax") if name != NAME and importlib.util.find_spec(name)), None)
 """A framework beside the one under test."""
 
 
@@ -49,7 +50,7 @@ def ones(*shape, dtype="float32"):
 def of_other(dtype="float32", shape=(3, 4)):
     from pernodedrop.testing import frameworks
 
-    return frameworks.tensor(OTHER, np.ones(shape, dtype))
+    return frameworks.tensor(OTHER, np.ones(shape, dtype)) if OTHER else object()
 
 
 NUMBERS = [

@@ -253,7 +253,7 @@ def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, folder, accept
 
 def write_documents(path, rng):
     """120 documents over 40 terms and 6 topics, of which every third is a copy."""
-    x = sparse.random_array((120, 40), density=0.2, format="csr", dtype="float32", rng=rng)
+    x = sparse.random_array((120, 40), density=0.2, format="csr", dtype="float32", random_state=rng)
     y = (rng.random((120, 6)) < [0.1, 0.9, 0.3, 0.7, 0.2, 0.5]).astype("uint8")
     copies = np.where(np.arange(120) % 3 == 0, 1, -1).astype("int32")
     parts = {"data": x.data, "indices": x.indices, "indptr": x.indptr, "shape": np.array(x.shape)}
@@ -294,7 +294,8 @@ def test_rcv1_comes_from_scikit_learn_or_the_error_says_what_to_do(monkeypatch):
 
     rng = np.random.default_rng(0)
     found = sklearn.utils.Bunch(
-        data=sparse.random(50, 30, 0.3, "csr", rng=rng), target=sparse.csr_array(rng.integers(0, 2, (50, 4), "uint8"))
+        data=sparse.random(50, 30, 0.3, "csr", random_state=rng),
+        target=sparse.csr_array(rng.integers(0, 2, (50, 4), "uint8")),
     )
     monkeypatch.setattr(sklearn.datasets, "fetch_rcv1", lambda subset: found if subset == "train" else None)
     loaded = datasets.load("rcv1", sizes=(30, 10, 10), terms=5, topics=2)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import pernodedrop as pnd
+from tests.__main__ import has_keras
 from tests.family import FAMILY, host, inputs
 from tests.frameworks import needs_training
 from tests.processes import child
@@ -172,6 +173,7 @@ def test_backup_and_restore_resumes_the_very_run(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skip_backend("numpy", reason="compares this backend with NumPy")
+@pytest.mark.skipif(not has_keras("numpy"), reason="Keras' NumPy backend needs jax")
 def test_state_crosses_backends(tmp_path):
     """Weights saved here draw the same next masks on NumPy, and the other way round."""
     model = keras.Sequential([keras.Input((6,)), pnd.Dropout(0.5, seed=2**31 + 5), pnd.PerNodeDense(4, seed=-3)])

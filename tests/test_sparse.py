@@ -281,7 +281,7 @@ def test_the_kernel_gives_the_same_numbers_with_any_number_of_threads(monkeypatc
 def test_memory_is_that_of_the_entries(noise, method):
     """Of 256 MB that a mask of all entries would take, and 67 MB that w does."""
     rng = np.random.default_rng(0)
-    x = sparse.random_array((16, 2**15), density=20 / 2**15, format="csr", dtype="float32", rng=rng)
+    x = sparse.random_array((16, 2**15), density=20 / 2**15, format="csr", dtype="float32", random_state=rng)
     w = np.ones((2**15, 128), "float32")
     masked_dense(x[:1], w, noise, KEY, method=method)  # compiles, imports
     tracemalloc.start()

@@ -125,6 +125,9 @@ def test_a_compiled_product_takes_params_and_maps(method):
 
 @only("torch", reason="torch.compile is torch's")
 def test_the_first_call_of_a_process_may_be_a_compiled_one():
+    import torch
+
+    torch.compile(lambda: None)  # skips where it is too old
     assert child("first_call.py")["compiled"]
 
 
