@@ -244,8 +244,8 @@ def draw(state: Tensor) -> Tensor:
 
     Args:
         state: integer tensor (2,), the first key to begin with: (seed, 0). A torch tensor, say a buffer of a module, a
-            `tf.Variable` or a NumPy array is advanced in place, compiled or not. What cannot be changed, a JAX array or
-            a TensorFlow tensor, stays as it is.
+            `tf.Variable` or a NumPy array is advanced in place, compiled or not. What cannot be changed, a JAX array,
+            a TensorFlow tensor or a read-only NumPy array, stays as it is.
 
     Returns:
         The key, a tensor like `state`; where `state` cannot be changed, the pair (key, next state).
@@ -263,14 +263,19 @@ def draw(state: Tensor) -> Tensor:
     if name is None or tuple(state.shape) != (2,) or not backends.get(name).is_integer(state):
         raise ValueError(checks.invalid("state", "an integer tensor of length 2", state))
     xp = backends.get(name)
+    assign = _assigner(state)
+    if assign is None:
+        following: list[Tensor] = []
+        return xp.draw(_Counter(state, following.append)), following[0]
+    xp.refuse_redraw()
+    return xp.draw(_Counter(xp.asarray(state), assign))
+
+
+def _assigner(state: Tensor) -> typing.Callable[[Tensor], object] | None:
+    """What changes a tensor in place, as its framework calls that; None of one that cannot be changed."""
     if isinstance(state, np.ndarray):
-        return xp.draw(_Counter(state, lambda value: np.copyto(state, value)))
-    for assign in ("assign", "copy_"):
-        if hasattr(state, assign):
-            xp.refuse_redraw()
-            return xp.draw(_Counter(xp.asarray(state), getattr(state, assign)))
-    following: list[Tensor] = []
-    return xp.draw(_Counter(state, following.append)), following[0]
+        return (lambda value: np.copyto(state, value)) if state.flags.writeable else None
+    return getattr(state, "assign", None) or getattr(state, "copy_", None)  # TensorFlow's variables, torch's tensors
 
 
 class _Counter(typing.NamedTuple):
