@@ -76,10 +76,12 @@ def modulo(x, n):
     return x % np.uint32(n)
 
 
+@functools.partial(jax.jit, inline=True)
 def bits24(x):
     return (x >> np.uint32(8)).astype(np.int32)
 
 
+@functools.partial(jax.jit, inline=True)
 def uniform(x):
     return ((x >> np.uint32(9)).astype(np.float32) + np.float32(0.5)) * np.float32(2**-23)
 
@@ -122,6 +124,12 @@ def to_numpy(x):
 
 def is_integer(x):
     return issubdtype(x.dtype, integer)
+
+
+@functools.cache
+def fused(function):
+    # op by op, JAX compiles each for every new shape, and writes what is in between to memory
+    return jax.jit(function, static_argnames="xp", inline=True)
 
 
 def recomputed(x, w, grid):

@@ -65,6 +65,12 @@ def words(
     Returns:
         A word tensor of the coordinates' broadcast shape.
     """
+    return xp.fused(_words)(key, lane, time, sample, in_, out, xp)
+
+
+def _words(
+    key: tuple[Words, Words], lane: Words, time: Words, sample: Words, in_: Words, out: Words, xp: Namespace
+) -> Words:
     seed, call = key
     k0, k1 = row_key(seed, call, lane, time, sample, in_, xp)
     return _triple32_keyed(out ^ k0, k1, xp)

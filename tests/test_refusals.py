@@ -154,7 +154,7 @@ def nothing_computed(monkeypatch):
         pytest.fail("computed something before it refused")
 
     monkeypatch.setattr(generator, "row_key", computed)
-    for name in ("matmul", "sum", "recomputed", "kernel"):
+    for name in ("fused", "matmul", "sum", "recomputed", "kernel"):
         monkeypatch.setattr(XP, name, computed)
 
 
