@@ -92,21 +92,71 @@ def test_it_is_the_inner_layer_with_masked_kernels(name, options, kernels):
     same(layer(X), layer.layer(X), atol=0)
 
 
-def test_it_is_the_drop_connect_of_language_models():
-    """AWD-LSTM's weight drop: one mask on the recurrent kernel for a batch and all its steps, scaled in training."""
-    layer = noisy("lstm", {"return_sequences": True}, kernels=("recurrent_kernel",), rate=0.3)
+@pytest.mark.parametrize("sharing", ["sample+time", "time"])
+def test_it_is_the_drop_connect_of_language_models(sharing):
+    """AWD-LSTM's weight drop: one mask on the recurrent kernel for a batch and all its steps, scaled in training.
+
+    Of each sample alone, it is PerNodeDrop's.
+    """
+    layer = noisy("lstm", {"return_sequences": True}, kernels=("recurrent_kernel",), rate=0.3, sharing=sharing)
     cell = layer.layer.cell
     w, u, b = (host(one) for one in (cell.kernel, cell.recurrent_kernel, cell.bias))
-    m = pnd.ops.sample_mask(pnd.Bernoulli(0.3), (1, 0), (1, FEATURES + 3, 12), backend="numpy")[0, FEATURES:]
+    shape = (BATCH, FEATURES + 3, 12)
+    m = pnd.ops.sample_mask(pnd.Bernoulli(0.3), (1, 0), shape, sharing=sharing, backend="numpy")[:, FEATURES:]
     assert set(np.unique(m)) == {0, np.float32(2**24 / round(0.7 * 2**24))}
     h = c = np.zeros((BATCH, 3))
     y = []
     for t in range(TIME):
-        i, f, g, o = np.split(X[:, t] @ w + h @ (u * m) + b, 4, axis=1)
+        i, f, g, o = np.split(X[:, t] @ w + np.einsum("bi,bio->bo", h, u * m) + b, 4, axis=1)
         c = c / (1 + np.exp(-f)) + np.tanh(g) / (1 + np.exp(-i))
         h = np.tanh(c) / (1 + np.exp(-o))
         y.append(h)
     same(layer(X, training=True), np.stack(y, 1))
+
+
+def of_each_sample(layer, **kwargs):
+    """For each sample its masks and the plain layer that has the kernels of the sample."""
+    masks = masks_of(layer.layer, BATCH, **kwargs)
+    return [(own, by_hand(layer, own)) for own in ([mask[n] for mask in masks] for n in range(BATCH))]
+
+
+@pytest.mark.parametrize("method", ["materialized", "recomputed"])
+@pytest.mark.parametrize("name", ["lstm", "cells"] if BACKEND == "jax" else LAYERS)
+def test_each_sample_has_kernels_of_its_own(name, method):
+    layer = noisy(name, {"return_sequences": True}, sharing="time", method=method)
+    wanted = [plain for _, plain in of_each_sample(layer)]
+    rows = [slice(n, n + 1) for n in range(BATCH)]
+    y = layer(X, training=True, mask=SEEN)
+    same(y, np.concatenate([host(one(X[row], mask=SEEN[row])) for one, row in zip(wanted, rows, strict=True)]))
+    ids = layer(X[::-1], training=True, key=(1, 0), sample_ids=np.arange(BATCH)[::-1].copy())
+    same(ids, np.concatenate([host(one(X[row])) for one, row in zip(wanted, rows, strict=True)])[::-1])
+
+
+def test_a_bank_routes_each_sample_to_its_kernels_at_inference_too():
+    layer = noisy("gru", regime="bank", bank_size=2, sharing="time")
+    plain = [by_hand(layer, [mask[n] for mask in masks_of(layer.layer, 2)]) for n in range(2)]
+    same(layer(X), np.concatenate([host(plain[n % 2](X[n : n + 1])) for n in range(BATCH)]))
+    with pytest.raises(ValueError, match=r"`regime`.*folded"):
+        layer.fold()
+
+
+def gradients(layer, x, upstream, **kwargs):
+    """Those of sum(layer(x) * upstream) for x and the weights."""
+
+    def call(x, *weights):
+        state = [variable.value for variable in layer.non_trainable_variables]
+        return layer.stateless_call(weights, state, x, **kwargs)[0]
+
+    weights = [host(variable) for variable in layer.trainable_variables]
+    return value_and_gradients(call, x, *weights, upstream=upstream)[1]
+
+
+def of_masked(plain, masks, x, upstream):
+    """The gradients for the kernels behind masks, where the plain layer has the masked ones."""
+    of_x, *of_weights = gradients(plain, x, upstream)
+    masks = iter(masks)
+    factors = [next(masks) if "kernel" in variable.name else 1 for variable in plain.trainable_variables]
+    return [of_x, *(gradient * factor for gradient, factor in zip(of_weights, factors, strict=True))]
 
 
 @needs_gradients
@@ -114,21 +164,46 @@ def test_it_is_the_drop_connect_of_language_models():
 def test_gradients_are_those_of_the_masked_kernels(name):
     layer = noisy(name)
     masks = masks_by_cell(layer)
-    wanted = by_hand(layer, masks)
     upstream = inputs(*layer.compute_output_shape(X.shape))
+    got = gradients(layer, X, upstream, training=True, key=(1, 0))
+    same(got, of_masked(by_hand(layer, masks), masks, X, upstream))
 
-    def gradients(one, **kwargs):
-        def call(x, *weights):
-            state = [variable.value for variable in one.non_trainable_variables]
-            return one.stateless_call(weights, state, x, **kwargs)[0]
 
-        weights = [host(variable) for variable in one.trainable_variables]
-        return value_and_gradients(call, X, *weights, upstream=upstream)[1]
+@needs_gradients
+@pytest.mark.parametrize("method", ["materialized", "recomputed"])
+@pytest.mark.parametrize("name", ["lstm"] if BACKEND == "jax" else ["simple_rnn", "gru", "gru_reset_before", "cells"])
+def test_gradients_of_samples_add_up(name, method):
+    layer = noisy(name, sharing="time", method=method)
+    upstream = inputs(*layer.compute_output_shape(X.shape))
+    alone = [
+        of_masked(plain, masks, X[n : n + 1], upstream[n : n + 1])
+        for n, (masks, plain) in enumerate(of_each_sample(layer))
+    ]
+    of_x, *of_weights = zip(*alone, strict=True)
+    got = gradients(layer, X, upstream, training=True, key=(1, 0))
+    same(got, [np.concatenate(of_x), *map(sum, of_weights)])
 
-    got, of_masked = gradients(layer, training=True, key=(1, 0)), gradients(wanted)
-    masks = iter(masks)
-    factors = [next(masks) if "kernel" in variable.name else 1 for variable in wanted.trainable_variables]
-    same(got, [of_masked[0], *(a * b for a, b in zip(of_masked[1:], factors, strict=True))])
+
+@pytest.mark.only_backend("jax", reason="it says how much memory a program takes")
+@pytest.mark.parametrize("method", ["materialized", "recomputed"])
+def test_memory_for_masks_does_not_grow_with_time(method):
+    """A step more costs what it keeps of activations: less than half of the masks of all samples."""
+    import jax
+
+    units, batch = 48, 8
+    layer = pnd.NoisyRNN(L.SimpleRNN(units), 0.5, sharing="time", seed=1, method=method)
+    layer.build((batch, 8, 4))
+    state = [variable.value for variable in layer.non_trainable_variables]
+
+    def loss(weights, x):
+        return layer.stateless_call(weights, state, x, training=True)[0].sum()
+
+    def memory(steps):
+        weights = [variable.value for variable in layer.trainable_variables]
+        compiled = jax.jit(jax.grad(loss)).lower(weights, np.zeros((batch, steps, 4), "float32")).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert (memory(40) - memory(8)) / 32 < 4 * batch * units * units / 2
 
 
 def test_initial_states_are_taken():
@@ -243,6 +318,9 @@ def test_it_trains_in_fit(name, jit_compile):
         (lambda: noisy(rate=1.0), r"`rate`.*rate=1.0"),
         (lambda: noisy(seed="one"), r"`seed`.*seed='one'"),
         (lambda: noisy()(X[..., :1]), r"`inputs`.*size 2 along axis -1"),
+        (lambda: noisy("cells", sharing=()), r"`sharing`.*one with 'time'"),
+        (lambda: noisy(options={"dropout": 0.1}, sharing="time"), r"`layer`.*no dropout in the layer where"),
+        (lambda: noisy(method="kernel"), r"`method`.*recomputed"),
         (lambda: noisy()(X, training=True, sample_ids=np.arange(3)), r"`sample_ids`.*same for all samples"),
     ],
 )

@@ -1,21 +1,40 @@
-"""NoisyRNN: noise on the kernels of a recurrent layer; by default the DropConnect of language models."""
+"""NoisyRNN: noise on the kernels of a recurrent layer, DropConnect's as language models have it or PerNodeDrop's."""
 
 import collections.abc
+import functools
 import typing
 
 import keras
 
 from pernodedrop import checks, ops, schedules
-from pernodedrop._types import Config, Key, Shape, Sharing, Tensor
+from pernodedrop._types import Config, Key, Shape, Sharing, Tensor, Words
 from pernodedrop.internals import of_keras
 from pernodedrop.layers.base.activation_noise import apply_mask
 from pernodedrop.layers.base.around import Around
 from pernodedrop.layers.base.inner import copy_of
-from pernodedrop.layers.base.noisy import Noisy, check_built, check_samples, check_size, floating, xp
-from pernodedrop.layers.recurrent.cells import KERNELS, cells_of, check_layer, with_cells
-from pernodedrop.mask import Field, Mask, coordinate
+from pernodedrop.layers.base.noisy import (
+    Noisy,
+    at_least_float32,
+    check_built,
+    check_samples,
+    check_size,
+    floating,
+    xp,
+)
+from pernodedrop.layers.recurrent.cells import (
+    KERNELS,
+    Products,
+    cells_of,
+    check_layer,
+    check_steps,
+    step,
+    with_cells,
+)
+from pernodedrop.mask import Field, Grid, Mask, coordinate
 from pernodedrop.noise import Noise
 from pernodedrop.schedules import Schedule
+
+METHODS = ("auto", "materialized", "recomputed")
 
 
 @keras.saving.register_keras_serializable("pernodedrop")
@@ -28,7 +47,9 @@ class NoisyRNN(Noisy, Around):
 
     where z has the gates of a GRU or an LSTM side by side, so that each gate has a mask of its own; M is the same at
     all steps. The mask multiplies the kernel before the loop over the steps, and the rest is the inner layer's own
-    call, cuDNN's where it is. At inference the layer is the inner layer; with the regime "fixed" it keeps its mask.
+    call, cuDNN's where it is. With `sharing="time"` each sample has masks of its own, the same at all its steps, as
+    PerNodeDrop has it (arXiv 2512.12663); then Keras' loop over the steps takes cells with these products, without
+    cuDNN. At inference the dynamic and example regimes are the inner layer; fixed and bank keep their masks.
 
     The mask is that of [x, h] with W over U: the in coordinate of the recurrent kernel's first row is the one after the
     kernel's last, whether that has noise or not. The kernels of several cells, and of the two layers of a
@@ -38,10 +59,14 @@ class NoisyRNN(Noisy, Around):
         layer: the inner layer, a `keras.layers.SimpleRNN`, `GRU` or `LSTM`, an `RNN` of their cells, stacked or not,
             or a `Bidirectional` of these.
         rate, noise: as for `pernodedrop.PerNodeDrop`.
-        regime: "dynamic": a new mask every training call. "fixed": one mask for the model, at inference too.
+        regime, bank_size: as for `pernodedrop.PerNodeDrop`; those of examples and of a bank with `sharing="time"`.
         kernels: which have noise, some of "kernel", which the input is multiplied by, and "recurrent_kernel".
         sharing: coordinates that the mask does not depend on. "sample+time": one mask for a batch and all steps.
+            "time": masks of each sample; the cells compute as Keras' do and have no dropout of their own.
         seed: int, any; None takes one from Python's `random`.
+        method: how samples are multiplied by kernels of their own. "materialized", and "auto": these are made once for
+            all steps, which takes the memory of the batch times the kernel. "recomputed": the mask is made again at
+            each step and in the backward pass, in blocks, which takes less memory and more time.
         **kwargs: those of `keras.layers.Layer`. The dtype policy is the inner layer's unless given.
 
     Call arguments:
@@ -71,7 +96,9 @@ class NoisyRNN(Noisy, Around):
         regime: str = "dynamic",
         kernels: collections.abc.Sequence[str] = ("recurrent_kernel",),
         sharing: Sharing = "sample+time",
+        bank_size: int | None = None,
         seed: int | None = None,
+        method: str = "auto",
         **kwargs: typing.Any,
     ) -> None:
         check_layer(layer)
@@ -83,12 +110,15 @@ class NoisyRNN(Noisy, Around):
         if not names:
             raise ValueError(checks.invalid("kernels", f"one or more of {KERNELS}", kernels))
         noise, schedule = schedules.get_noise(noise, rate)
-        mask = Mask(noise, sharing, regime)
-        if not {"sample", "time"} <= mask.sharing:
-            raise ValueError(checks.invalid("sharing", "one with 'sample' and 'time'", sharing))
+        mask = Mask(noise, sharing, regime, bank_size)
+        if "time" not in mask.sharing:
+            raise ValueError(checks.invalid("sharing", "one with 'time'", sharing))
+        if "sample" not in mask.sharing:
+            check_steps(layer)
         kwargs = {"dtype": layer.dtype_policy, **kwargs}
         super().__init__(mask=mask, seed=seed, schedule=schedule, layer=layer, **kwargs)
         self.kernels = names
+        self.method = checks.check_choice(method, "method", METHODS)
         self.supports_masking = True
 
     def build(self, inputs_shape: Shape, initial_state_shape: typing.Any = None) -> None:
@@ -114,8 +144,8 @@ class NoisyRNN(Noisy, Around):
         layer = self.layer
         if self.has_noise(training):
             inputs = floating(inputs)
-            self.samples(inputs, sample_ids)  # refuses ids
-            layer = self._with_masks(self.field(key, xp.device(inputs)))
+            field, samples = self.field(key, xp.device(inputs)), self.samples(inputs, sample_ids)
+            layer = self._with_masks(field) if self.state.one_kernel else self._with_steps(field, samples)
         outputs = layer(inputs, initial_state=initial_state, mask=mask, training=training)
         return keras.tree.map_structure(lambda tensor: keras.ops.cast(tensor, self.compute_dtype), outputs)
 
@@ -127,9 +157,11 @@ class NoisyRNN(Noisy, Around):
         """A plain recurrent layer, built, with weights of its own, that computes what this layer does at inference.
 
         Raises:
-            ValueError: a layer that is not built.
+            ValueError: a layer that is not built, or a bank, whose members are no one layer.
         """
         check_built(self)
+        if self.regime == "bank":
+            raise ValueError(checks.invalid("regime", "one with one function at inference, to be folded", "bank"))
         plain = copy_of(self.layer, dtype=self.dtype_policy)
         if self.state.mask.at_inference:
             masked = self._masked_kernels(self.field(None, None))
@@ -152,6 +184,8 @@ class NoisyRNN(Noisy, Around):
             "regime": self.regime,
             "kernels": list(self.kernels),
             "sharing": sorted(self.sharing),
+            "bank_size": self.members,
+            "method": self.method,
         }
 
     def _with_masks(self, field: Field) -> keras.layers.Layer:
@@ -168,20 +202,58 @@ class NoisyRNN(Noisy, Around):
             for name in KERNELS:
                 kernel = self._kernel(cell, name)
                 if name in self.kernels:
-                    masked[-1][name] = apply_mask(kernel, self._mask_from(row, kernel, field))
+                    zero = xp.arange(1, like=kernel)
+                    masked[-1][name] = apply_mask(kernel, self._grid(row, kernel, field, zero).entries(xp)[0])
                 row += kernel.shape[0]
         return masked
+
+    def _with_steps(self, field: Field, samples: Words) -> keras.layers.Layer:
+        """The inner layer with cells that multiply by the kernels of each sample."""
+        row, cells = 0, []
+        for cell in cells_of(self.layer):
+            products = {}
+            for name in KERNELS:
+                kernel = self._kernel(cell, name)
+                products[name] = self._product(kernel, self._grid(row, kernel, field, samples), name in self.kernels)
+                row += kernel.shape[0]
+            cells.append(of_keras.shallow_copy(cell, call=_call_of(cell, products)))
+        return with_cells(self.layer, iter(cells), use_cudnn=False)
+
+    def _product(self, kernel: Tensor, grid: Grid, has_noise: bool) -> typing.Callable[[Tensor], Tensor]:
+        """How an input (batch, in) of a cell is multiplied by a kernel at each step."""
+        if not has_noise:
+            return lambda x: keras.ops.matmul(x, kernel)
+        kernel = at_least_float32(kernel)
+        dtype = xp.dtype(kernel)
+        if self.method == "recomputed":
+            of_rows = functools.partial(xp.recomputed, w=kernel, grid=grid)
+        else:  # once, before the loop: all steps have the same
+            of_rows = functools.partial(keras.ops.matmul, x2=kernel * xp.astype(grid.entries(xp), dtype))
+
+        def product(x: Tensor) -> Tensor:
+            return xp.astype(of_rows(xp.astype(x[:, None, :], dtype))[:, 0, :], xp.dtype(x))
+
+        return product
 
     def _kernel(self, cell: keras.layers.Layer, name: str) -> Tensor:
         """A kernel in the dtype that its cell computes in, whichever this layer has."""
         with of_keras.autocast(None):
             return keras.ops.cast(getattr(cell, name), cell.compute_dtype)
 
-    def _mask_from(self, row: int, kernel: Tensor, field: Field) -> Tensor:
-        """The mask of a kernel (in, out) whose first row has this in coordinate."""
+    def _grid(self, row: int, kernel: Tensor, field: Field, samples: Words) -> Grid:
+        """The mask of a kernel (in, out) whose first row has this in coordinate, for samples or for one of all."""
         rows, columns = kernel.shape
         in_, out = (coordinate(axis, n, self.sharing, kernel, xp) for axis, n in (("in", rows), ("out", columns)))
         if "in" not in self.sharing:
             in_ = in_ + row
-        zero = xp.arange(1, like=kernel)
-        return field.entries(zero, zero, in_[:, None], out, xp)
+        in_, out = xp.broadcast_to(in_, (rows,)), xp.broadcast_to(out, (columns,))
+        return Grid(field, xp.arange(1, like=kernel), samples, in_, out)
+
+
+def _call_of(cell: keras.layers.Layer, products: Products) -> typing.Callable[..., typing.Any]:
+    """The `call` of a copy of a cell with other products."""
+
+    def call(inputs: Tensor, states: list[Tensor], training: bool = False) -> tuple[Tensor, list[Tensor]]:
+        return step(cell, products, inputs, states)
+
+    return call
