@@ -135,6 +135,12 @@ def attention(**kwargs):
     return SelfAttention(inner, pnd.PerNodeDrop, **{"seed": 1, "rate": 0.1, **kwargs})
 
 
+def recurrent(unroll=False, **kwargs):
+    """How NoisyRNN is made around an LSTM."""
+    of_inner = {"unroll": unroll, **({"dtype": kwargs.pop("dtype")} if "dtype" in kwargs else {})}
+    return pnd.NoisyRNN(keras.layers.LSTM(2, return_sequences=True, **of_inner), **{"seed": 1, **kwargs})
+
+
 relu = functools.partial(keras.layers.Dense, activation="relu")
 IMAGE, SERIES = (4, 5, 2), (6, 3)
 FAMILY = {
@@ -168,6 +174,8 @@ FAMILY = {
     "noise_injection": Case(wrap(pnd.NoiseInjection)),
     "noise_injection_conv": Case(wrap(pnd.NoiseInjection, keras.layers.Conv2D, 3, 2), shape=IMAGE),
     "noisy_attention": Case(attention, shape=SERIES),
+    "noisy_rnn": Case(recurrent, shape=(3, 2)),
+    "noisy_rnn_samples": Case(functools.partial(recurrent, sharing="time", unroll=True), shape=(3, 2)),
     "masksembles": Case(lambda **kw: pnd.Masksembles(**{"seed": 1, **kw}), rated=False, folds=False),
     "tabu_dropout": Case(between(pnd.TabuDropout, tenure=2), stateful=True),
 }

@@ -43,8 +43,9 @@ HOUSE = """
     layers.base.shaped_noise
     layers.base.spatial_noise
     layers.base
-    layers.activation.* layers.weight.*
-    layers.activation layers.weight
+    layers.recurrent.cells
+    layers.activation.* layers.recurrent.* layers.weight.*
+    layers.activation layers.recurrent layers.weight
     layers
     surgery.graphs
     surgery.places

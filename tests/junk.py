@@ -228,6 +228,7 @@ LAYERS = {
     "Masksembles": {},
     "NoiseInjection": {"layer": dense},
     "NoisyAttention": {"layer": lambda: keras.layers.MultiHeadAttention(2, 3), "wrapper": lambda: pnd.PerNodeDrop},
+    "NoisyRNN": {"layer": lambda: keras.layers.LSTM(2)},
     "PerNodeDense": {"units": lambda: 5, "activation": lambda: None},
     "PerNodeDrop": {"layer": dense},
     "ScheduledDropPath": {"rate": lambda: 0.5, "steps": lambda: 10},
@@ -241,7 +242,7 @@ LAYERS = {
     "TabuDropout": {"rate": lambda: 0.1},
     "VariationalDropout": {"layer": dense, "examples": lambda: 50},
 }
-SHAPE_OF = {"1D": (2, 5, 3), "2D": (2, 4, 5, 3), "3D": (2, 3, 4, 5, 3)}
+SHAPE_OF = {"1D": (2, 5, 3), "2D": (2, 4, 5, 3), "3D": (2, 3, 4, 5, 3), "NN": (3, 4, 5)}
 KERAS_OWN = ("units", "activation", "initializer", "loss", "metrics")
 """Arguments that are handed to Keras as they are."""
 

@@ -260,6 +260,9 @@ def test_shallow_copy():
     assert copy.scale is layer.scale
     assert vars(layer) == before
     assert copy.first not in of_keras.layers_of(layer)
+    with of_keras.calling(layer, lambda x: 7 * x):
+        again = of_keras.shallow_copy(layer, first=layers.Identity(), more=[layers.Identity()])
+        np.testing.assert_array_equal(host(again.call(x)), host(copy.call(x)))
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)

@@ -153,10 +153,12 @@ def take_graph(model: keras.Model, other: keras.Model) -> None:
 def shallow_copy(layer: Layer, **changed: typing.Any) -> Layer:
     """The layer with other attributes. It shares the rest with the layer, which is left as it is.
 
-    Not by `setattr`, in which Keras and torch track what is set.
+    Not by `setattr`, in which Keras and torch track what is set. A `call` that was put on the layer (`calling`) is left
+    out: it leads to the layer.
     """
     copy = object.__new__(type(layer))
-    vars(copy).update({**vars(layer), **changed})
+    own = {name: value for name, value in vars(layer).items() if name != "call"}
+    vars(copy).update({**own, **changed})
     return copy
 
 

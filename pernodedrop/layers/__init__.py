@@ -1,4 +1,7 @@
-"""The Keras layers: `weight` noise wraps a layer, `activation` noise stands between layers; both stand on `base`."""
+"""The Keras layers; all stand on `base`.
+
+`weight` noise wraps a layer, `activation` noise stands between layers, `recurrent` noise wraps one with a loop.
+"""
 
 from pernodedrop.layers.activation.alpha_dropout import AlphaDropout
 from pernodedrop.layers.activation.drop_block import DropBlock1D, DropBlock2D, DropBlock3D
@@ -10,6 +13,7 @@ from pernodedrop.layers.activation.scheduled_drop_path import ScheduledDropPath
 from pernodedrop.layers.activation.spatial_dropout import SpatialDropout1D, SpatialDropout2D, SpatialDropout3D
 from pernodedrop.layers.activation.stochastic_depth import StochasticDepth
 from pernodedrop.layers.activation.tabu_dropout import TabuDropout
+from pernodedrop.layers.recurrent.noisy_rnn import NoisyRNN
 from pernodedrop.layers.weight.drop_connect import DropConnect
 from pernodedrop.layers.weight.dynamic_drop_connect import DynamicDropConnect
 from pernodedrop.layers.weight.fast_dropout import FastDropout
@@ -37,6 +41,7 @@ __all__ = [
     "Masksembles",
     "NoiseInjection",
     "NoisyAttention",
+    "NoisyRNN",
     "PerNodeDense",
     "PerNodeDrop",
     "ScheduledDropPath",

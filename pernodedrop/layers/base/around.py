@@ -61,6 +61,7 @@ def _own(kind: typing.Any) -> frozenset[str]:
 
 @functools.cache
 def _of_kind(kind: typing.Any) -> frozenset[str]:
-    """What the class of an inner layer takes as an argument, if it is Keras', or else that which it derives from."""
-    of_keras = next(each for each in kind.__mro__ if each.__module__.startswith("keras."))
-    return VARIABLES.union(inspect.signature(of_keras.__init__).parameters)
+    """What the class of an inner layer takes as an argument, and those of Keras' that it derives from."""
+    of_keras = [each for each in kind.__mro__ if each.__module__.startswith("keras.")]
+    own = of_keras[: max(1, of_keras.index(keras.layers.Layer))]  # what any layer has is the wrapper's too
+    return VARIABLES.union(*(inspect.signature(each.__init__).parameters for each in own))

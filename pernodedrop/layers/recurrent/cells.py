@@ -1,0 +1,108 @@
+"""The cells of a recurrent layer, which have its kernels: found in it, put into a copy of it, and written out."""
+
+import collections.abc
+import typing
+
+import keras
+
+from pernodedrop import checks
+from pernodedrop._types import Tensor
+from pernodedrop.internals import of_keras
+from pernodedrop.layers.base.inner import tensor_of
+
+Layer: typing.TypeAlias = keras.layers.Layer
+Products: typing.TypeAlias = dict[str, typing.Callable[[Tensor], Tensor]]
+
+KERNELS = ("kernel", "recurrent_kernel")
+"""What a cell multiplies its input and its state by, (in, out) and (units, out), with the gates side by side in out."""
+
+CELLS = (keras.layers.SimpleRNNCell, keras.layers.GRUCell, keras.layers.LSTMCell)
+EXPECTED = (
+    "a keras.layers.SimpleRNN, GRU or LSTM, an RNN of their cells, or a Bidirectional of these (around it, not in it)"
+)
+
+
+def check_layer(layer: typing.Any) -> Layer:
+    """Return a recurrent layer if noise can be put on its kernels, or raise."""
+    if not isinstance(layer, keras.layers.RNN | keras.layers.Bidirectional):
+        raise TypeError(checks.invalid("layer", EXPECTED, layer))
+    for cell in cells_of(layer):
+        if not isinstance(cell, CELLS):
+            raise TypeError(checks.invalid("layer", EXPECTED, f"{layer!r} with the cell {cell!r}"))
+    return layer
+
+
+def cells_of(layer: typing.Any) -> list[Layer]:
+    """The cells of a recurrent layer, one after another as they compute, those of the forward layer first."""
+    return [cell for inner in _inside(layer).values() for cell in cells_of(inner)] or [layer]
+
+
+def with_cells(layer: typing.Any, cells: collections.abc.Iterator[Layer], **changed: typing.Any) -> Layer:
+    """A shallow copy of a recurrent layer with the next of `cells` in the place of each of its own.
+
+    Args:
+        layer: the layer.
+        cells: as many as it has, in the order of `cells_of`.
+        **changed: attributes that every `keras.layers.RNN` of the copy has instead of its own.
+    """
+    inner = {name: with_cells(one, cells, **changed) for name, one in _inside(layer).items()}
+    if not inner:
+        return next(cells)
+    if isinstance(layer, keras.layers.StackedRNNCells):
+        return of_keras.shallow_copy(layer, cells=list(inner.values()))
+    return of_keras.shallow_copy(layer, **inner, **(changed if isinstance(layer, keras.layers.RNN) else {}))
+
+
+def _inside(layer: typing.Any) -> dict[str, Layer]:
+    """The layers that a recurrent layer or its stack of cells consists of, by the attribute; of a cell none."""
+    if isinstance(layer, keras.layers.Bidirectional):
+        return {"forward_layer": layer.forward_layer, "backward_layer": layer.backward_layer}
+    if isinstance(layer, keras.layers.RNN):
+        return {"cell": layer.cell}
+    if isinstance(layer, keras.layers.StackedRNNCells):
+        return {str(n): cell for n, cell in enumerate(layer.cells)}
+    return {}
+
+
+def check_steps(layer: Layer) -> None:
+    """Raise unless `step` says what the cells of a recurrent layer compute."""
+    for cell in cells_of(layer):
+        kind = next(kind for kind in CELLS if isinstance(cell, kind))
+        if type(cell).call is not kind.call:
+            expected = f"a cell that computes as {kind.__name__} does where samples have masks of their own"
+            raise TypeError(checks.invalid("layer", expected, cell))
+        if cell.dropout or cell.recurrent_dropout:
+            expected = "no dropout in the layer where samples have masks of their own, but a pernodedrop.Dropout before"
+            raise ValueError(checks.invalid("layer", expected, cell))
+
+
+def step(cell: typing.Any, products: Products, inputs: Tensor, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """What a cell of Keras computes at one step, its output and its states, with products for its kernels."""
+    if isinstance(cell, keras.layers.GRUCell):
+        return _gru(cell, products, inputs, states[0])
+    z = products["kernel"](inputs) + products["recurrent_kernel"](states[0])
+    if cell.use_bias:
+        z = z + tensor_of(cell.bias)
+    if isinstance(cell, keras.layers.SimpleRNNCell):
+        h = cell.activation(z)
+        return h, [h]
+    i, f, g, o = keras.ops.split(z, 4, axis=1)
+    c = cell.recurrent_activation(f) * states[1] + cell.recurrent_activation(i) * cell.activation(g)
+    h = cell.recurrent_activation(o) * cell.activation(c)
+    return h, [h, c]
+
+
+def _gru(cell: typing.Any, products: Products, inputs: Tensor, h: Tensor) -> tuple[Tensor, list[Tensor]]:
+    of_inputs, of_state = products["kernel"](inputs), products["recurrent_kernel"](h)
+    if cell.use_bias:
+        bias = tensor_of(cell.bias)
+        of_inputs = of_inputs + (bias[0] if cell.reset_after else bias)
+        of_state = of_state + bias[1] if cell.reset_after else of_state
+    (x_z, x_r, x_h), (h_z, h_r, h_h) = (keras.ops.split(z, 3, axis=1) for z in (of_inputs, of_state))
+    update, reset = cell.recurrent_activation(x_z + h_z), cell.recurrent_activation(x_r + h_r)
+    if cell.reset_after:
+        candidate = x_h + reset * h_h
+    else:
+        candidate = x_h + keras.ops.split(products["recurrent_kernel"](reset * h), 3, axis=1)[2]
+    h = update * h + (1 - update) * cell.activation(candidate)
+    return h, [h]
