@@ -150,7 +150,8 @@ def check_fields(one: typing.Any, of_tensors: bool) -> None:
 
 def check_tuple(value: typing.Any, argument: str, of: str, most: int = 2**16) -> tuple[typing.Any, ...]:
     """Return what an iterable, but no str and no mapping, gives as a tuple, or raise."""
-    if isinstance(value, str | bytes | collections.abc.Mapping):
+    is_iterable = isinstance(value, collections.abc.Iterable)  # a variable of Keras on JAX is none, and has no end
+    if not is_iterable or isinstance(value, str | bytes | collections.abc.Mapping):
         raise TypeError(invalid(argument, f"a sequence of {of}", value))
     try:
         found = tuple(itertools.islice(value, most + 1))
