@@ -10,6 +10,7 @@ import numpy as np
 
 import pernodedrop as pnd
 from pernodedrop.layers.base.noise_layer import NoiseLayer
+from tests.frameworks import quick
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +75,13 @@ def inputs(*shape):
 def host(tensor):
     """A tensor of the backend under test as an array."""
     return np.asarray(keras.ops.convert_to_numpy(tensor))
+
+
+def first_call(layer, x):
+    """The first training call of a layer with seed 1, as one: op by op, a new shape takes JAX seconds to compile."""
+    if not layer.built:
+        layer.build(x.shape)
+    return host(quick(lambda x: layer(x, training=True, key=(1, 0)))(keras.ops.convert_to_tensor(x)))
 
 
 def noisy_layer(model):

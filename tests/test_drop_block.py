@@ -12,7 +12,7 @@ import pernodedrop as pnd
 from pernodedrop.layers.base.noisy import xp
 from pernodedrop.mask import Field
 from pernodedrop.schedules import Linear
-from tests.family import host, inputs
+from tests.family import first_call, host, inputs
 
 BACKEND = keras.backend.backend()
 LAYERS = {1: pnd.DropBlock1D, 2: pnd.DropBlock2D, 3: pnd.DropBlock3D}
@@ -81,7 +81,7 @@ def test_masks_are_those_of_a_brute_force_over_blocks(sizes, block_size, per_cha
     kept = brute_force(shape, rate, block_size, per_channel)
     assert 0 < kept.mean() < 1
     x = inputs(*shape)
-    y = host(make(len(sizes), rate, block_size, per_channel=per_channel)(x, training=True))
+    y = first_call(make(len(sizes), rate, block_size, per_channel=per_channel), x)
     share = kept.reshape(3, -1).mean(axis=1).reshape(3, *(1,) * len(sizes), 1)
     np.testing.assert_array_equal(y != 0, kept)
     np.testing.assert_allclose(y, x * kept / np.maximum(share, 1e-9), rtol=1e-6)
@@ -90,7 +90,7 @@ def test_masks_are_those_of_a_brute_force_over_blocks(sizes, block_size, per_cha
 @pytest.mark.parametrize("sizes", [(7, 14), (14, 7)])
 def test_blocks_are_where_they_fit_along_each_axis(sizes):
     """Of 4096 maps, about 1500 of which have one block. KerasCV, bounding rows by the width, has 72 and 25 places."""
-    dropped = host(make(2, 0.1, 3)(ones(16, *sizes, 256), training=True)) == 0
+    dropped = first_call(make(2, 0.1, 3), ones(16, *sizes, 256)) == 0
     maps = np.moveaxis(dropped, 3, 1).reshape(-1, sizes[0] * sizes[1])
     first = maps[maps.sum(axis=1) == 9].argmax(axis=1)
     assert set(zip(*np.unravel_index(first, sizes), strict=True)) == set(corners(sizes, 3))
@@ -101,7 +101,7 @@ def test_share_that_is_dropped_has_the_closed_form_of_independent_blocks():
     """Of 8192 maps of 14 x 14; the key is fixed. Were it not: 6 standard deviations at 196 positions, below 1e-6."""
     count = coverage((14, 14), 7)
     share = 1 - (1 - float(gamma(0.1, (14, 14), 7))) ** count
-    dropped = host(make(2, 0.1, 7)(ones(64, 14, 14, 128), training=True)) == 0
+    dropped = first_call(make(2, 0.1, 7), ones(64, 14, 14, 128)) == 0
     deviation = dropped.mean(axis=(0, 3)) - share
     assert np.abs(deviation / np.sqrt(share * (1 - share) / 8192)).max() < 6
 
@@ -204,7 +204,7 @@ def test_rate_zero_and_inference_are_the_identity():
 def test_half_precision_counts_in_float32():
     """There are more entries than the largest float16."""
     shape = (1, 32, 32, 128)
-    y = host(make(2, 0.2, 4, dtype="mixed_float16")(ones(*shape), training=True)).astype("float32")
+    y = first_call(make(2, 0.2, 4, dtype="mixed_float16"), ones(*shape)).astype("float32")
     kept = y > 0
     np.testing.assert_allclose(y[kept], 1 / kept.mean(), rtol=1e-3)
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import pernodedrop as pnd
+from pernodedrop import generator
 from tests.frameworks import NAME, XP, array, compiled, needs_gradients, tensor, value_and_gradients
 from tests.processes import child
 from tests.products import BERNOULLI, KEY, SMALL, mask_of, masked_dense, numpy_mask, operands, sums
@@ -145,8 +146,8 @@ def test_a_distributed_tensor_is_refused_by_name():
 def test_noises_of_eager_calls_are_not_kept():
     x, w, _ = (tensor(a) for a in operands((1, 2), 2, "float32"))
     before = len(XP._FILE)
-    for n in range(10_000):
-        masked_dense(x, w, pnd.Uniform(n / 20_000), KEY, method="recomputed")
+    for n in range(100):
+        masked_dense(x, w, pnd.Uniform(n / 200), KEY, method="recomputed")
     assert len(XP._FILE) == before
     first, equal = XP._filed(pnd.Uniform(0.123)), XP._filed(pnd.Uniform(0.123))
     assert first == equal
@@ -180,8 +181,9 @@ def test_a_sharded_map_gives_what_one_device_gives(noise, method):
     def of_shards(x, w):
         return jax.lax.psum(loss(x, w, jax.lax.axis_index("data") * len(x)), "data")
 
-    wanted = jax.grad(loss, (0, 1))(x, w)
-    outside = jax.grad(shard_map(of_shards, mesh=mesh, in_specs=(spec("data"), spec()), out_specs=spec()), (0, 1))
+    wanted = jax.jit(jax.grad(loss, (0, 1)))(x, w)
+    of_all = shard_map(of_shards, mesh=mesh, in_specs=(spec("data"), spec()), out_specs=spec())
+    outside = jax.jit(jax.grad(of_all, (0, 1)))  # op by op, it takes a program for each of hundreds
     specs = {"in_specs": (spec("data"), spec()), "out_specs": (spec("data"), spec())}
     inside = jax.jit(shard_map(jax.grad(of_shards, (0, 1)), mesh=mesh, **specs))
     for run in (outside, inside):
@@ -230,6 +232,15 @@ def test_equal_noises_and_other_rates_are_compiled_once():
         params = pnd.Uniform(n / 20).params()
         masked_dense(x, w, pnd.Uniform(0.321), KEY, params=params, method="recomputed")
     assert XP._jitted._cache_size() == before + 1
+
+
+@only("jax", reason="jax.jit is JAX's")
+def test_words_of_a_new_shape_are_one_program():
+    programs = XP.fused(generator._words)._cache_size
+    before = programs()
+    for call in range(3):
+        pnd.ops.random_bits((1, call), (2, 3, 41), backend=NAME)
+    assert programs() == before + 1
 
 
 # keys that are drawn, kernels that are masked

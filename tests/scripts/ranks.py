@@ -34,7 +34,8 @@ def rank(number, file, results):
 if __name__ == "__main__":
     results = torch.multiprocessing.Manager().dict()
     with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(rank, (f"{folder}/ranks", results), nprocs=2)
+        # forked, so that torch is imported once
+        torch.multiprocessing.start_processes(rank, (f"{folder}/ranks", results), nprocs=2, start_method="fork")
     counts, without, with_offsets = zip(*(results[n] for n in range(2)), strict=True)
     whole = pnd.ops.masked_dense(torch.ones(4, 5), torch.eye(5), NOISE, KEY).tolist()
     seen = {"without": [*without[0], *without[1]], "with offsets": [*with_offsets[0], *with_offsets[1]]}
