@@ -82,6 +82,13 @@ class State:
         """The numbers by name that `bits` are of; `view` gives the bits of an int32 scalar in another dtype."""
         return {name: view(bits[n], dtype) for n, (name, dtype) in enumerate(self.number_dtypes)}
 
+    def numbers_on_host(self, bits: np.typing.NDArray[np.int32]) -> dict[str, typing.Any]:
+        """The numbers by name that `bits`, (n,), are of, NumPy scalars."""
+        if bits.ndim != 1:
+            expected = "that of one module, and not of several that were stacked"
+            raise ValueError(checks.invalid("rate", expected, bits.shape[:-1]))
+        return self.numbers_of(bits, lambda bit, dtype: bit.view(dtype))
+
     def field(
         self,
         key: tuple[Words, Words],
@@ -269,7 +276,7 @@ class Regularizer:
     @property
     def noise(self) -> Noise:
         """The noise with its present numbers."""
-        return self.state.noise(self.updates, self.numbers_on_host())
+        return self.state.noise(0 if self.schedule is None else self.updates, self.numbers_on_host())
 
     @property
     def mask(self) -> Mask:
