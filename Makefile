@@ -89,5 +89,5 @@ $(VENV)/.test: $(VENV)/.test-jax $(VENV)/.test-torch $(VENV)/.test-tensorflow
 	touch $@
 
 $(VENV)/.docs: $(VENV)/.pip pyproject.toml constraints.txt
-	$(PIP) install -c constraints.txt jax torch flax -e . --group docs
+	$(PIP) install -c constraints.txt jax torch flax equinox -e . --group docs
 	touch $@

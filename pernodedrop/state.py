@@ -100,6 +100,13 @@ class State:
         """The numbers by name that `bits` are of; `view` gives the bits of an int32 scalar in another dtype."""
         return {name: view(bits[n], dtype) for n, (name, dtype) in enumerate(self.number_dtypes)}
 
+    def numbers_on_host(self, bits: np.typing.NDArray[np.int32]) -> dict[str, typing.Any]:
+        """The numbers by name that `bits`, (n,), are of, NumPy scalars."""
+        if bits.ndim != 1:
+            expected = "that of one module, and not of several that were stacked"
+            raise ValueError(checks.invalid("rate", expected, bits.shape[:-1]))
+        return self.numbers_of(bits, lambda bit, dtype: bit.view(dtype))
+
     def field(
         self,
         key: tuple[Words, Words],
@@ -130,6 +137,11 @@ class State:
         if "sample" not in self.mask.sharing:
             words = words + xp.asarray(xp.as_word(xp.replica_offset(batch)), device=xp.device(x))
         return self.mask.samples(words, xp)
+
+    @property
+    def is_scheduled(self) -> bool:
+        """Whether numbers of the mask depend on the update number."""
+        return bool(self._tables)
 
     @property
     def one_kernel(self) -> bool:
@@ -306,7 +318,7 @@ class Regularizer:
     @property
     def mask(self) -> Mask:
         """Which mask, with its present numbers."""
-        return self.state.mask_at(self.updates, self.numbers_on_host())
+        return self.state.mask_at(self.updates if self.state.is_scheduled else 0, self.numbers_on_host())
 
     @property
     def is_stochastic(self) -> bool:

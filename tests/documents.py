@@ -5,9 +5,9 @@
     python tests/documents.py jax --share           runs what the suite runs there
 
 An example is a ```python block. Its first line is a comment that names where it runs: `# numpy`, `# tensorflow`,
-`# torch` or `# jax`, or `# any backend`, which is all that can train: TensorFlow, PyTorch and JAX. `# flax` is JAX
-where Flax is installed. An example is complete in itself; it runs as a script of its own, in an empty folder, with
-KERAS_BACKEND set. Where it sets that variable itself, it is set to the backend under test.
+`# torch` or `# jax`, or `# any backend`, which is all that can train: TensorFlow, PyTorch and JAX. `# flax` and
+`# equinox` are JAX where these are installed. An example is complete in itself; it runs as a script of its own, in an
+empty folder, with KERAS_BACKEND set. Where it sets that variable itself, it is set to the backend under test.
 """
 
 import importlib.util
@@ -24,7 +24,7 @@ import typing
 
 ROOT = pathlib.Path(__file__).parent.parent
 BACKENDS = ("numpy", "tensorflow", "torch", "jax")
-WINGS = {name: ("jax",) if importlib.util.find_spec(name) else () for name in ("flax",)}
+WINGS = {name: ("jax",) if importlib.util.find_spec(name) else () for name in ("flax", "equinox")}
 MARKS = {"any backend": BACKENDS[1:], **{name: (name,) for name in BACKENDS}, **WINGS}
 OTHERS = ("", "text", "toml", "{bench}", "{family-cost}", "{eval-rst}", "{figure}", "{image}", "{include}", "{toctree}")
 FENCE = re.compile(r"^( *)(`{3,}|~{3,})(.*)$")

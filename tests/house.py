@@ -68,6 +68,11 @@ HOUSE = """
     nnx.drop_connect nnx.per_node_drop
     nnx.surgery
     nnx
+    equinox.noisy equinox.products
+    equinox.activation_noise equinox.weight_noise
+    equinox.drop_connect equinox.per_node_drop
+    equinox.surgery
+    equinox
     report
     report.environment report.figures report.pages report.process report.table
     report.results uncertainty.plots

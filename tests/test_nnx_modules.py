@@ -180,6 +180,9 @@ def test_a_call_may_bring_its_stream_or_its_key():
     key = jax.random.key(3)
     np.testing.assert_array_equal(layer(x, rngs=key), layer(x, key=tuple(np.asarray(jax.random.key_data(key)))))
     assert int(stream.noise.count[...]) == 2
+    assert layer.rate == 0.5
+    fixed = pndx.PerNodeLinear(8, 4, regime="fixed", seed=7, rngs=rngs())
+    np.testing.assert_array_equal(fixed(x, rngs=stream), fixed(x))
 
 
 def network():
@@ -430,7 +433,7 @@ REFUSALS = {
     "deterministic": (lambda: linear(deterministic=0), "`deterministic`"),
     "integers": (lambda: pndx.Dropout(0.5, seed=1)(jnp.arange(3)), "a floating dtype"),
     "rank": (lambda: pndx.SpatialDropout(0.5, seed=1)(inputs(5, 3)), "rank from 3"),
-    "stack": (lambda: stacked().rate, "a key of one module"),
+    "stack": (lambda: stacked().rate, "that of one module"),
 }
 
 

@@ -86,7 +86,7 @@ def test_ci_tests_the_lowest_versions_that_the_metadata_declare(pyproject):
     asked = re.findall(
         r"--resolution lowest-direct -e '\.\[(.+)\]' --group test --group \"test-\$BACKEND\"$", workflow("tests"), re.M
     )
-    assert [set(names.split(",")) for names in asked] == [set(extras) - frameworks - {"flax"}]
+    assert [set(names.split(",")) for names in asked] == [set(extras) - frameworks - {"equinox", "flax"}]
     others = [name for group, names in groups.items() if group.startswith("test") for name in names]
     named = [*pyproject["project"]["dependencies"], *(name for names in extras.values() for name in names), *others]
     assert [name for name in named if ">=" not in name and not name.startswith("pernodedrop[")] == []

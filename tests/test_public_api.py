@@ -31,6 +31,7 @@ MODULES = [
     "uncertainty.plots",
     *(("torch", "torch.uncertainty") if importlib.util.find_spec("torch") else ()),
     *(("nnx",) if importlib.util.find_spec("flax") else ()),
+    *(("equinox",) if importlib.util.find_spec("equinox") else ()),
 ]
 """Public modules: what is in their `__all__` is public, under the top level's name if it has one."""
 

@@ -9,7 +9,7 @@ from pernodedrop import checks, schedules
 from pernodedrop._types import Key, Shape
 from pernodedrop.mask import Mask, check_noise_shape
 from pernodedrop.modules import ActivationModule, ChannelModule, PathModule, ShapedModule, sharing_of
-from pernodedrop.nnx.noisy import Noisy, Rngs, key_of
+from pernodedrop.nnx.noisy import Noisy, Rngs
 from pernodedrop.noise import Bernoulli, Gaussian, Noise
 from pernodedrop.schedules import Schedule
 
@@ -29,7 +29,7 @@ class ActivationNoise(Noisy, ActivationModule):
         sample_ids: jax.Array | None = None,
     ) -> jax.Array:
         """The input, in training times its mask; see the class."""
-        key = key_of(rngs, key)
+        key = self.key_of(rngs, key)
         self.check_shape(tuple(inputs.shape))
         return self.masked(inputs, key, sample_ids) if self.is_noisy(deterministic) else inputs
 

@@ -63,9 +63,8 @@ class Noisy(Regularizer, nnx.Module):
         stream = _stream_of(rngs) if seed is None else nnx.RngStream(_key_of_seed(seed), tag=STREAM)
         self.state = State(mask, 0, schedule)
         bits = bits_of(self.state.first_numbers)
-        self.noise_numbers = (
-            NoiseState(xp.asarray(bits)) if bits.size else nnx.data(None)
-        )  # Orbax saves no empty arrays
+        # Orbax saves no empty arrays
+        self.noise_numbers = NoiseState(xp.asarray(bits)) if bits.size else nnx.data(None)
         self.noise_updates = nnx.data(None if schedule is None else NoiseState(xp.asarray(np.uint32(0))))
         if mask.regime == "dynamic":
             self.rngs, self.noise_seed = nnx.data(stream), nnx.data(None)
@@ -82,12 +81,12 @@ class Noisy(Regularizer, nnx.Module):
         return np.asarray(key)
 
     def numbers_on_host(self) -> Params:
-        bits = None if self.noise_numbers is None else np.asarray(self.noise_numbers[...])
-        return self.state.numbers_of(bits, lambda bit, dtype: bit.view(dtype))
+        return {} if self.noise_numbers is None else self.state.numbers_on_host(np.asarray(self.noise_numbers[...]))
 
     def numbers(self) -> Params:
-        bits = None if self.noise_numbers is None else self.noise_numbers[...]
-        return self.state.numbers_of(bits, jax.lax.bitcast_convert_type)
+        if self.noise_numbers is None:
+            return {}
+        return self.state.numbers_of(self.noise_numbers[...], jax.lax.bitcast_convert_type)
 
     def put_numbers(self, numbers: Params) -> None:
         self.noise_numbers[...] = xp.asarray(bits_of(numbers))
@@ -112,6 +111,12 @@ class Noisy(Regularizer, nnx.Module):
             self.rngs.count[...] += 1
             self._count()
         return key
+
+    def key_of(self, rngs: Rngs, key: Key | None) -> typing.Any:
+        """What `field` takes of a call that is given `rngs`, which fixed masks pass by, or a key itself, or neither."""
+        if key is not None and rngs is not None:
+            raise ValueError(checks.invalid("rngs", "None beside `key`", rngs))
+        return key if rngs is None or self.noise_seed is not None else rngs
 
     def field(self, key: typing.Any, device: typing.Any) -> Field:
         """The mask at a key, by default the next one, or at one that is drawn from `nnx.Rngs`."""
@@ -150,13 +155,6 @@ class Noisy(Regularizer, nnx.Module):
     def fold(self) -> nnx.Module:
         """The plain module that computes what this one does at inference."""
         raise NotImplementedError(f"{type(self).__name__} must define `fold`")
-
-
-def key_of(rngs: Rngs, key: Key | None) -> typing.Any:
-    """What `Noisy.field` takes of a call that is given `rngs`, or a key itself, or neither."""
-    if key is not None and rngs is not None:
-        raise ValueError(checks.invalid("rngs", "None beside `key`", rngs))
-    return rngs if key is None else key
 
 
 def word_of(key: jax.Array) -> Words:

@@ -10,7 +10,7 @@ from pernodedrop import checks
 from pernodedrop._types import Key
 from pernodedrop.mask import Mask
 from pernodedrop.modules import WeightModule
-from pernodedrop.nnx.noisy import STREAM, Noisy, Rngs, chosen, key_of, xp
+from pernodedrop.nnx.noisy import STREAM, Noisy, Rngs, chosen, xp
 from pernodedrop.nnx.products import Product
 from pernodedrop.rules import is_plain
 from pernodedrop.schedules import Schedule
@@ -80,7 +80,7 @@ class WeightNoise(Noisy, Product, WeightModule):
         sample_ids: jax.Array | None = None,
     ) -> jax.Array:
         """What the plain module gives, in training with noise; see the class."""
-        key = key_of(rngs, key)
+        key = self.key_of(rngs, key)
         if not self.is_noisy(deterministic):
             return self.without_noise(inputs, out_sharding)
         if out_sharding is not None:

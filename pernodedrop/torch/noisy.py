@@ -67,7 +67,7 @@ class Noisy(Regularizer, torch.nn.Module):
         return self._bits("noise_key").view("uint32")
 
     def numbers_on_host(self) -> dict[str, typing.Any]:
-        return self.state.numbers_of(self._bits("noise_numbers"), lambda bits, dtype: bits.view(dtype))
+        return self.state.numbers_on_host(self._bits("noise_numbers"))
 
     def numbers(self) -> dict[str, torch.Tensor]:
         return self.state.numbers_of(self.noise_numbers, lambda bits, dtype: bits.view(getattr(torch, dtype)))
@@ -133,7 +133,7 @@ class Noisy(Regularizer, torch.nn.Module):
         key = np.array([checks.check_word(word, "key") for word in state["key"]], "uint32").view("int32")
         numbers = np.array(list(state["numbers"].values()), "int32")
         if own["numbers"]:  # refuses what is out of range
-            self.state.mask.with_params(self.state.numbers_of(numbers, lambda bits, dtype: bits.view(dtype)))
+            self.state.mask.with_params(self.state.numbers_on_host(numbers))
         for name, bits in zip(BUFFERS, (key, numbers), strict=True):
             self._put(name, bits)
 

@@ -1,0 +1,28 @@
+"""Native modules of Equinox: noise in the classes that an Equinox model is made of. It needs no Keras.
+
+The name is `pernodedrop.equinox`, imported as `import pernodedrop.equinox as pnde`. Masks are those of the layers of
+`pernodedrop`, to the bit.
+"""
+
+if __name__ == "equinox":
+    raise ImportError("pernodedrop.equinox stands in the way of equinox: run nothing inside the folder of the package")
+
+from pernodedrop.equinox.activation_noise import Dropout, DropPath, GaussianDropout, SpatialDropout
+from pernodedrop.equinox.drop_connect import DropConnectConv, DropConnectLinear
+from pernodedrop.equinox.noisy import with_key
+from pernodedrop.equinox.per_node_drop import PerNodeConv, PerNodeLinear
+from pernodedrop.equinox.surgery import apply, fold
+
+__all__ = [
+    "DropConnectConv",
+    "DropConnectLinear",
+    "DropPath",
+    "Dropout",
+    "GaussianDropout",
+    "PerNodeConv",
+    "PerNodeLinear",
+    "SpatialDropout",
+    "apply",
+    "fold",
+    "with_key",
+]

@@ -1,0 +1,158 @@
+"""Activation noise: modules that stand between others, multiply by noise in training and are the identity after."""
+
+import typing
+
+import equinox as eqx
+import jax
+
+from pernodedrop import checks, schedules
+from pernodedrop._types import Key, Shape
+from pernodedrop.equinox.noisy import Noisy
+from pernodedrop.mask import Mask, check_noise_shape
+from pernodedrop.modules import ActivationModule, ChannelModule, PathModule, ShapedModule
+from pernodedrop.noise import Bernoulli, Gaussian
+
+
+class ActivationNoise(Noisy, ActivationModule):
+    """Base of activation noise, beside the class that gives `mask_of`, the mask of an input."""
+
+    argument: typing.ClassVar[str] = "x"
+
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        key: Key | None = None,
+        inference: bool | None = None,
+        sample_id: int | jax.Array | None = None,
+    ) -> jax.Array:
+        """The input, in training times its mask; see the class."""
+        self.check_shape((1, *x.shape))
+        return self.masked(x[None], key, sample_id)[0] if self.is_noisy(inference) else x
+
+    def fold(self) -> eqx.Module:
+        """The plain module that computes what this one does at inference: the identity."""
+        return eqx.nn.Identity()
+
+
+class Dropout(ShapedModule, ActivationNoise):
+    """Sets entries of its input to zero with probability `rate` in training (Srivastava et al., JMLR 15, 2014).
+
+    What is kept is scaled by 1 / (1 - rate). A call is that of one sample; see `pernodedrop.equinox.PerNodeLinear` for
+    its key. It is `pernodedrop.Dropout` as a module; it stands where an `equinox.nn.Dropout` does.
+
+    Args:
+        rate: drop rate in [0, 1). No schedule: `with_rate` sets it.
+        noise_shape: shape of the mask of a sample, broadcast against the input, None entries being the input's sizes;
+            None is the input's shape.
+        inference: whether calls have no noise; `equinox.nn.inference_mode` sets it. False.
+
+    Call arguments:
+        x: floating array of any rank, one sample.
+        key, inference, sample_id: as for `pernodedrop.equinox.PerNodeLinear`.
+
+    Output shape and dtype: the input's.
+
+    Raises:
+        TypeError, ValueError: an argument that is not as described, named in the message.
+
+    Example:
+
+    >>> import jax, pernodedrop.equinox as pnde
+    >>> sorted(set(pnde.Dropout(0.5)(jax.numpy.ones(8), key=jax.random.key(1)).tolist()))
+    [0.0, 2.0]
+    """
+
+    noise_shape: Shape | None = eqx.field(static=True)
+
+    def __init__(self, rate: float, noise_shape: Shape | None = None, *, inference: bool = False) -> None:
+        start, schedule = schedules.get(rate)
+        self.noise_shape = _of_batch(noise_shape)
+        self.start(Mask(Bernoulli(start), "out"), schedule, inference)
+
+
+class GaussianDropout(ShapedModule, ActivationNoise):
+    """Multiplies its input by N(1, rate / (1 - rate)) in training (Srivastava et al., JMLR 15, 2014, section 10).
+
+    It is `pernodedrop.GaussianDropout` as a module.
+
+    Args:
+        rate: drop rate in [0, 1) of the Dropout with the same variance. No schedule: `with_rate` sets it.
+        noise_shape, inference: as for `pernodedrop.equinox.Dropout`.
+
+    Call arguments, shapes, dtypes and errors: as for `pernodedrop.equinox.Dropout`.
+
+    >>> import jax, pernodedrop.equinox as pnde
+    >>> pnde.GaussianDropout(0.5)(jax.numpy.ones(8), key=jax.random.key(1)).shape
+    (8,)
+    """
+
+    noise_shape: Shape | None = eqx.field(static=True)
+
+    def __init__(self, rate: float, noise_shape: Shape | None = None, *, inference: bool = False) -> None:
+        start, schedule = schedules.get(rate)
+        self.noise_shape = _of_batch(noise_shape)
+        self.start(Mask(Gaussian(rate=start), "out"), schedule, inference)
+
+
+class DropPath(PathModule, ActivationNoise):
+    """Sets a residual branch to zero with probability `rate` in training, sample by sample (arXiv 1605.07648).
+
+    It stands at the end of the branch: y = shortcut + drop_path(branch, key=key). It is `pernodedrop.DropPath` as a
+    module.
+
+    Args:
+        rate: drop rate in [0, 1); `pernodedrop.depth_rates` has one for each block of a network.
+        scale_by_keep: whether branches that are kept are scaled by 1 / (1 - rate); True.
+        inference: as for `pernodedrop.equinox.Dropout`.
+
+    Call arguments, shapes, dtypes and errors: as for `pernodedrop.equinox.Dropout`.
+
+    >>> import jax, pernodedrop.equinox as pnde
+    >>> layer = pnde.DropPath(0.5)
+    >>> [layer(jax.numpy.ones(3), key=(1, 0), sample_id=n).tolist() for n in range(2)]
+    [[2.0, 2.0, 2.0], [0.0, 0.0, 0.0]]
+    """
+
+    scale_by_keep: bool = eqx.field(static=True)
+
+    def __init__(self, rate: float, scale_by_keep: bool = True, *, inference: bool = False) -> None:
+        start, schedule = schedules.get(rate)
+        self.scale_by_keep = checks.check_bool(scale_by_keep, "scale_by_keep")
+        self.start(Mask(Bernoulli(start), "time+in+out"), schedule, inference)
+
+
+class SpatialDropout(ChannelModule, ActivationNoise):
+    """Sets whole feature maps to zero with probability `rate` in training (Tompson et al., arXiv 1411.4280).
+
+    It is `pernodedrop.SpatialDropout1D`, `2D` and `3D` as one module.
+
+    Args:
+        rate: drop rate in [0, 1). No schedule: `with_rate` sets it.
+        data_format: "channels_first", as Equinox has them, or "channels_last". Masks do not depend on it.
+        inference: as for `pernodedrop.equinox.Dropout`.
+
+    Call arguments, shapes, dtypes and errors: as for `pernodedrop.equinox.Dropout`, of rank from 2.
+
+    >>> import jax, pernodedrop.equinox as pnde
+    >>> y = pnde.SpatialDropout(0.5)(jax.numpy.ones((8, 4, 4)), key=jax.random.key(1))
+    >>> bool((y == y[:, :1, :1]).all())
+    True
+    """
+
+    data_format: str = eqx.field(static=True)
+
+    def __init__(self, rate: float, data_format: str = "channels_first", *, inference: bool = False) -> None:
+        start, schedule = schedules.get(rate)
+        self.data_format = checks.check_choice(data_format, "data_format", ("channels_last", "channels_first"))
+        self.start(Mask(Bernoulli(start), "out"), schedule, inference)
+
+    def check_shape(self, shape: Shape) -> None:
+        if len(shape) < 3:
+            raise ValueError(checks.invalid("x", "rank from 2, one sample", shape[1:]))
+
+
+def _of_batch(noise_shape: Shape | None) -> Shape | None:
+    """The shape of a mask of a batch, from that of a sample's."""
+    found = check_noise_shape(noise_shape)
+    return found if found is None else (None, *found)
