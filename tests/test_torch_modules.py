@@ -543,6 +543,79 @@ def test_a_prediction_is_that_of_the_same_network_in_keras():
     assert [native[0].updates, native[2].updates] == [0, 0]
 
 
+def twins(seed):
+    """A network with noise of its own in two places, in torch and in Keras, with the same weights."""
+    torch.manual_seed(seed)
+    native = torch.nn.Sequential(pndt.PerNodeLinear(6, 8, rate=0.5), pndt.Dropout(0.3), torch.nn.Linear(8, 4))
+    dense = [keras.layers.Dense(8), keras.layers.Dense(4)]
+    noisy = [pnd.PerNodeDrop(dense[0], rate=0.5, name="first"), pnd.Dropout(0.3, name="second")]
+    model = keras.Sequential([keras.Input((6,)), *noisy, dense[1]])
+    for layer, module in zip(dense, (native[0], native[2]), strict=True):
+        with_weights(layer, module)
+    return native, model
+
+
+CHOICES = {
+    "last": ({"layers": "last"}, {"layers": ["second"]}),
+    "first": ({"layers": ["0"]}, {"layers": ["first"]}),
+    "normal": ({"gaussian": True}, {"gaussian": True}),
+    "all": ({"samples": 5}, {"samples": 5}),
+}
+
+
+@pytest.mark.parametrize(("options", "in_keras"), CHOICES.values(), ids=CHOICES)
+def test_predictions_of_one_model_or_several_are_those_of_keras(options, in_keras):
+    natives, models = zip(*map(twins, (1, 2)), strict=True)
+    for native, model in ((natives[0], models[0]), (list(natives), list(models))):
+        found = pndt.uncertainty.predict(native, inputs(7, 6), **{"samples": 4, "seed": 3, "keep": True, **options})
+        expected = pnd.uncertainty.predict(model, inputs(7, 6), **{"samples": 4, "seed": 3, "keep": True, **in_keras})
+        for name in ("outputs", "mean", "variance", "aleatoric"):
+            if getattr(expected, name) is None:
+                assert getattr(found, name) is None
+            else:
+                np.testing.assert_allclose(getattr(found, name), getattr(expected, name), atol=1e-5)
+
+
+def test_a_module_that_is_not_chosen_is_in_inference_and_a_bank_then_goes_by_places():
+    bank = pndt.PerNodeLinear(6, 4, rate=0.5, regime="bank", bank_size=2, seed=1)
+    model, x = torch.nn.Sequential(bank, torch.nn.Dropout(0.5), pndt.Dropout(0.5)).eval(), inputs(5, 6)
+    found = pndt.uncertainty.predict(model, x, 3, batch_size=2, layers=[model[2]], keep=True)
+    plain = host(model(torch.as_tensor(x)))
+    assert {*np.unique((found.outputs / plain).round(4))} == {0.0, 2.0}
+    assert pndt.uncertainty.predict(model, x, layers=[bank]).samples == 2
+
+
+def test_the_dropout_of_an_encoder_that_is_chosen_is_not_passed_by():
+    """That in all of 50 passes all of 12 entries are kept, and so none moves, has a probability below 1e-100."""
+    model, x = torch.nn.TransformerEncoderLayer(4, 2, 8, 0.5, batch_first=True).eval(), inputs(1, 3, 4)
+    plain = host(model(torch.as_tensor(x)))
+    for chosen in (["dropout2"], ["self_attn"], "last"):
+        found = pndt.uncertainty.predict(model, x, layers=chosen, probabilities=False, keep=True)
+        assert found.variance.any()
+        assert np.abs(found.outputs - plain).max() > 0.01
+    assert not any(module.training for module in model.modules())
+
+
+def test_several_outputs_of_a_module_have_a_prediction_each():
+    class Heads(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.noise, self.one, self.two = pndt.Dropout(0.5), torch.nn.Linear(6, 3), torch.nn.Linear(6, 2)
+
+        def forward(self, x):
+            x = self.noise(x)
+            return {"class": self.one(x), "number": self.two(x)}
+
+    model, x = Heads(), inputs(7, 6)
+    logits = {"class": True, "number": False}
+    found = pndt.uncertainty.predict(model, x, 3, seed=1, from_logits=logits, batch_size=4, keep=True)
+    for name, head in (("class", model.one), ("number", model.two)):
+        alone = torch.nn.Sequential(model.noise, head)
+        expected = pndt.uncertainty.predict(alone, x, 3, seed=1, from_logits=logits[name], keep=True)
+        np.testing.assert_allclose(found[name].outputs, expected.outputs, atol=1e-6)
+    assert found["class"].report(np.zeros(7))["accuracy"] >= 0
+
+
 def test_a_prediction_leaves_norms_and_random_numbers_as_they_are():
     model = torch.nn.Sequential(torch.nn.BatchNorm1d(6), torch.nn.Dropout(0.5), pndt.Dropout(0.5)).eval()
     before, x = copy.deepcopy(model.state_dict()), host(inputs(7, 6))
@@ -575,6 +648,8 @@ def test_noise_inside_an_encoder_is_not_passed_by():
 PREDICTIONS = {
     "no noise": (lambda: pndt.uncertainty.predict(torch.nn.Linear(3, 4), inputs(5, 3)), "a model with noise modules"),
     "no model": (lambda: pndt.uncertainty.predict(3, inputs(5, 3)), "a torch.nn.Module"),
+    "no models": (lambda: pndt.uncertainty.predict([], inputs(5, 3)), "a list of them"),
+    "no layer": (lambda: pndt.uncertainty.predict(pndt.Dropout(0.5), inputs(5, 3), layers=["x"]), "which make noise"),
     "no rows": (lambda: pndt.uncertainty.predict(pndt.Dropout(0.5), inputs(0, 3)), "of equal lengths from 1"),
     "no batch": (lambda: pndt.uncertainty.predict(pndt.Dropout(0.5), iter([])), "at least one batch"),
     "no tensor": (lambda: pndt.uncertainty.predict(pndt.Dropout(0.5), 3), "a tensor, a list or dict"),

@@ -896,9 +896,9 @@ def test_models_without_noise_are_an_ensemble_and_those_with_members_have_them_a
         ({"model": [chain(pnd.Dropout(0.5)), 3]}, r"`model`.*a keras.Model, or a list"),
         ({"model": [chain(softmax(3)), chain(softmax(2))]}, r"`model`.*outputs \(2, 3\) in each pass"),
         ({"model": [chain(softmax()), chain(softmax())], "samples": 1}, r"`samples`.*an int from 2"),
-        ({"layers": "first"}, r"`layers`.*a sequence of layers or names"),
+        ({"layers": "first"}, r"`layers`.*a sequence of layers of the model"),
         ({"layers": []}, r"`layers`.*at least one layer"),
-        ({"layers": ["dropout_of_mine"]}, r"`layers`.*that make noise"),
+        ({"layers": ["dropout_of_mine"]}, r"`layers`.*which make noise.*\['dropout"),
         (
             {"gaussian": True, "x": inputs(2, 5), "model": chain(pnd.Dropout(0.5), shape=(5,))},
             r"`gaussian`.*first half",

@@ -18,26 +18,37 @@ from pernodedrop import checks
 from pernodedrop._types import Array
 from pernodedrop.internals import of_torch
 from pernodedrop.torch.noisy import Noisy
-from pernodedrop.uncertainty.prediction import Outputs, Prediction, check_arguments, collected, word_of
+from pernodedrop.uncertainty.prediction import (
+    Each,
+    Outputs,
+    check_arguments,
+    chosen_of,
+    collected,
+    default_samples,
+    named,
+    seeds_of,
+    word_of,
+)
 
 __all__ = ["predict"]
 
-SAMPLES = 50
+HOLDERS = tuple(getattr(torch.nn, name) for name in of_torch.HOLDERS)
 Batch: typing.TypeAlias = tuple[typing.Any, int]
 
 
 def predict(
-    model: torch.nn.Module,
+    model: torch.nn.Module | collections.abc.Sequence[torch.nn.Module],
     x: typing.Any,
     samples: int | None = None,
     *,
     batch_size: int | None = None,
     seed: int | None = None,
-    from_logits: bool = False,
-    probabilities: bool | None = None,
-    gaussian: bool = False,
+    from_logits: bool | Each = False,
+    probabilities: bool | Each | None = None,
+    gaussian: bool | Each = False,
+    layers: str | collections.abc.Collection[str | torch.nn.Module] | None = None,
     keep: bool = False,
-) -> Prediction:
+) -> typing.Any:
     """Predict with the noise left on, many times, and say how much the passes differ (arXiv 1506.02142).
 
     Noise modules are found in the model at any depth: those of this library, and those of `torch.nn` that drop. They
@@ -50,27 +61,33 @@ def predict(
     torch's own modules depend on the batch size.
 
     Args:
-        model: a module that gives one tensor (n, ...), or an object that has it as `logits`. It is called without
-            gradients, on the device of its first parameter.
+        model: a module that gives a tensor (n, ...), or a dict, list or tuple of them, or an object that has one as
+            `logits`. It is called without gradients, on the device of its first parameter. Or a list of modules, an
+            ensemble (arXiv 1612.01474), of which pass s is pass s // M of module s modulo M, with a seed of its own;
+            several of them need no noise.
         x: a tensor or array (n, ...), or a list or tuple of them for a model of several arguments, or a dict of them
             by the arguments' names; or batches, as a `DataLoader` or a generator gives them, of which (x, y) or
             (x, y, weights) is x.
         samples: number of passes. None is the number of members where the model has members and no other noise;
-            otherwise 50, or the next multiple of the number of members.
+            otherwise 50, or the next multiple of the number of members. Several models count as members.
         batch_size: samples in a forward pass; None is 32. With x as batches it is theirs, and None here.
         seed: int, any; None takes one from Python's `random`. A seed gives the same prediction each time.
         from_logits: whether outputs are logits. A softmax, or a sigmoid where the last axis has size 1, is applied
             first, in float64.
         probabilities: whether outputs are probabilities, and have entropies. None decides by their values.
         gaussian: whether outputs are normal distributions: along the last axis means, then as many logarithms of
-            variances (arXiv 1703.04977).
+            variances (arXiv 1703.04977). Where a model has several outputs, this, `probabilities` and `from_logits` are
+            for all of them, or dicts or lists like the outputs.
+        layers: which modules make noise: None for all, "last" for the last one of them in the order of `modules()`, or
+            modules of the model or their names, of which what is inside makes noise too. Others are in `eval()`; with
+            members, a sample has that of its place in x. Masks are those of passes with all, but for torch's modules.
         keep: whether to keep the output of every pass; else memory does not depend on `samples`.
 
     Returns:
-        A `pernodedrop.uncertainty.Prediction`, NumPy arrays in float64.
+        A `pernodedrop.uncertainty.Prediction`, NumPy arrays in float64, or a dict or list of them for several outputs.
 
     Raises:
-        TypeError, ValueError: a model without noise, or with several outputs, or an argument that is not as described.
+        TypeError, ValueError: a model without noise, or an argument that is not as described.
 
     Warns:
         UserWarning: all of several passes were equal.
@@ -83,83 +100,98 @@ def predict(
     >>> found.mean.shape, found.mutual_information.shape
     ((5, 3), (5,))
     """
-    if not isinstance(model, torch.nn.Module):
-        raise TypeError(checks.invalid("model", "a torch.nn.Module", model))
+    models = model if isinstance(model, list | tuple) else [model]
+    if not models or not all(isinstance(one, torch.nn.Module) for one in models):
+        raise TypeError(checks.invalid("model", "a torch.nn.Module, or a list of them", model))
     reading = {"from_logits": from_logits, "probabilities": probabilities, "gaussian": gaussian}
     seed = check_arguments(seed, keep, **reading)
     batches = _batches(x, batch_size)
     first = next(batches, None)
     if first is None:
         raise ValueError(checks.invalid("x", "at least one batch", x))
-    passes = _Passes(model, seed)
-    number = passes.default_samples() if samples is None else checks.check_count(samples, "samples")
+    seeds = seeds_of(seed, models)
+    members = [_Passes(*one, layers, may_be_quiet=len(models) > 1) for one in zip(models, seeds, strict=True)]
+    default = default_samples([(one.members, one.has_noise) for one in members])
+    number = default if samples is None else checks.check_count(samples, "samples", len(models))
 
     def outputs() -> collections.abc.Iterator[collections.abc.Iterator[Outputs]]:
         start = 0
         for rows, size in itertools.chain([first], batches):
-            yield ({None: passes.run(rows, size, start, sample)} for sample in range(number))
+            yield (members[s % len(members)].run(rows, size, start, s // len(members)) for s in range(number))
             start += size
 
-    found: Prediction = collected(outputs(), number, seed, keep, **reading)
-    return found
+    return collected(outputs(), number, seed, keep, **reading)
 
 
 class _Passes:
     """The noisy passes of a model."""
 
-    def __init__(self, model: torch.nn.Module, seed: int) -> None:
+    def __init__(self, model: torch.nn.Module, seed: int, chosen: typing.Any, may_be_quiet: bool) -> None:
         self.model, self.seed = model, seed
         modules = list(model.modules())
         self.ensembles = [one for one in modules if isinstance(one, Noisy) and one.members]
         self.noisy = [one for one in modules if isinstance(one, Noisy) and one.is_stochastic and not one.members]
         self.of_torch = of_torch.noise_in(model)
-        if not (self.ensembles or self.noisy or self.of_torch):
+        if not (self.ensembles or self.noisy or self.of_torch or may_be_quiet):
             raise ValueError(
                 checks.invalid("model", "a model with noise modules: its passes would all be equal", model)
             )
-        self.calls = [one.updates for one in self.noisy]  # a schedule's rate depends on it
-        kinds = tuple(getattr(torch.nn, name) for name in of_torch.HOLDERS)
+        # by place; of calls a schedule's rate depends
+        self.keys = {one: (place, one.updates) for place, one in enumerate(self.noisy)}
+        self.fixed: list[Noisy] = []  # that have members, and are not to be sampled
+        if chosen is not None:
+            self._choose(chosen, modules)
         noise = {*self.noisy, *self.ensembles}
-        self.holders = [one for one in modules if isinstance(one, kinds) and not noise.isdisjoint(one.modules())]
+        self.holders = [one for one in modules if isinstance(one, HOLDERS) and not noise.isdisjoint(one.modules())]
 
-    def default_samples(self) -> int:
-        """The number of passes that treats all members alike."""
-        members = math.lcm(*(typing.cast(int, one.members) for one in self.ensembles))
-        return math.ceil(SAMPLES / members) * members if self.noisy or self.of_torch else members
+    def _choose(self, chosen: typing.Any, modules: list[torch.nn.Module]) -> None:
+        """Has no other modules make noise than those chosen, or inside of them; places and masks stay what they are."""
+        noise = [one for one in modules if one in {*self.noisy, *self.ensembles, *self.of_torch}]
+        wanted = chosen_of(chosen, noise, list(self.model.named_modules()), torch.nn.Module.modules)
+        self.fixed = [one for one in self.ensembles if one not in wanted]
+        self.ensembles = [one for one in self.ensembles if one in wanted]
+        self.noisy = [one for one in self.noisy if one in wanted]
+        held = [one for one in self.of_torch if isinstance(one, HOLDERS) and not {*wanted}.isdisjoint(one.modules())]
+        self.of_torch = [one for one in self.of_torch if one in wanted or one in held]
 
-    def run(self, rows: typing.Any, size: int, start: int, sample: int) -> Array:
+    @property
+    def members(self) -> int:
+        """The number of passes in which each member of all modules is as often as others."""
+        return math.lcm(*(typing.cast(int, one.members) for one in self.ensembles))
+
+    @property
+    def has_noise(self) -> bool:
+        """Whether more passes than members say more."""
+        return bool(self.noisy or self.of_torch)
+
+    def run(self, rows: typing.Any, size: int, start: int, sample: int) -> Outputs:
         """The outputs of pass `sample` for the batch whose first row is row `start` of the whole."""
         parameter = next(self.model.parameters(), None)
         rows = _mapped(rows, lambda leaf: _moved(leaf, parameter))
         with torch.no_grad(), self._changed(size, start, sample), torch.random.fork_rng(_cuda_devices()):
-            torch.manual_seed(word_of(self.seed, len(self.noisy), sample, start))
+            torch.manual_seed(word_of(self.seed, len(self.keys), sample, start))
             if isinstance(rows, dict):
                 found = self.model(**rows)
             else:
                 found = self.model(*rows) if isinstance(rows, list | tuple) else self.model(rows)
-        found = getattr(found, "logits", found)
-        if not isinstance(found, torch.Tensor) or found.shape[:1] != (size,):
-            received = tuple(found.shape) if isinstance(found, torch.Tensor) else type(found)
-            raise ValueError(checks.invalid("model", f"one tensor with an output for each of {size} samples", received))
-        return found.double().cpu().numpy()
+        return {name: _output(y, size) for name, y in named(getattr(found, "logits", found)).items()}
 
     @contextlib.contextmanager
     def _changed(self, size: int, start: int, sample: int) -> collections.abc.Iterator[None]:
         """Has the noise modules train, with the keys and samples of a pass."""
 
-        def make_noise(index: int) -> typing.Callable[..., typing.Any]:
-            key = (word_of(self.seed, index, sample), self.calls[index])
+        def be_member_of_place(module: Noisy, args: typing.Any, kwargs: dict[str, typing.Any]) -> typing.Any:
+            # the module's rows are the batch's, or each sample of the batch has been made several of them
+            x = _input(args, kwargs)
+            first = start * (x.shape[0] // size)
+            ids = first + torch.arange(x.shape[0], dtype=torch.int32, device=x.device)
+            return args[:1], {**kwargs, "sample_ids": ids}
 
-            def hook(module: Noisy, args: typing.Any, kwargs: dict[str, typing.Any]) -> typing.Any:
-                if "sample" not in module.sharing and kwargs.get("sample_ids") is None:
-                    # the module's rows are the batch's, or each sample of the batch has been made several of them
-                    x = _input(args, kwargs)
-                    first = start * (x.shape[0] // size)
-                    ids = first + torch.arange(x.shape[0], dtype=torch.int32, device=x.device)
-                    kwargs = {**kwargs, "sample_ids": ids}
-                return args[:1], {**kwargs, "key": key}
-
-            return hook
+        def make_noise(module: Noisy, args: typing.Any, kwargs: dict[str, typing.Any]) -> typing.Any:
+            place, call = self.keys[module]
+            if "sample" not in module.sharing and kwargs.get("sample_ids") is None:
+                args, kwargs = be_member_of_place(module, args, kwargs)
+            return args[:1], {**kwargs, "key": (word_of(self.seed, place, sample), call)}
 
         def be_member(module: Noisy, args: typing.Any, kwargs: dict[str, typing.Any]) -> typing.Any:
             x = _input(args, kwargs)
@@ -173,11 +205,22 @@ class _Passes:
                 module.training = False
             for module in (*self.noisy, *self.of_torch, *self.holders):
                 module.training = True
-            for index, one in enumerate(self.noisy):
-                stack.callback(one.register_forward_pre_hook(make_noise(index), with_kwargs=True).remove)
-            for one in self.ensembles:
-                stack.callback(one.register_forward_pre_hook(be_member, with_kwargs=True).remove)
+            for modules, hook in (
+                (self.noisy, make_noise),
+                (self.ensembles, be_member),
+                (self.fixed, be_member_of_place),
+            ):
+                for one in modules:
+                    stack.callback(one.register_forward_pre_hook(hook, with_kwargs=True).remove)
             yield
+
+
+def _output(output: typing.Any, size: int) -> Array:
+    """What a pass has returned, or one of several things, as the array that is expected of it."""
+    if not isinstance(output, torch.Tensor) or output.shape[:1] != (size,):
+        received = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output)
+        raise ValueError(checks.invalid("model", f"tensors with an output for each of {size} samples", received))
+    return output.double().cpu().numpy()
 
 
 def _input(args: tuple[typing.Any, ...], kwargs: dict[str, typing.Any]) -> torch.Tensor:

@@ -5,7 +5,6 @@ A pass is the model at inference, with its noise layers changed so that they mak
 
 import collections.abc
 import itertools
-import math
 import typing
 
 import keras
@@ -14,12 +13,7 @@ from pernodedrop import checks
 from pernodedrop.internals import of_keras
 from pernodedrop.uncertainty.batches import batches_of, rows_of
 from pernodedrop.uncertainty.passes import Passes, build
-from pernodedrop.uncertainty.prediction import Outputs, check_arguments, collected, word_of
-
-SAMPLES = 50
-
-Each: typing.TypeAlias = collections.abc.Mapping[str, typing.Any] | collections.abc.Sequence[typing.Any]
-"""A value for each output of a model, by its name or place."""
+from pernodedrop.uncertainty.prediction import Each, Outputs, check_arguments, collected, default_samples, seeds_of
 
 
 def predict(
@@ -126,9 +120,10 @@ def predict(
     for one in models:
         if not all(layer.built for layer in of_keras.layers_of(one)):
             build(one, first)
-    seeds = [seed, *(word_of(seed, place) for place in range(1, len(models)))]
+    seeds = seeds_of(seed, models)
     members = [Passes(*one, layers, may_be_quiet=len(models) > 1) for one in zip(models, seeds, strict=True)]
-    samples = _default_samples(members) if samples is None else checks.check_count(samples, "samples", len(models))
+    default = default_samples([(one.members, one.has_noise) for one in members])
+    samples = default if samples is None else checks.check_count(samples, "samples", len(models))
     progress = keras.utils.Progbar(number and samples * number, verbose=verbose, unit_name="pass")
 
     def outputs() -> collections.abc.Iterator[collections.abc.Iterator[Outputs]]:
@@ -145,9 +140,3 @@ def predict(
             progress.add(1)
 
     return collected(outputs(), samples, seed, keep, **reading)
-
-
-def _default_samples(members: list[Passes]) -> int:
-    """The number of passes that treats all models, and all members of their layers, alike."""
-    least = len(members) * math.lcm(*(one.members for one in members))
-    return math.ceil(SAMPLES / least) * least if any(one.has_noise for one in members) else least

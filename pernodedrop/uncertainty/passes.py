@@ -20,10 +20,9 @@ from pernodedrop.layers.base import stochastic
 from pernodedrop.layers.base.noisy import Noisy
 from pernodedrop.uncertainty import changes
 from pernodedrop.uncertainty.changes import Arguments
-from pernodedrop.uncertainty.prediction import Outputs, named, word_of
+from pernodedrop.uncertainty.prediction import Outputs, chosen_of, named, word_of
 
 WORD = "int32"
-LAYERS = "layers or names of layers of the model"
 
 IN_TRAINING = (
     "The model is in training, in which JAX has its variables to itself. Expected a call "
@@ -69,17 +68,7 @@ class Passes:
     def _choose(self, chosen: typing.Any, layers: list[keras.layers.Layer]) -> None:
         """Has no other layers make noise than those chosen, or inside of them; places and masks stay what they are."""
         noise = [layer for layer in layers if layer in {*self.noisy, *self.ensembles, *self.torch}]
-        is_last = isinstance(chosen, str) and chosen == "last"
-        wanted: list[keras.layers.Layer] = []
-        for one in noise[-1:] if is_last else checks.check_tuple(chosen, "layers", LAYERS):
-            named_so = [layer for layer in layers if one is layer or one == layer.name]
-            found = [layer for outer in named_so for layer in of_keras.layers_of(outer) if layer in noise]
-            wanted += found
-            if not found:
-                expected = f"{LAYERS} that make noise, or have such inside: {[layer.name for layer in noise]}"
-                raise ValueError(checks.invalid("layers", expected, chosen))
-        if not wanted:
-            raise ValueError(checks.invalid("layers", "None, 'last' or at least one layer that makes noise", chosen))
+        wanted = chosen_of(chosen, noise, [(layer.name, layer) for layer in layers], of_keras.layers_of)
         self.fixed = [layer for layer in self.ensembles if layer not in wanted]
         self.ensembles = [layer for layer in self.ensembles if layer in wanted]
         self.noisy = [layer for layer in self.noisy if layer in wanted]

@@ -2,6 +2,7 @@
 
 import collections.abc
 import dataclasses
+import math
 import random
 import typing
 import warnings
@@ -18,10 +19,17 @@ EQUAL = (
     "DynamicDropConnect drops nothing until it was trained."
 )
 
+SAMPLES = 50
+LAYERS = "layers of the model or their names"
+Layer = typing.TypeVar("Layer")
+
 DISAGREEMENTS = ("mutual_information", "variation_ratio")
 
 Outputs: typing.TypeAlias = dict[typing.Any, Array]
 """The outputs of a pass, by their names in a dict, or places in a list; one that stands alone has the name None."""
+
+Each: typing.TypeAlias = collections.abc.Mapping[str, typing.Any] | collections.abc.Sequence[typing.Any]
+"""A value for each output of a model, by its name or place."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -169,6 +177,39 @@ def check_arguments(seed: int | None, keep: bool, **arguments: typing.Any) -> in
 def word_of(*numbers: int) -> int:
     """31 bits mixed from integers: sums of seeds and places would give siblings and neighbours the same masks."""
     return generator.digest(repr(numbers)) >> 1
+
+
+def default_samples(members: collections.abc.Sequence[tuple[int, bool]]) -> int:
+    """The number of passes that treats all models alike, of each of which is given how many members, and if noise."""
+    least = len(members) * math.lcm(*(number for number, _ in members))
+    return math.ceil(SAMPLES / least) * least if any(has_noise for _, has_noise in members) else least
+
+
+def seeds_of(seed: int, models: collections.abc.Sized) -> list[int]:
+    """The seeds of the models of an ensemble."""
+    return [seed, *(word_of(seed, place) for place in range(1, len(models)))]
+
+
+def chosen_of(
+    layers: typing.Any,
+    noise: list[Layer],
+    known: list[tuple[str, Layer]],
+    inside: collections.abc.Callable[[Layer], collections.abc.Iterable[Layer]],
+) -> list[Layer]:
+    """Those of the layers with noise that the argument `layers` means, by themselves, by name, or inside of others."""
+    is_last = isinstance(layers, str) and layers == "last"
+    chosen = []
+    for one in noise[-1:] if is_last else checks.check_tuple(layers, "layers", LAYERS):
+        outer = [layer for name, layer in known if one is layer or (isinstance(one, str) and one == name)]
+        found = [layer for whole in outer for layer in inside(whole) if layer in noise]
+        if not found:
+            names = [name for name, layer in known if layer in noise]
+            expected = f"{LAYERS}, which make noise or have such inside: {names}"
+            raise ValueError(checks.invalid("layers", expected, layers))
+        chosen += found
+    if not chosen:
+        raise ValueError(checks.invalid("layers", "None, 'last' or at least one layer that makes noise", layers))
+    return chosen
 
 
 def named(outputs: typing.Any) -> dict[typing.Any, typing.Any]:
