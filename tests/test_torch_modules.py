@@ -595,6 +595,17 @@ def test_a_module_that_is_not_chosen_is_in_inference_and_a_bank_then_goes_by_pla
     assert pndt.uncertainty.predict(model, x, layers=[bank]).samples == 2
 
 
+def test_the_dropout_of_an_encoder_that_is_chosen_is_not_passed_by():
+    """That in all of 50 passes all of 12 entries are kept, and so none moves, has a probability below 1e-100."""
+    model, x = torch.nn.TransformerEncoderLayer(4, 2, 8, 0.5, batch_first=True).eval(), inputs(1, 3, 4)
+    plain = host(model(torch.as_tensor(x)))
+    for chosen in (["dropout2"], ["self_attn"], "last"):
+        found = pndt.uncertainty.predict(model, x, layers=chosen, probabilities=False, keep=True)
+        assert found.variance.any()
+        assert np.abs(found.outputs - plain).max() > 0.01
+    assert not any(module.training for module in model.modules())
+
+
 def test_several_outputs_of_a_module_have_a_prediction_each():
     class Heads(torch.nn.Module):
         def __init__(self):

@@ -32,6 +32,7 @@ from pernodedrop.uncertainty.prediction import (
 
 __all__ = ["predict"]
 
+HOLDERS = tuple(getattr(torch.nn, name) for name in of_torch.HOLDERS)
 Batch: typing.TypeAlias = tuple[typing.Any, int]
 
 
@@ -139,15 +140,19 @@ class _Passes:
         self.keys = {one: (place, one.updates) for place, one in enumerate(self.noisy)}
         self.fixed: list[Noisy] = []  # that have members, and are not to be sampled
         if chosen is not None:
-            noise = [one for one in modules if one in {*self.noisy, *self.ensembles, *self.of_torch}]
-            wanted = chosen_of(chosen, noise, list(model.named_modules()), torch.nn.Module.modules)
-            self.fixed = [one for one in self.ensembles if one not in wanted]
-            self.ensembles = [one for one in self.ensembles if one in wanted]
-            self.noisy = [one for one in self.noisy if one in wanted]
-            self.of_torch = [one for one in self.of_torch if one in wanted]
-        kinds = tuple(getattr(torch.nn, name) for name in of_torch.HOLDERS)
-        held = {*self.noisy, *self.ensembles}
-        self.holders = [one for one in modules if isinstance(one, kinds) and not held.isdisjoint(one.modules())]
+            self._choose(chosen, modules)
+        noise = {*self.noisy, *self.ensembles}
+        self.holders = [one for one in modules if isinstance(one, HOLDERS) and not noise.isdisjoint(one.modules())]
+
+    def _choose(self, chosen: typing.Any, modules: list[torch.nn.Module]) -> None:
+        """Has no other modules make noise than those chosen, or inside of them; places and masks stay what they are."""
+        noise = [one for one in modules if one in {*self.noisy, *self.ensembles, *self.of_torch}]
+        wanted = chosen_of(chosen, noise, list(self.model.named_modules()), torch.nn.Module.modules)
+        self.fixed = [one for one in self.ensembles if one not in wanted]
+        self.ensembles = [one for one in self.ensembles if one in wanted]
+        self.noisy = [one for one in self.noisy if one in wanted]
+        held = [one for one in self.of_torch if isinstance(one, HOLDERS) and not {*wanted}.isdisjoint(one.modules())]
+        self.of_torch = [one for one in self.of_torch if one in wanted or one in held]
 
     @property
     def members(self) -> int:
