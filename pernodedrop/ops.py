@@ -120,7 +120,7 @@ def masked(
     noise: Noise,
     key: Key,
     *,
-    sharing: Sharing = None,
+    sharing: Sharing = "sample+time",
     persistence: float | None = None,
     sample_offset: int | Tensor = 0,
     in_offset: int | Tensor = 0,
@@ -132,8 +132,8 @@ def masked(
         w: floating tensor (in, out), (batch, in, out) or (batch, time, in, out) of NumPy, torch, JAX or TensorFlow; the
             coordinates of an entry are its places along these axes.
         noise, key, persistence, sample_offset, in_offset, params: as for `masked_dense`.
-        sharing: as for `masked_dense`, but by default one mask for all samples and positions (for all samples beside
-            `persistence`). A tensor (in, out) has no others.
+        sharing: as for `masked_dense`, but by default one mask for all samples and positions. A tensor (in, out) has no
+            others. Beside `persistence` give one without "time".
 
     Returns:
         A tensor of the shape and dtype of w. The product is in float32 at least.
@@ -147,8 +147,6 @@ def masked(
            [6., 6., 0., 6.]], dtype=float32)
     """
     xp = backends.of(w=w)
-    if sharing is None:
-        sharing = "sample+time" if persistence is None else "sample"
     mask = Mask(noise, sharing, persistence=persistence)
     _check_floating("w", w, xp)
     rank = len(w.shape)

@@ -77,7 +77,7 @@ def test_products_and_gradients_are_those_of_the_mask(sharing, method):
 
 def test_a_kernel_of_every_position_is_masked_as_products_are():
     w = np.ones((2, 6, 3, 4), "float32")
-    m = array(pnd.ops.masked(tensor(w), BERNOULLI, KEY, persistence=0.8))
+    m = array(pnd.ops.masked(tensor(w), BERNOULLI, KEY, sharing="sample", persistence=0.8))
     np.testing.assert_array_equal(m, chain(BERNOULLI, w.shape, 0.8, "sample"))
 
 

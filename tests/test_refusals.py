@@ -26,7 +26,7 @@ def message(argument, expected, received):
 
 
 FLOATING = "a floating dtype"
-FRAMEWORK = "a tensor of NumPy, TensorFlow, torch or JAX"
+FRAMEWORK = "a tensor of NumPy, TensorFlow, torch or JAX (of a variable of Keras its `value`)"
 OF_X = "shape (batch, in) or (batch, time, in)"
 OF_W = "shape (in, out) with in = 4 as in `x`"
 NOISE = "a pernodedrop.Noise"
