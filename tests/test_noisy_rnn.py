@@ -6,6 +6,7 @@ import pytest
 
 import pernodedrop as pnd
 from pernodedrop import uncertainty
+from pernodedrop.layers.recurrent import noisy_rnn
 from tests.family import host, inputs
 from tests.frameworks import needs_gradients, needs_training, value_and_gradients
 
@@ -29,8 +30,17 @@ OPTIONS = {
     "without_bias": {"use_bias": False},
     "other_activation": {"activation": "relu"},
 }
-KINDS = [*((name, {}) for name in LAYERS), *(("lstm", options) for options in OPTIONS.values())]
-every_kind = pytest.mark.parametrize(("name", "options"), KINDS, ids=[*LAYERS, *OPTIONS])
+KINDS = {**{name: (name, {}) for name in LAYERS}, **{name: ("lstm", options) for name, options in OPTIONS.items()}}
+
+
+def some(cases, *of_jax):
+    """The cases of a test, by name; on JAX, which compiles each for seconds, those named."""
+    return {name: case for name, case in dict(cases).items() if BACKEND != "jax" or name in of_jax}
+
+
+def each_layer(*of_jax):
+    return pytest.mark.parametrize("name", some(LAYERS, *of_jax))
+
 
 X = inputs(BATCH, TIME, FEATURES)
 SEEN = np.array([[True, True, True, True], [True, True, False, False], [True, False, True, True]])
@@ -80,11 +90,11 @@ def same(got, wanted, **kwargs):
         np.testing.assert_allclose(host(one), host(other), **{"atol": 1e-5, **kwargs})
 
 
-@every_kind
+@pytest.mark.parametrize(
+    ("name", "options"), (kinds := some(KINDS, "cells", "bidirectional", "backwards")).values(), ids=kinds
+)
 @pytest.mark.parametrize("kernels", [BOTH, ("recurrent_kernel",)], ids=["both", "recurrent"])
 def test_it_is_the_inner_layer_with_masked_kernels(name, options, kernels):
-    if BACKEND == "jax" and len(kernels) == 1 and name != "lstm":
-        pytest.skip("JAX compiles each")
     layer = noisy(name, options, kernels=kernels)
     wanted = by_hand(layer, masks_by_cell(layer), kernels)
     same(layer(X, training=True), wanted(X))
@@ -92,22 +102,22 @@ def test_it_is_the_inner_layer_with_masked_kernels(name, options, kernels):
     same(layer(X), layer.layer(X), atol=0)
 
 
-@pytest.mark.parametrize("sharing", ["sample+time", "time"])
+@pytest.mark.parametrize("sharing", ["sample+time", "time", "sample", ()])
 def test_it_is_the_drop_connect_of_language_models(sharing):
     """AWD-LSTM's weight drop: one mask on the recurrent kernel for a batch and all its steps, scaled in training.
 
-    Of each sample alone, it is PerNodeDrop's.
+    Of each sample alone, it is PerNodeDrop's; and there are masks of each step.
     """
     layer = noisy("lstm", {"return_sequences": True}, kernels=("recurrent_kernel",), rate=0.3, sharing=sharing)
     cell = layer.layer.cell
     w, u, b = (host(one) for one in (cell.kernel, cell.recurrent_kernel, cell.bias))
-    shape = (BATCH, FEATURES + 3, 12)
-    m = pnd.ops.sample_mask(pnd.Bernoulli(0.3), (1, 0), shape, sharing=sharing, backend="numpy")[:, FEATURES:]
+    shape = (BATCH, TIME, FEATURES + 3, 12)
+    m = pnd.ops.sample_mask(pnd.Bernoulli(0.3), (1, 0), shape, sharing=sharing, backend="numpy")[:, :, FEATURES:]
     assert set(np.unique(m)) == {0, np.float32(2**24 / round(0.7 * 2**24))}
     h = c = np.zeros((BATCH, 3))
     y = []
     for t in range(TIME):
-        i, f, g, o = np.split(X[:, t] @ w + np.einsum("bi,bio->bo", h, u * m) + b, 4, axis=1)
+        i, f, g, o = np.split(X[:, t] @ w + np.einsum("bi,bio->bo", h, u * m[:, t]) + b, 4, axis=1)
         c = c / (1 + np.exp(-f)) + np.tanh(g) / (1 + np.exp(-i))
         h = np.tanh(c) / (1 + np.exp(-o))
         y.append(h)
@@ -121,7 +131,7 @@ def of_each_sample(layer, **kwargs):
 
 
 @pytest.mark.parametrize("method", ["materialized", "recomputed"])
-@pytest.mark.parametrize("name", ["lstm", "cells"] if BACKEND == "jax" else LAYERS)
+@each_layer("cells")
 def test_each_sample_has_kernels_of_its_own(name, method):
     layer = noisy(name, {"return_sequences": True}, sharing="time", method=method)
     wanted = [plain for _, plain in of_each_sample(layer)]
@@ -130,6 +140,73 @@ def test_each_sample_has_kernels_of_its_own(name, method):
     same(y, np.concatenate([host(one(X[row], mask=SEEN[row])) for one, row in zip(wanted, rows, strict=True)]))
     ids = layer(X[::-1], training=True, key=(1, 0), sample_ids=np.arange(BATCH)[::-1].copy())
     same(ids, np.concatenate([host(one(X[row])) for one, row in zip(wanted, rows, strict=True)])[::-1])
+
+
+def stepped(layer, x, masks, order, seen):
+    """The outputs of one sample by plain layers with the masks (time, in, out) of each step, from state to state."""
+    states, outputs = None, [np.zeros(3)]
+    for t in order:
+        if seen[t]:
+            plain = by_hand(layer, [mask[t] for mask in masks])
+            plain.return_state, plain.return_sequences = True, False
+            y, *states = plain(x[None, t : t + 1], initial_state=states)
+            outputs.append(host(y)[0])
+        else:
+            outputs.append(outputs[-1])
+    return np.stack(outputs[1:])
+
+
+STEPS = {
+    "each": {"sharing": ()},
+    "each_materialized": {"sharing": (), "method": "materialized"},
+    "of_a_batch": {"sharing": "sample"},
+    "slow": {"sharing": (), "persistence": 0.5},
+    "slow_of_a_batch": {"persistence": 0.7},
+}
+
+
+@pytest.mark.parametrize("arguments", (steps := some(STEPS, "each", "slow")).values(), ids=steps)
+@pytest.mark.parametrize("go_backwards", [False] if BACKEND == "jax" else [False, True])
+def test_each_step_has_kernels_of_its_own(arguments, go_backwards):
+    """That is, those of its position, also where the mask of the sequence passes it by."""
+    layer = noisy("gru", {"return_sequences": True, "go_backwards": go_backwards}, **arguments)
+    where = {"sharing": layer.sharing, "persistence": arguments.get("persistence")}
+    whole = (BATCH, TIME, FEATURES + 3, 9)
+    masks = pnd.ops.sample_mask(pnd.Bernoulli(0.5), (1, 0), whole, backend="numpy", **where)
+    order = range(TIME)[::-1] if go_backwards else range(TIME)
+    y = layer(X, training=True, mask=SEEN)
+    for n, (x, seen) in enumerate(zip(X, SEEN, strict=True)):
+        own = [masks[n, :, :FEATURES], masks[n, :, FEATURES:]]
+        same(host(y)[n], stepped(layer, x, own, order, seen))
+
+
+@each_layer("bidirectional")
+def test_what_persists_for_ever_is_a_mask_of_the_sequence(name):
+    slow, shared = noisy(name, sharing=(), persistence=1.0), noisy(name, sharing="time")
+    for layer in (slow, shared):
+        for variable in layer.trainable_variables:
+            variable.assign(np.sin(1 + np.arange(np.prod(variable.shape))).reshape(variable.shape))
+    same(slow(X, training=True, mask=SEEN), shared(X, training=True, mask=SEEN))
+
+
+@needs_gradients
+@pytest.mark.parametrize("name", ["gru"] if BACKEND == "jax" else ["gru", "cells"])
+def test_masks_of_steps_have_the_same_gradients_however_they_are_made(name):
+    layers = [noisy(name, sharing=(), method=method) for method in ("recomputed", "materialized")]
+    layers[1].set_weights(layers[0].get_weights())
+    upstream = inputs(*layers[0].compute_output_shape(X.shape))
+    first, second = (gradients(layer, X, upstream, training=True, key=(1, 0)) for layer in layers)
+    same(first, second)
+    assert all(np.abs(one).max() > 0 for one in first)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_positions_reach_the_cells_in_every_dtype(dtype):
+    x = keras.ops.zeros((1, 70_000, 1), dtype)
+    beside = noisy_rnn.with_positions(x)
+    for t in (0, 255, 256, 65_535, 65_536, 69_999):
+        assert host(noisy_rnn.position_of(beside[:, t, 1:])).tolist() == [t]
 
 
 def test_a_bank_routes_each_sample_to_its_kernels_at_inference_too():
@@ -160,7 +237,7 @@ def of_masked(plain, masks, x, upstream):
 
 
 @needs_gradients
-@pytest.mark.parametrize("name", ["lstm"] if BACKEND == "jax" else LAYERS)
+@each_layer("lstm")
 def test_gradients_are_those_of_the_masked_kernels(name):
     layer = noisy(name)
     masks = masks_by_cell(layer)
@@ -240,7 +317,7 @@ def test_masks_of_embeddings_arrive(key):
     same(layer(x, training=True, **key), layer(embedding(np.array([[4, 5]] * 2)), training=True, key=(1, 0)))
 
 
-@pytest.mark.parametrize("name", LAYERS)
+@each_layer("bidirectional")
 def test_a_fixed_mask_stays_and_is_folded(name):
     layer = noisy(name, regime="fixed", noise="gaussian")
     wanted = by_hand(layer, masks_by_cell(layer, noise=pnd.Gaussian(0.5)))
@@ -273,6 +350,7 @@ def model_of(*names):
     return keras.Sequential([keras.Input((TIME, FEATURES)), *made, L.Dense(1)])
 
 
+@pytest.mark.skip_backend("jax", reason="JAX compiles each, and says the same")
 def test_apply_puts_it_and_fold_takes_it_out():
     model = model_of("bidirectional", "lstm")
     outer = pnd.apply(model, lambda layer: pnd.NoisyRNN(layer, 0.5) if isinstance(layer, L.Bidirectional) else None)
@@ -318,7 +396,12 @@ def test_it_trains_in_fit(name, jit_compile):
         (lambda: noisy(rate=1.0), r"`rate`.*rate=1.0"),
         (lambda: noisy(seed="one"), r"`seed`.*seed='one'"),
         (lambda: noisy()(X[..., :1]), r"`inputs`.*size 2 along axis -1"),
-        (lambda: noisy("cells", sharing=()), r"`sharing`.*one with 'time'"),
+        (lambda: noisy(persistence=0.5, sharing="time"), r"`sharing`.*without 'time' beside `persistence`"),
+        (lambda: noisy(persistence=0.5, method="recomputed"), r"`method`.*beside `persistence`"),
+        (
+            lambda: noisy(regime="fixed", sharing=()).fold(),
+            r"`regime`.*the same masks at all steps.*sharing=\['sample'\]",
+        ),
         (lambda: noisy(options={"dropout": 0.1}, sharing="time"), r"`layer`.*no dropout in the layer where"),
         (lambda: noisy(method="kernel"), r"`method`.*recomputed"),
         (lambda: noisy()(X, training=True, sample_ids=np.arange(3)), r"`sample_ids`.*same for all samples"),

@@ -11,7 +11,8 @@ from pernodedrop.internals import of_keras
 from pernodedrop.layers.base.inner import tensor_of
 
 Layer: typing.TypeAlias = keras.layers.Layer
-Products: typing.TypeAlias = dict[str, typing.Callable[[Tensor], Tensor]]
+Product: typing.TypeAlias = typing.Callable[[Tensor], Tensor]
+Products: typing.TypeAlias = dict[str, Product]
 
 KERNELS = ("kernel", "recurrent_kernel")
 """What a cell multiplies its input and its state by, (in, out) and (units, out), with the gates side by side in out."""
@@ -35,6 +36,14 @@ def check_layer(layer: typing.Any) -> Layer:
 def cells_of(layer: typing.Any) -> list[Layer]:
     """The cells of a recurrent layer, one after another as they compute, those of the forward layer first."""
     return [cell for inner in _inside(layer).values() for cell in cells_of(inner)] or [layer]
+
+
+def is_last(layer: typing.Any, cell: Layer) -> bool:
+    """Whether a cell's output is that of the loop that it is in, and not the input of another cell."""
+    inside = _inside(layer).values()
+    if isinstance(layer, keras.layers.Bidirectional):
+        return any(is_last(one, cell) for one in inside)
+    return cell is cells_of(layer)[-1]
 
 
 def with_cells(layer: typing.Any, cells: collections.abc.Iterator[Layer], **changed: typing.Any) -> Layer:

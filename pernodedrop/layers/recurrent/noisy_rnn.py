@@ -1,7 +1,6 @@
 """NoisyRNN: noise on the kernels of a recurrent layer, DropConnect's as language models have it or PerNodeDrop's."""
 
 import collections.abc
-import functools
 import typing
 
 import keras
@@ -23,10 +22,11 @@ from pernodedrop.layers.base.noisy import (
 )
 from pernodedrop.layers.recurrent.cells import (
     KERNELS,
-    Products,
+    Product,
     cells_of,
     check_layer,
     check_steps,
+    is_last,
     step,
     with_cells,
 )
@@ -35,6 +35,11 @@ from pernodedrop.noise import Noise
 from pernodedrop.schedules import Schedule
 
 METHODS = ("auto", "materialized", "recomputed")
+
+BASE = 256
+"""Positions reach the cells as digits beside the input, which are exact in every floating dtype."""
+
+DIGITS = 3
 
 
 @keras.saving.register_keras_serializable("pernodedrop")
@@ -61,12 +66,17 @@ class NoisyRNN(Noisy, Around):
         rate, noise: as for `pernodedrop.PerNodeDrop`.
         regime, bank_size: as for `pernodedrop.PerNodeDrop`; those of examples and of a bank with `sharing="time"`.
         kernels: which have noise, some of "kernel", which the input is multiplied by, and "recurrent_kernel".
-        sharing: coordinates that the mask does not depend on. "sample+time": one mask for a batch and all steps.
-            "time": masks of each sample; the cells compute as Keras' do and have no dropout of their own.
+        sharing: coordinates that the mask does not depend on. None, or "sample+time": one mask for a batch and all
+            steps. "time": masks of each sample. "sample": masks of each step, (): of each step of each sample. Time is
+            the position in the input, whichever way the layer goes. Where samples or steps have masks of their own the
+            cells compute as Keras' do, and have no dropout.
         seed: int, any; None takes one from Python's `random`.
-        method: how samples are multiplied by kernels of their own. "materialized", and "auto": these are made once for
-            all steps, which takes the memory of the batch times the kernel. "recomputed": the mask is made again at
-            each step and in the backward pass, in blocks, which takes less memory and more time.
+        method: how samples and steps are multiplied by kernels of their own. "materialized": the masks are made before
+            the loop, in the memory of all of them. "recomputed": they are made at each step, and again in the backward
+            pass, in blocks, which takes less memory and more time. "auto": "recomputed" for masks of steps that do not
+            persist, else "materialized", so that the memory grows with time for what persists alone.
+        persistence: the probability in [0, 1] that an entry keeps its value from one position to the next, or a
+            schedule of it, as for `pernodedrop.PerNodeDrop`; a sharing of None is "sample" then.
         **kwargs: those of `keras.layers.Layer`. The dtype policy is the inner layer's unless given.
 
     Call arguments:
@@ -95,10 +105,11 @@ class NoisyRNN(Noisy, Around):
         noise: str | Noise = "bernoulli",
         regime: str = "dynamic",
         kernels: collections.abc.Sequence[str] = ("recurrent_kernel",),
-        sharing: Sharing = "sample+time",
+        sharing: Sharing = None,
         bank_size: int | None = None,
         seed: int | None = None,
         method: str = "auto",
+        persistence: float | Schedule | None = None,
         **kwargs: typing.Any,
     ) -> None:
         check_layer(layer)
@@ -110,15 +121,18 @@ class NoisyRNN(Noisy, Around):
         if not names:
             raise ValueError(checks.invalid("kernels", f"one or more of {KERNELS}", kernels))
         noise, schedule = schedules.get_noise(noise, rate)
-        mask = Mask(noise, sharing, regime, bank_size)
-        if "time" not in mask.sharing:
-            raise ValueError(checks.invalid("sharing", "one with 'time'", sharing))
-        if "sample" not in mask.sharing:
+        start, slow = schedules.get_persistence(persistence)
+        if sharing is None:
+            sharing = "sample+time" if start is None else "sample"
+        mask = Mask(noise, sharing, regime, bank_size, start)
+        if not {"sample", "time"} <= mask.sharing:
             check_steps(layer)
         kwargs = {"dtype": layer.dtype_policy, **kwargs}
-        super().__init__(mask=mask, seed=seed, schedule=schedule, layer=layer, **kwargs)
+        super().__init__(mask=mask, seed=seed, schedule=schedule, persistence=slow, layer=layer, **kwargs)
         self.kernels = names
         self.method = checks.check_choice(method, "method", METHODS)
+        if method == "recomputed" and start is not None:
+            raise ValueError(checks.invalid("method", "'auto' or 'materialized' beside `persistence`", method))
         self.supports_masking = True
 
     def build(self, inputs_shape: Shape, initial_state_shape: typing.Any = None) -> None:
@@ -145,7 +159,8 @@ class NoisyRNN(Noisy, Around):
         if self.has_noise(training):
             inputs = floating(inputs)
             field, samples = self.field(key, xp.device(inputs)), self.samples(inputs, sample_ids)
-            layer = self._with_masks(field) if self.state.one_kernel else self._with_steps(field, samples)
+            layer = self._with_masks(field) if self.state.one_kernel else self._with_steps(inputs, field, samples)
+            inputs = inputs if "time" in self.sharing else with_positions(inputs)
         outputs = layer(inputs, initial_state=initial_state, mask=mask, training=training)
         return keras.tree.map_structure(lambda tensor: keras.ops.cast(tensor, self.compute_dtype), outputs)
 
@@ -157,11 +172,12 @@ class NoisyRNN(Noisy, Around):
         """A plain recurrent layer, built, with weights of its own, that computes what this layer does at inference.
 
         Raises:
-            ValueError: a layer that is not built, or a bank, whose members are no one layer.
+            ValueError: a layer that is not built, or that keeps masks of samples or steps at inference.
         """
         check_built(self)
-        if self.regime == "bank":
-            raise ValueError(checks.invalid("regime", "one with one function at inference, to be folded", "bank"))
+        if self.state.mask.at_inference and not self.state.one_kernel:
+            expected = "one with the same masks at all steps of all samples at inference, to be folded"
+            raise ValueError(checks.invalid("regime", expected, f"{self.regime}, sharing={sorted(self.sharing)}"))
         plain = copy_of(self.layer, dtype=self.dtype_policy)
         if self.state.mask.at_inference:
             masked = self._masked_kernels(self.field(None, None))
@@ -186,6 +202,7 @@ class NoisyRNN(Noisy, Around):
             "sharing": sorted(self.sharing),
             "bank_size": self.members,
             "method": self.method,
+            "persistence": self.persistence_config,
         }
 
     def _with_masks(self, field: Field) -> keras.layers.Layer:
@@ -203,57 +220,114 @@ class NoisyRNN(Noisy, Around):
                 kernel = self._kernel(cell, name)
                 if name in self.kernels:
                     zero = xp.arange(1, like=kernel)
-                    masked[-1][name] = apply_mask(kernel, self._grid(row, kernel, field, zero).entries(xp)[0])
+                    masked[-1][name] = apply_mask(kernel, self._grid(row, kernel, field, zero, zero).entries(xp)[0])
                 row += kernel.shape[0]
         return masked
 
-    def _with_steps(self, field: Field, samples: Words) -> keras.layers.Layer:
-        """The inner layer with cells that multiply by the kernels of each sample."""
+    def _with_steps(self, inputs: Tensor, field: Field, samples: Words) -> keras.layers.Layer:
+        """The inner layer with cells whose products have the masks of each sample, of each step, or of both."""
         row, cells = 0, []
+        time = coordinate("time", xp.shape(inputs)[1], self.sharing, inputs, xp)
+        samples = xp.arange(1, like=inputs) if "sample" in self.sharing else samples
         for cell in cells_of(self.layer):
             products = {}
             for name in KERNELS:
                 kernel = self._kernel(cell, name)
-                products[name] = self._product(kernel, self._grid(row, kernel, field, samples), name in self.kernels)
+                grid = self._grid(row, kernel, field, time, samples)
+                products[name] = self._products(kernel, grid) if name in self.kernels else _plain(kernel)
                 row += kernel.shape[0]
-            cells.append(of_keras.shallow_copy(cell, call=_call_of(cell, products)))
+            cells.append(of_keras.shallow_copy(cell, call=self._call_of(cell, products)))
         return with_cells(self.layer, iter(cells), use_cudnn=False)
 
-    def _product(self, kernel: Tensor, grid: Grid, has_noise: bool) -> typing.Callable[[Tensor], Tensor]:
-        """How an input (batch, in) of a cell is multiplied by a kernel at each step."""
-        if not has_noise:
-            return lambda x: keras.ops.matmul(x, kernel)
+    def _call_of(
+        self, cell: keras.layers.Layer, products: dict[str, typing.Callable[[Tensor | None], Product]]
+    ) -> typing.Callable[..., typing.Any]:
+        """The `call` of a copy of a cell, with its products at a position; without positions it is None."""
+        in_a_stack = not is_last(self.layer, cell)
+
+        def call(inputs: Tensor, states: list[Tensor], training: bool = False) -> tuple[Tensor, list[Tensor]]:
+            if "time" in self.sharing:
+                return step(cell, {name: product(None) for name, product in products.items()}, inputs, states)
+            inputs, digits = inputs[:, :-DIGITS], inputs[:, -DIGITS:]
+            position = position_of(digits)
+            here = {name: product(position) for name, product in products.items()}
+            outputs, states = step(cell, here, inputs, states)
+            return keras.ops.concatenate([outputs, digits], -1) if in_a_stack else outputs, states
+
+        return call
+
+    def _products(self, kernel: Tensor, grid: Grid) -> typing.Callable[[Tensor | None], Product]:
+        """How an input (batch, in) of a cell is multiplied by a kernel with its masks, by the position in time."""
         kernel = at_least_float32(kernel)
-        dtype = xp.dtype(kernel)
-        if self.method == "recomputed":
-            of_rows = functools.partial(xp.recomputed, w=kernel, grid=grid)
-        else:  # once, before the loop: all steps have the same
-            of_rows = functools.partial(keras.ops.matmul, x2=kernel * xp.astype(grid.entries(xp), dtype))
+        dtype, axis = xp.dtype(kernel), 0 if "sample" in self.sharing else 1
+        at = (self._recomputed if self._makes_again else self._materialized)(kernel, grid)
 
-        def product(x: Tensor) -> Tensor:
-            return xp.astype(of_rows(xp.astype(x[:, None, :], dtype))[:, 0, :], xp.dtype(x))
+        def product_at(position: Tensor | None) -> Product:
+            multiply = at(position)
 
-        return product
+            def product(x: Tensor) -> Tensor:
+                y = multiply(keras.ops.expand_dims(xp.astype(x, dtype), axis))
+                return xp.astype(keras.ops.squeeze(y, axis), xp.dtype(x))
+
+            return product
+
+        return product_at
+
+    @property
+    def _makes_again(self) -> bool:
+        """Whether masks are made again at each step: those of a step are, unless they persist."""
+        of_steps = "time" not in self.sharing and self.state.mask.persistence is None
+        return self.method == "recomputed" or (self.method == "auto" and of_steps)
+
+    def _recomputed(self, kernel: Tensor, grid: Grid) -> typing.Callable[[Tensor | None], Product]:
+        """Products of rows (sample or 1, *, in) by the position, with masks that are made for each."""
+
+        def at(position: Tensor | None) -> Product:
+            here = grid if position is None else grid._replace(time=xp.as_word(position))
+            return lambda rows: xp.recomputed(rows, kernel, here)
+
+        return at
+
+    def _materialized(self, kernel: Tensor, grid: Grid) -> typing.Callable[[Tensor | None], Product]:
+        """The same with masks that are made before the loop."""
+        time, sample = grid.time[:, None, None, None], grid.sample[:, None, None]
+        masks = xp.astype(grid.field.entries(time, sample, grid.in_[:, None], grid.out, xp), xp.dtype(kernel))
+        whole = kernel * masks[0] if "time" in self.sharing else None  # once, before the loop
+
+        def at(position: Tensor | None) -> Product:
+            masked = whole if position is None else kernel * xp.take(masks, position, axis=0)[0]
+            return lambda rows: keras.ops.matmul(rows, masked)
+
+        return at
 
     def _kernel(self, cell: keras.layers.Layer, name: str) -> Tensor:
         """A kernel in the dtype that its cell computes in, whichever this layer has."""
         with of_keras.autocast(None):
             return keras.ops.cast(getattr(cell, name), cell.compute_dtype)
 
-    def _grid(self, row: int, kernel: Tensor, field: Field, samples: Words) -> Grid:
-        """The mask of a kernel (in, out) whose first row has this in coordinate, for samples or for one of all."""
+    def _grid(self, row: int, kernel: Tensor, field: Field, time: Words, samples: Words) -> Grid:
+        """The mask of a kernel (in, out) whose first row has this in coordinate."""
         rows, columns = kernel.shape
         in_, out = (coordinate(axis, n, self.sharing, kernel, xp) for axis, n in (("in", rows), ("out", columns)))
         if "in" not in self.sharing:
             in_ = in_ + row
-        in_, out = xp.broadcast_to(in_, (rows,)), xp.broadcast_to(out, (columns,))
-        return Grid(field, xp.arange(1, like=kernel), samples, in_, out)
+        return Grid(field, time, samples, xp.broadcast_to(in_, (rows,)), xp.broadcast_to(out, (columns,)))
 
 
-def _call_of(cell: keras.layers.Layer, products: Products) -> typing.Callable[..., typing.Any]:
-    """The `call` of a copy of a cell with other products."""
+def _plain(kernel: Tensor) -> typing.Callable[[Tensor | None], Product]:
+    return lambda position: lambda x: keras.ops.matmul(x, kernel)
 
-    def call(inputs: Tensor, states: list[Tensor], training: bool = False) -> tuple[Tensor, list[Tensor]]:
-        return step(cell, products, inputs, states)
 
-    return call
+def with_positions(inputs: Tensor) -> Tensor:
+    """Inputs (batch, time, in) with the position of each step beside them, as the digits of `position_of`."""
+    batch, steps, _ = xp.shape(inputs)
+    position = xp.astype(xp.arange(steps, like=inputs), "int32")
+    digits = keras.ops.stack([position // BASE**n % BASE for n in range(DIGITS)], axis=-1)
+    digits = keras.ops.broadcast_to(keras.ops.cast(digits, inputs.dtype), (batch, steps, DIGITS))
+    return keras.ops.concatenate([inputs, digits], axis=-1)
+
+
+def position_of(digits: Tensor) -> Tensor:
+    """The position, int32 (1,), that is beside the inputs of a step (batch, digits): the same in all rows."""
+    digits = keras.ops.cast(digits[:1], "int32")
+    return sum(digits[:, n] * BASE**n for n in range(DIGITS))
