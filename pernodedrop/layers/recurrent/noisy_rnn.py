@@ -217,7 +217,7 @@ class NoisyRNN(Noisy, Around):
         for cell in cells_of(self.layer):
             masked.append({})
             for name in KERNELS:
-                kernel = self._kernel(cell, name)
+                kernel = self._float_kernel(cell, name)
                 if name in self.kernels:
                     zero = xp.arange(1, like=kernel)
                     masked[-1][name] = apply_mask(kernel, self._grid(row, kernel, field, zero, zero).entries(xp)[0])
@@ -232,7 +232,7 @@ class NoisyRNN(Noisy, Around):
         for cell in cells_of(self.layer):
             products = {}
             for name in KERNELS:
-                kernel = self._kernel(cell, name)
+                kernel = self._float_kernel(cell, name)
                 grid = self._grid(row, kernel, field, time, samples)
                 products[name] = self._products(kernel, grid) if name in self.kernels else _plain(kernel)
                 row += kernel.shape[0]
@@ -300,7 +300,7 @@ class NoisyRNN(Noisy, Around):
 
         return at
 
-    def _kernel(self, cell: keras.layers.Layer, name: str) -> Tensor:
+    def _float_kernel(self, cell: keras.layers.Layer, name: str) -> Tensor:
         """A kernel in the dtype that its cell computes in, whichever this layer has."""
         with of_keras.autocast(None):
             return keras.ops.cast(getattr(cell, name), cell.compute_dtype)
