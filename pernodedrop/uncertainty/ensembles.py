@@ -161,8 +161,6 @@ class SnapshotEnsemble(keras.callbacks.Callback):
             raise ValueError(checks.invalid("folder", expected, str(self._kept.path)))
 
     def on_train_batch_begin(self, batch: int, logs: typing.Any = None) -> None:
-        if hasattr(self.model, "jax_state_sync"):  # on JAX a step has its variables from the step before
-            self.model.jax_state_sync()
         share = (self._epoch % self.epochs + batch / self.params["steps"]) / self.epochs
         self.model.optimizer.learning_rate = self.learning_rate / 2 * (math.cos(math.pi * share) + 1)
 
