@@ -270,6 +270,13 @@ def test_stateless_call_takes_arrays(name):
     np.testing.assert_allclose(host(y), host(layer(x, training=True)), atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["per_node_drop", "dropout", "masksembles"])
+def test_a_variable_is_an_input_like_its_value(name):
+    layer, x = made(name), FAMILY[name].inputs(4)
+    expected = layer(x, training=True, key=(1, 0))
+    np.testing.assert_array_equal(host(layer(keras.Variable(x), training=True, key=(1, 0))), host(expected))
+
+
 @every_layer
 def test_output_shape_is_known_without_a_call(case):
     layer = case.make()
