@@ -30,25 +30,25 @@ def said(effects=EFFECTS, records=None, **options):
     [
         (0.1, -0.1, 0, "PerNodeDrop Bernoulli has a lower test loss than Dropout and no regularizer on made-up data"),
         (0.1, -0.1, -0.1, "PerNodeDrop Bernoulli and PerNodeDrop Gaussian have a lower test loss than Dropout and no"),
-        (0.2, 0.1, 0.1, "PerNodeDrop does not win on made-up data: it loses to Dropout and beats no regularizer."),
+        (0.2, 0.1, 0.1, "PerNodeDrop does not win on made-up data: it has a higher loss than Dropout and has a lower"),
         (
             -0.1,
             -0.1,
             -0.1,
-            "PerNodeDrop does not win on made-up data: it beats Dropout and ties with no regularizer. 10",
+            "PerNodeDrop does not win on made-up data: it has a lower loss than Dropout and ties with no regularizer.",
         ),
-        (-0.2, -0.1, -0.1, "PerNodeDrop does not win on made-up data: it beats Dropout and loses to no regularizer."),
+        (-0.2, -0.1, -0.1, "PerNodeDrop does not win on made-up data: it has a lower loss than Dropout and has a"),
         (
             0.1,
             0.1,
             0,
-            "PerNodeDrop does not win on made-up data: it loses to Dropout (PerNodeDrop Bernoulli) and beats",
+            "PerNodeDrop does not win on made-up data: it has a higher loss than Dropout (PerNodeDrop Bernoulli) and",
         ),
         (
             -0.2,
             -0.1,
             0.1,
-            "PerNodeDrop does not win on made-up data: it beats Dropout (PerNodeDrop Bernoulli) or loses",
+            "PerNodeDrop does not win on made-up data: it has a lower loss than Dropout (PerNodeDrop Bernoulli) or a",
         ),
         (
             0,

@@ -67,9 +67,9 @@ def standing(found: Findings, base: str, known: list[str]) -> str:
         return "" if len(few) == len(known) else f" ({names(found, few)})"
 
     if less and more:
-        return f"beats {other}{which(less)} or loses to it{which(more)}"
+        return f"has a lower loss than {other}{which(less)} or a higher one{which(more)}"
     if less or more:
-        return f"{'beats' if less else 'loses to'} {other}{which(less or more)}"
+        return f"has a {'lower' if less else 'higher'} loss than {other}{which(less or more)}"
     return f"ties with {other}"
 
 
