@@ -33,13 +33,13 @@ OPTIONS = {
 KINDS = {**{name: (name, {}) for name in LAYERS}, **{name: ("lstm", options) for name, options in OPTIONS.items()}}
 
 
-def some(cases, *of_jax):
-    """The cases of a test, by name; on JAX, which compiles each for seconds, those named."""
-    return {name: case for name, case in dict(cases).items() if BACKEND != "jax" or name in of_jax}
+def some(cases, *of_slow):
+    """The cases of a test, by name; on JAX and TensorFlow, which take seconds for each, those named."""
+    return {name: case for name, case in dict(cases).items() if BACKEND in ("numpy", "torch") or name in of_slow}
 
 
-def each_layer(*of_jax):
-    return pytest.mark.parametrize("name", some(LAYERS, *of_jax))
+def each_layer(*of_slow):
+    return pytest.mark.parametrize("name", some(LAYERS, *of_slow))
 
 
 X = inputs(BATCH, TIME, FEATURES)
@@ -166,7 +166,7 @@ STEPS = {
 
 
 @pytest.mark.parametrize("arguments", (steps := some(STEPS, "each", "slow")).values(), ids=steps)
-@pytest.mark.parametrize("go_backwards", [False] if BACKEND == "jax" else [False, True])
+@pytest.mark.parametrize("go_backwards", [False, True] if BACKEND in ("numpy", "torch") else [True])
 def test_each_step_has_kernels_of_its_own(arguments, go_backwards):
     """That is, those of its position, also where the mask of the sequence passes it by."""
     layer = noisy("gru", {"return_sequences": True, "go_backwards": go_backwards}, **arguments)
@@ -190,7 +190,7 @@ def test_what_persists_for_ever_is_a_mask_of_the_sequence(name):
 
 
 @needs_gradients
-@pytest.mark.parametrize("name", ["gru"] if BACKEND == "jax" else ["gru", "cells"])
+@each_layer("gru")
 def test_masks_of_steps_have_the_same_gradients_however_they_are_made(name):
     layers = [noisy(name, sharing=(), method=method) for method in ("recomputed", "materialized")]
     layers[1].set_weights(layers[0].get_weights())
@@ -198,6 +198,15 @@ def test_masks_of_steps_have_the_same_gradients_however_they_are_made(name):
     first, second = (gradients(layer, X, upstream, training=True, key=(1, 0)) for layer in layers)
     same(first, second)
     assert all(np.abs(one).max() > 0 for one in first)
+
+
+@pytest.mark.once
+def test_persistence_may_be_a_schedule():
+    layer = noisy(persistence=pnd.schedules.Step([1.0, 0.0], [1]))
+    again = pnd.NoisyRNN.from_config(layer.get_config())
+    for one in (layer, again):
+        before, _ = one.persistence, one.draw()
+        assert (before, one.persistence) == (1.0, 0.0)
 
 
 @pytest.mark.once
@@ -248,7 +257,7 @@ def test_gradients_are_those_of_the_masked_kernels(name):
 
 @needs_gradients
 @pytest.mark.parametrize("method", ["materialized", "recomputed"])
-@pytest.mark.parametrize("name", ["lstm"] if BACKEND == "jax" else ["simple_rnn", "gru", "gru_reset_before", "cells"])
+@each_layer("lstm")
 def test_gradients_of_samples_add_up(name, method):
     layer = noisy(name, sharing="time", method=method)
     upstream = inputs(*layer.compute_output_shape(X.shape))
