@@ -144,7 +144,7 @@ def test_each_sample_has_kernels_of_its_own(name, method):
 
 def stepped(layer, x, masks, order, seen):
     """The outputs of one sample by plain layers with the masks (time, in, out) of each step, from state to state."""
-    states, outputs = None, [np.zeros(3)]
+    states, outputs = None, [np.zeros(layer.layer.cell.output_size)]
     for t in order:
         if seen[t]:
             plain = by_hand(layer, [mask[t] for mask in masks])
@@ -178,6 +178,15 @@ def test_each_step_has_kernels_of_its_own(arguments, go_backwards):
     for n, (x, seen) in enumerate(zip(X, SEEN, strict=True)):
         own = [masks[n, :, :FEATURES], masks[n, :, FEATURES:]]
         same(host(y)[n], stepped(layer, x, own, order, seen))
+
+
+@pytest.mark.once
+def test_every_cell_of_a_stack_knows_the_position():
+    layer = noisy("cells", {"return_sequences": True}, sharing=())
+    rows, columns = [(0, FEATURES), (FEATURES, FEATURES + 3), (5, 8), (8, 10)], (12, 12, 6, 6)
+    whole = pnd.ops.sample_mask(pnd.Bernoulli(0.5), (1, 0), (BATCH, TIME, 10, 12), sharing=(), backend="numpy")
+    own = [whole[0, :, a:b, :c] for (a, b), c in zip(rows, columns, strict=True)]
+    same(host(layer(X, training=True))[0], stepped(layer, X[0], own, range(TIME), SEEN[0]))
 
 
 @each_layer("bidirectional")
