@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jax.lax import erf, stop_gradient
 from jax.lax import erf_inv as erfinv
+from jax.lax import optimization_barrier as once
 from jax.numpy import (
     abs,
     acos,

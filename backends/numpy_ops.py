@@ -148,6 +148,11 @@ def stop_gradient(x):
     return x
 
 
+def once(x):
+    """`x`, which a compiler does not compute again where it is used, as in every step of a loop."""
+    return x
+
+
 def triples(x):
     """values, rows and columns (n,) of the listed entries of a sparse x (batch, [time,] in); rows are those of x flat.
 

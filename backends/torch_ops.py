@@ -164,6 +164,10 @@ def stop_gradient(x):
     return x.detach()
 
 
+def once(x):
+    return x
+
+
 def to_numpy(x):
     return x.detach().cpu().numpy()
 

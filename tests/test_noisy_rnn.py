@@ -33,13 +33,13 @@ OPTIONS = {
 KINDS = {**{name: (name, {}) for name in LAYERS}, **{name: ("lstm", options) for name, options in OPTIONS.items()}}
 
 
-def some(cases, *of_jax):
-    """The cases of a test, by name; on JAX, which compiles each for seconds, those named."""
-    return {name: case for name, case in dict(cases).items() if BACKEND != "jax" or name in of_jax}
+def some(cases, *of_slow):
+    """The cases of a test, by name; on JAX and TensorFlow, which take seconds for each, those named."""
+    return {name: case for name, case in dict(cases).items() if BACKEND in ("numpy", "torch") or name in of_slow}
 
 
-def each_layer(*of_jax):
-    return pytest.mark.parametrize("name", some(LAYERS, *of_jax))
+def each_layer(*of_slow):
+    return pytest.mark.parametrize("name", some(LAYERS, *of_slow))
 
 
 X = inputs(BATCH, TIME, FEATURES)
@@ -144,7 +144,7 @@ def test_each_sample_has_kernels_of_its_own(name, method):
 
 def stepped(layer, x, masks, order, seen):
     """The outputs of one sample by plain layers with the masks (time, in, out) of each step, from state to state."""
-    states, outputs = None, [np.zeros(3)]
+    states, outputs = None, [np.zeros(layer.layer.cell.output_size)]
     for t in order:
         if seen[t]:
             plain = by_hand(layer, [mask[t] for mask in masks])
@@ -166,7 +166,7 @@ STEPS = {
 
 
 @pytest.mark.parametrize("arguments", (steps := some(STEPS, "each", "slow")).values(), ids=steps)
-@pytest.mark.parametrize("go_backwards", [False] if BACKEND == "jax" else [False, True])
+@pytest.mark.parametrize("go_backwards", [False, True] if BACKEND in ("numpy", "torch") else [True])
 def test_each_step_has_kernels_of_its_own(arguments, go_backwards):
     """That is, those of its position, also where the mask of the sequence passes it by."""
     layer = noisy("gru", {"return_sequences": True, "go_backwards": go_backwards}, **arguments)
@@ -180,6 +180,15 @@ def test_each_step_has_kernels_of_its_own(arguments, go_backwards):
         same(host(y)[n], stepped(layer, x, own, order, seen))
 
 
+@pytest.mark.once
+def test_every_cell_of_a_stack_knows_the_position():
+    layer = noisy("cells", {"return_sequences": True}, sharing=())
+    rows, columns = [(0, FEATURES), (FEATURES, FEATURES + 3), (5, 8), (8, 10)], (12, 12, 6, 6)
+    whole = pnd.ops.sample_mask(pnd.Bernoulli(0.5), (1, 0), (BATCH, TIME, 10, 12), sharing=(), backend="numpy")
+    own = [whole[0, :, a:b, :c] for (a, b), c in zip(rows, columns, strict=True)]
+    same(host(layer(X, training=True))[0], stepped(layer, X[0], own, range(TIME), SEEN[0]))
+
+
 @each_layer("bidirectional")
 def test_what_persists_for_ever_is_a_mask_of_the_sequence(name):
     slow, shared = noisy(name, sharing=(), persistence=1.0), noisy(name, sharing="time")
@@ -190,7 +199,7 @@ def test_what_persists_for_ever_is_a_mask_of_the_sequence(name):
 
 
 @needs_gradients
-@pytest.mark.parametrize("name", ["gru"] if BACKEND == "jax" else ["gru", "cells"])
+@each_layer("gru")
 def test_masks_of_steps_have_the_same_gradients_however_they_are_made(name):
     layers = [noisy(name, sharing=(), method=method) for method in ("recomputed", "materialized")]
     layers[1].set_weights(layers[0].get_weights())
@@ -198,6 +207,15 @@ def test_masks_of_steps_have_the_same_gradients_however_they_are_made(name):
     first, second = (gradients(layer, X, upstream, training=True, key=(1, 0)) for layer in layers)
     same(first, second)
     assert all(np.abs(one).max() > 0 for one in first)
+
+
+@pytest.mark.once
+def test_persistence_may_be_a_schedule():
+    layer = noisy(persistence=pnd.schedules.Step([0.9, 0.1], [1]))
+    again = pnd.NoisyRNN.from_config(layer.get_config())
+    for one in (layer, again):
+        before, _ = one.persistence, one.draw()
+        assert (before, one.persistence) == (0.9, 0.1)
 
 
 @pytest.mark.once
@@ -248,7 +266,7 @@ def test_gradients_are_those_of_the_masked_kernels(name):
 
 @needs_gradients
 @pytest.mark.parametrize("method", ["materialized", "recomputed"])
-@pytest.mark.parametrize("name", ["lstm"] if BACKEND == "jax" else ["simple_rnn", "gru", "gru_reset_before", "cells"])
+@each_layer("lstm")
 def test_gradients_of_samples_add_up(name, method):
     layer = noisy(name, sharing="time", method=method)
     upstream = inputs(*layer.compute_output_shape(X.shape))

@@ -220,7 +220,8 @@ class NoisyRNN(Noisy, Around):
                 kernel = self._float_kernel(cell, name)
                 if name in self.kernels:
                     zero = xp.arange(1, like=kernel)
-                    masked[-1][name] = apply_mask(kernel, self._grid(row, kernel, field, zero, zero).entries(xp)[0])
+                    mask = self._grid(row, kernel, field, zero, zero).entries(xp)[0]
+                    masked[-1][name] = apply_mask(kernel, xp.once(mask))
                 row += kernel.shape[0]
         return masked
 
@@ -291,7 +292,8 @@ class NoisyRNN(Noisy, Around):
     def _materialized(self, kernel: Tensor, grid: Grid) -> typing.Callable[[Tensor | None], Product]:
         """The same with masks that are made before the loop."""
         time, sample = grid.time[:, None, None, None], grid.sample[:, None, None]
-        masks = xp.astype(grid.field.entries(time, sample, grid.in_[:, None], grid.out, xp), xp.dtype(kernel))
+        masks = xp.once(grid.field.entries(time, sample, grid.in_[:, None], grid.out, xp))
+        masks = xp.astype(masks, xp.dtype(kernel))
         whole = kernel * masks[0] if "time" in self.sharing else None  # once, before the loop
 
         def at(position: Tensor | None) -> Product:
