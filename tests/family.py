@@ -145,7 +145,12 @@ def attention(**kwargs):
 
 def recurrent(unroll=False, **kwargs):
     """How NoisyRNN is made around an LSTM."""
-    of_inner = {"unroll": unroll, **({"dtype": kwargs.pop("dtype")} if "dtype" in kwargs else {})}
+    # an orthogonal matrix is none of bfloat16 on torch
+    of_inner = {
+        "recurrent_initializer": "glorot_uniform",
+        "unroll": unroll,
+        **({"dtype": kwargs.pop("dtype")} if "dtype" in kwargs else {}),
+    }
     return pnd.NoisyRNN(keras.layers.LSTM(2, return_sequences=True, **of_inner), **{"seed": 1, **kwargs})
 
 
