@@ -58,6 +58,7 @@ nitpicky = True  # words in single backticks that only look like a reference: se
 nitpick_ignore = [
     ("py:class", "collections.abc.Callable"),  # Python's documents would have to be fetched to be linked
     ("py:class", "collections.abc.Iterable"),
+    ("py:class", "collections.abc.Sequence"),
 ]
 nitpick_ignore_regex = [
     ("py:class", r"keras\..+"),  # Keras' and NumPy's, likewise

@@ -107,7 +107,7 @@ class PerNodeConv(PerNodeDrop, ConvProduct, eqx.nn.Conv):
         *args, **kwargs: those of `equinox.nn.Conv`: num_spatial_dims, in_channels, out_channels, kernel_size and so on.
         rate, noise, regime, sharing, bank_size, seed, method, inference, key: as for `PerNodeLinear`.
 
-    Call arguments: as for `PerNodeLinear`; x is (in_channels, *space).
+    Call arguments: as for `PerNodeLinear`; x is `(in_channels, *space)`.
 
     Output shape and dtype: those of `equinox.nn.Conv`.
 

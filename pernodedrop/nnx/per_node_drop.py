@@ -117,7 +117,7 @@ class PerNodeConv(PerNodeDrop, ConvProduct, nnx.Conv):
             `conv_general_dilated`.
         rngs, rate, noise, regime, sharing, bank_size, seed, method, deterministic: as for `PerNodeLinear`.
 
-    Call arguments: as for `PerNodeLinear`; the input is (batch, *space, channels), or one sample of it.
+    Call arguments: as for `PerNodeLinear`; the input is `(batch, *space, channels)`, or one sample of it.
 
     Output shape and dtype: those of `nnx.Conv`.
 
