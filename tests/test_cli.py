@@ -255,6 +255,8 @@ def test_doctor_says_which_packages_an_extra_lacks(there, monkeypatch):
     monkeypatch.setattr(doctor, "_version", versions.get)
     _, *lines = doctor.extras().text.splitlines()
     assert {line.split()[0]: line.partition(" ")[2].strip() for line in lines} == {
+        "equinox": "lacks equinox: pip install 'pernodedrop[equinox]'",
+        "flax": "lacks flax: pip install 'pernodedrop[flax]'",
         "fast": "lacks numba: pip install 'pernodedrop[fast]'",
         "testing": "lacks hypothesis: pip install 'pernodedrop[testing]'",
         "bench": "matplotlib 1.0, tqdm 1.0",

@@ -16,6 +16,8 @@ KNOWN_ANSWER = "addf62d8cd8e"  # what `probe.digest` gives on every backend
 ASKED = "sample_mask(Bernoulli(0.5), key=(1, 0), shape=(4, 64, 32))"
 
 EXTRAS = {
+    "equinox": ("equinox",),
+    "flax": ("flax",),
     "fast": ("numba",),
     "testing": ("hypothesis", "matplotlib", "pytest", "tqdm"),
     "bench": ("matplotlib", "tqdm"),
@@ -23,7 +25,7 @@ EXTRAS = {
     "study": ("jinja2", "matplotlib", "optuna", "pillow", "scikit-learn", "tqdm"),
     "postgresql": ("psycopg", "psycopg-binary"),
 }
-"""The packages of each extra that is not a framework."""
+"""The packages of each extra that is none of the four frameworks."""
 
 Answer: typing.TypeAlias = dict[str, str]
 
