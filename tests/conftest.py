@@ -27,16 +27,6 @@ if HAS_KERAS:
     import keras  # before the library, which then registers its classes with Keras
 if HAS_KERAS and BACKEND == "numpy":  # there Keras traces layers on uninitialized memory, which may hold what overflows
     keras.src.backend.compute_output_spec = numpy.errstate(all="ignore")(keras.src.backend.compute_output_spec)
-if HAS_KERAS and BACKEND == "jax":  # which compiles half a second for the first weights of every shape
-    of_jax = keras.src.backend.random.uniform
-
-    def uniform(shape, minval=0.0, maxval=1.0, dtype=None, seed=None):
-        if not isinstance(seed, int):
-            return of_jax(shape, minval, maxval, dtype, seed)
-        numbers = numpy.random.default_rng(seed % 2**32).uniform(minval, maxval, shape)
-        return keras.ops.convert_to_tensor(numbers, dtype or keras.config.floatx())
-
-    keras.src.backend.random.uniform = uniform
 
 from pernodedrop import backends
 
