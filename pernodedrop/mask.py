@@ -12,12 +12,9 @@ import numpy as np
 
 from pernodedrop import checks, generator
 from pernodedrop._types import Namespace, Params, Shape, Sharing, Tensor, Words
-from pernodedrop.noise import Noise, shortest
+from pernodedrop.noise import LEVELS, Noise, shortest
 
 __all__ = ["Mask", "parse_sharing"]
-
-LEVELS = 2**24
-"""How many values of `persistence` are told apart: entries are renewed by the upper 24 bits of a word."""
 
 RENEWAL_LANE = 2**32 - 1
 """The lane of the words that decide where an entry is renewed."""
@@ -167,7 +164,7 @@ class Mask:
 
 
 def persistence_params(persistence: float) -> dict[str, np.generic]:
-    """The number of a mask that persists so, in units of 2**-24, or an error."""
+    """The number of a mask that persists so, in units of 2**-24, as words are compared with it, or an error."""
     return {"persistence": np.int32(round(checks.check_probability(persistence, "persistence") * LEVELS))}
 
 

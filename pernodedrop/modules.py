@@ -110,11 +110,13 @@ class DropConnectModule(WeightModule):
 
 
 def mask_of_drop_connect(
-    rate: float | Schedule, sharing: Sharing, mask_bias: bool, scaling: str
+    rate: float | Schedule, sharing: Sharing, mask_bias: bool, scaling: str, persistence: float | None = None
 ) -> tuple[Mask, Schedule | None]:
     """The mask of DropConnect and its schedule, or an error about one of its arguments."""
     start, schedule = schedules.get(rate)
-    mask = Mask(Bernoulli(start), sharing)
+    if sharing is None:
+        sharing = "sample+time" if persistence is None else "sample"
+    mask = Mask(Bernoulli(start), sharing, persistence=persistence)
     if checks.check_bool(mask_bias, "mask_bias") and "time" not in mask.sharing:
         raise ValueError(checks.invalid("sharing", "coordinates with 'time' beside mask_bias=True", sharing))
     checks.check_choice(scaling, "scaling", ("inverted", "none"))

@@ -335,7 +335,7 @@ class Regularizer:
 
     @rate.setter
     def rate(self, rate: float) -> None:
-        self.put_numbers({**self.numbers_on_host(), **self.noise_with_rate(rate).params()})
+        self.put_numbers(self.numbers_with_rate(rate))
 
     @property
     def persistence(self) -> float | None:
@@ -353,12 +353,12 @@ class Regularizer:
             raise AttributeError(f"{whose} {follows if self.state.persistence_schedule else 'is that of its sharing'}.")
         self.put_numbers({**self.numbers_on_host(), **persistence_params(persistence)})
 
-    def noise_with_rate(self, rate: float) -> Noise:
-        """The noise at another rate, or an error if it can have no such rate."""
+    def numbers_with_rate(self, rate: float) -> Params:
+        """The numbers of the mask at another rate, NumPy scalars by name, or an error if it can have no such rate."""
         if self.schedule is not None:
             name = getattr(self, "name", type(self).__name__)
             raise AttributeError(f"The rate of {name!r} follows {self.schedule!r} and cannot be set.")
-        return self.noise.with_rate(self.checked_rate(rate))
+        return {**self.numbers_on_host(), **self.noise.with_rate(self.checked_rate(rate)).params()}
 
     def checked_rate(self, rate: typing.Any) -> float:
         """A rate that it may have, or an error."""

@@ -88,7 +88,7 @@ class Noisy(Regularizer, eqx.Module):
         Raises:
             TypeError, ValueError: another one, or a noise that has no rate.
         """
-        bits = xp.asarray(bits_of(self.noise_with_rate(rate).params()))
+        bits = xp.asarray(bits_of(self.numbers_with_rate(rate)))
         return eqx.tree_at(lambda module: module.noise_numbers, self, bits)
 
     def next_key(self) -> jax.Array:

@@ -223,7 +223,7 @@ def check_size(inputs: Tensor, axis: int, size: int) -> None:
 def floating(inputs: Tensor, layouts: collections.abc.Sequence[str] = ("dense", "sparse")) -> Tensor:
     """The input of a layer as a tensor, or an error unless it is floating and stored in one of these ways."""
     check_samples(inputs)
-    # of a variable, convert_to_tensor gives itself back on TensorFlow
+    # on TensorFlow, convert_to_tensor of a variable is the variable
     inputs = keras.ops.convert_to_tensor(inputs.value if isinstance(inputs, keras.Variable) else inputs)
     if not keras.backend.is_float_dtype(keras.backend.standardize_dtype(inputs.dtype)):
         raise TypeError(checks.invalid("inputs", "a floating dtype", inputs.dtype))

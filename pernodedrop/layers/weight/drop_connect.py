@@ -22,11 +22,11 @@ from pernodedrop.layers.base.inner import (
 )
 from pernodedrop.layers.base.noisy import floating, xp
 from pernodedrop.layers.base.weight_noise import MaskedProduct
-from pernodedrop.mask import Field, Mask
-from pernodedrop.noise import Bernoulli, normal
+from pernodedrop.mask import Field
+from pernodedrop.modules import mask_of_drop_connect
+from pernodedrop.noise import normal
 from pernodedrop.schedules import Schedule
 
-SCALINGS = ("inverted", "none")
 INFERENCES = ("mean", "gaussian")
 BLOCK = 32
 """Normal numbers of a unit that are in memory at a time."""
@@ -97,17 +97,10 @@ class DropConnect(MaskedProduct):
         persistence: float | Schedule | None = None,
         **kwargs: typing.Any,
     ) -> None:
-        start, schedule = schedules.get(rate)
-        persistence, slow = schedules.get_persistence(persistence)
-        if sharing is None:
-            sharing = "sample+time" if persistence is None else "sample"
-        mask = Mask(Bernoulli(start), sharing, persistence=persistence)
-        mask_bias = checks.check_bool(mask_bias, "mask_bias")
-        if mask_bias and "time" not in mask.sharing:
-            raise ValueError(checks.invalid("sharing", "coordinates with 'time' beside mask_bias=True", sharing))
+        start, slow = schedules.get_persistence(persistence)
+        mask, schedule = mask_of_drop_connect(rate, sharing, mask_bias, scaling, start)
         super().__init__(layer, mask, seed=seed, method=method, schedule=schedule, persistence=slow, **kwargs)
-        self.mask_bias = mask_bias
-        self.scaling = checks.check_choice(scaling, "scaling", SCALINGS)
+        self.mask_bias, self.scaling = bool(mask_bias), scaling
         self.inference = checks.check_choice(inference, "inference", INFERENCES)
         self.inference_samples = checks.check_count(inference_samples, "inference_samples")
 
