@@ -201,6 +201,29 @@ def check_one(claim, noise, ops):
     pnd.testing.check_noise(noise, backends=["numpy"], claims=[claim.__name__], examples=1, ops=ops)
 
 
+@pytest.mark.once
+@pytest.mark.parametrize(
+    "masked_dense",
+    [
+        wrong.product_without_its_offset,
+        wrong.product_without_its_in_offset,
+        wrong.product_of_the_offsets_exchanged,
+        wrong.product_without_its_call,
+        wrong.product_of_the_key_exchanged,
+    ],
+)
+def test_the_first_example_tells_the_words_of_a_product_from_each_other(masked_dense):
+    """Costly claims have one or two examples, and Hypothesis begins with the simplest."""
+    with pytest.raises(pnd.testing.Refused, match="product of rows is not that with the mask"):
+        check_one(claims.product, pnd.Bernoulli(0.5), wrong.Ops(masked_dense=masked_dense))
+
+
+@pytest.mark.once
+def test_the_first_example_of_a_far_mask_has_an_offset():
+    with pytest.raises(pnd.testing.Refused, match="is not the noise at its coordinates"):
+        check_one(claims.coordinates, pnd.Bernoulli(0.5), wrong.Ops(sample_mask=wrong.offset_forgotten))
+
+
 def leaning(axis, lag, share):
     """Gaussian masks whose entries some way apart along an axis are correlated by `share`."""
 
