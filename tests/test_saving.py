@@ -1,9 +1,11 @@
 """What is saved comes back: every variable, in every kind of file, and nothing that does not fit."""
 
+import base64
 import copy
 import functools
 import itertools
 import json
+import marshal
 import pickle
 import random
 import sys
@@ -17,6 +19,7 @@ import pernodedrop as pnd
 from pernodedrop.layers.base import saving
 from tests import zoo
 from tests.family import FAMILY, host, inputs, noisy_layer
+from tests.processes import cpu_limit
 
 every_layer = pytest.mark.parametrize("case", [pytest.param(case, id=name) for name, case in FAMILY.items()])
 
@@ -373,7 +376,12 @@ def test_a_config_without_one_of_its_arguments_is_refused(case):
 
 WRONG = [None, -1, 10**9, -0.5, float("nan"), "x", [], {}, True, {"class_name": "Lambda", "config": {}}]
 NOT_LOOKED_AT = {"module", "class_name"}  # beside the name that a class is registered under
-ALIASES = {"sharing": (None, []), "data_format": (None,), "noise_shape": ([],)}  # that stand for what is there
+ALIASES = {
+    "sharing": (None, []),
+    "data_format": (None,),
+    "noise_shape": ([],),
+    "from_logits": (None,),
+}  # that stand for what is there
 
 
 @pytest.mark.once
@@ -394,10 +402,14 @@ def test_a_config_with_another_value_is_refused_or_means_what_it_says(case):
             assert made.get_config() == config, place
 
 
+OF_KERAS = {"layer", "loss", "model"}
+"""What a config has in the words of Keras, which reads them."""
+
+
 def places(config, above=()):
     """The places of all values in a config that are this library's own to read."""
     for name, value in config.items():
-        if above or name not in {"layer", "initializer", *saving.OF_ANY_LAYER}:
+        if above or name not in {*OF_KERAS, "initializer", *saving.OF_ANY_LAYER}:
             yield (*above, name)
             if isinstance(value, dict):
                 yield from places(value, (*above, name))
@@ -446,6 +458,92 @@ def test_a_config_makes_nothing_but_noises_and_schedules(described):
 @keras.saving.register_keras_serializable("tests")
 def wave(step):
     return 0.1 * (step % 3)
+
+
+def described(name, module="pernodedrop", config=None):
+    """What Keras has for an object in a config."""
+    return {"class_name": name, "module": module, "registered_name": f"{module}>{name}", "config": config}
+
+
+def of_keras(name, module, config):
+    return {**described(name, module, config), "registered_name": None}
+
+
+def nested(depth):
+    """A schedule of a schedule of a ..."""
+    found = described("Bernoulli", config={"rate": 0.5})
+    for _ in range(depth):
+        found = described("Custom", config={"function": found, "steps": 3})
+    return found
+
+
+DELETED = object()
+CODE = base64.b64encode(marshal.dumps((lambda step: called(step)).__code__)).decode()
+TAMPERED = [
+    DELETED, None, True, "x", -1, -0.5, 10**9, 10**400, 1e308, float("nan"), float("inf"), [], {}, [[["x"]]],
+    [0.5] * 10**4, "x" * 10**5, "keras.config.set_epsilon", "tests.test_saving.called", nested(100),
+    described("NoSuch"), described("Bernoulli"), described("Bernoulli", config=[0.5]), described("Custom", config="x"),
+    described("Custom", config={"function": ["x"], "steps": 3}), described("Dropout", config={"rate": 0.5}),
+    of_keras("function", "keras.config", "set_epsilon"), of_keras("function", "tests.test_saving", "called"),
+    of_keras("called", "tests.test_saving", {"step": 1}), of_keras("function", "os", "abort"),
+    keras.saving.serialize_keras_object(keras.layers.Dense(3)), of_keras("VGG16", "keras.applications", {}),
+    of_keras("__lambda__", "builtins", {"value": CODE, "defaults": None, "closure": None}),
+    of_keras("Lambda", "keras.layers", {"function": of_keras("__lambda__", "builtins", {"value": CODE})}),
+    of_keras("__numpy__", "builtins", {"value": [1.0], "dtype": "float32"}),
+]  # fmt: skip
+
+
+def savable():
+    """One of everything that a config can be of, by name."""
+    custom = pnd.schedules.Custom(wave, 9)
+    schedules = [custom, pnd.schedules.Linear(0.0, 0.5, 10), pnd.schedules.Step([0.1, 0.5], [10])]
+    schedules += [pnd.schedules.Constant(0.5), *(getattr(pnd.schedules, name)(0.5, 10) for name in BY_STEPS)]
+    scheduled = pnd.Dropout(custom, persistence=pnd.schedules.Linear(0.0, 0.5, 9), seed=1)
+    losses = [pnd.losses.RDrop("kl_divergence"), pnd.RDropModel(FAMILY["dropout"].model())]
+    others = [*NOISES.values(), *schedules, scheduled, *losses]
+    return {name: case.make() for name, case in FAMILY.items()} | {repr(one): one for one in others}
+
+
+def as_text(config):
+    """Equal for equal configs: 1 is 1.0, but not True, and NaN is NaN."""
+    return json.dumps(json.loads(json.dumps(config), parse_int=float), sort_keys=True)
+
+
+BY_STEPS = ("Annealed", "Exponential", "Curriculum")
+
+
+@pytest.mark.once
+def test_a_tampered_config_is_refused_or_means_what_it_says_and_nothing_is_called():
+    """A thousand of them, and there is a minute for all."""
+    objects = {
+        name: json.loads(json.dumps(keras.saving.serialize_keras_object(one))) for name, one in savable().items()
+    }
+    choices = [
+        (name, place, number)
+        for name, config in objects.items()
+        for place in [*places(config["config"]), *((one,) for one in OF_KERAS & config["config"].keys())]
+        for number, value in enumerate(TAMPERED)
+        if place[-1] not in NOT_LOOKED_AT and (place[-1], value) != ("format", DELETED)
+    ]
+    before, epsilon, refused = set(sys.modules), keras.config.epsilon(), 0
+    with cpu_limit(seconds=60):
+        for name, place, number in random.Random(0).sample(choices, 1000):
+            config, value = copy.deepcopy(objects[name]), copy.deepcopy(TAMPERED[number])
+            *folders, last = ("config", *place)
+            within = functools.reduce(dict.__getitem__, folders, config)
+            within.pop(last) if TAMPERED[number] is DELETED else within.update({last: value})
+            given = as_text(config)
+            try:
+                made = keras.saving.deserialize_keras_object(config)
+            except (TypeError, ValueError):
+                refused += 1
+                continue
+            again = as_text(keras.saving.serialize_keras_object(made))
+            assert again == given or any(value is one for one in ALIASES.get(last, ())), (name, place, number)
+    assert refused > 900
+    assert not CALLED
+    assert keras.config.epsilon() == epsilon
+    assert {one for one in set(sys.modules) - before if not one.startswith("keras")} == set()
 
 
 @pytest.mark.once

@@ -187,6 +187,8 @@ def test_a_layer_with_a_schedule_has_the_rate_of_the_study_unless_that_has_one()
         ({"layer": "DropConnect", "schedule": {"kind": "Curiculum"}}, "did you mean 'Curriculum'"),
         ({"layer": "DropConnect", "schedule": {"kind": "Curriculum"}}, "steps"),
         ({"layer": "DropConnect", "schedule": {"kind": "Annealed", "steps": 5}, "rate": 0.1}, "`schedule`"),
+        ({"layer": "DropConnect", "schedule": 0.5}, "`schedule`. Expected a dict of a kind"),
+        ({"layer": "DropConnect", "title": 5}, "`title`. Expected a str"),
     ],
 )
 def test_a_layer_that_cannot_be_is_refused_at_once(arguments, message):
@@ -396,6 +398,7 @@ def test_rules_of_apply_are_variants_of_a_model_without_a_slot(tmp_path):
         ({"optimizer": "adma"}, "did you mean 'adam'"),
         ({"protocol": "sond"}, "did you mean 'sound'"),
         ({"name": "a/b"}, "`name`"),
+        ({"name": "x" * 10**4}, "`name`. Expected a path"),
         ({"baselines": "dropout"}, "`baselines`. Expected a sequence of names"),
         ({"baselines": 0.5}, "`baselines`. Expected a sequence of names"),
         ({"baselines": ["dropout", None]}, "`baselines`. Expected a str"),
@@ -661,6 +664,29 @@ def test_a_file_is_run_shown_and_reported(tmp_path, monkeypatch, capsys):
     assert main(["study", "resume", "tiny.toml"]) == main(["study", "status", "tiny.toml"]) == 0
     assert (tmp_path / "study-results" / "tiny" / "records.jsonl").read_text() == records
     assert main(["study", "report", "tiny.toml", "--folder", "study-results/tiny"]) == 0
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("rate_of", [variants.drop_connect_rates, variants.masksembles])
+@pytest.mark.parametrize("bad", [1.0, -0.1, float("nan"), "x", None, np.zeros(3), 10**400], ids=str)
+def test_rates_of_variants_are_drop_rates(rate_of, bad):
+    with pytest.raises((TypeError, ValueError), match=r"`rate`. Expected a float in"):
+        rate_of(bad)
+
+
+@pytest.mark.once
+def test_masksembles_of_a_variant_have_no_more_members_than_the_layer():
+    assert variants.masksembles(1e-50) == (4, 1.0)
+    assert variants.masksembles(1 - 2 / 1024)[0] == 1024
+    with pytest.raises(ValueError, match=r"`rate`. Expected a drop rate that 1024 members have"):
+        variants.masksembles(0.9999)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("bad", [5, None, "", "\0.toml", "x" * 10**4 + ".toml", "digitz"])
+def test_what_is_no_study_is_refused_by_name(bad):
+    with pytest.raises((TypeError, ValueError), match=r"`name`. Expected (a path|one of ')"):
+        named.load(bad)
 
 
 @trains
