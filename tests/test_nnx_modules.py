@@ -329,6 +329,13 @@ def test_numbers_are_no_parameters_and_casts_do_not_round_them():
     assert pndx.PerNodeLinear(3, 4, dtype="bfloat16", rngs=rngs(noise=1))(inputs(5, 3)).dtype == "bfloat16"
 
 
+def test_a_convolution_tells_its_noise_beside_the_mask_that_nnx_has():
+    layer = pndx.PerNodeConv(1, 1, (3,), rate=0.3, seed=1, mask=jnp.ones((3, 1, 1)), rngs=rngs())
+    layer.rate = 0.2
+    assert (layer.noise, layer.rate, layer.mask.shape) == (pnd.Bernoulli(0.2), 0.2, (3, 1, 1))
+    assert layer.is_stochastic
+
+
 # models
 
 
