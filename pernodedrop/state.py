@@ -313,11 +313,15 @@ class Regularizer:
     @property
     def noise(self) -> Noise:
         """The noise with its present numbers."""
-        return self.mask.noise
+        return self.present_mask().noise
 
     @property
     def mask(self) -> Mask:
         """Which mask, with its present numbers."""
+        return self.present_mask()
+
+    def present_mask(self) -> Mask:
+        """The same, whatever else a class of a framework calls `mask`."""
         return self.state.mask_at(self.updates if self.state.is_scheduled else 0, self.numbers_on_host())
 
     @property
@@ -343,7 +347,7 @@ class Regularizer:
 
         Setting it takes effect from the next call, as that of `rate` does.
         """
-        return self.mask.persistence
+        return self.present_mask().persistence
 
     @persistence.setter
     def persistence(self, persistence: float) -> None:

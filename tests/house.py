@@ -35,6 +35,7 @@ HOUSE = """
     uncertainty.metrics
     uncertainty.report
     uncertainty.calibration uncertainty.decisions uncertainty.prediction
+    uncertainty.native
     layers.base.around layers.base.contraction layers.base.module layers.base.saving
     layers.base.noise_layer
     layers.base.convolution layers.base.noisy
@@ -66,12 +67,13 @@ HOUSE = """
     nnx.noisy nnx.products
     nnx.activation_noise nnx.weight_noise
     nnx.drop_connect nnx.per_node_drop
-    nnx.surgery
+    nnx.surgery nnx.uncertainty
     nnx
     equinox.noisy equinox.products
     equinox.activation_noise equinox.weight_noise
     equinox.drop_connect equinox.per_node_drop
     equinox.surgery
+    equinox.uncertainty
     equinox
     report
     report.environment report.figures report.pages report.process report.table

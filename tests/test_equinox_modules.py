@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import pernodedrop as pnd
+from pernodedrop.uncertainty.prediction import word_of
 from tests import house
 
 pytestmark = pytest.mark.only_backend("jax", reason="the modules are those of JAX")
@@ -285,6 +286,8 @@ REFUSALS = {
     "integers": (lambda: pnde.Dropout(0.5)(jnp.arange(3), key=key()), "`x`. Expected a floating dtype"),
     "rank": (lambda: pnde.SpatialDropout(0.5)(inputs(3), key=key()), "rank from 2"),
     "with_key": (lambda: pnde.with_key(linear(), jax.random.split(key(), 3)), "one jax.random.key"),
+    "quiet": (lambda: pnde.uncertainty.predict(eqx.nn.Identity(), inputs(5, 3)), "with noise modules"),
+    "no module": (lambda: pnde.uncertainty.predict(3, inputs(5, 3)), "a equinox.Module, or a list"),
     "no noise": (lambda: pnde.with_key(eqx.nn.Identity(), key()), "noisy modules"),
 }
 
@@ -294,6 +297,121 @@ def test_what_is_refused(case):
     call, words = REFUSALS[case]
     with pytest.raises((TypeError, ValueError), match=words):
         call()
+
+
+# uncertainty
+
+
+class Network(eqx.Module if keras.backend.backend() == "jax" else object):
+    """A network whose modules are called without keys, and which says when it is traced."""
+
+    layers: list
+    traced: object = eqx.field(static=True) if keras.backend.backend() == "jax" else None
+
+    def __call__(self, x):
+        self.traced(x.shape)
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+def test_a_prediction_is_that_of_the_same_network_in_keras():
+    traces, dense = [], [keras.layers.Dense(8), keras.layers.Dense(3)]
+    hidden, last = pnde.PerNodeLinear(6, 8, rate=0.5, key=key()), eqx.nn.Linear(8, 3, key=key(1))
+    native = Network([hidden, jax.nn.relu, pnde.Dropout(0.3), last], traces.append)
+    model = keras.Sequential(
+        [keras.Input((6,)), pnd.PerNodeDrop(dense[0], rate=0.5), keras.layers.ReLU(), pnd.Dropout(0.3), dense[1]]
+    )
+    for layer, module in zip(dense, (hidden, last), strict=True):
+        layer.set_weights([module.weight.T, module.bias])
+    x = inputs(11, 6)
+    expected = pnd.uncertainty.predict(model, x, samples=4, seed=3, from_logits=True, keep=True)
+    for size in (4, 11):
+        found = pnde.uncertainty.predict(native, x, samples=4, seed=3, from_logits=True, keep=True, batch_size=size)
+        np.testing.assert_allclose(found.outputs, expected.outputs, atol=1e-6)
+        np.testing.assert_allclose(found.mutual_information, expected.mutual_information, atol=1e-6)
+    assert traces == [(6,), (6,)]
+
+
+def test_a_module_that_is_not_chosen_is_quiet_and_a_bank_then_goes_by_places():
+    bank = pnde.PerNodeLinear(6, 4, rate=0.5, regime="bank", bank_size=2, seed=1, key=key())
+    drop, x = pnde.Dropout(0.5), inputs(5, 6)
+    model = Network([bank, drop, pnde.Dropout(0.5), pnde.DropConnectLinear(4, 4, key=key())], id)
+    plain = eqx.nn.inference_mode(model)
+    y = jax.vmap(bank)(x, sample_id=jnp.arange(5))
+    for chosen in ([drop], ["layers.1"]):
+        found = pnde.uncertainty.predict(model, x, 3, batch_size=2, seed=1, layers=chosen, keep=True)
+        for n, one in enumerate(found.outputs):
+            mask = rows(drop, np.ones((5, 4), "float32"), key=(word_of(1, 0, n), 0))
+            np.testing.assert_allclose(one, jax.vmap(plain.layers[3])(y * mask), atol=1e-5)
+    last = pnde.uncertainty.predict(model, x, 2, seed=1, layers="last", keep=True)
+    for n, one in enumerate(last.outputs):  # of all rows one mask, of the third of the modules that draw
+        expected = jax.vmap(lambda row, n=n: model.layers[3](row, key=(word_of(1, 2, n), 0)))(y)
+        np.testing.assert_allclose(one, expected, atol=1e-5)
+    members = pnde.uncertainty.predict(bank, x, keep=True)
+    assert members.samples == 2
+    for n, one in enumerate(members.outputs):
+        np.testing.assert_allclose(one, jax.vmap(lambda row, n=n: bank(row, sample_id=n))(x), atol=1e-6)
+
+
+def test_a_model_that_takes_a_key_is_given_one_for_each_row():
+    """Masks of two rows of 64 entries are equal with a probability below 1e-19."""
+    model, x = eqx.nn.Sequential([pnde.Dropout(0.5), eqx.nn.Dropout(0.5)]), np.ones((5, 64), "float32")
+    found = [pnde.uncertainty.predict(model, x, 2, seed=1, batch_size=size, keep=True).outputs for size in (2, 5)]
+    np.testing.assert_array_equal(*found)
+
+    def row_of(row, n, word):
+        first, second = jax.random.split(jax.random.fold_in(key(word), n))
+        return model[1](model[0](row, key=first, sample_id=n), key=second)
+
+    for n, y in enumerate(found[0]):
+        expected = jax.vmap(lambda row, i, n=n: row_of(row, i, word_of(1, 1, n)))(x, jnp.arange(5))
+        np.testing.assert_array_equal(y, expected)
+    assert len({tuple(row) for row in found[0].reshape(-1, 64)}) == 10
+
+
+def test_norms_are_in_inference_and_the_state_is_dropped():
+    norm, state = eqx.nn.make_with_state(eqx.nn.BatchNorm)(6, "batch", mode="batch")
+    model, x = eqx.nn.Sequential([norm, pnde.Dropout(0.5)]), inputs(5, 6)
+    plain, _ = jax.vmap(eqx.nn.inference_mode(norm), in_axes=(0, None), out_axes=(0, None))(x, state)
+    found = pnde.uncertainty.predict(eqx.Partial(model, state=state), x, 3, seed=1, keep=True)
+    assert {*np.unique((found.outputs / plain).round(4))} == {0.0, 2.0}
+
+
+class Stack(eqx.Module if keras.backend.backend() == "jax" else object):
+    """Layers that are scanned, inside of dropped attention."""
+
+    blocks: object
+    attend: object
+
+    def __call__(self, x, key):
+        arrays, static = eqx.partition(self.blocks, eqx.is_array)
+        y = jax.lax.scan(lambda x, part: (eqx.combine(part, static)(x), None), x, arrays)[0]
+        rows = jnp.stack([y, x])
+        return {"scanned": y, "attended": self.attend(rows, rows, rows, key=key)}
+
+
+def test_layers_that_were_stacked_have_a_seed_each_in_a_pass_and_attention_drops():
+    blocks = eqx.filter_vmap(lambda key: pnde.PerNodeLinear(4, 4, use_bias=False, key=key))(jax.random.split(key(), 2))
+    model, x = Stack(blocks, eqx.nn.MultiheadAttention(2, 4, dropout_p=0.5, key=key())), inputs(5, 4)
+    found = pnde.uncertainty.predict(model, x, 2, batch_size=2, seed=1, probabilities=False, keep=True)
+    for n, y in enumerate(found["scanned"].outputs):
+        expected = x
+        for weight, one in zip(blocks.weight, jax.random.split(key(word_of(1, 0, n)), 2), strict=True):
+            expected = masked(expected, weight, words(one))
+        np.testing.assert_allclose(y, expected, atol=1e-5)
+    quiet = pnde.uncertainty.predict(model, x, 2, seed=1, layers=["blocks"], probabilities=False)
+    dropped = pnde.uncertainty.predict(model, x, 2, seed=1, layers=["attend"], probabilities=False)
+    assert (found["attended"].mean != quiet["attended"].mean).any()
+    assert dropped["attended"].variance.any()
+    assert not dropped["scanned"].variance.any()
+
+
+def test_masks_of_examples_are_fresh_in_each_pass():
+    layer, x = pnde.PerNodeLinear(3, 4, regime="example", seed=5, use_bias=False, key=key()), inputs(5, 3)
+    found = pnde.uncertainty.predict(layer, {"x": x}, 2, seed=1, probabilities=False, keep=True)
+    for n, y in enumerate(found.outputs):
+        np.testing.assert_allclose(y, masked(x, layer.weight, (word_of(1, 0, n), 0)), atol=1e-6)
 
 
 # the wing as a part of the library

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import pernodedrop as pnd
+from pernodedrop.uncertainty.prediction import word_of as word_of_pass
 from tests import house
 
 pytestmark = pytest.mark.only_backend("jax", reason="the modules are those of JAX")
@@ -329,6 +330,13 @@ def test_numbers_are_no_parameters_and_casts_do_not_round_them():
     assert pndx.PerNodeLinear(3, 4, dtype="bfloat16", rngs=rngs(noise=1))(inputs(5, 3)).dtype == "bfloat16"
 
 
+def test_a_convolution_tells_its_noise_beside_the_mask_that_nnx_has():
+    layer = pndx.PerNodeConv(1, 1, (3,), rate=0.3, seed=1, mask=jnp.ones((3, 1, 1)), rngs=rngs())
+    layer.rate = 0.2
+    assert (layer.noise, layer.rate, layer.mask.shape) == (pnd.Bernoulli(0.2), 0.2, (3, 1, 1))
+    assert layer.is_stochastic
+
+
 # models
 
 
@@ -433,6 +441,12 @@ REFUSALS = {
     "deterministic": (lambda: linear(deterministic=0), "`deterministic`"),
     "integers": (lambda: pndx.Dropout(0.5, seed=1)(jnp.arange(3)), "a floating dtype"),
     "rank": (lambda: pndx.SpatialDropout(0.5, seed=1)(inputs(5, 3)), "rank from 3"),
+    "no noise": (lambda: pndx.uncertainty.predict(nnx.Linear(3, 4, rngs=rngs()), inputs(5, 3)), "with noise modules"),
+    "no module": (lambda: pndx.uncertainty.predict(3, inputs(5, 3)), "a flax.nnx.Module, or a list"),
+    "outputs": (
+        lambda: pndx.uncertainty.predict(nnx.Sequential(pndx.Dropout(0.5), jnp.sum), inputs(5, 3)),
+        "5 samples",
+    ),
     "stack": (lambda: stacked().rate, "that of one module"),
 }
 
@@ -442,6 +456,102 @@ def test_what_is_refused(case):
     call, words = REFUSALS[case]
     with pytest.raises((TypeError, ValueError), match=words):
         call()
+
+
+# uncertainty
+
+
+def counted(traces):
+    """A function of the network that says when it is traced."""
+    return lambda x: traces.append(x.shape) or nnx.relu(x)
+
+
+def test_a_prediction_is_that_of_the_same_network_in_keras():
+    traces, dense = [], [keras.layers.Dense(8), keras.layers.Dense(3)]
+    hidden, last = pndx.PerNodeLinear(6, 8, rate=0.5, seed=1, rngs=rngs()), nnx.Linear(8, 3, rngs=rngs())
+    native = nnx.Sequential(hidden, counted(traces), pndx.Dropout(0.3), last)
+    model = keras.Sequential(
+        [keras.Input((6,)), pnd.PerNodeDrop(dense[0], rate=0.5), keras.layers.ReLU(), pnd.Dropout(0.3), dense[1]]
+    )
+    for layer, module in zip(dense, (hidden, last), strict=True):
+        layer.set_weights([module.kernel[...], module.bias[...]])
+    x, before = inputs(11, 6), jax.tree.leaves(nnx.state(native, nnx.Not(nnx.RngKey)))
+    expected = pnd.uncertainty.predict(model, x, samples=4, seed=3, from_logits=True, keep=True)
+    for size in (4, 11):
+        found = pndx.uncertainty.predict(native, x, samples=4, seed=3, from_logits=True, keep=True, batch_size=size)
+        np.testing.assert_allclose(found.outputs, expected.outputs, atol=1e-6)
+        np.testing.assert_allclose(found.mutual_information, expected.mutual_information, atol=1e-6)
+    assert traces == [(4, 8), (11, 8)]
+    assert all(a is b for a, b in zip(before, jax.tree.leaves(nnx.state(native, nnx.Not(nnx.RngKey))), strict=True))
+    assert (hidden.seed, hidden.updates, hidden.deterministic, native.layers[2].rngs) == (1, 0, False, None)
+
+
+def test_a_module_that_is_not_chosen_is_quiet_and_a_bank_then_goes_by_places():
+    bank = pndx.PerNodeLinear(6, 4, rate=0.5, regime="bank", bank_size=2, seed=1, rngs=rngs())
+    model, x = nnx.Sequential(bank, nnx.Dropout(0.5, rngs=rngs(dropout=1)), pndx.Dropout(0.5)), inputs(5, 6)
+    plain = bank(x)
+    for chosen in ([model.layers[2]], ["layers.2"], "last"):
+        found = pndx.uncertainty.predict(model, x, 3, batch_size=2, seed=1, layers=chosen, keep=True)
+        for n, y in enumerate(found.outputs):
+            mask = pndx.Dropout(0.5)(jnp.ones((5, 4)), key=(word_of_pass(1, 0, n), 0))
+            np.testing.assert_allclose(y, plain * mask, atol=1e-6)
+    members = pndx.uncertainty.predict(model, x, layers=[bank], keep=True)
+    expected = [bank(x, sample_ids=jnp.full(5, member)) for member in range(2)]
+    np.testing.assert_allclose(members.outputs, expected, atol=1e-6)
+
+
+def test_modules_of_flax_drop_by_the_seed_and_norms_stay():
+    class Dropping(nnx.Module):
+        def __init__(self):
+            streams = nnx.Rngs(0)
+            self.norm = nnx.BatchNorm(6, rngs=streams)
+            self.attend = nnx.MultiHeadAttention(2, 6, dropout_rate=0.5, decode=False, rngs=streams)
+            self.drop = nnx.Dropout(0.5, rngs=streams)
+
+        def __call__(self, x):
+            return self.drop(self.attend(self.norm(x)))
+
+    model, x = Dropping(), inputs(5, 3, 6)
+    before = jax.tree.map(np.array, nnx.to_pure_dict(nnx.state(model, (nnx.Param, nnx.BatchStat, nnx.RngCount))))
+    drops = [pndx.uncertainty.predict(model, x, 2, seed=seed, probabilities=False).mean for seed in (1, 1, 2)]
+    np.testing.assert_array_equal(drops[0], drops[1])
+    assert (drops[0] != drops[2]).any()
+    for chosen in ("attend", "drop"):
+        assert pndx.uncertainty.predict(model, x, 2, seed=1, layers=[chosen], probabilities=False).variance.any()
+    after = nnx.to_pure_dict(nnx.state(model, (nnx.Param, nnx.BatchStat, nnx.RngCount)))
+    jax.tree.map(np.testing.assert_array_equal, before, after)
+    assert (model.drop.deterministic, model.norm.use_running_average) == (False, False)
+
+
+def test_layers_that_were_stacked_and_calls_that_are_mapped_have_a_seed_each_in_a_pass():
+    class Stack(nnx.Module):
+        def __init__(self):
+            make = nnx.split_rngs(splits=3)(nnx.vmap(lambda rngs: pndx.PerNodeLinear(3, 3, rate=0.5, rngs=rngs)))
+            self.blocks, self.drop = make(nnx.Rngs(0)), pndx.Dropout(0.5, seed=1)
+
+        def __call__(self, x):
+            return nnx.scan(lambda block, x: block(x), in_axes=(0, nnx.Carry), out_axes=nnx.Carry)(self.blocks, x)
+
+    class Mapped(Stack):
+        def __call__(self, x):
+            return split_call(self.drop, x)
+
+    x = inputs(5, 3)
+    found = pndx.uncertainty.predict(Stack(), x, 2, batch_size=2, seed=1, probabilities=False, keep=True)
+    for n, y in enumerate(found.outputs):
+        expected, keys = x, jax.random.split(jax.random.key(word_of_pass(1, 0, n)), 3)
+        for one, kernel in zip(keys, Stack().blocks.kernel[...], strict=True):
+            expected = masked(expected, kernel, (int(word_of(one)[0]), 0))
+        np.testing.assert_allclose(y, expected, atol=1e-5)
+    y = pndx.uncertainty.predict(Mapped(), jnp.ones((5, 64)), 2, seed=1, probabilities=False, keep=True).outputs
+    assert len({tuple(row) for row in y.reshape(-1, 64)}) == 10  # of random rows two are equal below 1e-17
+
+
+def test_masks_of_examples_are_fresh_in_each_pass():
+    layer, x = pndx.PerNodeLinear(3, 4, regime="example", seed=5, use_bias=False, rngs=rngs()), inputs(5, 3)
+    found = pndx.uncertainty.predict(layer, {"inputs": x}, 2, seed=1, probabilities=False, keep=True)
+    for n, y in enumerate(found.outputs):
+        np.testing.assert_allclose(y, masked(x, layer.kernel[...], (word_of_pass(1, 0, n), 0)), atol=1e-6)
 
 
 # the wing as a part of the library
