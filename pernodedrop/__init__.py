@@ -43,6 +43,7 @@ if typing.TYPE_CHECKING:
         StochasticDepth,
         TabuDropout,
         VariationalDropout,
+        Zoneout,
         depth_rates,
     )
     from pernodedrop.losses import RDropModel
@@ -83,6 +84,7 @@ __all__ = [
     "TabuDropout",
     "Uniform",
     "VariationalDropout",
+    "Zoneout",
     "__version__",
     "apply",
     "backends",

@@ -45,6 +45,7 @@ HOUSE = """
     layers.base.spatial_noise
     layers.base
     layers.recurrent.cells
+    layers.recurrent.recurrent_noise
     layers.activation.* layers.recurrent.* layers.weight.*
     layers.activation layers.recurrent layers.weight
     layers

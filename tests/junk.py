@@ -241,6 +241,7 @@ LAYERS = {
     "StochasticDepth": {"rate": lambda: 0.5},
     "TabuDropout": {"rate": lambda: 0.1},
     "VariationalDropout": {"layer": dense, "examples": lambda: 50},
+    "Zoneout": {"layer": lambda: keras.layers.LSTM(2), "rate": lambda: 0.5},
 }
 SHAPE_OF = {"1D": (2, 5, 3), "2D": (2, 4, 5, 3), "3D": (2, 3, 4, 5, 3), "NN": (3, 4, 5)}
 KERAS_OWN = ("units", "activation", "initializer", "loss", "metrics")

@@ -232,6 +232,7 @@ def dense_of(y):
 DENSE_ALWAYS = {
     *("per_node_drop_einsum", "per_node_drop_conv", "per_node_drop_depthwise"),
     *("noise_injection_conv", "shakeout_conv", "noisy_attention", "noisy_rnn", "noisy_rnn_samples"),
+    *("noisy_rnn_inputs", "zoneout"),
 }
 DENSE_IN_TRAINING = DENSE_ALWAYS | {"shakeout", "flipout", "alpha_dropout"}
 VARIANTS = {

@@ -78,7 +78,9 @@ def test_keras_takes_every_regularizer_for_a_layer(case, keras_test_case):
         input_shape=case.shape_of(2),
         call_kwargs={"training": True},
         expected_output_dtype="float32",
-        expected_num_seed_generators=int(isinstance(case.make(), pnd.NoisyRNN)),  # that of Keras' own dropout within
+        expected_num_seed_generators=int(
+            isinstance(case.make(), pnd.NoisyRNN | pnd.Zoneout)
+        ),  # that of Keras' own dropout within
         run_training_check=False,
     )
 

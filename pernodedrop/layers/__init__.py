@@ -14,6 +14,7 @@ from pernodedrop.layers.activation.spatial_dropout import SpatialDropout1D, Spat
 from pernodedrop.layers.activation.stochastic_depth import StochasticDepth
 from pernodedrop.layers.activation.tabu_dropout import TabuDropout
 from pernodedrop.layers.recurrent.noisy_rnn import NoisyRNN
+from pernodedrop.layers.recurrent.zoneout import Zoneout
 from pernodedrop.layers.weight.drop_connect import DropConnect
 from pernodedrop.layers.weight.dynamic_drop_connect import DynamicDropConnect
 from pernodedrop.layers.weight.fast_dropout import FastDropout
@@ -54,5 +55,6 @@ __all__ = [
     "StochasticDepth",
     "TabuDropout",
     "VariationalDropout",
+    "Zoneout",
     "depth_rates",
 ]
