@@ -160,11 +160,12 @@ class Zoneout(RecurrentNoise):
         units = self._units
 
         def call(inputs: Tensor, states: list[Tensor], training: bool = False) -> tuple[Tensor, list[Tensor]]:
-            shares = share
             if share is None:
                 inputs, shares = inputs[:, :-units], inputs[:, -units:]
-            outputs, new = cell.call(inputs, states, training=training)
-            states = [_mixed(*each, shares[..., at]) for *each, at in zip(states, new, places, strict=True)]
+            else:
+                shares = share
+            outputs, found = cell.call(inputs, states, training=training)
+            states = [_mixed(old, new, shares[..., at]) for old, new, at in zip(states, found, places, strict=True)]
             if last:
                 return states[0], states
             for_next = [outputs[:, cell.units :], *([shares] if share is None else [])]

@@ -168,8 +168,8 @@ def edges(found: Findings) -> list[str]:
     for word, end in (("lowest", min), ("highest", max)):
         at_end: dict[float, list[str]] = {}
         for name, arm in found.confirmed.items():
-            tried = {one.arm.rate for one in found.selected.get(name, ())} - {None}
-            if len(tried) > 1 and arm.rate == end(tried) and arm.rate != 0:
+            tried = {one.arm.rate for one in found.selected.get(name, ()) if one.arm.rate is not None}
+            if arm.rate and len(tried) > 1 and arm.rate == end(tried):
                 at_end.setdefault(arm.rate, []).append(name)
         for rate, variants in at_end.items():
             which = names(found, variants)
