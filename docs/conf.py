@@ -12,6 +12,7 @@ import typing
 
 from docutils import nodes
 from sphinx.util.docutils import SphinxDirective
+from sphinx_gallery.scrapers import figure_rst
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ.update(COLUMNS="78", NO_COLOR="1")  # argparse lays help out by these
@@ -28,7 +29,13 @@ author = "The pernodedrop developers"
 copyright = author  # noqa: A001 - Sphinx' name for it
 version = release = pernodedrop.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx_copybutton",
+    "sphinx_gallery.gen_gallery",
+]
 exclude_patterns = ["_build", "examples", "pictures"]
 
 copybutton_exclude = ".linenos, .gp, .go"  # the copy of a doctest has neither prompts nor output
@@ -64,6 +71,31 @@ nitpick_ignore_regex = [
     ("py:class", r"keras\..+"),  # Keras' and NumPy's, likewise
     ("py:class", r"numpy\..+"),
 ]
+
+
+def figures(block, block_vars, gallery_conf):
+    """The pictures of an example: what it calls `figure`, once."""
+    figure = block_vars["example_globals"].pop("figure", None)
+    if figure is None:
+        return ""
+    path = next(block_vars["image_path_iterator"])
+    figure.savefig(path, dpi=150)
+    return figure_rst([path], gallery_conf["src_dir"])
+
+
+sphinx_gallery_conf = {
+    "examples_dirs": "../examples",
+    "gallery_dirs": "tutorials",
+    "filename_pattern": r"\.py$",
+    "within_subsection_order": "FileNameSortKey",
+    "image_scrapers": (figures,),
+    "capture_repr": (),
+    "first_notebook_cell": "%matplotlib inline",
+    "download_all_examples": False,
+    "show_signature": False,
+    "write_computation_times": False,
+}
+suppress_warnings = ["config.cache"]  # a function in these settings: the examples run again in every build
 
 
 class CommandHelp(SphinxDirective):
