@@ -35,6 +35,7 @@ OTHERS = (
     "{family-cost}",
     "{eval-rst}",
     "{figure}",
+    "{glossary}",
     "{image}",
     "{include}",
     "{toctree}",
