@@ -11,7 +11,7 @@ import re
 import typing
 
 from docutils import nodes
-from sphinx.util.docutils import SphinxDirective
+from sphinx.util.docutils import SphinxDirective, SphinxRole
 from sphinx_gallery.scrapers import figure_rst
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
@@ -187,6 +187,35 @@ class FamilyCost(SphinxDirective):
         return [*self.parse_text_to_nodes(as_markdown(rows)), nodes.paragraph(text=text)]
 
 
+class Step(SphinxRole):
+    """{step}`DropConnect` is what a step with a regularizer takes, by the step without, on each backend."""
+
+    def run(self):
+        """The text."""
+        self.env.note_dependency(str(FamilyCost.file))
+        found = []
+        for backend, figures in sorted(json.loads(FamilyCost.file.read_text()).items()):
+            times = next(times for times in figures["seconds"].values() if self.text in times)
+            found.append(f"{times[self.text] / times['none']:.1f} ({backend})")
+        return [nodes.Text(", ".join(found))], []
+
+
+class Selected(SphinxRole):
+    """{selected}`Dropout` is the rate of a variant that each study selected, and confirmed on the test set."""
+
+    def run(self):
+        """The text."""
+        found = []
+        for file in sorted((pathlib.Path(__file__).parent.parent / "benchmarks" / "studies").glob("*/report.md")):
+            self.env.note_dependency(str(file))
+            confirmed = file.read_text().partition("## Confirmed on the test set")[2]
+            if row := re.search(rf"^\| {re.escape(self.text)} \| (0\.\d+) \|", confirmed, re.MULTILINE):
+                found.append(f"{row[1]} ({file.parent.name})")
+        if not found:
+            raise ValueError(f"{self.text}: expected a variant that a study has confirmed")
+        return [nodes.Text(", ".join(found))], []
+
+
 def leave_as_code(app, env, node, contnode):
     """A word in single backticks that is no name of this site stays code, unless it is a name of nothing."""
     if node["reftype"] != "obj" or node.get("refexplicit"):
@@ -233,13 +262,26 @@ def without_types(app, what, name, obj, options, lines):
     lines[:] = [*text.split("\n"), ""]
 
 
+def with_gallery(app, what, name, obj, options, lines):
+    """The reference of a layer ends with a link to its section of the gallery."""
+    page = (pathlib.Path(__file__).parent / "gallery.md").read_text()
+    for title in re.findall(r"^### (.+)$", page, re.MULTILINE):
+        if what == "class" and name in [f"pernodedrop.{word}" for word in title.split(", ")]:
+            anchor = re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
+            lines += ["", f"`In the gallery <../gallery.html#{anchor}>`__", ""]
+            return
+
+
 def setup(app):
     """Register what this file adds to Sphinx."""
     app.add_directive("bench", Bench)
     app.add_directive("claims", Claims)
     app.add_directive("command-help", CommandHelp)
     app.add_directive("family-cost", FamilyCost)
+    app.add_role("selected", Selected())
+    app.add_role("step", Step())
     app.connect("autodoc-process-signature", own_signature)
     app.connect("autodoc-process-docstring", as_rst, priority=400)  # before napoleon
     app.connect("autodoc-process-docstring", without_types, priority=600)  # after it
+    app.connect("autodoc-process-docstring", with_gallery, priority=700)
     app.connect("missing-reference", leave_as_code)
