@@ -79,7 +79,7 @@ def figures(block, block_vars, gallery_conf):
     if figure is None:
         return ""
     path = next(block_vars["image_path_iterator"])
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=120)
     return figure_rst([path], gallery_conf["src_dir"])
 
 
@@ -208,7 +208,7 @@ class Selected(SphinxRole):
         found = []
         for file in sorted((pathlib.Path(__file__).parent.parent / "benchmarks" / "studies").glob("*/report.md")):
             self.env.note_dependency(str(file))
-            confirmed = file.read_text().partition("## Confirmed on the test set")[2]
+            confirmed = file.read_text().partition("## Confirmed on the test set")[2].partition("\n## ")[0]
             if row := re.search(rf"^\| {re.escape(self.text)} \| (0\.\d+) \|", confirmed, re.MULTILINE):
                 found.append(f"{row[1]} ({file.parent.name})")
         if not found:

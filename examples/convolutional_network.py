@@ -90,7 +90,7 @@ axes.legend()
 figure
 
 # %%
-# One training of each says nothing yet about which is better: other seeds would give
+# One training of each says nothing yet about which is better: other seeds may give
 # another order. The guide "Does it help?" makes a study of it, with several seeds, a
 # rate selected for each, and intervals.
 #

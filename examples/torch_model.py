@@ -74,6 +74,9 @@ axes.legend()
 figure
 
 # %%
+# With noise a model learns more slowly, and one training of each says nothing yet about
+# which is better: the guide "Does it help?" makes a study of it.
+#
 # And then
 # --------
 #
