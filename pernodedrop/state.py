@@ -368,6 +368,14 @@ class Regularizer:
         """A rate that it may have, or an error."""
         return checks.check_rate(rate)
 
+    def check_folds(self, positions: bool = True) -> None:
+        """Raise unless one plain module computes what this one does at inference, of inputs with several positions."""
+        if self.regime == "bank":
+            raise ValueError(checks.invalid("regime", "one with one function at inference, to be folded", "bank"))
+        if positions and self.state.mask.at_inference and "time" not in self.sharing:
+            expected = "one with 'time', to be folded: a plain kernel is one for all positions"
+            raise ValueError(checks.invalid("sharing", expected, sorted(self.sharing)))
+
     def field(self, key: Key | None, device: typing.Any) -> Field:
         """The mask at a key, by default the next one."""
         words = ops.key_words(self.next_key() if key is None else key, device, self.xp)

@@ -267,6 +267,7 @@ REFUSALS = {
     "own call": (lambda: pnde.apply(Own(1, 1, key=key()), "all-linear"), "a `__call__` of its own"),
     "twice": (lambda: pnde.apply(linear(), "all-linear"), "has noise already"),
     "bank": (lambda: pnde.fold(linear(regime="bank", bank_size=2)), "`regime`"),
+    "positions": (lambda: pnde.fold(linear(regime="fixed", sharing=())), "`sharing`.*one for all positions"),
     "class": (lambda: pnde.PerNodeLinear.from_linear(eqx.nn.Conv1d(1, 1, 1, key=key())), "an equinox.nn.Linear"),
     "rate": (lambda: linear(rate=1.0), "`rate`"),
     "schedule": (lambda: linear(rate=pnd.schedules.Linear(0.0, 0.5, 4)), "`with_rate`"),

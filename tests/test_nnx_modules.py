@@ -424,6 +424,7 @@ REFUSALS = {
     "twice": (lambda: pndx.apply(linear(), "all-linear"), "has noise already"),
     "result": (lambda: pndx.apply(Network(), lambda *_: 3), "returns a module or None"),
     "bank": (lambda: pndx.fold(linear(regime="bank", bank_size=2)), "`regime`"),
+    "positions": (lambda: pndx.fold(linear(regime="fixed", sharing=())), "`sharing`.*one for all positions"),
     "class": (lambda: pndx.PerNodeLinear.from_linear(Network().conv), "an nnx.Linear without noise"),
     "rate": (lambda: linear(rate=1.0), "`rate`"),
     "no stream": (lambda: linear(seed=None), "'noise' or 'default' among them, or a seed"),
