@@ -459,6 +459,74 @@ def test_what_is_refused(case):
         call()
 
 
+class Block(nnx.Module if keras.backend.backend() == "jax" else object):
+    """A block of a transformer."""
+
+    def __init__(self, streams):
+        self.attend = nnx.MultiHeadAttention(2, 8, decode=False, rngs=streams)
+        self.norms = nnx.List([nnx.LayerNorm(8, rngs=streams) for _ in range(2)])
+        self.up, self.down = nnx.Linear(8, 16, rngs=streams), nnx.Linear(16, 8, rngs=streams)
+        self.drop = nnx.Dropout(0.1, rngs=streams)
+
+    def __call__(self, x):
+        x = x + self.drop(self.attend(self.norms[0](x)))
+        return x + self.down(nnx.gelu(self.up(self.norms[1](x))))
+
+
+class Transformer(nnx.Module if keras.backend.backend() == "jax" else object):
+    """One that tells classes of sequences apart."""
+
+    def __init__(self):
+        streams = nnx.Rngs(0)
+        self.embed, self.block = nnx.Embed(11, 8, rngs=streams), Block(streams)
+        self.head = nnx.Linear(8, 3, rngs=streams)
+
+    def __call__(self, tokens):
+        return self.head(self.block(self.embed(tokens)).mean(1))
+
+
+def test_a_transformer_is_changed_trained_resumed_folded_and_asked_how_sure_it_is(tmp_path):
+    checkpoint, optax = pytest.importorskip("orbax.checkpoint"), pytest.importorskip("optax")
+    tokens = np.random.default_rng(0).integers(0, 11, (32, 6))
+    labels, losses = tokens[:, 0] % 3, []
+
+    def begun():
+        model = pndx.apply(Transformer(), "all-linear", rate=0.2, seed=1, exclude="head")
+        return model, nnx.Optimizer(model, optax.adam(1e-2), wrt=nnx.Param)
+
+    def loss(model):
+        return optax.softmax_cross_entropy_with_integer_labels(model(tokens), labels).mean()
+
+    @nnx.jit
+    def step(model, optimizer):
+        value, gradients = nnx.value_and_grad(loss)(model)
+        optimizer.update(model, gradients)
+        return value
+
+    whole = begun()
+    for n in range(10):
+        if n == 5:
+            with checkpoint.StandardCheckpointer() as saver:
+                saver.save(tmp_path / "state", nnx.state(whole))
+        losses.append(step(*whole))
+    graph, fresh = nnx.split(begun())
+    with checkpoint.StandardCheckpointer() as saver:
+        model, optimizer = nnx.merge(graph, saver.restore(tmp_path / "state", fresh))
+    for _ in range(5):
+        step(model, optimizer)
+    parameters = (jax.tree.leaves(nnx.state(one, nnx.Param)) for one in (model, whole[0]))
+    assert all((a == b).all() for a, b in zip(*parameters, strict=True))
+    assert (model.block.down.updates, type(model.head)) == (10, nnx.Linear)
+    assert min(losses[5:]) < min(losses[:5])
+
+    found = pndx.uncertainty.predict(model, tokens, 4, seed=1, batch_size=10, from_logits=True)
+    assert found.mutual_information.min() > 0
+    model.eval()
+    folded, forward = pndx.fold(model), nnx.jit(lambda model: model(tokens))
+    np.testing.assert_allclose(forward(folded), forward(model), atol=1e-6)
+    assert not any(hasattr(one, "noise") for _, one in nnx.iter_modules(folded))
+
+
 # uncertainty
 
 
