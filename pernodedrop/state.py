@@ -351,11 +351,15 @@ class Regularizer:
 
     @persistence.setter
     def persistence(self, persistence: float) -> None:
+        self.put_numbers(self.numbers_with_persistence(persistence))
+
+    def numbers_with_persistence(self, persistence: float) -> Params:
+        """The numbers of the mask at another persistence, or an error if it can have no such one."""
         if self.state.persistence_schedule is not None or self.state.mask.persistence is None:
             whose = f"The persistence of {getattr(self, 'name', type(self).__name__)!r}"
             follows = f"follows {self.state.persistence_schedule!r} and cannot be set"
             raise AttributeError(f"{whose} {follows if self.state.persistence_schedule else 'is that of its sharing'}.")
-        self.put_numbers({**self.numbers_on_host(), **persistence_params(persistence)})
+        return {**self.numbers_on_host(), **persistence_params(persistence)}
 
     def numbers_with_rate(self, rate: float) -> Params:
         """The numbers of the mask at another rate, NumPy scalars by name, or an error if it can have no such rate."""

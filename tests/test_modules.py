@@ -29,11 +29,13 @@ LINEAR = {
     "batch": {"rate": 0.3, "sharing": "sample+time"},
     "out": {"rate": 0.3, "sharing": "out"},
     "position": {"rate": 0.3, "sharing": ()},
+    "persistence": {"rate": 0.3, "persistence": pnd.schedules.Step([0.2, 0.9], [1])},
 }
 DROP_CONNECT = {
     "inverted": {"rate": 0.3, "mask_bias": True},
     "not_inverted": {"rate": 0.3, "mask_bias": True, "scaling": "none"},
     "of_samples": {"rate": 0.3, "mask_bias": True, "scaling": "none", "sharing": "time"},
+    "dropped_persist": {"rate": 0.3, "persistence": 0.7},
 }
 CONVOLUTIONS = {
     "1d": (1, {"kernel_size": 3, "dilation_rate": 2, "padding": "valid"}),
@@ -46,7 +48,8 @@ CONVOLUTIONS = {
 ACTIVATIONS = {
     "dropout": ("Dropout", "Dropout", {}),
     "shaped": ("Dropout", "Dropout", {"noise_shape": (None, None, 1, 6)}),
-    "normal": ("GaussianDropout", "GaussianDropout", {}),
+    "persistent": ("Dropout", "Dropout", {"persistence": 0.7}),
+    "normal": ("GaussianDropout", "GaussianDropout", {"persistence": 0.7}),
     "path": ("DropPath", "DropPath", {}),
     "unscaled": ("DropPath", "DropPath", {"scale_by_keep": False}),
     "spatial": ("SpatialDropout", "SpatialDropout2D", {"data_format": "channels_first"}),
@@ -55,7 +58,7 @@ ACTIVATIONS = {
 ELSEWHERE = {
     "torch": {"causal", "strided"},  # has no such padding
     "nnx": {"1d", "2d", "same"},
-    "equinox": {"schedule", "position", "causal", "2d", "same", "3d"},
+    "equinox": {"schedule", "position", "persistence", "dropped_persist", "causal", "2d", "same", "3d"},
 }
 """The cases that a library does not have, as Equinox has no schedules and positions, or that another one stands for."""
 

@@ -31,6 +31,7 @@ class WeightNoise(Noisy, Product, WeightModule):
         seed: int | None,
         method: str,
         schedule: Schedule | None,
+        persistence: Schedule | None,
         rngs: nnx.Rngs | nnx.RngStream,
         deterministic: bool,
     ) -> None:
@@ -45,7 +46,7 @@ class WeightNoise(Noisy, Product, WeightModule):
             expected = "None: the product with a mask has that of jax.default_matmul_precision"
             raise ValueError(checks.invalid("precision", expected, self.precision))
         self.check_form()
-        self.start(mask, seed, schedule, rngs, deterministic)
+        self.start(mask, seed, schedule, rngs, deterministic, persistence)
         self.method = self.state.check_method(method)
 
     @classmethod

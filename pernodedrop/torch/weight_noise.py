@@ -25,11 +25,18 @@ class WeightNoise(Noisy, Product, WeightModule):
 
     stack = torch.stack
 
-    def begin(self, mask: Mask, seed: int | None, method: str, schedule: Schedule | None) -> None:
+    def begin(
+        self,
+        mask: Mask,
+        seed: int | None,
+        method: str,
+        schedule: Schedule | None,
+        persistence: Schedule | None,
+    ) -> None:
         """Begin with a mask, after the constructor of the plain module."""
         if not self.weight.is_floating_point():
             raise TypeError(checks.invalid("dtype", "a floating dtype", self.weight.dtype))
-        self.start(mask, seed, schedule)
+        self.start(mask, seed, schedule, persistence)
         self.method = self.state.check_method(method)
 
     @classmethod
