@@ -351,11 +351,15 @@ class Regularizer:
 
     @persistence.setter
     def persistence(self, persistence: float) -> None:
+        self.put_numbers(self.numbers_with_persistence(persistence))
+
+    def numbers_with_persistence(self, persistence: float) -> Params:
+        """The numbers of the mask at another persistence, or an error if it can have no such one."""
         if self.state.persistence_schedule is not None or self.state.mask.persistence is None:
             whose = f"The persistence of {getattr(self, 'name', type(self).__name__)!r}"
             follows = f"follows {self.state.persistence_schedule!r} and cannot be set"
             raise AttributeError(f"{whose} {follows if self.state.persistence_schedule else 'is that of its sharing'}.")
-        self.put_numbers({**self.numbers_on_host(), **persistence_params(persistence)})
+        return {**self.numbers_on_host(), **persistence_params(persistence)}
 
     def numbers_with_rate(self, rate: float) -> Params:
         """The numbers of the mask at another rate, NumPy scalars by name, or an error if it can have no such rate."""
@@ -367,6 +371,14 @@ class Regularizer:
     def checked_rate(self, rate: typing.Any) -> float:
         """A rate that it may have, or an error."""
         return checks.check_rate(rate)
+
+    def check_folds(self, positions: bool = True) -> None:
+        """Raise unless one plain module computes what this one does at inference, of inputs with several positions."""
+        if self.regime == "bank":
+            raise ValueError(checks.invalid("regime", "one with one function at inference, to be folded", "bank"))
+        if positions and self.state.mask.at_inference and "time" not in self.sharing:
+            expected = "one with 'time', to be folded: a plain kernel is one for all positions"
+            raise ValueError(checks.invalid("sharing", expected, sorted(self.sharing)))
 
     def field(self, key: Key | None, device: typing.Any) -> Field:
         """The mask at a key, by default the next one."""

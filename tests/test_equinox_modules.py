@@ -1,7 +1,5 @@
 """Native modules of Equinox: the masks of NumPy and of the Keras layers, in what Equinox does with any module."""
 
-import doctest
-import importlib
 import io
 import os
 import subprocess
@@ -13,7 +11,6 @@ import pytest
 
 import pernodedrop as pnd
 from pernodedrop.uncertainty.prediction import word_of
-from tests import house
 
 pytestmark = pytest.mark.only_backend("jax", reason="the modules are those of JAX")
 if keras.backend.backend() == "jax":
@@ -52,61 +49,6 @@ def masked(x, weight, key, rate=0.5):
 # masks
 
 
-MASKS = {
-    "dynamic": {"rate": 0.3},
-    "gaussian": {"rate": 0.3, "noise": "gaussian", "method": "recomputed"},
-    "partial": {"noise": pnd.PartialGaussian(0.5, 2.0)},
-    "fixed": {"rate": 0.3, "regime": "fixed", "seed": 5},
-    "bank": {"rate": 0.3, "regime": "bank", "bank_size": 3, "seed": 5},
-    "example": {"rate": 0.3, "regime": "example", "seed": 5},
-}
-
-
-@pytest.mark.parametrize("case", MASKS)
-def test_a_linear_is_the_keras_layer(case):
-    arguments, x = MASKS[case], inputs(5, 3)
-    module = pnde.PerNodeLinear(3, 4, key=key(), **arguments)
-    layer = pnd.PerNodeDrop(keras.layers.Dense(4), **arguments)
-    layer(x)
-    layer.layer.set_weights([module.weight.T, module.bias])
-    ids = None if case == "fixed" else np.arange(5)
-    for training in (True, False):
-        given = {"sample_ids": ids} if training or case == "bank" else {}
-        expected = layer(x, training=training, key=None if "seed" in arguments else (7, 2), **given)
-        np.testing.assert_allclose(rows(module, x, training=training, ids=case != "fixed"), expected, atol=1e-6)
-    if case != "bank":
-        np.testing.assert_allclose(jax.vmap(module.fold())(x), expected, atol=1e-6)
-
-
-CONVOLUTIONS = {
-    "1d": ({"kernel_size": 3, "dilation": 2}, {"dilation_rate": 2}),
-    "2d": (
-        {"kernel_size": (3, 2), "stride": (2, 1), "groups": 2, "padding": "SAME"},
-        {"strides": (2, 1), "groups": 2, "padding": "same"},
-    ),
-}
-
-
-@pytest.mark.parametrize(("case", "kind"), [("1d", "drop_connect"), ("2d", "per_node_drop")])
-def test_a_convolution_is_the_keras_layer(case, kind):
-    arguments, of_keras = CONVOLUTIONS[case]
-    noise = {} if kind == "per_node_drop" else {"sharing": "time", "mask_bias": True, "scaling": "none"}
-    module_class, layer_class = {
-        "per_node_drop": (pnde.PerNodeConv, pnd.PerNodeDrop),
-        "drop_connect": (pnde.DropConnectConv, pnd.DropConnect),
-    }[kind]
-    dims = int(case[0])
-    module = module_class(dims, 4, 6, key=key(), rate=0.4, **noise, **arguments)
-    plain = getattr(keras.layers, f"Conv{dims}D")(6, arguments["kernel_size"], **of_keras)
-    layer, x = layer_class(plain, rate=0.4, **noise), inputs(2, 4, *(6,) * dims)
-    last = np.moveaxis(x, 1, -1)
-    layer(last)
-    plain.set_weights([np.moveaxis(module.weight, (0, 1), (-1, -2)), module.bias.reshape(-1)])
-    for training in (True, False):
-        expected = np.moveaxis(layer(last, training=training, key=(7, 2)), -1, 1)
-        np.testing.assert_allclose(rows(module, x, training=training), expected, atol=2e-6)
-
-
 @pytest.mark.parametrize(
     ("mode", "padding", "regime"),
     [("ZEROS", "SAME", "fixed"), ("REFLECT", (1, 2), "dynamic"), ("CIRCULAR", ((2, 0), (1, 1)), "dynamic")],
@@ -118,38 +60,6 @@ def test_a_convolution_without_noise_is_that_of_equinox(mode, padding, regime):
     module, x = pnde.PerNodeConv.from_plain(plain, rate=0.0, regime=regime, **seed), inputs(4, 7, 8)
     np.testing.assert_allclose(eqx.filter_jit(module)(x, key=key()), plain(x), atol=2e-6)
     np.testing.assert_allclose(module(x, inference=True), plain(x), atol=2e-6)
-
-
-@pytest.mark.parametrize("scaling", ["inverted", "none"])
-def test_drop_connect_has_one_mask_for_one_key(scaling):
-    arguments = {"rate": 0.3, "mask_bias": True, "scaling": scaling}
-    module, x = pnde.DropConnectLinear(3, 4, key=key(), **arguments), inputs(5, 3)
-    layer = pnd.DropConnect(keras.layers.Dense(4), **arguments)
-    layer(x)
-    layer.layer.set_weights([module.weight.T, module.bias])
-    for training in (True, False):
-        expected = layer(x, training=training, key=(7, 2))
-        np.testing.assert_allclose(rows(module, x, training=training, ids=False), expected, atol=1e-6)
-    np.testing.assert_allclose(jax.vmap(module.fold())(x), expected, atol=1e-6)
-
-
-ACTIVATIONS = {
-    "dropout": (lambda: pnde.Dropout(0.3), lambda: pnd.Dropout(0.3)),
-    "noise_shape": (lambda: pnde.Dropout(0.3, (None, 1, 6)), lambda: pnd.Dropout(0.3, (None, None, 1, 6))),
-    "gaussian": (lambda: pnde.GaussianDropout(0.3), lambda: pnd.GaussianDropout(0.3)),
-    "unscaled": (lambda: pnde.DropPath(0.3, False), lambda: pnd.DropPath(0.3, scale_by_keep=False)),
-    "spatial": (lambda: pnde.SpatialDropout(0.3), lambda: pnd.SpatialDropout2D(0.3, data_format="channels_first")),
-    "spatial_last": (lambda: pnde.SpatialDropout(0.3, "channels_last"), lambda: pnd.SpatialDropout2D(0.3)),
-}
-
-
-@pytest.mark.parametrize("case", ACTIVATIONS)
-def test_activation_noise_is_the_keras_layer(case):
-    module, layer = (make() for make in ACTIVATIONS[case])
-    x = inputs(5, 3, 4, 6)
-    atol = 1e-6 if case == "gaussian" else 0  # of a continuous noise a compiled call rounds otherwise
-    np.testing.assert_allclose(rows(module, x), layer(x, training=True, key=(7, 2)), rtol=0, atol=atol)
-    np.testing.assert_array_equal(rows(module, x, training=False), x)
 
 
 # what Equinox does with modules
@@ -267,9 +177,11 @@ REFUSALS = {
     "own call": (lambda: pnde.apply(Own(1, 1, key=key()), "all-linear"), "a `__call__` of its own"),
     "twice": (lambda: pnde.apply(linear(), "all-linear"), "has noise already"),
     "bank": (lambda: pnde.fold(linear(regime="bank", bank_size=2)), "`regime`"),
+    "positions": (lambda: pnde.fold(linear(regime="fixed", sharing=())), "`sharing`.*one for all positions"),
     "class": (lambda: pnde.PerNodeLinear.from_linear(eqx.nn.Conv1d(1, 1, 1, key=key())), "an equinox.nn.Linear"),
     "rate": (lambda: linear(rate=1.0), "`rate`"),
     "schedule": (lambda: linear(rate=pnd.schedules.Linear(0.0, 0.5, 4)), "`with_rate`"),
+    "slow": (lambda: pnde.Dropout(0.5, None, pnd.schedules.Step([0.2, 0.9], [1])), "`with_persistence`"),
     "seed": (lambda: linear(seed=1), "whose calls have keys"),
     "no rate": (lambda: linear(noise=pnd.Gaussian(stddev=0.1)).with_rate(0.5), "has no rate"),
     "no key": (lambda: linear()(inputs(3)), "`key`. Expected a jax.random.key"),
@@ -421,20 +333,3 @@ def test_a_script_inside_the_folder_of_the_package_is_told_what_stands_in_its_wa
     code = f"import sys; sys.path.insert(0, {os.path.dirname(pnd.__file__)!r}); import equinox"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "pernodedrop.equinox stands in the way of equinox" in done.stderr
-
-
-def test_the_wing_needs_no_keras():
-    code = (
-        "import sys; sys.modules['keras'] = None; import jax, equinox as eqx, pernodedrop.equinox as pnde;"
-        "model = pnde.apply(eqx.nn.Linear(3, 4, key=jax.random.key(0)), 'all-linear', rate=0.5);"
-        "model(jax.numpy.ones(3), key=jax.random.key(1)); pnde.fold(model);"
-        "print({'keras', 'torch', 'tensorflow', 'flax'} & {n for n, m in sys.modules.items() if m})"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"
-
-
-def test_the_examples_of_docstrings_run():
-    for name in (name for name in house.modules() if name.startswith("equinox")):
-        found = doctest.testmod(importlib.import_module(f"pernodedrop.{name}"))
-        assert found.failed == 0

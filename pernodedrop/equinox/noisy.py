@@ -92,6 +92,17 @@ class Noisy(Regularizer, eqx.Module):
         """
         return replaced(self, noise_numbers=xp.asarray(bits_of(self.numbers_with_rate(rate))))
 
+    def with_persistence(self, persistence: float) -> typing.Self:
+        """The module at another persistence, for `equinox.tree_at`.
+
+        Args:
+            persistence: a float in [0, 1].
+
+        Raises:
+            TypeError, ValueError, AttributeError: another one, or a module that was made without.
+        """
+        return replaced(self, noise_numbers=xp.asarray(bits_of(self.numbers_with_persistence(persistence))))
+
     @property
     def is_stochastic(self) -> bool:
         """Whether training calls with other keys give other outputs; of modules that are stacked, whatever the rate."""

@@ -90,10 +90,9 @@ class WeightNoise(Noisy, Product, WeightModule):
         """The plain module that computes what this one does at inference.
 
         Raises:
-            ValueError: a bank, whose members are no one module.
+            ValueError: a bank, whose members are no one module; or a fixed mask that is another one at each position.
         """
-        if self.regime == "bank":
-            raise ValueError(checks.invalid("regime", "one with one function at inference, to be folded", "bank"))
+        self.check_folds()
         plain = self.plain(**self.form_of(self), key=jax.random.key(0))
         weights = self.weights_at_inference() if self.changes_at_inference else (self.weight, self.bias)
         return typing.cast(eqx.Module, with_leaves(plain, *weights))

@@ -54,7 +54,7 @@ class Noisy(Regularizer, nnx.Module):
             masks are fixed there is none.
         noise_numbers: `NoiseState`, the bits of the noise's numbers, so that a new rate takes effect after compilation.
         noise_seed: `NoiseState`, the seed's word, where masks are fixed.
-        noise_updates: `NoiseState`, where a rate follows a schedule: how many keys were drawn.
+        noise_updates: `NoiseState`, where a rate or a persistence follows a schedule: how many keys were drawn.
     """
 
     xp = xp
@@ -71,6 +71,7 @@ class Noisy(Regularizer, nnx.Module):
         schedule: Schedule | None,
         rngs: nnx.Rngs | nnx.RngStream | None,
         deterministic: bool,
+        persistence: Schedule | None = None,
     ) -> None:
         """Begin with a mask, after the constructor of the NNX module.
 
@@ -80,15 +81,16 @@ class Noisy(Regularizer, nnx.Module):
             schedule: the rate as a function of the number of draws; None leaves it where the mask has it.
             rngs: `nnx.Rngs` or a stream; None, without a seed, has calls bring theirs.
             deterministic: whether calls have no noise until `train()`.
+            persistence: the mask's persistence as a function of the number of draws, likewise.
         """
         self.deterministic = checks.check_bool(deterministic, "deterministic")
         checks.check_seed(seed)
         stream = _stream_of(rngs) if seed is None else nnx.RngStream(_key_of_seed(seed), tag=STREAM)
-        self.state = State(mask, 0, schedule)
+        self.state = State(mask, 0, schedule, persistence)
         bits = bits_of(self.state.first_numbers)
         # Orbax saves no empty arrays
         self.noise_numbers = NoiseState(xp.asarray(bits)) if bits.size else nnx.data(None)
-        self.noise_updates = nnx.data(None if schedule is None else NoiseState(xp.asarray(np.uint32(0))))
+        self.noise_updates = nnx.data(NoiseState(xp.asarray(np.uint32(0))) if self.state.is_scheduled else None)
         if mask.regime == "dynamic":
             self.rngs, self.noise_seed = nnx.data(stream), nnx.data(None)
         elif stream is None:

@@ -31,6 +31,7 @@ class WeightNoise(Noisy, Product, WeightModule):
         seed: int | None,
         method: str,
         schedule: Schedule | None,
+        persistence: Schedule | None,
         rngs: nnx.Rngs | nnx.RngStream,
         deterministic: bool,
     ) -> None:
@@ -45,7 +46,7 @@ class WeightNoise(Noisy, Product, WeightModule):
             expected = "None: the product with a mask has that of jax.default_matmul_precision"
             raise ValueError(checks.invalid("precision", expected, self.precision))
         self.check_form()
-        self.start(mask, seed, schedule, rngs, deterministic)
+        self.start(mask, seed, schedule, rngs, deterministic, persistence)
         self.method = self.state.check_method(method)
 
     @classmethod
@@ -111,10 +112,9 @@ class WeightNoise(Noisy, Product, WeightModule):
         """The plain module that computes what this one does at inference, sharing its parameters where they are equal.
 
         Raises:
-            ValueError: a bank, whose members are no one module.
+            ValueError: a bank, whose members are no one module; or a fixed mask that is another one at each position.
         """
-        if self.regime == "bank":
-            raise ValueError(checks.invalid("regime", "one with one function at inference, to be folded", "bank"))
+        self.check_folds()
         plain: typing.Any = of_form(self.plain, self, {})
         plain.kernel, plain.bias = self.kernel, self.bias
         if self.changes_at_inference:

@@ -43,15 +43,18 @@ class Noisy(Regularizer, torch.nn.Module):
     noise_key: torch.Tensor
     noise_numbers: torch.Tensor
 
-    def start(self, mask: Mask, seed: int | None, schedule: Schedule | None) -> None:
+    def start(
+        self, mask: Mask, seed: int | None, schedule: Schedule | None, persistence: Schedule | None = None
+    ) -> None:
         """Begin with a mask, after the constructor of `torch.nn.Module`.
 
         Args:
             mask: which mask, a `pernodedrop.Mask`.
             seed: int, any; None takes one from Python's `random`.
             schedule: the rate as a function of the key's call number; None leaves it where the mask has it.
+            persistence: the mask's persistence likewise.
         """
-        self.state = State(mask, seed, schedule)
+        self.state = State(mask, seed, schedule, persistence)
         self.replica: tuple[int, int] | None = None
         self.held_key: torch.Tensor | None = None
         for name in BUFFERS:

@@ -25,11 +25,18 @@ class WeightNoise(Noisy, Product, WeightModule):
 
     stack = torch.stack
 
-    def begin(self, mask: Mask, seed: int | None, method: str, schedule: Schedule | None) -> None:
+    def begin(
+        self,
+        mask: Mask,
+        seed: int | None,
+        method: str,
+        schedule: Schedule | None,
+        persistence: Schedule | None,
+    ) -> None:
         """Begin with a mask, after the constructor of the plain module."""
         if not self.weight.is_floating_point():
             raise TypeError(checks.invalid("dtype", "a floating dtype", self.weight.dtype))
-        self.start(mask, seed, schedule)
+        self.start(mask, seed, schedule, persistence)
         self.method = self.state.check_method(method)
 
     @classmethod
@@ -91,10 +98,9 @@ class WeightNoise(Noisy, Product, WeightModule):
         """The plain module that computes what this one does at inference, sharing its parameters where they are equal.
 
         Raises:
-            ValueError: a bank, whose members are no one module.
+            ValueError: a bank, whose members are no one module; or a fixed mask that is another one at each position.
         """
-        if self.regime == "bank":
-            raise ValueError(checks.invalid("regime", "one with one function at inference, to be folded", "bank"))
+        self.check_folds()
         plain: typing.Any = self.plain(**self.form_of(self))
         of_torch.share(self, plain, leave_out={*BUFFERS, *vars(self).keys() - vars(plain).keys()})
         if self.changes_at_inference:

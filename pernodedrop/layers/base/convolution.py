@@ -7,7 +7,6 @@ A depthwise convolution has a group for each channel of its input.
 """
 
 import collections.abc
-import itertools
 import math
 
 import keras
@@ -16,6 +15,7 @@ from pernodedrop import checks
 from pernodedrop._types import Shape, Tensor
 from pernodedrop.backends.methods import Window
 from pernodedrop.layers.base.contraction import Operands
+from pernodedrop.layers.base.noisy import xp
 from pernodedrop.state import Patches
 
 
@@ -46,7 +46,7 @@ class Convolution:
             y = keras.ops.reshape(y, (batch, *window.outputs, groups * outputs))
             return keras.ops.moveaxis(y, -1, 1) if self.channels_first else y
 
-        return Operands(Patches(seen, window, lambda: _patches(seen, window, groups)), w, restore)
+        return Operands(Patches(seen, window, lambda: window.patches(seen, groups, keras.ops.stack, xp)), w, restore)
 
     def matrices(self, kernel: Tensor) -> Tensor:
         """A tensor of the kernel's shape as (group, in, out)."""
@@ -73,16 +73,6 @@ class Convolution:
         if min(outputs) < 1:
             raise ValueError(checks.invalid("inputs", f"sizes from {tuple(reach)} with padding", tuple(x.shape)))
         return x, Window(tuple(size), tuple(stride), tuple(dilation), outputs)
-
-
-def _patches(x: Tensor, window: Window, groups: int) -> Tensor:
-    """The patches that `pernodedrop.state.Patches` are of: (group, batch, time, in)."""
-    channels, places = x.shape[-1], map(window.slices, itertools.product(*map(range, window.size)))
-    patches = keras.ops.stack([x[(slice(None), *place)] for place in places], axis=-2)
-    batch, times, positions = keras.ops.shape(x)[0], math.prod(window.outputs), math.prod(window.size)
-    patches = keras.ops.reshape(patches, (batch, times, positions, groups, channels // groups))
-    patches = keras.ops.transpose(patches, (3, 0, 1, 2, 4))
-    return keras.ops.reshape(patches, (groups, batch, times, positions * channels // groups))
 
 
 def padded(x: Tensor, widths: collections.abc.Iterable[tuple[int, int]]) -> Tensor:

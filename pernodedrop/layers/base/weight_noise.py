@@ -5,7 +5,7 @@ import typing
 
 import keras
 
-from pernodedrop import checks, ops
+from pernodedrop import ops
 from pernodedrop._types import Config, Key, Shape, Tensor, Words
 from pernodedrop.internals import of_keras
 from pernodedrop.layers.base.activation_noise import apply_mask
@@ -158,14 +158,15 @@ class WeightNoise(Noisy, Around):
         """A plain Keras layer, built, with weights of its own, that computes what this layer does at inference.
 
         Raises:
-            ValueError: a layer that is not built, or a bank, whose members are no one layer.
+            ValueError: a layer that is not built; a bank, whose members are no one layer; or a fixed mask that is
+                another one at each position.
         """
         check_built(self)
-        if self.regime == "bank":
-            raise ValueError(checks.invalid("regime", "one with one function at inference, to be folded", "bank"))
         if not self.state.mask.at_inference:
             return copy_of(self.layer, dtype=self.dtype_policy)
-        product = product_of(self.layer, len(self.layer.get_build_config()["input_shape"]))
+        rank = len(self.layer.get_build_config()["input_shape"])
+        self.check_folds(positions=rank > 2)
+        product = product_of(self.layer, rank)
         return copy_of(self.layer, self.masked_kernel(product, self.field(None, None)), dtype=self.dtype_policy)
 
 
