@@ -174,12 +174,13 @@ class State:
         return method
 
     def products(
-        self, x: "Tensor | Patches", w: Tensor, field: Field, samples: Words, method: str, xp: Namespace
+        self, x: "Tensor | Patches | Ids", w: Tensor, field: Field, samples: Words, method: str, xp: Namespace
     ) -> Tensor | list[Tensor]:
         """sum_i x[g, b, t, i] * w[g, i, o] * m[b, t, (g, i), o] of each group.
 
         Args:
-            x: (group, batch, [time,] in), or the `Patches` of a convolution, which are made only if they are needed.
+            x: (group, batch, [time,] in), or the `Patches` of a convolution, which are made only if they are needed, or
+                the `Ids` of rows of a table.
             w: (group, in, out).
             field: the mask at its key; its in coordinate is row-major over (group, in).
             samples: word tensor (batch,), the sample coordinates.
@@ -191,6 +192,8 @@ class State:
         """
         groups, inputs, outputs = w.shape
         sharing = self.mask.sharing
+        if isinstance(x, Ids):
+            return [ops.look_up(x.ids, w[0], field, sharing=sharing, samples=samples, xp=xp)]
         if isinstance(x, Patches):
             if method == "auto" and methods.has_kernels(w.shape, x.window, sharing, samples.shape[0]):
                 return ops.convolve(x.x, w, field, window=x.window, sharing=sharing, samples=samples, xp=xp)
@@ -242,6 +245,16 @@ class Patches(typing.NamedTuple):
     x: Tensor
     window: methods.Window
     tensor: collections.abc.Callable[[], Tensor]
+
+
+class Ids(typing.NamedTuple):
+    """The rows of a product that are 1 at an id, and else 0, of which none is made.
+
+    Attributes:
+        ids: integer tensor (batch, time).
+    """
+
+    ids: Tensor
 
 
 class Regularizer:

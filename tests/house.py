@@ -38,7 +38,7 @@ HOUSE = """
     uncertainty.native
     layers.base.around layers.base.contraction layers.base.module layers.base.saving
     layers.base.noise_layer
-    layers.base.convolution layers.base.noisy
+    layers.base.convolution layers.base.lookup layers.base.noisy
     layers.base.composite layers.base.inner layers.base.stochastic
     layers.base.activation_noise layers.base.weight_noise
     layers.base.shaped_noise

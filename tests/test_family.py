@@ -15,7 +15,10 @@ from tests import family_answers
 from tests.family import FAMILY, Case, host, inputs, wrap
 
 BACKEND = keras.backend.backend()
-NO_MASKS = (keras.layers.EinsumDense, keras.layers.Conv2D, keras.layers.DepthwiseConv1D)
+NO_MASKS = (
+    *(keras.layers.EinsumDense, keras.layers.Conv2D, keras.layers.DepthwiseConv1D),
+    *(keras.layers.Conv1DTranspose, keras.layers.SeparableConv1D),
+)
 LARGEST = 1 - 2**-24
 
 NOISES = {type(case.make().mask.noise): case.make().mask.noise for case in FAMILY.values()}
@@ -231,6 +234,7 @@ def dense_of(y):
 
 DENSE_ALWAYS = {
     *("per_node_drop_einsum", "per_node_drop_conv", "per_node_drop_depthwise"),
+    *("per_node_drop_transposed", "drop_connect_separable"),
     *("noise_injection_conv", "shakeout_conv", "noisy_attention", "noisy_rnn", "noisy_rnn_samples"),
     *("noisy_rnn_inputs", "zoneout"),
 }
