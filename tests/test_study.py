@@ -30,6 +30,11 @@ in_processes = pytest.mark.only_backend("jax", reason="what is kept does not dep
 MEASURED = {"seconds_per_epoch", "environment"}
 
 
+@pytest.fixture
+def first_weights_of_numpy():
+    """None here, but Keras' own: a process of a study has them, and a trial is the same in each."""
+
+
 def found(records):
     """Records without what depends on the machine, in an order of their own."""
     plain = [{name: value for name, value in record.items() if name not in MEASURED} for record in records]
