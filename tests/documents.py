@@ -99,10 +99,16 @@ def examples(backend):
 
 
 def share(backend):
-    """The examples that the suite runs on a backend: of those for any, but README.md's, each runs on one of them."""
+    """The examples that the suite runs on a backend: of those for any, but README.md's, each runs on one of them.
+
+    What trains many models runs on torch: the others compile each of them.
+    """
     found, trained = examples(backend), MARKS["any backend"]
     spread = [example for example in found if example.code.startswith("# any backend") and example.file != "README.md"]
-    elsewhere = [example for n, example in enumerate(spread) if trained[n % len(trained)] != backend]
+    many = [example for example in spread if re.search(r"Study\(|Ensemble\(", example.code)]
+    one = [example for example in spread if example not in many]
+    elsewhere = many if backend != "torch" else []
+    elsewhere = elsewhere + [example for n, example in enumerate(one) if trained[n % len(trained)] != backend]
     return [example for example in found if example not in elsewhere]
 
 

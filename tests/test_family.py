@@ -107,7 +107,7 @@ def test_rate_may_be_a_schedule(case):
 def test_a_rate_that_is_set_is_given_back_as_it_was_also_by_configs_and_weights(case):
     """Not as the number that a layer makes of it: 0.8999999761581421 has the threshold of 0.9."""
     layer, again = case.make(), case.make()
-    layer(case.inputs(2)), again(case.inputs(2))
+    layer(case.inputs(4)), again(case.inputs(4))
     for rate in (0.9, 0.1, 0.3, 0.123):
         layer.rate = rate
         assert (layer.rate, type(layer).from_config(layer.get_config()).rate) == (rate, rate)
@@ -306,7 +306,7 @@ def test_ragged_inputs_are_right_or_refused_by_name(case):
         return host(y.flat_values if BACKEND == "tensorflow" else y.values())
 
     layer = case.make()
-    layer.build(case.shape_of(2))
+    layer.build(case.shape_of(4))
     if isinstance(layer, pnd.StochasticDepth):  # its one number is that of all rows
         y = values(layer([ragged, ragged], training=True))
         assert any(np.array_equal(y, n * np.arange(1, 9)) for n in (1, 2))

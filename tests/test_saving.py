@@ -26,7 +26,7 @@ every_layer = pytest.mark.parametrize("case", [pytest.param(case, id=name) for n
 
 def next_calls(model):
     """What the next calls of a model give: its masks, its rate and where its schedule stands."""
-    x = inputs(5, 6)
+    x = inputs(4, 6)
     rates = [layer.rate for layer in model.layers if isinstance(layer, pnd.layers.Dropout)]
     return [host(model(x, training=training)) for training in (False, True, True)], rates
 
@@ -68,7 +68,7 @@ def test_a_layer_that_was_built_before_has_its_path_too():
 
 def test_a_state_tree_brings_every_key_back():
     model, again = branches((1, 2)), branches((3, 4))
-    model(inputs(5, 6), training=True)
+    model(inputs(4, 6), training=True)
     model.compile("sgd"), again.compile("sgd")
     tree = model.get_state_tree(value_format="numpy_array")
     flat = {name: tree[name] for name in ("trainable_variables", "non_trainable_variables")}
@@ -108,7 +108,7 @@ def test_a_layer_may_have_the_name_of_a_variable_of_the_noise_around_it(name, tm
 
     model, again = make(), make()
     assert {f"model/noisy/own_{name}", f"model/noisy/{name}/kernel"} < {one.path for one in model.variables}
-    model(inputs(5, 6), training=True)
+    model(inputs(4, 6), training=True)
     model.compile("sgd"), again.compile("sgd")
     again.set_state_tree(model.get_state_tree(value_format="numpy_array"))
     assert_goes_on_alike(again, model)
@@ -143,7 +143,7 @@ def test_the_legacy_format_of_keras_brings_every_variable_back(case, tmp_path):
 @every_layer
 def test_a_state_dict_has_every_variable(case):
     model, again = case.model(), case.model()
-    model(inputs(5, 6), training=True)
+    model(inputs(4, 6), training=True)
     state, names = model.state_dict(), [[f"_torch_params.{v.path}" for v in one.variables] for one in (again, model)]
     assert state.keys() == set(names[1])
     again.load_state_dict({new: state[old] for new, old in zip(*names, strict=True)})
@@ -179,7 +179,7 @@ def test_a_checkpoint_of_tensorflow_has_every_variable(case, tmp_path):
     model, again = case.model(), case.model()
     if case.rated and not case.scheduled:
         noisy_layer(model).rate = 0.3
-    model(inputs(5, 6), training=True)
+    model(inputs(4, 6), training=True)
     path = tf.train.Checkpoint(model=model).save(tmp_path / "checkpoint")
     tf.train.Checkpoint(model=again).restore(path).assert_consumed()
     assert noisy_layer(again).rate == noisy_layer(model).rate
@@ -191,7 +191,7 @@ def test_a_checkpoint_of_tensorflow_has_every_variable(case, tmp_path):
 @every_layer
 def test_copies_go_on_alike(case, again_of):
     model = case.model()
-    model(inputs(5, 6), training=True)
+    model(inputs(4, 6), training=True)
     assert_goes_on_alike(again_of(model), model)
 
 
@@ -324,7 +324,7 @@ def test_a_flipped_bit_is_noticed_or_changes_nothing(tmp_path):
         return keras.Sequential([keras.Input((6,)), *layers])
 
     first, second, path = model(), model(), tmp_path / "m.weights.h5"
-    first(inputs(5, 6), training=True)
+    first(inputs(4, 6), training=True)
     first.save_weights(path)
     data, right = path.read_bytes(), [host(one) for one in first.weights]
     generator, noticed = random.Random(0), 0
@@ -549,7 +549,7 @@ def test_a_tampered_config_is_refused_or_means_what_it_says_and_nothing_is_calle
 @pytest.mark.once
 def test_a_function_of_ones_own_is_saved_by_its_registered_name(tmp_path):
     model = keras.Sequential([keras.Input((6,)), pnd.Dropout(pnd.schedules.Custom(wave, steps=9), seed=1)])
-    model(inputs(5, 6), training=True)
+    model(inputs(4, 6), training=True)
     model.save(tmp_path / "m.keras")
     assert_goes_on_alike(keras.saving.load_model(tmp_path / "m.keras"), model)
 

@@ -118,6 +118,7 @@ def test_a_network_trains_to_the_weights_of_the_same_network_in_keras():
         assert module.rate == layer.rate
 
 
+@pytest.mark.slow
 def test_ranks_of_a_process_group_train_like_one_process_with_the_whole_batch():
     seen = child("torch_ranks.py")
     (first, _), (second, _), (alone, _) = *seen["ranks"], seen["alone"]
