@@ -6,7 +6,7 @@ import typing
 
 import keras
 
-from pernodedrop import ops
+from pernodedrop import checks, ops
 from pernodedrop._types import Config, Key, Shape, Tensor, Words
 from pernodedrop.internals import of_keras
 from pernodedrop.layers.base.activation_noise import apply_mask
@@ -226,10 +226,11 @@ class MaskedProduct(WeightNoise):
         return inputs
 
     def fold(self) -> keras.layers.Layer:
-        if not (isinstance(self.layer, tuple(STAGES)) and self.built and self.regime == "fixed"):
+        layer: typing.Any = self.layer
+        if not (isinstance(layer, tuple(STAGES)) and self.built and self.regime == "fixed"):
             return super().fold()
-        plain = copy_of(self.layer, dtype=self.dtype_policy)
-        rank = len(self.layer.get_build_config()["input_shape"])
+        plain = copy_of(layer, dtype=self.dtype_policy)
+        rank = len(layer.get_build_config()["input_shape"])
         for name, stage, own in self._stages(self.field(None, None)):
             getattr(plain, name).assign(stage.masked_kernel(product_of(stage.layer, rank), own))
         return plain
