@@ -226,11 +226,10 @@ class MaskedProduct(WeightNoise):
         return inputs
 
     def fold(self) -> keras.layers.Layer:
-        layer: typing.Any = self.layer
-        if not (isinstance(layer, tuple(STAGES)) and self.built and self.regime == "fixed"):
+        if not (isinstance(self.layer, tuple(STAGES)) and self.built and self.regime == "fixed"):
             return super().fold()
-        plain = copy_of(layer, dtype=self.dtype_policy)
-        rank = len(layer.get_build_config()["input_shape"])
+        plain: typing.Any = copy_of(self.layer, dtype=self.dtype_policy)
+        rank = len(plain.get_build_config()["input_shape"])
         for name, stage, own in self._stages(self.field(None, None)):
             getattr(plain, name).assign(stage.masked_kernel(product_of(stage.layer, rank), own))
         return plain
