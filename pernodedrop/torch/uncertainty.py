@@ -14,7 +14,7 @@ import typing
 import numpy as np
 import torch
 
-from pernodedrop import checks
+from pernodedrop import backends, checks
 from pernodedrop._types import Array
 from pernodedrop.internals import of_torch
 from pernodedrop.torch.noisy import Noisy
@@ -247,7 +247,7 @@ def _size(x: typing.Any) -> int:
     """How many samples there are."""
     leaves = list(x.values()) if isinstance(x, dict) else list(x) if isinstance(x, list | tuple) else [x]
     expected = "a tensor with samples first, or a list or dict of them, of equal lengths from 1"
-    if not all(hasattr(leaf, "shape") for leaf in leaves):
+    if not all(backends.name_of(leaf) for leaf in leaves):
         raise TypeError(checks.invalid("x", expected, x))
     sizes = {tuple(leaf.shape)[:1] for leaf in leaves}
     if len(sizes) != 1 or sizes & {(), (0,)}:
@@ -264,7 +264,10 @@ def _mapped(x: typing.Any, function: typing.Callable[[typing.Any], typing.Any]) 
 
 def _moved(leaf: typing.Any, parameter: torch.Tensor | None) -> torch.Tensor:
     """A tensor, where the model is; of an array, in the floating dtype of the model."""
-    tensor = torch.as_tensor(leaf)
+    try:
+        tensor = torch.as_tensor(leaf)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(checks.invalid("x", "what torch.as_tensor takes", leaf)) from error
     if parameter is None:
         return tensor
     if isinstance(leaf, np.ndarray) and tensor.is_floating_point():
