@@ -417,9 +417,9 @@ def bits_of(numbers: Params) -> np.typing.NDArray[np.int32]:
     return np.array([np.asarray(number).view("int32") for number in numbers.values()], "int32")
 
 
-def refuse_sample_ids(sample_ids: Tensor) -> typing.NoReturn:
+def refuse_sample_ids(sample_ids: Tensor, argument: str = "sample_ids") -> typing.NoReturn:
     """Raise: there is no sample coordinate that ids could be."""
-    raise ValueError(checks.invalid("sample_ids", "None: this mask is the same for all samples", sample_ids))
+    raise ValueError(checks.invalid(argument, "None: this mask is the same for all samples", sample_ids))
 
 
 def entries_of_inputs(shape: Shape, like: Tensor, field: Field, samples: Words, xp: Namespace) -> Tensor:

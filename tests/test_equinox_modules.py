@@ -195,6 +195,13 @@ REFUSALS = {
     "channels": (lambda: pnde.PerNodeConv(1, 3, 4, 1, key=key())(inputs(2, 3), key=key()), r"\(3, \*space\)"),
     "scalar": (lambda: pnde.PerNodeLinear("scalar", 4, key=key()), "`in_features`"),
     "inference": (lambda: linear(inference=0), "`inference`"),
+    "float id": (lambda: linear()(inputs(3), key=key(), sample_id=jnp.ones(())), "`sample_id`. Expected an integer"),
+    "id": (
+        lambda: linear(sharing="sample")(inputs(3), key=key(), sample_id=1),
+        "`sample_id`.*the same for all samples",
+    ),
+    "number": (lambda: linear()(1.0, key=key()), "`x`.*a tensor of jax.*float"),
+    "number of all": (lambda: pnde.Dropout(0.5)(1.0, key=key()), "`x`.*a tensor of jax.*float"),
     "integers": (lambda: pnde.Dropout(0.5)(jnp.arange(3), key=key()), "`x`. Expected a floating dtype"),
     "rank": (lambda: pnde.SpatialDropout(0.5)(inputs(3), key=key()), "rank from 2"),
     "with_key": (lambda: pnde.with_key(linear(), jax.random.split(key(), 3)), "one jax.random.key"),

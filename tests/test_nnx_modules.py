@@ -331,6 +331,7 @@ REFUSALS = {
     "rate": (lambda: linear(rate=1.0), "`rate`"),
     "no stream": (lambda: linear(seed=None), "'noise' or 'default' among them, or a seed"),
     "streams": (lambda: pndx.Dropout(0.5, rngs=3), "`rngs`"),
+    "streams beside a seed": (lambda: pndx.Dropout(0.5, seed=1, rngs=3), "`rngs`.*nnx.Rngs"),
     "no key": (lambda: pndx.Dropout(0.5)(inputs(5, 3)), "or a key in the call"),
     "two keys": (lambda: linear()(inputs(5, 3), rngs=rngs(noise=1), key=(1, 0)), "None beside `key`"),
     "ids": (lambda: linear(sharing="sample")(inputs(5, 3), sample_ids=jnp.arange(5)), "the same for all samples"),
@@ -342,6 +343,9 @@ REFUSALS = {
     "dilation": (lambda: pndx.PerNodeConv(3, 4, (1,), input_dilation=2, rngs=rngs(noise=1)), "`input_dilation`"),
     "sharding": (lambda: linear()(inputs(5, 3), jax.P()), "`out_sharding`"),
     "deterministic": (lambda: linear(deterministic=0), "`deterministic`"),
+    "number": (lambda: linear()(1.0), "`inputs`.*a tensor of jax.*float"),
+    "number of all": (lambda: pndx.Dropout(0.5, seed=1)(1.0), "`inputs`.*a tensor of jax.*float"),
+    "scalar": (lambda: pndx.DropPath(0.5, seed=1)(jnp.ones(())), "`inputs`.*samples in the first axis"),
     "integers": (lambda: pndx.Dropout(0.5, seed=1)(jnp.arange(3)), "a floating dtype"),
     "rank": (lambda: pndx.SpatialDropout(0.5, seed=1)(inputs(5, 3)), "rank from 3"),
     "no noise": (lambda: pndx.uncertainty.predict(nnx.Linear(3, 4, rngs=rngs()), inputs(5, 3)), "with noise modules"),
@@ -352,6 +356,23 @@ REFUSALS = {
     ),
     "stack": (lambda: stacked().rate, "that of one module"),
 }
+
+
+class Held:
+    """What JAX takes for an array, as it takes variables of others."""
+
+    shape = (5, 3)
+
+    def __jax_array__(self):
+        return inputs(*self.shape)
+
+
+def test_variables_and_arrays_of_numpy_are_inputs_too():
+    x = inputs(5, 3)
+    np.testing.assert_array_equal(pndx.Dropout(0.5, seed=1)(Held()), pndx.Dropout(0.5, seed=1)(x))
+    for given in (nnx.Param(x), np.asarray(x)):
+        np.testing.assert_array_equal(linear()(given), linear()(x))
+        np.testing.assert_array_equal(pndx.Dropout(0.5, seed=1)(given), pndx.Dropout(0.5, seed=1)(x))
 
 
 @pytest.mark.parametrize("case", REFUSALS)

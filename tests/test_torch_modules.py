@@ -396,10 +396,24 @@ REFUSALS = {
     "no ids": (lambda: pndt.PerNodeLinear(3, 4, regime="example")(inputs(5, 3)), "the examples' ids"),
     "features": (lambda: pndt.PerNodeLinear(3, 4)(inputs(5, 4)), "3 features"),
     "channels": (lambda: pndt.PerNodeConv1d(3, 4, 1)(inputs(5, 4, 3)), "3 channels"),
+    "shared features": (lambda: pndt.DropConnectLinear(3, 4)(inputs(5, 4)), "`input`.*3 features"),
+    "shared channels": (lambda: pndt.DropConnectConv1d(3, 4, 1)(inputs(5, 4, 3)), "`input`.*3 channels"),
+    "rank of channels": (lambda: pndt.PerNodeConv2d(3, 4, 1)(inputs(5, 3)), r"`input`.*2 more axes.*\(1, 5, 3\)"),
+    "reach": (lambda: pndt.PerNodeConv2d(3, 4, 2)(inputs(5, 3, 4, 0)), r"`input`.*sizes from \(2, 2\)"),
+    "shared reach": (lambda: pndt.DropConnectConv2d(3, 4, 2)(inputs(5, 3, 4, 0)), r"`input`.*sizes from \(2, 2\)"),
+    "dtype": (lambda: pndt.DropConnectLinear(3, 4)(inputs(5, 3).half()), "`input`.*torch.float32, the weight's"),
+    "array": (lambda: pndt.PerNodeLinear(3, 4)(np.ones((5, 3), "float32")), "`input`.*a tensor of torch.*numpy"),
+    "number": (lambda: pndt.Dropout(0.5)(1.0), "`input`.*a tensor of torch.*float"),
+    "scalar": (lambda: pndt.DropPath(0.5)(torch.tensor(1.0)), "`input`.*samples in the first axis"),
+    "array for a name": (lambda: pndt.apply(Network(), "all-linear", np.zeros(3)), "`regularizer`.*one of"),
+    "pattern": (lambda: pndt.apply(Network(), "head("), r"`rule`.*a regular expression \(missing \)"),
+    "excluded": (lambda: pndt.apply(Network(), "head", rate=0.5, exclude=3), "`exclude`.*a regular expression"),
     "integers": (lambda: pndt.Dropout(0.5)(torch.arange(3)), "a floating dtype"),
     "rank": (lambda: pndt.SpatialDropout2d(0.5)(inputs(5, 3)), "rank 4"),
     "sparse": (lambda: pndt.Dropout(0.5)(inputs(5, 3).to_sparse()), "dense"),
     "replica": (lambda: pndt.set_replica(Network(), 2, 2), "`rank`"),
+    "no model of ranks": (lambda: pndt.set_replica(3, 0, 2), "`model`.*a torch.nn.Module"),
+    "no model of keys": (lambda: pndt.drawn_keys(3).__enter__(), "`model`.*a torch.nn.Module"),
 }
 
 
@@ -557,6 +571,7 @@ PREDICTIONS = {
     "no layer": (lambda: pndt.uncertainty.predict(pndt.Dropout(0.5), inputs(5, 3), layers=["x"]), "which make noise"),
     "no rows": (lambda: pndt.uncertainty.predict(pndt.Dropout(0.5), inputs(0, 3)), "of equal lengths from 1"),
     "no batch": (lambda: pndt.uncertainty.predict(pndt.Dropout(0.5), iter([])), "at least one batch"),
+    "objects": (lambda: pndt.uncertainty.predict(pndt.Dropout(0.5), np.array([None])), "`x`.*torch.as_tensor takes"),
     "no tensor": (lambda: pndt.uncertainty.predict(pndt.Dropout(0.5), 3), "a tensor, a list or dict"),
     "batch_size": (lambda: pndt.uncertainty.predict(pndt.Dropout(0.5), iter([]), batch_size=2), "None where `x` gives"),
 }

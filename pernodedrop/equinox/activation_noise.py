@@ -28,7 +28,7 @@ class ActivationNoise(Noisy, ActivationModule):
         sample_id: int | jax.Array | None = None,
     ) -> jax.Array:
         """The input, in training times its mask; see the class."""
-        self.check_shape((1, *x.shape))
+        self.check_input(x, of_one=True)
         return self.masked(x[None], key, sample_id)[0] if self.is_noisy(inference) else x
 
     def fold(self) -> eqx.Module:

@@ -10,7 +10,7 @@ from pernodedrop import backends, checks, generator
 from pernodedrop._types import Params, Words
 from pernodedrop.mask import Mask
 from pernodedrop.schedules import Schedule
-from pernodedrop.state import Regularizer, State, bits_of
+from pernodedrop.state import Regularizer, State, bits_of, refuse_sample_ids
 
 xp = backends.get("jax")
 
@@ -143,8 +143,13 @@ class Noisy(Regularizer, eqx.Module):
             if self.regime == "bank":
                 raise ValueError(checks.invalid("sample_id", "an integer, which chooses a member", None))
             return super().samples(x, None)
-        if not hasattr(sample_ids, "dtype"):
+        if "sample" in self.state.mask.sharing:
+            refuse_sample_ids(sample_ids, "sample_id")
+        name = backends.name_of(sample_ids)
+        if name is None:
             sample_ids = np.asarray(checks.check_int(sample_ids, "sample_id"))
+        elif not backends.get(name).is_integer(sample_ids):
+            raise TypeError(checks.invalid("sample_id", "an integer dtype", sample_ids.dtype))
         if tuple(sample_ids.shape) != ():
             raise ValueError(checks.invalid("sample_id", "an integer, one for each call", sample_ids))
         return super().samples(x, jax.numpy.reshape(sample_ids, (1,)))

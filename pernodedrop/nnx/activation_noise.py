@@ -5,7 +5,7 @@ import typing
 import jax
 from flax import nnx
 
-from pernodedrop import checks, schedules
+from pernodedrop import backends, checks, schedules
 from pernodedrop._types import Key, Shape
 from pernodedrop.mask import Mask, check_noise_shape
 from pernodedrop.modules import ActivationModule, ChannelModule, PathModule, ShapedModule, sharing_of
@@ -30,8 +30,12 @@ class ActivationNoise(Noisy, ActivationModule):
     ) -> jax.Array:
         """The input, in training times its mask; see the class."""
         key = self.key_of(rngs, key)
-        self.check_shape(tuple(inputs.shape))
-        return self.masked(inputs, key, sample_ids) if self.is_noisy(deterministic) else inputs
+        self.check_input(inputs)
+        if not self.is_noisy(deterministic):
+            return inputs
+        if backends.name_of(inputs) is None:  # a variable
+            inputs = inputs.__jax_array__()
+        return self.masked(inputs, key, sample_ids)
 
     def fold(self) -> nnx.Module:
         """The plain module that computes what this one does at inference: the identity."""

@@ -85,6 +85,8 @@ class Noisy(Regularizer, nnx.Module):
         """
         self.deterministic = checks.check_bool(deterministic, "deterministic")
         checks.check_seed(seed)
+        if not isinstance(rngs, nnx.Rngs | nnx.RngStream | None):  # beside a seed too, where none is drawn from
+            raise TypeError(checks.invalid("rngs", "nnx.Rngs, an nnx.RngStream or None", rngs))
         stream = _stream_of(rngs) if seed is None else nnx.RngStream(_key_of_seed(seed), tag=STREAM)
         self.state = State(mask, 0, schedule, persistence)
         bits = bits_of(self.state.first_numbers)

@@ -9,7 +9,7 @@ from jax import numpy as jnp
 from pernodedrop import checks
 from pernodedrop._types import Key
 from pernodedrop.mask import Mask
-from pernodedrop.modules import WeightModule
+from pernodedrop.modules import WeightModule, check_tensor
 from pernodedrop.nnx.noisy import STREAM, Noisy, Rngs, chosen, xp
 from pernodedrop.nnx.products import Product
 from pernodedrop.rules import is_plain
@@ -84,6 +84,7 @@ class WeightNoise(Noisy, Product, WeightModule):
         key = self.key_of(rngs, key)
         if not self.is_noisy(deterministic):
             return self.without_noise(inputs, out_sharding)
+        check_tensor("inputs", inputs, xp)
         if out_sharding is not None:
             raise ValueError(checks.invalid("out_sharding", "None in a call with noise", out_sharding))
         if not self.is_batched(inputs):

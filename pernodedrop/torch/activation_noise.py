@@ -25,7 +25,7 @@ class ActivationNoise(Noisy, ActivationModule):
         sample_ids: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """The input, in training times its mask; see the class."""
-        self.check_shape(tuple(input.shape))
+        self.check_input(input)
         return self.masked(input, key, sample_ids) if self.training else input
 
     def fold(self) -> torch.nn.Module:

@@ -191,6 +191,7 @@ def drawn_keys(model: torch.nn.Module) -> collections.abc.Iterator[None]:
     ...     bool((layer(x) == layer(x)).all())
     True
     """
+    _check_model(model)
     noisy = [module for module in model.modules() if isinstance(module, Noisy) and module.training]
     for module in noisy:
         module.held_key = module.draw()
@@ -216,7 +217,7 @@ def set_replica(model: torch.nn.Module, rank: int, ranks: int) -> torch.nn.Modul
         The model.
 
     Raises:
-        TypeError, ValueError: numbers that are not as described.
+        TypeError, ValueError: an argument that is not as described.
 
     >>> import torch, pernodedrop.torch as pndt
     >>> layer = pndt.set_replica(pndt.PerNodeLinear(3, 4, seed=1), rank=1, ranks=2)
@@ -224,6 +225,7 @@ def set_replica(model: torch.nn.Module, rank: int, ranks: int) -> torch.nn.Modul
     >>> bool((layer(x, key=(1, 0)) == layer(x, key=(1, 0), sample_ids=torch.tensor([1, 3]))).all())
     True
     """
+    _check_model(model)
     checks.check_count(ranks, "ranks")
     if checks.check_count(rank, "rank", least=0) >= ranks:
         raise ValueError(checks.invalid("rank", f"an int below ranks={ranks}", rank))
@@ -231,6 +233,11 @@ def set_replica(model: torch.nn.Module, rank: int, ranks: int) -> torch.nn.Modul
         if isinstance(module, Noisy):
             module.replica = (rank, ranks)
     return model
+
+
+def _check_model(model: typing.Any) -> None:
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(checks.invalid("model", "a torch.nn.Module", model))
 
 
 def _device_of(module: torch.nn.Module) -> torch.device:

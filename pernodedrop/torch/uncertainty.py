@@ -11,6 +11,7 @@ import typing
 import numpy as np
 import torch
 
+from pernodedrop import checks
 from pernodedrop._types import Array
 from pernodedrop.internals import of_torch
 from pernodedrop.torch.noisy import Noisy
@@ -170,7 +171,10 @@ def _input(args: tuple[typing.Any, ...], kwargs: dict[str, typing.Any]) -> torch
 
 def _moved(leaf: typing.Any, parameter: torch.Tensor | None) -> torch.Tensor:
     """A tensor, where the model is; of an array, in the floating dtype of the model."""
-    tensor = torch.as_tensor(leaf)
+    try:
+        tensor = torch.as_tensor(leaf)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(checks.invalid("x", "what torch.as_tensor takes", leaf)) from error
     if parameter is None:
         return tensor
     if isinstance(leaf, np.ndarray) and tensor.is_floating_point():

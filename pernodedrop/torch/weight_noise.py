@@ -9,7 +9,7 @@ from pernodedrop import checks, ops
 from pernodedrop._types import Key
 from pernodedrop.internals import of_torch
 from pernodedrop.mask import Mask
-from pernodedrop.modules import WeightModule
+from pernodedrop.modules import WeightModule, check_tensor
 from pernodedrop.rules import is_plain
 from pernodedrop.schedules import Schedule
 from pernodedrop.torch.noisy import BUFFERS, Noisy, xp
@@ -71,6 +71,7 @@ class WeightNoise(Noisy, Product, WeightModule):
         """What the plain module gives, in training with noise; see the class."""
         if not self.has_noise:
             return self.without_noise(input)
+        check_tensor("input", input, xp)
         ops.check_layout("input", input, ("dense",), xp)
         if self.is_batched(input):
             return self.with_noise(input, key, sample_ids)
@@ -86,8 +87,10 @@ class WeightNoise(Noisy, Product, WeightModule):
 
     def with_noise(self, x: torch.Tensor, key: Key | None, sample_ids: torch.Tensor | None) -> torch.Tensor:
         """What a call with noise gives, of a batch."""
+        self.check_batch(x)
         samples, field = self.samples(x, sample_ids), self.field(key, x.device)
-        x = x if self.state.one_kernel else self._cast(x)
+        dtype = self._dtype_of(x)
+        x = x if self.state.one_kernel else x.to(dtype)
         return self.product(x, self.weight, self.bias, field, samples)
 
     def weights_at_inference(self) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -110,11 +113,11 @@ class WeightNoise(Noisy, Product, WeightModule):
                     setattr(plain, name, torch.nn.Parameter(value.detach().clone(), requires_grad=trainable))
         return plain
 
-    def _cast(self, x: torch.Tensor) -> torch.Tensor:
-        """The input in the dtype that the output will have, or an error where torch would give one."""
+    def _dtype_of(self, x: torch.Tensor) -> torch.dtype:
+        """The dtype that the output of an input will have, or an error where torch would give one."""
         kind = x.device.type
         if kind != "meta" and torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
-            return x.to(torch.get_autocast_dtype(kind))
+            return torch.get_autocast_dtype(kind)
         if x.dtype != self.weight.dtype:
             raise TypeError(checks.invalid("input", f"{self.weight.dtype}, the weight's", x.dtype))
-        return x
+        return x.dtype

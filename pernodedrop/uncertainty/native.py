@@ -11,7 +11,7 @@ import typing
 
 import numpy as np
 
-from pernodedrop import checks
+from pernodedrop import backends, checks
 from pernodedrop._types import Array
 from pernodedrop.state import Regularizer
 from pernodedrop.uncertainty.prediction import (
@@ -200,7 +200,7 @@ def _size(x: typing.Any) -> int:
     """How many samples there are."""
     leaves = list(x.values()) if isinstance(x, dict) else list(x) if isinstance(x, list | tuple) else [x]
     expected = "a tensor with samples first, or a list or dict of them, of equal lengths from 1"
-    if not all(hasattr(leaf, "shape") for leaf in leaves):
+    if not all(backends.name_of(leaf) for leaf in leaves):
         raise TypeError(checks.invalid("x", expected, x))
     sizes = {tuple(leaf.shape)[:1] for leaf in leaves}
     if len(sizes) != 1 or sizes & {(), (0,)}:
