@@ -71,7 +71,9 @@ def test_it_is_a_loop_that_mixes_the_states(name, arguments):
     layer = zoned(name, {"return_sequences": True, **arguments})
     same(layer(X, training=True, mask=SEEN), by_hand(layer.layer, kept(layer.layer)))
     share = 1 - RATE
-    means = [[np.full((BATCH, TIME, s), share, "float32") for s in np.ravel(c.state_size)] for c in cells_of(layer.layer)]
+    means = [
+        [np.full((BATCH, TIME, s), share, "float32") for s in np.ravel(c.state_size)] for c in cells_of(layer.layer)
+    ]
     same(layer(X, mask=SEEN), by_hand(layer.layer, means))
 
 
