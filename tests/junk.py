@@ -237,6 +237,7 @@ LAYERS = {
     "FastDropout": {"layer": relu},
     "Flipout": {"layer": dense},
     "GaussianDropout": {"rate": lambda: 0.5},
+    "GradientRouting": {"routes": lambda: [[1, 0, 1, 1], [0, 1, 0, 1]]},
     "Masksembles": {},
     "NoiseInjection": {"layer": dense},
     "NoisyAttention": {"layer": lambda: keras.layers.MultiHeadAttention(2, 3), "wrapper": lambda: pnd.PerNodeDrop},
@@ -268,6 +269,7 @@ def used_layer(name):
         if name == "StochasticDepth":
             x = [x, x]
         arguments = (ones(3, 4, 5),) * 2 if name == "NoisyAttention" else (x,)
+        arguments = (x, ones(3, dtype="int32")) if name == "GradientRouting" else arguments
         ids = {"sample_ids": ones(3, dtype="int32")} if getattr(layer, "regime", None) == "example" else {}
         found = [layer(*arguments, training=True, **ids), layer(*arguments, training=False)]
         config = keras.saving.serialize_keras_object(layer)
@@ -285,7 +287,8 @@ def layer_targets():
             continue
         make = getattr(pnd, name)
         arguments = good(make, **LAYERS[name])
-        arguments.setdefault("seed", lambda: 1)
+        if name != "GradientRouting":  # which draws nothing
+            arguments.setdefault("seed", lambda: 1)
         yield Target(name, make, arguments, used_layer(name), kind="constructor")
     published = good(pnd.DropConnect.as_published, layer=relu)
     yield Target(

@@ -8,6 +8,7 @@ from pernodedrop.layers.activation.drop_block import DropBlock1D, DropBlock2D, D
 from pernodedrop.layers.activation.drop_path import DropPath, depth_rates
 from pernodedrop.layers.activation.dropout import Dropout
 from pernodedrop.layers.activation.gaussian_dropout import GaussianDropout
+from pernodedrop.layers.activation.gradient_routing import GradientRouting
 from pernodedrop.layers.activation.masksembles import Masksembles
 from pernodedrop.layers.activation.scheduled_drop_path import ScheduledDropPath
 from pernodedrop.layers.activation.spatial_dropout import SpatialDropout1D, SpatialDropout2D, SpatialDropout3D
@@ -39,6 +40,7 @@ __all__ = [
     "FastDropout",
     "Flipout",
     "GaussianDropout",
+    "GradientRouting",
     "Masksembles",
     "NoiseInjection",
     "NoisyAttention",

@@ -34,7 +34,7 @@ class ActivationNoise(Noisy, ActivationModule):
         if not self.is_noisy(deterministic):
             return inputs
         if backends.name_of(inputs) is None:  # a variable
-            inputs = inputs.__jax_array__()
+            inputs = typing.cast(typing.Any, inputs).__jax_array__()
         return self.masked(inputs, key, sample_ids)
 
     def fold(self) -> nnx.Module:

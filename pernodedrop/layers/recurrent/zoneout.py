@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 from pernodedrop import checks, schedules
-from pernodedrop._types import Config, Params, Tensor, Words
+from pernodedrop._types import Config, Tensor, Words
 from pernodedrop.internals import of_keras
 from pernodedrop.layers.base.activation_noise import entries_of_inputs
 from pernodedrop.layers.base.noisy import xp
@@ -135,7 +135,7 @@ class Zoneout(RecurrentNoise):
 
     def _of_units(self, field: Field) -> Field:
         """The field whose numbers are those of each unit's rate, (units,)."""
-        threshold: Params = field.params["threshold"]
+        threshold: Tensor = field.params["threshold"]
         of_cells = xp.asarray(self._cell_threshold.value) if self._has_cell_rate else threshold
         sizes = map(_sizes, cells_of(self.plain))
         is_c = np.concatenate([np.repeat(np.arange(len(own)) > 0, own) for own in sizes])
