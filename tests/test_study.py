@@ -25,7 +25,8 @@ from tests.commands import exits
 from tests.processes import SCRIPTS, child
 
 trains = pytest.mark.skip_backend("numpy", reason="Keras on NumPy cannot train")
-on_one = pytest.mark.only_backend("torch", reason="what is kept is the same on all; torch compiles nothing")
+in_processes = pytest.mark.only_backend("jax", reason="what is kept does not depend on the framework")
+command = pytest.mark.only_backend("torch", reason="it says the same on all; torch compiles no trial")
 
 MEASURED = {"seconds_per_epoch", "environment"}
 
@@ -452,7 +453,7 @@ def test_a_study_selects_and_confirms_and_goes_on_with_more_seeds(tmp_path):
     assert len(more.records()) == 8
 
 
-@on_one
+@in_processes
 def test_after_kill_9_the_records_are_those_of_an_undisturbed_run(tmp_path):
     """Killed in the selection, and in the middle of the confirmation."""
     for fatal in (2, 3):
@@ -476,7 +477,7 @@ def started(*arguments):
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-@on_one
+@in_processes
 @pytest.mark.slow
 @pytest.mark.skipif(postgresql.BINARIES is None, reason="there is no PostgreSQL here")
 def test_workers_on_one_postgresql_of_which_one_is_killed_do_every_trial_once(tmp_path):
@@ -654,7 +655,7 @@ sizes = [60, 50, 50]
 """
 
 
-@on_one
+@command
 def test_a_file_is_run_shown_and_reported(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny.toml").write_text(TINY)
@@ -710,7 +711,7 @@ def test_a_file_has_layers_of_its_own(tmp_path):
     assert named.load(str(tmp_path / "guide.toml")).variants["r_drop"].r_drop == 1
 
 
-@on_one
+@command
 def test_an_interrupted_command_says_how_to_go_on(tmp_path, monkeypatch, capsys):
     def interrupted(self, planned, on_epoch=None):
         raise KeyboardInterrupt
