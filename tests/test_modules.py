@@ -76,6 +76,8 @@ def convolution(library, case):
     if case in ("1d", "causal", "3d"):
         kind, layer = "DropConnectConv", pnd.DropConnect
         noise = {"rate": 0.4, "sharing": "time", "mask_bias": True, "scaling": "none"}
+    elif case in ("2d", "strided"):
+        noise = {"rate": 0.4, "sharing": ()}  # which has patches, and no kernels
     plain = getattr(keras.layers, f"Conv{dims}D")(6, **form)
     return (
         library.make(kind, 4, 6, dims=dims, **form, **noise),
