@@ -630,7 +630,8 @@ def of_nnx():
     made = {"rngs": lambda: nnx.Rngs(0), "seed": lambda: 1}
     shapes = {"Conv": (2, 5, 4), "SpatialDropout": (2, 5, 4)}
     yield from modules_of(pndx, {"Linear": (4, 5), "Conv": (4, 5, (2,))}, shapes, made, call)
-    plain = lambda: nnx.Sequential(nnx.Linear(4, 4, rngs=nnx.Rngs(0)), nnx.Linear(4, 2, rngs=nnx.Rngs(0)))  # noqa: E731
+    linear = lambda out: nnx.Linear(4, out, rngs=nnx.Rngs(0))  # noqa: E731 - as its neighbours
+    plain = lambda: nnx.Sequential(linear(4), linear(2))  # noqa: E731 - as its neighbours
     noisy = lambda: pndx.apply(plain(), "all-linear", "per_node_drop", rate=0.5, seed=1)  # noqa: E731 - as its neighbours
     yield from surgery_of(pndx, plain, noisy)
 

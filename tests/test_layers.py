@@ -387,7 +387,7 @@ def test_exported_model_predicts_the_same(name, tmp_path):
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: pnd.PerNodeDrop(keras.layers.Conv2DTranspose(3, 3)), r"`layer`.*Dense, EinsumDense"),
+        (lambda: pnd.PerNodeDrop(keras.layers.LSTM(3)), r"`layer`.*Dense, EinsumDense"),
         (lambda: pnd.PerNodeDrop(keras.layers.Flatten()), r"`layer`.*Dense, EinsumDense"),
         (lambda: pnd.PerNodeDrop("dense"), r"`layer`.*Dense, EinsumDense.*'dense'"),
         (lambda: pnd.PerNodeDense(3, rate=1.0), r"`rate`.*\[0, 1 - 2\*\*-24\].*rate=1.0"),

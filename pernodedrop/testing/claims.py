@@ -124,7 +124,7 @@ word = st.one_of(st.sampled_from([0, 1, 2**31 - 1, 2**31, 2**32 - 2, 2**32 - 1])
 some_words = st.lists(word, min_size=1, max_size=16)
 
 
-def word_like(first):
+def _word_like(first):
     """A word whose simplest example, which is tried first, is no 0, and unlike that of any other argument.
 
     With zeros for all, what forgets an offset, or takes a call for a seed, is right.
@@ -132,8 +132,8 @@ def word_like(first):
     return st.just(first) | word
 
 
-keys = st.tuples(word_like(1), word_like(2))
-sample_offsets, in_offsets = word_like(3), word_like(5)
+keys = st.tuples(_word_like(1), _word_like(2))
+sample_offsets, in_offsets = _word_like(3), _word_like(5)
 
 
 @claim(of="noise")
