@@ -137,7 +137,7 @@ class NoisyRNN(RecurrentNoise):
     @property
     def sharing(self) -> frozenset[str]:
         """The coordinates that entries do not depend on, "gate" and "unit" among them."""
-        return super().sharing | self.columns
+        return self.state.mask.sharing | self.columns  # torch.compile cannot read a property of `super()`
 
     def with_noise(
         self, layer: keras.layers.Layer, inputs: Tensor, field: Field, samples: Words
