@@ -256,7 +256,7 @@ LAYERS = {
     "VariationalDropout": {"layer": dense, "examples": lambda: 50},
     "Zoneout": {"layer": lambda: keras.layers.LSTM(2), "rate": lambda: 0.5},
 }
-SHAPE_OF = {"1D": (2, 5, 3), "2D": (2, 4, 5, 3), "3D": (2, 3, 4, 5, 3), "NN": (3, 4, 5)}
+SHAPE_OF = {"1D": (2, 5, 3), "2D": (2, 4, 5, 3), "3D": (2, 3, 4, 5, 3), "NN": (3, 4, 5), "Zoneout": (3, 4, 5)}
 KERAS_OWN = ("units", "activation", "initializer", "loss", "metrics")
 """Arguments that are handed to Keras as they are."""
 
@@ -265,11 +265,12 @@ def used_layer(name):
     """What is done with a layer: it is saved, loaded, trained and called."""
 
     def use(layer):
-        x = ones(*SHAPE_OF.get(name[-2:], (3, 4)))
+        x = ones(*SHAPE_OF.get(name, SHAPE_OF.get(name[-2:], (3, 4))))
         if name == "StochasticDepth":
             x = [x, x]
         arguments = (ones(3, 4, 5),) * 2 if name == "NoisyAttention" else (x,)
-        arguments = (x, ones(3, dtype="int32")) if name == "GradientRouting" else arguments
+        if name == "GradientRouting":
+            arguments = (x, x if layer.routes is None else ones(3, dtype="int32"))
         ids = {"sample_ids": ones(3, dtype="int32")} if getattr(layer, "regime", None) == "example" else {}
         found = [layer(*arguments, training=True, **ids), layer(*arguments, training=False)]
         config = keras.saving.serialize_keras_object(layer)

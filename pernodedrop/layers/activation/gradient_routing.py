@@ -116,7 +116,7 @@ def _check_routes(routes: typing.Any) -> np.typing.NDArray[np.float32]:
     expected = "None or an array (routes, units) of finite numbers"
     try:
         array = np.asarray(routes, "float32")
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise TypeError(checks.invalid("routes", expected, routes)) from error
     if array.ndim != 2 or 0 in array.shape or not np.isfinite(array).all():
         raise ValueError(checks.invalid("routes", expected, routes))

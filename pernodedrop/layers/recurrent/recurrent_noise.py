@@ -53,6 +53,8 @@ class RecurrentNoise(Noisy, Around):
             mask = of_keras.mask_of(inputs)
         inputs = keras.ops.convert_to_tensor(inputs)
         ops.check_layout("inputs", inputs, ("dense",), xp)
+        if len(inputs.shape) != 3:
+            raise ValueError(checks.invalid("inputs", "a tensor (batch, time, features)", tuple(inputs.shape)))
         check_size(inputs, -1, cells_of(self.plain)[0].kernel.shape[0])
         layer, inputs = self.of_call(inputs, training, key, sample_ids)
         outputs = layer(inputs, initial_state=initial_state, mask=mask, training=training)
