@@ -253,6 +253,10 @@ def test_a_dropout_at_the_end_leaves_its_name_to_the_output():
     assert plain.output_names == ["u", "v"]
 
 
+def of_each_position(layer):
+    return pnd.PerNodeDrop(layer, regime="fixed", sharing="sample")
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
@@ -268,6 +272,14 @@ def test_a_dropout_at_the_end_leaves_its_name_to_the_output():
         ),
         (
             lambda: keras.Sequential([keras.Input((5, 4)), pnd.PerNodeDense(3, regime="fixed", sharing=())]),
+            r"`sharing`.*with 'time'.*one for all positions",
+        ),
+        (
+            lambda: keras.Sequential([keras.Input((5,)), of_each_position(layers.Embedding(7, 3))]),
+            r"`sharing`.*with 'time'.*one for all positions",
+        ),
+        (
+            lambda: keras.Sequential([keras.Input((5, 4)), of_each_position(layers.SeparableConv1D(3, 2))]),
             r"`sharing`.*with 'time'.*one for all positions",
         ),
     ],

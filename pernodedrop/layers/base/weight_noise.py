@@ -183,7 +183,7 @@ class WeightNoise(Noisy, Around):
         if not self.state.mask.at_inference:
             return copy_of(self.layer, dtype=self.dtype_policy)
         rank = len(self.layer.get_build_config()["input_shape"])
-        self.check_folds(positions=rank > 2)
+        self.check_folds(positions=rank > 2 or not isinstance(self.layer, CONTRACTIONS))
         product = product_of(self.layer, rank)
         return copy_of(self.layer, self.masked_kernel(product, self.field(None, None)), dtype=self.dtype_policy)
 
@@ -228,6 +228,7 @@ class MaskedProduct(WeightNoise):
     def fold(self) -> keras.layers.Layer:
         if not (isinstance(self.layer, tuple(STAGES)) and self.built and self.regime == "fixed"):
             return super().fold()
+        self.check_folds()
         plain: typing.Any = copy_of(self.layer, dtype=self.dtype_policy)
         rank = len(plain.get_build_config()["input_shape"])
         for name, stage, own in self._stages(self.field(None, None)):
