@@ -347,7 +347,7 @@ def _predictions(given: typing.Any, argument: str) -> Tensor:
     dtype = keras.backend.standardize_dtype(predictions.dtype)
     if not keras.backend.is_float_dtype(dtype):
         raise TypeError(checks.invalid(argument, expected, dtype))
-    if not predictions.shape:
+    if len(predictions.shape) == 0:  # a shape of TensorFlow is true even so
         raise ValueError(checks.invalid(argument, expected, given))
     return predictions
 

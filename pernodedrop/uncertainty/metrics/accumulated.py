@@ -41,7 +41,7 @@ class _OverClasses(keras.metrics.Metric):
 
     def probabilities(self, y: Tensor) -> Tensor:
         """Probabilities (..., k), of what may be the second of two classes alone."""
-        if not y.shape:
+        if len(y.shape) == 0:  # a shape of TensorFlow is true even so
             raise ValueError(checks.invalid("y_pred", "probabilities (n, k), (n,) or (n, 1)", "a scalar"))
         y = keras.ops.cast(y, keras.backend.result_type(self.dtype, "float32"))
         if len(y.shape) == 1 or y.shape[-1] == 1:
