@@ -15,13 +15,12 @@ from pernodedrop.layers.recurrent.cells import (
     KERNELS,
     Product,
     cells_of,
-    check_layer,
     check_steps,
     is_last,
     step,
     with_cells,
 )
-from pernodedrop.layers.recurrent.recurrent_noise import RecurrentNoise, plain_of
+from pernodedrop.layers.recurrent.recurrent_noise import RecurrentNoise
 from pernodedrop.mask import COORDINATES, Field, Grid, Mask, coordinate, parse_sharing
 from pernodedrop.noise import Noise
 from pernodedrop.schedules import Schedule
@@ -116,7 +115,6 @@ class NoisyRNN(RecurrentNoise):
         if isinstance(layer, RecurrentNoise) and not (isinstance(layer, NoisyRNN) and layer.state.one_kernel):
             expected = "one of Keras', or a NoisyRNN with one mask for all samples and steps"
             raise ValueError(checks.invalid("layer", expected, layer))
-        plain = check_layer(plain_of(layer))
         sharing, columns = _parse(sharing, persistence)
         names = checks.check_tuple(kernels, "kernels", f"some of {KERNELS}")
         names = tuple(checks.check_choice(name, "kernels", KERNELS) for name in names)
@@ -125,9 +123,9 @@ class NoisyRNN(RecurrentNoise):
         noise, schedule = schedules.get_noise(noise, rate)
         start, slow = schedules.get_persistence(persistence)
         mask = Mask(noise, sharing, regime, bank_size, start)
-        if not {"sample", "time"} <= mask.sharing:
-            check_steps(plain)
         super().__init__(layer, mask, seed=seed, schedule=schedule, persistence=slow, **kwargs)
+        if not {"sample", "time"} <= mask.sharing:
+            check_steps(self.plain)
         self.columns = columns
         self.kernels = names
         self.method = checks.check_choice(method, "method", METHODS)

@@ -11,9 +11,9 @@ from pernodedrop._types import Config, Tensor, Words
 from pernodedrop.internals import of_keras
 from pernodedrop.layers.base.activation_noise import entries_of_inputs
 from pernodedrop.layers.base.noisy import xp
-from pernodedrop.layers.recurrent.cells import cells_of, check_layer, check_steps, is_last, with_cells
+from pernodedrop.layers.recurrent.cells import cells_of, check_steps, is_last, with_cells
 from pernodedrop.layers.recurrent.noisy_rnn import NoisyRNN
-from pernodedrop.layers.recurrent.recurrent_noise import RecurrentNoise, plain_of
+from pernodedrop.layers.recurrent.recurrent_noise import RecurrentNoise
 from pernodedrop.mask import Field, Mask
 from pernodedrop.noise import Bernoulli
 from pernodedrop.schedules import Schedule
@@ -75,16 +75,14 @@ class Zoneout(RecurrentNoise):
     ) -> None:
         if isinstance(layer, RecurrentNoise) and not isinstance(layer, NoisyRNN):
             raise TypeError(checks.invalid("layer", "one of Keras' or a NoisyRNN", layer))
-        plain = check_layer(plain_of(layer))
-        check_steps(plain)
         start, schedule = schedules.get(rate)
-        if cell_rate is not None:
-            checks.check_rate(cell_rate, "cell_rate")
-            if not any(map(_has_cell_state, cells_of(plain))):
-                raise ValueError(checks.invalid("cell_rate", "None for a layer without LSTM cells", cell_rate))
         super().__init__(layer, Mask(Bernoulli(start), ()), seed=seed, schedule=schedule, **kwargs)
+        check_steps(self.plain)
         self._has_cell_rate = cell_rate is not None
         if cell_rate is not None:
+            checks.check_rate(cell_rate, "cell_rate")
+            if not any(map(_has_cell_state, cells_of(self.plain))):
+                raise ValueError(checks.invalid("cell_rate", "None for a layer without LSTM cells", cell_rate))
             self._cell_threshold = self._variable("cell_threshold", Bernoulli(cell_rate).params()["threshold"])
 
     @property
