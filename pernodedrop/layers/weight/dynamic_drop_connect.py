@@ -46,7 +46,7 @@ class DynamicDropConnect(WeightNoise):
 
     Args:
         layer: the inner layer, of one of the kinds that `pernodedrop.PerNodeDrop` takes, but no Embedding and no
-            transposed convolution.
+            transposed or separable convolution.
         base_rate: drop rate of every connection, a float in [0, 1) or a schedule of `pernodedrop.schedules`; 0.3, the
             authors'. It is the layer's `rate`, which can be set at any time.
         gradient_rate: what the drop rate rises by as q goes to 1, a float from zero; 0.5, the authors'. It can be set

@@ -36,8 +36,8 @@ class Flipout(WeightNoise):
 
     Args:
         layer: the inner layer, of one of the kinds that `pernodedrop.PerNodeDrop` takes, but no Embedding and no
-            transposed convolution. The signs of a convolution are of channels, and it takes two convolutions and no
-            patches.
+            transposed or separable convolution. The signs of a convolution are of channels, and it takes two
+            convolutions and no patches.
         rate: drop rate in [0, 1) that goes with a noise given by name; None is 0.5. Or a schedule of
             `pernodedrop.schedules`, which also goes with a `pernodedrop.Noise` that has a rate.
         noise: "gaussian", "uniform", "bernoulli", or a `pernodedrop.Noise`, which brings its own numbers.

@@ -40,8 +40,8 @@ class Shakeout(MaskedProduct):
 
     Args:
         layer: the inner layer, of one of the kinds that `pernodedrop.PerNodeDrop` takes, but no Embedding and no
-            transposed convolution. An input unit of an EinsumDense is an entry of the letters that x has in common with
-            the kernel.
+            transposed or separable convolution. An input unit of an EinsumDense is an entry of the letters that x has
+            in common with the kernel.
         rate: the probability that an input is reversed, in [0, 1), or a schedule of `pernodedrop.schedules`; 0.5.
         c: the size of what is added, a finite float from 0; 1e-4, the authors' for AlexNet at rate 0.5. The larger it
             is to the weights, the sparser these become.
