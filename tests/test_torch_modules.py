@@ -120,11 +120,14 @@ def test_a_network_trains_to_the_weights_of_the_same_network_in_keras():
 
 @pytest.mark.slow
 def test_ranks_of_a_process_group_train_like_one_process_with_the_whole_batch():
+    """By DDP and by FSDP2, which frees the memory of gathered weights: nothing may hold on to it."""
     seen = child("torch_ranks.py")
-    (first, _), (second, _), (alone, _) = *seen["ranks"], seen["alone"]
-    assert first == second
-    np.testing.assert_allclose(first, alone, atol=1e-6)
-    assert [updates for _, updates in (*seen["ranks"], seen["alone"])] == [3, 3, 3]
+    alone, updates = seen["alone"]
+    assert updates == 3
+    assert len(seen["ranks"]) == 4
+    for weights, updates in seen["ranks"]:
+        np.testing.assert_allclose(weights, alone, atol=1e-6)
+        assert updates == 3
 
 
 def test_a_replica_of_data_parallel_is_refused():
