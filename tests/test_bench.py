@@ -529,6 +529,8 @@ def test_the_page_is_well_formed_and_needs_nothing_else():
     assert parser.open == []
     assert parser.loads == []
     assert not re.search(r"<script|url\(\s*['\"]?\s*http|@import", text)
+    assert "`" not in text
+    assert "<code>model.fit</code>" in text
     pictures = re.findall(r"<svg.*?</svg>", text, re.DOTALL)
     assert len(pictures) == 2 * (len({NAME, "torch"}) + 2) + 1
     for picture in pictures:

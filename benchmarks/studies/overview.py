@@ -32,6 +32,7 @@ TASKS = {
 """From the studies that compare regularizers to what readers call them, as far as they have finished."""
 
 SIGNS = {"less": "lower", "more": "higher"}
+ABREAST = 3  # panels, at whose size their text is read on a page of 640 pixels
 COLOURS = {"less": figures.GREEN, "more": figures.ORANGE}
 
 
@@ -80,9 +81,12 @@ def table(studies, base):
 def chart(studies, base="none"):
     """A panel for each task, a line for each regularizer; filled where the difference is beyond chance."""
     shown = rows(studies, base)
-    figure = Figure(figsize=(2.2 + 1.9 * len(studies), 0.3 * len(shown) + 1.0), layout="constrained")
-    panels = figure.subplots(1, len(studies), sharey=True, squeeze=False)[0]
-    for axes, (task, found) in zip(panels, studies.items(), strict=True):
+    lines = -(-len(studies) // ABREAST)
+    figure = Figure(figsize=(6.4, lines * (0.2 * len(shown) + 0.5) + 0.3), layout="constrained")
+    panels = figure.subplots(lines, ABREAST, sharey=True, squeeze=False).ravel()
+    for axes in panels[len(studies) :]:
+        axes.set_visible(False)
+    for axes, (task, found) in zip(panels, studies.items(), strict=False):
         for place, (name, _) in enumerate(shown):
             if known := share(found, base, name):
                 mean, (low, high), verdict = known
