@@ -56,6 +56,20 @@ def advised(text):
     return [extra for names in re.findall(r"pernodedrop\[([\w,]+)\]", text) for extra in names.split(",")]
 
 
+def test_the_recipe_for_conda_forge_is_that_of_the_metadata(pyproject):
+    recipe, project = (ROOT / "recipe.yaml").read_text(encoding="utf-8"), pyproject["project"]
+    (needed,) = re.findall(r"^  run:\n((?:    - .+\n)+)", recipe, re.MULTILINE)
+    python, *others = re.findall(r"- (.+)", needed)
+    assert python.replace("${{ python_min }}", *re.findall(r'python_min: "(.+)"', recipe)) == (
+        f"python {project['requires-python']}"
+    )
+    assert [name.replace(" ", "") for name in others] == project["dependencies"]
+    ((command, target),) = project["scripts"].items()
+    assert f"- {command} = {target}\n" in recipe
+    assert f"- {pyproject['build-system']['requires'][0].replace('>=', ' >=')}\n" in recipe
+    assert f"license: {project['license']}\n" in recipe
+
+
 def test_on_pypi_the_links_of_the_readme_lead_to_the_project_or_are_left_out():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     description = runpy.run_path(str(ROOT / "setup.py"))["description"]
