@@ -38,6 +38,7 @@ class Target:
         kind: "constructor", "function" or "layer call".
         aliases: other names that errors have for its arguments.
         owner: whose own refusals may keep their words.
+        compiles: whether each call compiles anew what is not kept for the next, on JAX.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Target:
     kind: str = "function"
     aliases: tuple[str, ...] = ()
     owner: str = "keras"
+    compiles: bool = False
 
 
 NOT_CALLED = {
@@ -161,7 +163,8 @@ def layer_targets():
         arguments = good(make, **LAYERS[name])
         if name != "GradientRouting":  # which draws nothing
             arguments.setdefault("seed", lambda: 1)
-        yield Target(name, make, arguments, used_layer(name), kind="constructor")
+        loops = name in ("NoisyRNN", "Zoneout")
+        yield Target(name, make, arguments, used_layer(name), kind="constructor", compiles=loops)
     published = good(pnd.DropConnect.as_published, layer=relu)
     yield Target(
         "DropConnect.as_published", pnd.DropConnect.as_published, published, used_layer(""), kind="constructor"
@@ -311,7 +314,7 @@ def functions():
     yield Target("fold", pnd.fold, {"model": model})
     yield Target("copy_weights", pnd.copy_weights, {"source": plain_model, "target": model})
     predict = good(pnd.uncertainty.predict, model=model, x=lambda: np.ones((3, 4), "float32"), samples=lambda: 2)
-    yield Target("predict", pnd.uncertainty.predict, predict, lambda p: [p.mean], ("x",))
+    yield Target("predict", pnd.uncertainty.predict, predict, lambda p: [p.mean], ("x",), compiles=True)
     with_rate = lambda rate: pnd.Bernoulli(0.5).with_rate(rate)  # noqa: E731 - as short as its neighbours
     yield Target("Noise.with_rate", with_rate, {"rate": lambda: 0.5}, used_noise)
     linear = pnd.schedules.Linear(0.0, 0.5, 10)
@@ -401,7 +404,12 @@ def of_study():
         yield Target(f"variants.{function.__name__}", function, {"rate": lambda: 0.5})
     chosen = {"backends": lambda: [NAME], "claims": lambda: ["declaration"], "examples": lambda: 1}
     check = good(pnd.testing.check_noise, noise=lambda: pnd.Bernoulli(0.5), **chosen)
-    yield Target("check_noise", pnd.testing.check_noise, {name: check[name] for name in check.keys() - {"ops"}})
+    yield Target("check_noise", checked, {name: check[name] for name in check.keys() - {"ops"}})
+
+
+def checked(claims, **kwargs):
+    """`check_noise`, of one claim in the place of all, which take half a minute."""
+    return pnd.testing.check_noise(claims=["declaration"] if claims is None else claims, **kwargs)
 
 
 # native modules
@@ -457,6 +465,7 @@ def modules_of(package, sizes, shapes, common, call):
         called = {key: value for key, value in good(kind.__call__).items() if key not in OF_FRAMEWORK}
         if place == "torch":
             called = {"sample_ids": lambda: None, "key": lambda: None}
+        called |= {key: value for key, value in common.items() if key in called}
         (of_x,) = {"torch": ("input",), "nnx": ("inputs",), "equinox": ("x",)}[place]
         calls = lambda module=module, of_x=of_x, **kw: call(module(), kw.pop(of_x), **kw)  # noqa: E731 - a bound call
         tensors = (of_x, "key", "sample_ids", "sample_id")

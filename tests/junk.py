@@ -7,6 +7,7 @@ the own refusal of the framework whose part it is, or anything else, which is a 
 
 import argparse
 import collections
+import contextlib
 import datetime
 import decimal
 import fractions
@@ -95,7 +96,10 @@ GOOD = ("right", "named", "keras", "torch", "nnx", "equinox")
 
 def junk_for(target, argument):
     """The functions that make what is given for an argument."""
-    return INPUTS if argument in target.tensors else JUNK
+    if argument not in target.tensors:
+        return JUNK
+    # JAX compiles for each shape; at inference they are the same layer's
+    return INPUTS[len(SHAPES) :] if NAME == "jax" and target.name.endswith(" in training") else INPUTS
 
 
 def outcome(target, junk):
@@ -103,7 +107,7 @@ def outcome(target, junk):
     given = {name: make() for name, make in target.arguments.items() if name not in junk}
     stage = "call"
     try:
-        with warnings.catch_warnings(), np.errstate(all="ignore"):
+        with warnings.catch_warnings(), np.errstate(all="ignore"), op_by_op(target):
             warnings.simplefilter("ignore")
             result = target.call(**given, **junk)
             stage = "use"
@@ -117,6 +121,15 @@ def outcome(target, junk):
     if numbers_in(given, junk) and not all(np.isfinite(array).all() for array in map(host, concrete(arrays))):
         return "not numbers", None
     return "right", None
+
+
+def op_by_op(target):
+    """Has JAX not compile a call as a whole, where that would be done for each anew."""
+    if NAME != "jax" or not target.compiles:
+        return contextlib.nullcontext()
+    import jax
+
+    return jax.disable_jit()
 
 
 def judged(target, error, stage):
@@ -148,8 +161,13 @@ FOLDERS = {"nnx": "flax"}
 def numbers_in(*arguments):
     """Whether no tensor among the arguments has NaN or infinity."""
     leaves = [leaf for given in arguments for leaf in given.values() if backends.name_of(leaf) in (NAME, "numpy")]
+    return all(map(is_finite, leaves))
+
+
+def is_finite(leaf):
+    """Whether a tensor has no NaN and no infinity, as keys and objects have none."""
     try:
-        return all(np.isfinite(host(leaf)).all() for leaf in leaves)
+        return np.isfinite(host(leaf)).all()
     except (TypeError, ValueError, AttributeError):
         return True
 
@@ -201,9 +219,15 @@ def main():
     parser = argparse.ArgumentParser(description="Junk for everything public.")
     parser.add_argument("--only", default="", help="what names of targets contain, or kind:function")
     parser.add_argument("--list", nargs="*", default=[], help="kinds of outcomes to list beside faults: keras, named")
+    parser.add_argument("--part", default="1/1", help="of all, such as 1/2: on JAX a half takes about two minutes")
     options = parser.parse_args()
+    part, parts = map(int, options.part.split("/"))
+    if NAME == "jax":
+        import jax
+
+        jax.config.update("jax_disable_most_optimizations", True)  # it compiles for each shape
     chosen = [t for t in targets() if options.only in t.name or options.only == f"kind:{t.kind}"]
-    for (kind, came), count in sorted(sweep(chosen, options.list).items()):
+    for (kind, came), count in sorted(sweep(chosen[part - 1 :: parts], options.list).items()):
         print(f"{NAME} {kind}: {count} {came}")
 
 

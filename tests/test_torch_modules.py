@@ -574,7 +574,7 @@ PREDICTIONS = {
     "no layer": (lambda: pndt.uncertainty.predict(pndt.Dropout(0.5), inputs(5, 3), layers=["x"]), "which make noise"),
     "no rows": (lambda: pndt.uncertainty.predict(pndt.Dropout(0.5), inputs(0, 3)), "of equal lengths from 1"),
     "no batch": (lambda: pndt.uncertainty.predict(pndt.Dropout(0.5), iter([])), "at least one batch"),
-    "objects": (lambda: pndt.uncertainty.predict(pndt.Dropout(0.5), np.array([None])), "`x`.*torch.as_tensor takes"),
+    "objects": (lambda: pndt.uncertainty.predict(pndt.Dropout(0.5), np.array([None])), "`x`.*an array of numbers"),
     "no tensor": (lambda: pndt.uncertainty.predict(pndt.Dropout(0.5), 3), "a tensor, a list or dict"),
     "batch_size": (lambda: pndt.uncertainty.predict(pndt.Dropout(0.5), iter([]), batch_size=2), "None where `x` gives"),
 }
