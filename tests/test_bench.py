@@ -505,6 +505,15 @@ def test_numbers_have_three_digits(value, text):
     assert table.number(value) == text
 
 
+@pytest.mark.once
+def test_help_lists_what_can_be_chosen(capsys):
+    assert exits(["bench", "--help"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert f"{', '.join(matrix.PROFILES)} (default" in text
+    assert f"some of {', '.join(name for name in matrix.ROWS if name not in matrix.REFERENCES)}, beside" in text
+    assert f"some of {', '.join(backends.NAMES)} (default" in text
+
+
 class Balanced(html.parser.HTMLParser):
     """Finds elements that are not closed, and what would be loaded."""
 

@@ -21,7 +21,7 @@ from pernodedrop.study.epoch_end import Batches, evaluate
 from pernodedrop.study.slot import Slot
 from pernodedrop.study.storage import Queue, Records
 from tests import postgresql, studies
-from tests.commands import exits
+from tests.commands import IMPOSSIBLE, exits
 from tests.processes import SCRIPTS, child
 
 trains = pytest.mark.skip_backend("numpy", reason="Keras on NumPy cannot train")
@@ -735,6 +735,17 @@ def test_a_file_has_layers_of_its_own(tmp_path):
 
 
 @command
+@pytest.mark.parametrize("folder", IMPOSSIBLE)
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_runs(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "taken").write_text("mine")
+    assert exits(["study", "run", "digits", "--folder", folder]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(r"argument `folder`. Expected a (folder that can be written|path\.)", line)
+    assert (tmp_path / "taken").read_text() == "mine"
+
+
+@command
 def test_an_interrupted_command_says_how_to_go_on(tmp_path, monkeypatch, capsys):
     def interrupted(self, planned, on_epoch=None):
         raise KeyboardInterrupt
@@ -752,7 +763,9 @@ def test_an_interrupted_command_says_how_to_go_on(tmp_path, monkeypatch, capsys)
 @pytest.mark.once
 def test_the_command_lists_studies_and_all_of_them_can_be_planned(capsys):
     assert main(["study", "list"]) == 0
-    listed = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    lines = capsys.readouterr().out.splitlines()
+    assert "Minutes on any machine: the data come with scikit-learn." in [line.strip() for line in lines]
+    listed = [line.split()[0] for line in lines if not line.startswith(" ")]
     assert listed == list(named.names())
     for name in listed:
         study = named.load(name)
