@@ -75,7 +75,8 @@ figure
 
 # %%
 # With noise a model learns more slowly, and one training of each says nothing yet about
-# which is better: the guide "Does it help?" makes a study of it.
+# which is better: ``pernodedrop.study.compare`` takes the losses of several seeds and says
+# whether they differ beyond chance.
 #
 # And then
 # --------
