@@ -164,6 +164,13 @@ def check_tuple(value: typing.Any, argument: str, of: str, most: int = 2**16) ->
     return found
 
 
+def check_numbers(array: typing.Any, argument: str) -> None:
+    """Raise if an array of NumPy, or one with its dtypes, holds no numbers but objects, texts or times."""
+    dtype = getattr(array, "dtype", None)
+    if isinstance(dtype, np.dtype) and dtype.kind in "OSUmM":
+        raise TypeError(invalid(argument, "an array of numbers", dtype))
+
+
 def check_bool(value: typing.Any, argument: str) -> bool:
     """Return `value` as a bool if it is True or False, those of NumPy too, or raise."""
     if not isinstance(value, bool | np.bool_):

@@ -572,6 +572,29 @@ def test_no_trial_begins_after_the_time_is_over(tmp_path, monkeypatch):
         study.run(hours=0)
 
 
+@trains
+@pytest.mark.parametrize("has_slot", [True, False])
+def test_a_start_tells_networks_of_the_same_weights_from_each_other(tmp_path, has_slot):
+    def rule(layer, rate, seed):
+        return pnd.PerNodeDrop(layer, rate, seed=seed)
+
+    def starts(activation):
+        def with_slot(slot):
+            first, last = keras.layers.Dense(6, activation), keras.layers.Dense(2)
+            return keras.Sequential([keras.Input((4,)), first, *slot(4, activation="relu"), last])
+
+        def without():
+            return keras.Sequential([keras.Input((4,)), keras.layers.Dense(6, activation), keras.layers.Dense(2)])
+
+        variants = ["none", "per_node_drop"] if has_slot else {"none": None, "noisy": rule}
+        model = with_slot if has_slot else without
+        study = studies.small(tmp_path / activation, model=model, variants=variants, epochs=1, select_seeds=1)
+        return {study.trial(one)["start"] for one in study.plan("select")}
+
+    assert len(starts("relu")) == 1
+    assert len(starts("relu") | starts("tanh")) == 2
+
+
 @pytest.mark.once
 def test_unequal_starts_are_noticed(tmp_path, monkeypatch):
     study = studies.small(tmp_path)
@@ -580,7 +603,7 @@ def test_unequal_starts_are_noticed(tmp_path, monkeypatch):
     monkeypatch.setattr(
         study, "trial", lambda planned, on_epoch: {**trial(planned, on_epoch), "start": planned["variant"]}
     )
-    with pytest.raises(RuntimeError, match="the initial weights differ"):
+    with pytest.raises(RuntimeError, match="the network or its initial weights differ"):
         study.run(progress=False)
 
 
