@@ -4,6 +4,7 @@ Where no framework is installed, the tests of NumPy run without Keras, whose Num
 """
 
 import functools
+import gc
 import os
 import pathlib
 import random
@@ -85,6 +86,12 @@ def reason_to_skip(mark, test):
 def pytest_report_header():
     with_keras = f"Keras {keras.__version__}" if HAS_KERAS else "no Keras, whose NumPy backend needs jax"
     return f"{BACKEND}, {with_keras}, NumPy {numpy.__version__}, SciPy {scipy.__version__}"
+
+
+def pytest_collection_finish():
+    """What is loaded by now stays, so no collection of garbage need look at it again."""
+    gc.collect()
+    gc.freeze()
 
 
 needs_keras = pytest.mark.skipif(not HAS_KERAS, reason="Keras' NumPy backend needs jax")
