@@ -356,4 +356,5 @@ def test_the_overview_is_that_of_the_records_beside_it():
         if record["stage"] == "confirm" and record["variant"] in losses:
             losses[record["variant"]].append(record["test"]["loss"])
     none, dropout = map(sum, losses.values())
+    assert "| Dropout | 0.3 | 0.05 | " in text.partition("Rates that the studies selected")[2]
     assert float(re.search(r"[+−][0-9.]+", shown)[0].replace("−", "-")) == round(100 * (dropout / none - 1), 1)
