@@ -82,8 +82,8 @@ figure
 # %%
 # With noise a model learns more slowly, and one training of each says nothing yet about
 # which is better: ``pernodedrop.study.compare`` takes the losses of several seeds, and
-# says whether they differ beyond chance. In a dense network as small as this no noise has
-# helped on these images, but it has in a small ResNet: the page "Results".
+# says whether they differ beyond chance. In a dense network as small as this no noise
+# has helped on these images, but it has in a small ResNet: the page "Results".
 #
 # And then
 # --------
