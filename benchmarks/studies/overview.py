@@ -78,6 +78,15 @@ def table(studies, base):
     return as_markdown(lines)
 
 
+def rates(studies):
+    """The rate that each study selected, a row for each regularizer, a column for each task."""
+    lines = [["regularizer", *studies]]
+    for name, title in rows(studies, "none"):
+        arms = [found.confirmed.get(name) for found in studies.values()]
+        lines.append([title, *("" if arm is None or arm.rate is None else f"{arm.rate:g}" for arm in arms)])
+    return as_markdown(line for line in lines if any(line[1:]))
+
+
 def chart(studies, base="none"):
     """A panel for each task, a line for each regularizer; filled where the difference is beyond chance."""
     shown = rows(studies, base)
@@ -105,12 +114,13 @@ def chart(studies, base="none"):
 
 
 def text(studies):
-    """The tables of both baselines."""
+    """The tables of both baselines, and of rates."""
     parts = []
     for base, title in (("none", "no regularizer"), ("dropout", "Dropout at its best rate")):
         parts.append(
             f"Test loss of each regularizer against {title}, in per cent of its loss:\n\n{table(studies, base)}\n"
         )
+    parts.append(f"Rates that the studies selected on validation data:\n\n{rates(studies)}\n")
     return "\n".join(parts)
 
 
