@@ -1,11 +1,15 @@
 """Native modules of torch: the masks of NumPy and of the Keras layers, in what torch does with any module."""
 
 import copy
+import doctest
+import importlib
+import importlib.util
 import io
 import os
 import pickle
 import subprocess
 import sys
+import types
 
 import keras
 import numpy as np
@@ -436,6 +440,96 @@ def test_a_script_inside_the_folder_of_the_package_is_told_what_stands_in_its_wa
     code = f"import sys; sys.path.insert(0, {os.path.dirname(pnd.__file__)!r}); import torch"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "pernodedrop.torch stands in the way of torch" in done.stderr
+
+
+# models of transformers
+
+
+def stand_in():
+    """A package like transformers, with a module of the form of its `Conv1D`."""
+
+    class Conv1D(torch.nn.Module):
+        def __init__(self, nf, nx):
+            super().__init__()
+            self.nf, self.nx = nf, nx
+            self.weight, self.bias = torch.nn.Parameter(torch.randn(nx, nf)), torch.nn.Parameter(torch.randn(nf))
+
+        def forward(self, x):
+            return torch.addmm(self.bias, x.reshape(-1, self.nx), self.weight).reshape(*x.shape[:-1], self.nf)
+
+        def __repr__(self):
+            return "Conv1D()"
+
+    package, inner = types.ModuleType("transformers"), types.ModuleType("transformers.pytorch_utils")
+    inner.Conv1D, Conv1D.__module__ = Conv1D, inner.__name__
+    return {"transformers": package, "transformers.pytorch_utils": inner}
+
+
+@pytest.fixture
+def transformers(monkeypatch):
+    """`pernodedrop.torch.transformers`."""
+    if importlib.util.find_spec("transformers") is None:
+        for name, module in stand_in().items():
+            monkeypatch.setitem(sys.modules, name, module)
+    name = "pernodedrop.torch.transformers"
+    yield importlib.import_module(name)
+    del sys.modules[name], pndt.transformers
+
+
+@pytest.mark.parametrize("regime", ["dynamic", "fixed"])
+def test_a_conv1d_has_the_masks_of_numpy(transformers, regime):
+    plain, x = transformers.Conv1D(4, 3), inputs(5, 2, 3)
+    expected, arguments = plain(x), {"rate": 0.3, "seed": 7, "regime": regime, "method": "recomputed"}
+    module = transformers.PerNodeConv1D.from_plain(plain, **arguments)
+    fixed = regime == "fixed"
+    mask = pnd.ops.sample_mask(module.noise, (7, 0), (1 if fixed else 5, 3, 4), backend="numpy")
+    weights = np.broadcast_to(host(plain.weight) * mask, (5, 3, 4))
+    noisy = np.einsum("bti,bio->bto", host(x), weights) + host(plain.bias)
+    np.testing.assert_allclose(host(module(x)), noisy, atol=1e-6)
+    for one in (module.eval(), module.fold()):
+        np.testing.assert_allclose(host(one(x)), noisy if fixed else host(expected), atol=1e-6)
+    assert type(module.fold()) is transformers.Conv1D
+    assert "nf=4, nx=3, noise=Bernoulli(rate=0.3)" in repr(module)
+
+
+@pytest.mark.parametrize("arguments", [{}, {"scaling": "none", "mask_bias": True}], ids=["inverted", "not_inverted"])
+def test_a_conv1d_drops_the_connections_of_the_same_linear(transformers, arguments):
+    plain, linear, x = transformers.Conv1D(4, 3), torch.nn.Linear(3, 4), inputs(5, 2, 3)
+    linear.weight, linear.bias = torch.nn.Parameter(plain.weight.detach().T), plain.bias
+    found = transformers.DropConnectConv1D.from_plain(plain, rate=0.3, seed=7, **arguments)
+    expected = pndt.DropConnectLinear.from_linear(linear, rate=0.3, seed=7, **arguments)
+    for training in (True, False):
+        torch.testing.assert_close(found.train(training)(x), expected.train(training)(x))
+
+
+def test_apply_knows_conv1d_and_leaves_tied_weights_tied(transformers):
+    class Gpt(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.wte, self.c_attn = torch.nn.Embedding(6, 3), transformers.Conv1D(3, 3)
+            self.lm_head = torch.nn.Linear(3, 6, bias=False)
+            self.lm_head.weight = self.wte.weight
+
+        def forward(self, ids):
+            return self.lm_head(self.c_attn(self.wte(ids)))
+
+    model, ids = Gpt(), torch.arange(6)[:, None]
+    expected, checkpoint, parameters = model(ids), copy.deepcopy(model.state_dict()), set(model.parameters())
+    pndt.apply(model, "all-linear", rate=0.5, seed=1)
+    assert [type(one) for one in (model.c_attn, model.lm_head)] == [transformers.PerNodeConv1D, pndt.PerNodeLinear]
+    assert set(model.parameters()) == parameters
+    model.load_state_dict(checkpoint, strict=True)
+    assert not torch.equal(model(ids), expected)
+    for one in (pndt.fold(model), copy.deepcopy(model).eval()):
+        assert one.lm_head.weight is one.wte.weight
+        torch.testing.assert_close(one(ids), expected)
+    assert type(pndt.apply(Gpt(), transformers.Conv1D, "drop_connect").c_attn) is transformers.DropConnectConv1D
+
+
+def test_a_conv1d_of_another_class_is_refused(transformers):
+    with pytest.raises(TypeError, match="transformers's Conv1D without noise, whose `forward` is transformers's own"):
+        transformers.PerNodeConv1D.from_plain(torch.nn.Linear(3, 4))
+    assert doctest.testmod(transformers).failed == 0
 
 
 # uncertainty

@@ -32,9 +32,9 @@ class Product(torch.nn.Module):
 
     @classmethod
     def form_of(cls, module: typing.Any) -> dict[str, typing.Any]:
-        """The arguments that make a module of the form of another, with its parameters on the device "meta"."""
+        """The arguments that make a module of the form of another, where the default device is "meta"."""
         form = {name: getattr(module, name) for name in cls.form}
-        return {**form, "bias": module.bias is not None, "device": "meta", "dtype": module.weight.dtype}
+        return {**form, "bias": module.bias is not None, "dtype": module.weight.dtype}
 
     def check_batch(self, x: torch.Tensor) -> None:
         """Raise unless a batch fits the module."""

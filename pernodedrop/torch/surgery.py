@@ -1,6 +1,8 @@
 """Changing a model: noise put into the modules that a rule names (`apply`), a copy with noise taken out (`fold`)."""
 
 import copy
+import dataclasses
+import sys
 import typing
 
 import torch
@@ -24,6 +26,22 @@ FAMILY = Family(
 )
 
 
+def _family() -> Family:
+    """The modules of torch, and those of transformers if it has been imported, without which no model has them."""
+    if "transformers.pytorch_utils" not in sys.modules:
+        return FAMILY
+    from pernodedrop.torch import transformers
+
+    return dataclasses.replace(
+        FAMILY,
+        kinds={**FAMILY.kinds, "all-linear": (*FAMILY.kinds["all-linear"], transformers.Conv1D)},
+        regularizers={
+            "per_node_drop": (*FAMILY.regularizers["per_node_drop"], transformers.PerNodeConv1D),
+            "drop_connect": (*FAMILY.regularizers["drop_connect"], transformers.DropConnectConv1D),
+        },
+    )
+
+
 def apply(
     model: torch.nn.Module,
     rule: Choice | Function,
@@ -41,10 +59,11 @@ def apply(
 
     Args:
         model: any `torch.nn.Module`.
-        rule: which modules. "all-linear": every Linear; "all-conv": every Conv1d, Conv2d and Conv3d. Another string: a
-            regular expression for a part of a module's name that is whole between dots, so that "mlp" or
-            r"layers\\.[0-3]" choose what is inside too, and "head" does not choose "multihead". A class of torch. A
-            list of these. Or a function of (name, module) that returns the module to stand there, or None to keep it.
+        rule: which modules. "all-linear": every Linear, and every `Conv1D` of transformers; "all-conv": every Conv1d,
+            Conv2d and Conv3d. Another string: a regular expression for a part of a module's name that is whole between
+            dots, so that "mlp" or r"layers\\.[0-3]" choose what is inside too, and "head" does not choose "multihead".
+            A class of torch. A list of these. Or a function of (name, module) that returns the module to stand there,
+            or None to keep it.
         regularizer: "per_node_drop" or "drop_connect"; None is the first. Not beside a function.
         exclude: which modules of these stay as they are, in the same words but for a function.
         seed: int, any, from which every module has a seed of its own by its name; None takes them from Python's
@@ -68,7 +87,7 @@ def apply(
     ['PerNodeLinear', 'ReLU', 'Linear']
     """
     FAMILY.check_model(model)
-    chosen = Rule(FAMILY, rule, regularizer, exclude, seed, noise)
+    chosen = Rule(_family(), rule, regularizer, exclude, seed, noise)
     changes = _changes(model, chosen)
     chosen.check(changes, model.modules())
     return _put(model, changes)

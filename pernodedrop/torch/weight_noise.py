@@ -52,12 +52,15 @@ class WeightNoise(Noisy, Product, WeightModule):
                 described.
         """
         if isinstance(module, Noisy) or not is_plain(module, cls.plain, "forward"):
-            expected = f"a torch.nn.{cls.plain.__name__} without noise, whose `forward` is torch's own"
+            library = cls.plain.__module__.partition(".")[0]
+            name = f"torch.nn.{cls.plain.__name__}" if library == "torch" else f"{library}'s {cls.plain.__name__}"
+            expected = f"a {name} without noise, whose `forward` is {library}'s own"
             raise TypeError(checks.invalid("module", expected, module))
         if parametrize.is_parametrized(module):
             expected = "a module without parametrizations: parametrize the noisy module instead"
             raise ValueError(checks.invalid("module", expected, module))
-        noisy = cls(**cls.form_of(module), **noise)
+        with torch.device("meta"):
+            noisy = cls(**cls.form_of(module), **noise)
         of_torch.share(module, noisy)
         noisy.begin_again()
         return noisy
@@ -104,7 +107,8 @@ class WeightNoise(Noisy, Product, WeightModule):
             ValueError: a bank, whose members are no one module; or a fixed mask that is another one at each position.
         """
         self.check_folds()
-        plain: typing.Any = self.plain(**self.form_of(self))
+        with torch.device("meta"):
+            plain: typing.Any = self.plain(**self.form_of(self))
         of_torch.share(self, plain, leave_out={*BUFFERS, *vars(self).keys() - vars(plain).keys()})
         if self.changes_at_inference:
             for name, value in zip(("weight", "bias"), self.weights_at_inference(), strict=True):
