@@ -157,20 +157,24 @@ def test_a_plain_checkpoint_loads_and_an_own_one_resumes():
     assert torch.equal(again(x), model(x))
 
 
-@pytest.mark.parametrize(
-    "state",
-    [
-        None,
-        {"key": [1, 0], "noise": "Gaussian", "numbers": {"stddev": 0}},
-        {"key": [1, 0], "noise": "Bernoulli", "numbers": {"threshold": 2**24 + 1}},
-        {"key": [-1, 0], "noise": "Bernoulli", "numbers": {"threshold": 2**23}},
-    ],
-)
-def test_the_state_of_another_noise_is_refused(state):
+def test_the_state_of_another_noise_is_refused():
     layer = pndt.PerNodeLinear(3, 4, rate=0.5, seed=7)
-    with pytest.raises((ValueError, RuntimeError)):
-        layer.load_state_dict({**layer.state_dict(), "_extra_state": state})
+    own = layer.get_extra_state()
+    too_high = torch.cat([own[:-1], torch.tensor([2**24 + 1], dtype=torch.int32)])
+    other = pndt.PerNodeLinear(3, 4, rate=0.5, noise="gaussian").get_extra_state()
+    for state in (None, {"key": [1, 0]}, own[:-1], own.long(), own.numpy(), other, too_high):
+        with pytest.raises((ValueError, RuntimeError)):
+            layer.load_state_dict({**layer.state_dict(), "_extra_state": state})
     assert (layer.updates, layer.rate) == (0, 0.5)
+    changed = torch.cat([own[:2], torch.tensor([5, 2**22], dtype=torch.int32)])
+    layer.load_state_dict({**layer.state_dict(), "_extra_state": changed})
+    assert (layer.seed, layer.updates, layer.rate) == (7, 5, 0.75)
+
+
+def test_a_checkpoint_is_made_of_tensors():
+    """As files of safetensors are."""
+    model = torch.nn.Sequential(pndt.PerNodeLinear(3, 4, noise=pnd.PartialGaussian(0.5, 2.0)), pndt.DropPath(0.5))
+    assert all(isinstance(one, torch.Tensor) for one in model.state_dict().values())
 
 
 @pytest.mark.parametrize("make", [copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))])
