@@ -291,6 +291,77 @@ def test_functional_transforms():
         torch.testing.assert_close(each["weight"][n], torch.func.grad(loss)(parameters, x[n : n + 1], (1, 0))["weight"])
 
 
+# recurrent modules
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+@pytest.mark.parametrize("regime", ["dynamic", "fixed"])
+def test_layers_of_a_recurrent_module_take_parts_of_one_mask(regime):
+    """In torch's own modules, whose weights are multiplied by a mask from NumPy."""
+    arguments = {"num_layers": 2, "bidirectional": True, "proj_size": 2, "batch_first": True}
+    module, x = pndt.NoisyLSTM(3, 4, rate=0.3, seed=7, regime=regime, **arguments), inputs(5, 6, 3)
+    mask = pnd.ops.sample_mask(module.noise, (7, 0), (1, 24, 16), sharing="sample+time", backend="numpy")[0]
+    plain = torch.nn.LSTM(3, 4, **arguments)
+    plain.load_state_dict(module.state_dict(), strict=False)
+    for suffix, row in (("l0", 3), ("l0_reverse", 8), ("l1", 14), ("l1_reverse", 20)):
+        weight = getattr(plain, f"weight_hh_{suffix}")
+        weight.data *= torch.tensor(mask[row : row + 2].T)
+    expected, hx = plain(x), tuple(one[:, :1].expand(-1, 5, -1).contiguous() for one in plain(x)[1])
+    found, again = module(x), module(x, hx, key=(7, 0))
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(again, plain(x, hx))
+    packed = torch.nn.utils.rnn.pack_padded_sequence(x, [6, 5, 3, 3, 1], batch_first=True)
+    torch.testing.assert_close(module(packed, key=(7, 0))[0].data, plain(packed)[0].data)
+    if regime == "fixed":
+        torch.testing.assert_close(module.eval()(x), expected)
+        torch.testing.assert_close(module.fold()(x), expected)
+
+
+def test_a_recurrent_module_trains_resumes_and_folds():
+    plain, x = torch.nn.GRU(3, 4, 2, dropout=0.5), inputs(6, 5, 3)
+    model = pndt.apply(torch.nn.Sequential(copy.deepcopy(plain)), "all-recurrent", "noisy_rnn", rate=0.5, seed=1)
+    assert {name for name in model.state_dict() if "extra" not in name} == {f"0.{name}" for name in plain.state_dict()}
+    model(x)[0].sum().backward()
+    assert all(one.grad is not None and one.grad.any() for one in model.parameters())
+    again = copy.deepcopy(model)
+    again.load_state_dict(torch.load(io.BytesIO(saved(model)), weights_only=True))
+    torch.manual_seed(0)
+    expected = pickle.loads(pickle.dumps(model))(x)[0]
+    torch.manual_seed(0)
+    assert torch.equal(again(x)[0], expected)
+    for one in (model.eval(), pndt.fold(model)):
+        torch.testing.assert_close(one(x)[0], plain.eval()(x)[0])
+    fixed = pndt.NoisyGRU.from_plain(plain, rate=0.5, regime="fixed")
+    before, folded = fixed(x)[0], fixed.fold()
+    assert torch.equal(fixed(x)[0], before)
+    assert torch.equal(folded(x)[0], before)
+    assert folded.weight_hh_l0 is not fixed.weight_hh_l0
+    assert folded.weight_ih_l0 is fixed.weight_ih_l0
+
+
+def saved(model):
+    file = io.BytesIO()
+    torch.save(model.state_dict(), file)
+    return file.getvalue()
+
+
+def test_a_prediction_with_a_recurrent_module_keeps_its_first_state():
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn = pndt.NoisyRNN(3, 4, batch_first=True, rate=0.5, seed=1)
+
+        def forward(self, x):
+            return self.rnn(x, torch.full((1, x.shape[0], 4), 9.0))[0]
+
+    model, x = Model(), inputs(5, 1, 3)
+    found = pndt.uncertainty.predict(model, x, samples=2, seed=3, keep=True)
+    with torch.no_grad():
+        model.rnn.weight_hh_l0.zero_()
+        assert np.abs(found.outputs - host(model(x))).max() > 0.5
+    assert found.variance.any()
+
+
 # models
 
 
@@ -398,6 +469,10 @@ REFUSALS = {
     ),
     "bank": (lambda: pndt.fold(pndt.PerNodeLinear(3, 4, regime="bank", bank_size=2)), "`regime`"),
     "positions": (lambda: pndt.fold(pndt.PerNodeLinear(3, 4, regime="fixed", sharing=())), "`sharing`.*one for all"),
+    "kernels": (lambda: pndt.NoisyLSTM(3, 4, kernels=("bias",)), "`kernels`"),
+    "no kernels": (lambda: pndt.NoisyGRU(3, 4, kernels=()), "`kernels`.*one or more"),
+    "members of a loop": (lambda: pndt.NoisyRNN(3, 4, regime="bank"), "`regime`"),
+    "recurrent and linear": (lambda: pndt.apply(torch.nn.LSTM(3, 4), "all-linear"), "at least one that takes noise"),
     "class": (lambda: pndt.PerNodeLinear.from_linear(torch.nn.Conv1d(1, 1, 1)), "a torch.nn.Linear without noise"),
     "rate": (lambda: pndt.PerNodeLinear(3, 4, rate=1.0), "`rate`"),
     "ids": (lambda: pndt.DropConnectLinear(3, 4)(inputs(5, 3), sample_ids=torch.arange(5)), "the same for all samples"),

@@ -41,6 +41,8 @@ class Noisy(Regularizer, torch.nn.Module):
     """
 
     xp = xp
+    inputs: typing.ClassVar[int] = 1
+    """How many of the call's first arguments are not the noise's."""
     noise_key: torch.Tensor
     noise_numbers: torch.Tensor
 

@@ -12,16 +12,22 @@ from pernodedrop.rules import Choice, Family, Function, Rule
 from pernodedrop.torch.drop_connect import DropConnectConv1d, DropConnectConv2d, DropConnectConv3d, DropConnectLinear
 from pernodedrop.torch.noisy import Noisy
 from pernodedrop.torch.per_node_drop import PerNodeConv1d, PerNodeConv2d, PerNodeConv3d, PerNodeLinear
+from pernodedrop.torch.recurrent import NoisyGRU, NoisyLSTM, NoisyRNN
 
 FAMILY = Family(
     torch.nn.Module,
     "torch.nn.Module",
     Noisy,
     "forward",
-    {"all-linear": (torch.nn.Linear,), "all-conv": (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)},
+    {
+        "all-linear": (torch.nn.Linear,),
+        "all-conv": (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d),
+        "all-recurrent": (torch.nn.RNN, torch.nn.LSTM, torch.nn.GRU),
+    },
     {
         "per_node_drop": (PerNodeLinear, PerNodeConv1d, PerNodeConv2d, PerNodeConv3d),
         "drop_connect": (DropConnectLinear, DropConnectConv1d, DropConnectConv2d, DropConnectConv3d),
+        "noisy_rnn": (NoisyRNN, NoisyLSTM, NoisyGRU),
     },
 )
 
@@ -36,6 +42,7 @@ def _family() -> Family:
         FAMILY,
         kinds={**FAMILY.kinds, "all-linear": (*FAMILY.kinds["all-linear"], transformers.Conv1D)},
         regularizers={
+            **FAMILY.regularizers,
             "per_node_drop": (*FAMILY.regularizers["per_node_drop"], transformers.PerNodeConv1D),
             "drop_connect": (*FAMILY.regularizers["drop_connect"], transformers.DropConnectConv1D),
         },
@@ -60,15 +67,17 @@ def apply(
     Args:
         model: any `torch.nn.Module`.
         rule: which modules. "all-linear": every Linear, and every `Conv1D` of transformers; "all-conv": every Conv1d,
-            Conv2d and Conv3d. Another string: a regular expression for a part of a module's name that is whole between
-            dots, so that "mlp" or r"layers\\.[0-3]" choose what is inside too, and "head" does not choose "multihead".
-            A class of torch. A list of these. Or a function of (name, module) that returns the module to stand there,
-            or None to keep it.
-        regularizer: "per_node_drop" or "drop_connect"; None is the first. Not beside a function.
+            Conv2d and Conv3d; "all-recurrent": every RNN, LSTM and GRU. Another string: a regular expression for a part
+            of a module's name that is whole between dots, so that "mlp" or r"layers\\.[0-3]" choose what is inside
+            too, and "head" does not choose "multihead". A class of torch. A list of these. Or a function of (name,
+            module) that returns the module to stand there, or None to keep it.
+        regularizer: "per_node_drop" or "drop_connect", which are for linear modules and convolutions, or "noisy_rnn",
+            for recurrent ones; None is the first. Not beside a function.
         exclude: which modules of these stay as they are, in the same words but for a function.
         seed: int, any, from which every module has a seed of its own by its name; None takes them from Python's
             `random`. Not beside a function.
-        **noise: arguments of the noisy modules, such as `rate=0.2`; see `PerNodeLinear` and `DropConnectLinear`.
+        **noise: arguments of the noisy modules, such as `rate=0.2`; see `PerNodeLinear`, `DropConnectLinear` and
+            `NoisyLSTM`.
 
     Returns:
         The model, or the noisy module where the model is one module itself.
