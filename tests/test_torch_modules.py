@@ -425,6 +425,23 @@ def test_a_function_says_what_stands_where():
     assert type(single) is pndt.PerNodeLinear
 
 
+def test_apply_warns_of_a_module_whose_weight_is_read_by_the_one_around_it():
+    class Reads(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = torch.nn.Linear(3, 3), torch.nn.Linear(3, 3)
+
+        def forward(self, x):
+            return torch.nn.functional.linear(self.one(x.to(self.one.weight.dtype)), weight=self.two.weight)
+
+    model = torch.nn.Sequential(Reads())
+    assert pndt.apply(model, "one", rate=0.5, seed=1)[0].one.updates == 0
+    with pytest.warns(UserWarning, match=r"Reads reads the weight of '0\.two'"):
+        pndt.apply(model, "two", rate=0.5, seed=1)
+    model(inputs(5, 3))
+    assert [model[0].one.updates, model[0].two.updates] == [1, 0]
+
+
 def test_hooks_and_the_mode_stay():
     plain = torch.nn.Linear(3, 4)
     plain.register_forward_hook(lambda module, x, y: y + 1)

@@ -2,8 +2,10 @@
 
 import copy
 import dataclasses
+import dis
 import sys
 import typing
+import warnings
 
 import torch
 
@@ -87,6 +89,9 @@ def apply(
             noise, such as the `out_proj` of a `torch.nn.MultiheadAttention`, which reads its weight and never calls it;
             or an argument that is not as described.
 
+    Warns:
+        UserWarning: the module around one that is chosen reads its weight, and so may not call it.
+
     Example:
 
     >>> import torch, pernodedrop.torch as pndt
@@ -165,5 +170,22 @@ def _refuse_what_is_not_called(model: torch.nn.Module, name: str, new: torch.nn.
             f"one without noise at inference for {name!r}, which torch.nn.TransformerEncoderLayer may not call then"
         )
     else:
+        if _reads_weight(holder, name.rpartition(".")[2]):
+            warnings.warn(
+                f"{type(holder).__name__} reads the weight of {name!r}: where it does not call the module, the noise "
+                "is passed by. It was not called if its `updates` is 0 after a step that trains.",
+                stacklevel=4,
+            )
         return
     raise ValueError(checks.invalid("rule", f"{expected} (exclude={name.rpartition('.')[2]!r})", type(new)))
+
+
+def _reads_weight(holder: torch.nn.Module, attribute: str) -> bool:
+    """Whether a `forward` takes `self.attribute.weight`, for more than its dtype and the like."""
+    code = getattr(type(holder).forward, "__code__", None)
+    steps = [] if code is None else [one for one in dis.get_instructions(code) if one.opname != "CACHE"]
+    taken = [one.argval if one.opname in ("LOAD_ATTR", "LOAD_METHOD") else None for one in steps]
+    return any(
+        trio[:2] == (attribute, "weight") and trio[2] is None
+        for trio in zip(taken, taken[1:], [*taken[2:], None], strict=False)
+    )
