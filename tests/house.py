@@ -62,7 +62,8 @@ HOUSE = """
     uncertainty
     torch.noisy torch.products
     torch.activation_noise torch.weight_noise
-    torch.drop_connect torch.per_node_drop
+    torch.drop_connect torch.per_node_drop torch.recurrent
+    torch.transformers
     torch.surgery torch.uncertainty
     torch
     nnx.noisy nnx.products
@@ -118,7 +119,7 @@ HOUSE = """
 UPWARD = {}
 """Imports that go up all the same: (file, what it imports) and the reason."""
 
-FRAMEWORKS = {"tensorflow", "torch", "jax", "jaxlib", "triton", "flax", "equinox"}
+FRAMEWORKS = {"tensorflow", "torch", "jax", "jaxlib", "triton", "flax", "equinox", "transformers"}
 
 KERNELS = {
     "backends.torch_products": {"torch"},
@@ -126,6 +127,7 @@ KERNELS = {
     "backends.xla_kernels": {"jax"},
     "internals.of_tensorflow": {"tensorflow"},
     "internals.of_torch": {"torch"},
+    "torch.transformers": {"transformers"},
 }
 """Files that are written against a framework and imported where that one is used alone, and which one."""
 

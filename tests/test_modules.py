@@ -56,10 +56,27 @@ ACTIVATIONS = {
     "spatial": ("SpatialDropout", "SpatialDropout2D", {"data_format": "channels_first"}),
     "spatial_last": ("SpatialDropout", "SpatialDropout2D", {"data_format": "channels_last"}),
 }
+RECURRENT = {
+    "lstm": ("LSTM", {"rate": 0.3}),
+    "gru": ("GRU", {"rate": 0.3, "kernels": ("kernel", "recurrent_kernel")}),
+    "rnn": ("SimpleRNN", {"rate": 0.3, "noise": "gaussian", "regime": "fixed"}),
+    "bidirectional": ("GRU", {"rate": 0.3, "kernels": ("kernel",)}),
+}
 ELSEWHERE = {
     "torch": {"causal", "strided"},  # has no such padding
-    "nnx": {"1d", "2d", "same"},
-    "equinox": {"schedule", "position", "persistence", "dropped_persist", "causal", "2d", "same", "3d"},
+    "nnx": {"1d", "2d", "same", *RECURRENT},
+    "equinox": {
+        "schedule",
+        "position",
+        "persistence",
+        "dropped_persist",
+        "causal",
+        "2d",
+        "same",
+        "3d",
+        "blocks_last",
+        *RECURRENT,
+    },
 }
 """The cases that a library does not have, as Equinox has no schedules and positions, or that another one stands for."""
 
@@ -94,10 +111,19 @@ def activation(library, case):
     return module, getattr(pnd, layer)(rate=0.3, seed=7, **arguments), inputs(5, 3, 4, 6)
 
 
+def recurrent(library, case):
+    name, noise = RECURRENT[case]
+    both = {"bidirectional": True} if case == "bidirectional" else {}
+    module = library.make(f"Noisy{name.removeprefix('Simple')}", 3, 4, batch_first=True, **both, **noise)
+    plain = getattr(keras.layers, name)(4, return_sequences=True)
+    return module, pnd.NoisyRNN(keras.layers.Bidirectional(plain) if both else plain, seed=7, **noise), inputs(5, 6, 3)
+
+
 CASES = {
     **dict.fromkeys([*LINEAR, *DROP_CONNECT], linear),
     **dict.fromkeys(CONVOLUTIONS, convolution),
     **dict.fromkeys(ACTIVATIONS, activation),
+    **dict.fromkeys(RECURRENT, recurrent),
 }
 LIBRARIES = installed(keras.backend.backend())
 EACH = [(library, case) for library in LIBRARIES for case in CASES if case not in ELSEWHERE[library.folder]]
@@ -157,5 +183,7 @@ def test_the_modules_need_no_keras_and_no_other_framework(library):
 @every_library
 def test_the_examples_of_docstrings_run(library):
     for name in (name for name in house.modules() if name.startswith(f"{library.folder}.") or name == library.folder):
+        if name == "torch.transformers":  # see tests/test_torch_modules.py
+            continue
         found = doctest.testmod(importlib.import_module(f"pernodedrop.{name}"))
         assert found.failed == 0

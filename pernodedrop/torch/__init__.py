@@ -19,6 +19,7 @@ from pernodedrop.torch.activation_noise import (
 from pernodedrop.torch.drop_connect import DropConnectConv1d, DropConnectConv2d, DropConnectConv3d, DropConnectLinear
 from pernodedrop.torch.noisy import drawn_keys, set_replica
 from pernodedrop.torch.per_node_drop import PerNodeConv1d, PerNodeConv2d, PerNodeConv3d, PerNodeLinear
+from pernodedrop.torch.recurrent import NoisyGRU, NoisyLSTM, NoisyRNN
 from pernodedrop.torch.surgery import apply, fold
 
 __all__ = [
@@ -29,6 +30,9 @@ __all__ = [
     "DropPath",
     "Dropout",
     "GaussianDropout",
+    "NoisyGRU",
+    "NoisyLSTM",
+    "NoisyRNN",
     "PerNodeConv1d",
     "PerNodeConv2d",
     "PerNodeConv3d",
