@@ -7,6 +7,7 @@ import os
 import pathlib
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 
@@ -599,6 +600,19 @@ def test_a_trial_that_ends_its_process_again_and_again_is_told(tmp_path):
         queue.free_the_dead()
     with pytest.raises(RuntimeError, match="ended 4 times"):
         queue.fill([planned])
+
+
+@pytest.mark.once
+@pytest.mark.filterwarnings("ignore:Heartbeat of storage is supposed to be used with Study.optimize")
+def test_a_trial_that_dies_before_its_first_heartbeat_is_queued_again(tmp_path):
+    planned = plan.plan(design(variants={"none": False}, select_seeds=1), "select")
+    dying, other = (Queue(None, "s", tmp_path) for _ in range(2))
+    dying.fill(planned)
+    dying.study.ask()  # it runs, and no heart beats
+    assert other.fill(planned) == {"complete": 0, "running": 1, "waiting": 0}
+    with sqlite3.connect(tmp_path / "study.db") as database:
+        database.execute("UPDATE trial_heartbeats SET heartbeat = '2000-01-01 00:00:00.000000'")
+    assert other.fill(planned) == {"complete": 0, "running": 0, "waiting": 1}
 
 
 @pytest.mark.once
