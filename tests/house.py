@@ -20,6 +20,7 @@ HOUSE = """
     checks generator
     noise schedules
     mask
+    blocks
     backends
     backends.methods
     backends.sparse_methods

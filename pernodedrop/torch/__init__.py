@@ -9,6 +9,9 @@ if __name__ == "torch":
 
 from pernodedrop.torch import uncertainty
 from pernodedrop.torch.activation_noise import (
+    DropBlock1d,
+    DropBlock2d,
+    DropBlock3d,
     Dropout,
     DropPath,
     GaussianDropout,
@@ -23,6 +26,9 @@ from pernodedrop.torch.recurrent import NoisyGRU, NoisyLSTM, NoisyRNN
 from pernodedrop.torch.surgery import apply, fold
 
 __all__ = [
+    "DropBlock1d",
+    "DropBlock2d",
+    "DropBlock3d",
     "DropConnectConv1d",
     "DropConnectConv2d",
     "DropConnectConv3d",
