@@ -62,7 +62,7 @@ HOUSE = """
     uncertainty.ensembles uncertainty.models
     uncertainty
     torch.noisy torch.products
-    torch.activation_noise torch.weight_noise
+    torch.activation_noise torch.attention torch.weight_noise
     torch.drop_connect torch.per_node_drop torch.recurrent
     torch.transformers
     torch.surgery torch.uncertainty

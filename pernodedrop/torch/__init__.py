@@ -19,6 +19,7 @@ from pernodedrop.torch.activation_noise import (
     SpatialDropout2d,
     SpatialDropout3d,
 )
+from pernodedrop.torch.attention import DropConnectMultiheadAttention
 from pernodedrop.torch.drop_connect import DropConnectConv1d, DropConnectConv2d, DropConnectConv3d, DropConnectLinear
 from pernodedrop.torch.noisy import drawn_keys, set_replica
 from pernodedrop.torch.per_node_drop import PerNodeConv1d, PerNodeConv2d, PerNodeConv3d, PerNodeLinear
@@ -33,6 +34,7 @@ __all__ = [
     "DropConnectConv2d",
     "DropConnectConv3d",
     "DropConnectLinear",
+    "DropConnectMultiheadAttention",
     "DropPath",
     "Dropout",
     "GaussianDropout",
