@@ -9,6 +9,7 @@ import dataclasses
 import sys
 import typing
 
+import numpy as np
 import torch
 
 from pernodedrop.backends import methods
@@ -134,7 +135,7 @@ class Kernels:
 def _on_cpu(x, w, decisions):
     from pernodedrop.backends import cpu_kernels
 
-    return torch.from_numpy(cpu_kernels.product(x.numpy(), w.numpy(), _host(decisions)))
+    return torch.from_numpy(cpu_kernels.product(_array(x), _array(w), _host(decisions)))
 
 
 def _on_cuda(x, w, decisions):
@@ -146,7 +147,7 @@ def _on_cuda(x, w, decisions):
 def _backward_on_cpu(dy, x, w, decisions):
     from pernodedrop.backends import cpu_kernels
 
-    dx, dw = cpu_kernels.gradients(dy.numpy(), x.numpy(), w.numpy(), _host(decisions))
+    dx, dw = cpu_kernels.gradients(_array(dy), _array(x), _array(w), _host(decisions))
     return torch.from_numpy(dx), torch.from_numpy(dw)
 
 
@@ -155,6 +156,11 @@ def _backward_on_cuda(dy, x, w, decisions):
         return torch.zeros_like(x), torch.zeros_like(w)
     dx, dw = TRITON_KERNELS.backward(dy[:, 0], x[:, 0], w, methods.Decisions(*decisions))
     return dx[:, None], dw
+
+
+def _array(tensor):
+    """The same memory for NumPy; `tensor.numpy()` would keep FSDP2 from ever freeing a gathered weight."""
+    return np.from_dlpack(tensor.detach())
 
 
 def _host(decisions):
@@ -242,13 +248,13 @@ class ListedKernels:
         from pernodedrop.backends import cpu_kernels
 
         rows, columns, *decisions = mask
-        values, rows, columns, w = (tensor.numpy() for tensor in (values, rows, columns, w))
+        values, rows, columns, w = (_array(tensor) for tensor in (values, rows, columns, w))
         return torch.from_numpy(cpu_kernels.sparse_product(values, rows, columns, w, _host(decisions)))
 
     def backward(self, dy, values, w, mask):
         from pernodedrop.backends import cpu_kernels
 
         rows, columns, *decisions = mask
-        dy, values, rows, columns, w = (tensor.numpy() for tensor in (dy, values, rows, columns, w))
+        dy, values, rows, columns, w = (_array(tensor) for tensor in (dy, values, rows, columns, w))
         dvalues, dw = cpu_kernels.sparse_gradients(dy, values, rows, columns, w, _host(decisions))
         return torch.from_numpy(dvalues), torch.from_numpy(dw)

@@ -28,6 +28,7 @@ def check_tensor(argument: str, x: typing.Any, xp: typing.Any) -> None:
             value = x.__jax_array__()
     if backends.name_of(value) not in taken:
         raise TypeError(checks.invalid(argument, f"a tensor of {framework}", type(x)))
+    checks.check_numbers(value, argument)
 
 
 class WeightModule(Regularizer):

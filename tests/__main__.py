@@ -22,7 +22,7 @@ import typing
 from tests import house
 
 ROOT = pathlib.Path(__file__).parent.parent
-BACKENDS = ("tensorflow", "jax", "torch", "numpy")  # the slowest first, so that no process is left over at the end
+BACKENDS = ("jax", "tensorflow", "torch", "numpy")  # the slowest first, so that no process is left over at the end
 WORKERS = min(os.cpu_count() or 1, 8)
 # one thread a process: two processes of two spinning threads each would halve the speed of two cores
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}

@@ -608,6 +608,7 @@ def called(model):
     [
         (lambda: layers.Dense(3), noise, r"`model`.*keras.Model"),
         (unbuilt, noise, r"`model`.*a built model"),
+        (sequential, None, r"`rule`.*a function from a layer to a layer or None.*rule=None"),
         (sequential, lambda layer: "noise", r"`rule`.*a layer or None; for the layer 'a' it returned 'noise'"),
         (sequential, lambda layer: None, r"`rule`.*changes at least one layer of: 2 Dense, 1 Dropout"),
         (sequential, lambda layer: layer, r"`rule`.*changes at least one layer"),

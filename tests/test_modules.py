@@ -12,6 +12,7 @@ import pytest
 
 import pernodedrop as pnd
 from tests import house
+from tests.frameworks import array, quick, tensor
 from tests.libraries import installed
 
 pytestmark = pytest.mark.only_backend("torch", "jax", reason="frameworks with native modules")
@@ -142,10 +143,6 @@ def inputs(*shape):
     return np.random.default_rng(0).normal(size=shape).astype("float32")
 
 
-def host(tensor):
-    return np.asarray(keras.ops.convert_to_numpy(tensor))
-
-
 def pair(library, case):
     """A module, the Keras layer with its weights, an input, and what tells its rows apart, as both take it."""
     module, layer, x = CASES[case](library, case)
@@ -163,10 +160,10 @@ def test_a_module_is_the_keras_layer(library, case):
     if module.schedule is None:
         assert module.rate == layer.rate
         layer.rate, module = 0.2, library.with_rate(module, 0.2)
-    expected = host(layer(x, training=True, key=KEY, **ids))
+    expected = array(quick(lambda x: layer(x, training=True, key=KEY, **ids))(tensor(x)))
     np.testing.assert_allclose(library.call(module, x, key=KEY, **ids), expected, atol=2e-6)
     of_place = ids if module.members else {}
-    expected = host(layer(x, training=False, **of_place))
+    expected = array(quick(lambda x: layer(x, training=False, **of_place))(tensor(x)))
     np.testing.assert_allclose(library.call(module, x, training=False, **of_place), expected, atol=2e-6)
     if not module.members:
         np.testing.assert_allclose(library.call(module.fold(), x, training=False), expected, atol=2e-6)

@@ -350,6 +350,7 @@ REFUSALS = {
     "rank": (lambda: pndx.SpatialDropout(0.5, seed=1)(inputs(5, 3)), "rank from 3"),
     "no noise": (lambda: pndx.uncertainty.predict(nnx.Linear(3, 4, rngs=rngs()), inputs(5, 3)), "with noise modules"),
     "no module": (lambda: pndx.uncertainty.predict(3, inputs(5, 3)), "a flax.nnx.Module, or a list"),
+    "objects": (lambda: pndx.uncertainty.predict(pndx.Dropout(0.5), np.array([None])), "`x`.*an array of numbers"),
     "outputs": (
         lambda: pndx.uncertainty.predict(nnx.Sequential(pndx.Dropout(0.5), jnp.sum), inputs(5, 3)),
         "5 samples",

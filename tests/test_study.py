@@ -21,7 +21,7 @@ from pernodedrop.study.epoch_end import Batches, evaluate
 from pernodedrop.study.slot import Slot
 from pernodedrop.study.storage import Queue, Records
 from tests import postgresql, studies
-from tests.commands import exits
+from tests.commands import IMPOSSIBLE, exits
 from tests.processes import SCRIPTS, child
 
 trains = pytest.mark.skip_backend("numpy", reason="Keras on NumPy cannot train")
@@ -572,6 +572,29 @@ def test_no_trial_begins_after_the_time_is_over(tmp_path, monkeypatch):
         study.run(hours=0)
 
 
+@trains
+@pytest.mark.parametrize("has_slot", [True, False])
+def test_a_start_tells_networks_of_the_same_weights_from_each_other(tmp_path, has_slot):
+    def rule(layer, rate, seed):
+        return pnd.PerNodeDrop(layer, rate, seed=seed)
+
+    def starts(activation):
+        def with_slot(slot):
+            first, last = keras.layers.Dense(6, activation), keras.layers.Dense(2)
+            return keras.Sequential([keras.Input((4,)), first, *slot(4, activation="relu"), last])
+
+        def without():
+            return keras.Sequential([keras.Input((4,)), keras.layers.Dense(6, activation), keras.layers.Dense(2)])
+
+        variants = ["none", "per_node_drop"] if has_slot else {"none": None, "noisy": rule}
+        model = with_slot if has_slot else without
+        study = studies.small(tmp_path / activation, model=model, variants=variants, epochs=1, select_seeds=1)
+        return {study.trial(one)["start"] for one in study.plan("select")}
+
+    assert len(starts("relu")) == 1
+    assert len(starts("relu") | starts("tanh")) == 2
+
+
 @pytest.mark.once
 def test_unequal_starts_are_noticed(tmp_path, monkeypatch):
     study = studies.small(tmp_path)
@@ -580,7 +603,7 @@ def test_unequal_starts_are_noticed(tmp_path, monkeypatch):
     monkeypatch.setattr(
         study, "trial", lambda planned, on_epoch: {**trial(planned, on_epoch), "start": planned["variant"]}
     )
-    with pytest.raises(RuntimeError, match="the initial weights differ"):
+    with pytest.raises(RuntimeError, match="the network or its initial weights differ"):
         study.run(progress=False)
 
 
@@ -712,6 +735,17 @@ def test_a_file_has_layers_of_its_own(tmp_path):
 
 
 @command
+@pytest.mark.parametrize("folder", IMPOSSIBLE)
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_runs(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "taken").write_text("mine")
+    assert exits(["study", "run", "digits", "--folder", folder]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(r"argument `folder`. Expected a (folder that can be written|path\.)", line)
+    assert (tmp_path / "taken").read_text() == "mine"
+
+
+@command
 def test_an_interrupted_command_says_how_to_go_on(tmp_path, monkeypatch, capsys):
     def interrupted(self, planned, on_epoch=None):
         raise KeyboardInterrupt
@@ -729,7 +763,9 @@ def test_an_interrupted_command_says_how_to_go_on(tmp_path, monkeypatch, capsys)
 @pytest.mark.once
 def test_the_command_lists_studies_and_all_of_them_can_be_planned(capsys):
     assert main(["study", "list"]) == 0
-    listed = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    lines = capsys.readouterr().out.splitlines()
+    assert "Minutes on any machine: the data come with scikit-learn." in [line.strip() for line in lines]
+    listed = [line.split()[0] for line in lines if not line.startswith(" ")]
     assert listed == list(named.names())
     for name in listed:
         study = named.load(name)

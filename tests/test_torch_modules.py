@@ -124,11 +124,14 @@ def test_a_network_trains_to_the_weights_of_the_same_network_in_keras():
 
 @pytest.mark.slow
 def test_ranks_of_a_process_group_train_like_one_process_with_the_whole_batch():
+    """By DDP and by FSDP2, which frees the memory of gathered weights: nothing may hold on to it."""
     seen = child("torch_ranks.py")
-    (first, _), (second, _), (alone, _) = *seen["ranks"], seen["alone"]
-    assert first == second
-    np.testing.assert_allclose(first, alone, atol=1e-6)
-    assert [updates for _, updates in (*seen["ranks"], seen["alone"])] == [3, 3, 3]
+    alone, updates = seen["alone"]
+    assert updates == 3
+    assert len(seen["ranks"]) == 4
+    for weights, updates in seen["ranks"]:
+        np.testing.assert_allclose(weights, alone, atol=1e-6)
+        assert updates == 3
 
 
 def test_a_replica_of_data_parallel_is_refused():
@@ -830,7 +833,7 @@ PREDICTIONS = {
     "no layer": (lambda: pndt.uncertainty.predict(pndt.Dropout(0.5), inputs(5, 3), layers=["x"]), "which make noise"),
     "no rows": (lambda: pndt.uncertainty.predict(pndt.Dropout(0.5), inputs(0, 3)), "of equal lengths from 1"),
     "no batch": (lambda: pndt.uncertainty.predict(pndt.Dropout(0.5), iter([])), "at least one batch"),
-    "objects": (lambda: pndt.uncertainty.predict(pndt.Dropout(0.5), np.array([None])), "`x`.*torch.as_tensor takes"),
+    "objects": (lambda: pndt.uncertainty.predict(pndt.Dropout(0.5), np.array([None])), "`x`.*an array of numbers"),
     "no tensor": (lambda: pndt.uncertainty.predict(pndt.Dropout(0.5), 3), "a tensor, a list or dict"),
     "batch_size": (lambda: pndt.uncertainty.predict(pndt.Dropout(0.5), iter([]), batch_size=2), "None where `x` gives"),
 }

@@ -907,7 +907,7 @@ def test_models_without_noise_are_an_ensemble_and_those_with_members_have_them_a
         ({"model": chain(pnd.Dropout(0.5), keras.layers.Lambda(keras.ops.sum, output_shape=()))}, r"`model`.*\b2 samp"),
         pytest.param(
             {"x": np.array([[None] * 6] * 2)},
-            r"`x`.*arrays of numbers",
+            r"`x`.*an array of numbers",
             marks=pytest.mark.only_backend("jax", reason="elsewhere it is the model that takes texts or does not"),
         ),
         ({"x": [[1.0, 2.0]]}, r"`x`.*samples first"),

@@ -112,8 +112,9 @@ class Noisy(Regularizer, torch.nn.Module):
         """
         if sample_ids is None and of_torch.is_replica(self):
             raise RuntimeError(IN_DATA_PARALLEL)
-        rank, ranks = self.replica or (_rank(), _ranks())
-        if sample_ids is None and ranks > 1 and "sample" not in self.sharing and self.regime != "example":
+        has_rows = "sample" not in self.sharing and self.regime != "example"
+        if sample_ids is None and has_rows and self.replica is not None:
+            rank, ranks = self.replica
             sample_ids = torch.arange(x.shape[0], dtype=torch.int32, device=x.device) * ranks + rank
         return super().samples(x, sample_ids)
 
@@ -251,17 +252,3 @@ def _check_model(model: typing.Any) -> None:
 def _device_of(module: torch.nn.Module) -> torch.device:
     first = next(module.parameters(recurse=False), None)
     return torch.get_default_device() if first is None else first.device
-
-
-@of_torch.constant_in_graphs
-def _rank() -> int:
-    return torch.distributed.get_rank() if _is_distributed() else 0
-
-
-@of_torch.constant_in_graphs
-def _ranks() -> int:
-    return torch.distributed.get_world_size() if _is_distributed() else 1
-
-
-def _is_distributed() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
