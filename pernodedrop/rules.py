@@ -20,7 +20,7 @@ class Family:
     Attributes:
         module: the class of all.
         name: its full name, for errors.
-        noisy: the class of those with noise.
+        noisy: the class of those with noise, or several.
         method: the name of the method that computes.
         kinds: by their names in rules, the classes that take noise.
         regularizers: by name, the noisy classes; each has its `plain` one, and is made `from_plain`.
@@ -28,7 +28,7 @@ class Family:
 
     module: type
     name: str
-    noisy: type
+    noisy: type | tuple[type, ...]
     method: str
     kinds: dict[str, tuple[type, ...]]
     regularizers: dict[str, tuple[typing.Any, ...]]

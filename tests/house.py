@@ -20,6 +20,7 @@ HOUSE = """
     checks generator
     noise schedules
     mask
+    blocks
     backends
     backends.methods
     backends.sparse_methods
@@ -62,7 +63,7 @@ HOUSE = """
     uncertainty.ensembles uncertainty.models
     uncertainty
     torch.noisy torch.products
-    torch.activation_noise torch.weight_noise
+    torch.activation_noise torch.attention torch.weight_noise
     torch.drop_connect torch.per_node_drop torch.recurrent
     torch.transformers
     torch.surgery torch.uncertainty

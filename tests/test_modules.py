@@ -55,6 +55,12 @@ ACTIVATIONS = {
     "unscaled": ("DropPath", "DropPath", {"scale_by_keep": False}),
     "spatial": ("SpatialDropout", "SpatialDropout2D", {"data_format": "channels_first"}),
     "spatial_last": ("SpatialDropout", "SpatialDropout2D", {"data_format": "channels_last"}),
+    "blocks": ("DropBlock", "DropBlock2D", {"data_format": "channels_first", "block_size": 3}),
+    "blocks_last": (
+        "DropBlock",
+        "DropBlock2D",
+        {"data_format": "channels_last", "block_size": 4, "per_channel": False, "normalize": "batch"},
+    ),
 }
 RECURRENT = {
     "lstm": ("LSTM", {"rate": 0.3}),
@@ -106,7 +112,7 @@ def convolution(library, case):
 
 def activation(library, case):
     kind, layer, arguments = ACTIVATIONS[case]
-    dims = 2 if kind == "SpatialDropout" and library.folder == "torch" else 0
+    dims = 2 if kind in ("SpatialDropout", "DropBlock") and library.folder == "torch" else 0
     module = library.make(kind, dims=dims, rate=0.3, **arguments)
     return module, getattr(pnd, layer)(rate=0.3, seed=7, **arguments), inputs(5, 3, 4, 6)
 

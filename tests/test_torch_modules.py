@@ -294,6 +294,61 @@ def test_functional_transforms():
         torch.testing.assert_close(each["weight"][n], torch.func.grad(loss)(parameters, x[n : n + 1], (1, 0))["weight"])
 
 
+# attention
+
+
+@pytest.mark.parametrize("sizes", [(6, 6), (4, 5)], ids=["one_weight", "three_weights"])
+def test_attention_is_that_of_keras(sizes):
+    projections = ("query", "value", "output")
+    module = pndt.DropConnectMultiheadAttention(
+        6, 2, kdim=sizes[0], vdim=sizes[1], batch_first=True, rate=0.3, projections=projections, seed=7
+    )
+    layer = pnd.NoisyAttention(
+        keras.layers.MultiHeadAttention(2, 3), pnd.DropConnect, rate=0.3, projections=projections, seed=7
+    )
+    query, key, value = inputs(5, 3, 6), inputs(5, 4, sizes[0]), inputs(5, 4, sizes[1])
+    layer.build(query.shape, value.shape, key.shape)
+    kernels = (
+        module.in_proj_weight.chunk(3)
+        if sizes == (6, 6)
+        else (module.q_proj_weight, module.k_proj_weight, module.v_proj_weight)
+    )
+    with torch.no_grad():
+        module.in_proj_bias.normal_()
+        module.out_proj.bias.normal_()
+    weights = []
+    for kernel, bias in zip(kernels, module.in_proj_bias.chunk(3), strict=True):
+        weights += [host(kernel).T.reshape(-1, 2, 3), host(bias).reshape(2, 3)]
+    layer.layer.set_weights([*weights, host(module.out_proj.weight).T.reshape(2, 3, 6), host(module.out_proj.bias)])
+    for training in (True, True, False):
+        found, scores = module.train(training)(query, key, value, average_attn_weights=False)
+        expected = layer(query, value, key=key, return_attention_scores=True, training=training)
+        torch.testing.assert_close((found, scores), tuple(expected), atol=1e-6, rtol=1e-5)
+    assert {one.updates for one in module.masks.values()} == {2}
+    torch.testing.assert_close(module.fold()(query, key, value), module(query, key, value))
+
+
+def test_attention_inside_an_encoder_takes_noise():
+    plain, x = torch.nn.TransformerEncoderLayer(4, 2, 8, 0.0, batch_first=True), inputs(3, 5, 4)
+    expected, model = plain(x), copy.deepcopy(plain)
+    rule = ["all-attention", "all-linear"]
+    pndt.apply(model, rule, "drop_connect", rate=0.5, seed=1)
+    assert type(model.self_attn) is pndt.DropConnectMultiheadAttention
+    assert set(model.self_attn.parameters()) == set(model.self_attn.fold().parameters())
+    model.load_state_dict(plain.state_dict(), strict=True)
+    model(x).sum().backward()
+    assert all(one.updates == 1 for one in model.self_attn.masks.values())
+    assert model.self_attn.in_proj_weight.grad.any()
+    again = pndt.apply(copy.deepcopy(plain), rule, "drop_connect", rate=0.2, seed=2)
+    again.load_state_dict(torch.load(io.BytesIO(saved(model)), weights_only=True))
+    assert torch.equal(pickle.loads(pickle.dumps(again))(x), model(x))
+    for one in (model.eval(), pndt.fold(model)):
+        torch.testing.assert_close(one(x), expected)
+    assert pndt.fold(model).state_dict().keys() == plain.state_dict().keys()
+    found = pndt.uncertainty.predict(model, x, samples=3, seed=1, layers=["self_attn"])
+    assert found.variance.any()
+
+
 # recurrent modules
 
 
@@ -481,7 +536,7 @@ REFUSALS = {
     "function": (lambda: pndt.apply(Network(), lambda name, module: None, rate=0.5), "no function beside"),
     "attention": (
         lambda: pndt.apply(torch.nn.MultiheadAttention(4, 2), "all-linear", rate=0.5),
-        r"leaves out 'out_proj': .* never calls it \(exclude='out_proj'\)",
+        r"leaves out 'out_proj': .* never calls it; .* \(exclude='out_proj'\)",
     ),
     "encoder": (
         lambda: pndt.apply(torch.nn.TransformerEncoderLayer(4, 2, 8), "linear1", rate=0.5, regime="fixed"),
@@ -493,6 +548,20 @@ REFUSALS = {
     "no kernels": (lambda: pndt.NoisyGRU(3, 4, kernels=()), "`kernels`.*one or more"),
     "members of a loop": (lambda: pndt.NoisyRNN(3, 4, regime="bank"), "`regime`"),
     "recurrent and linear": (lambda: pndt.apply(torch.nn.LSTM(3, 4), "all-linear"), "takes noise: nothing does"),
+    "projections": (lambda: pndt.DropConnectMultiheadAttention(4, 2, projections=("keys",)), "`projections`"),
+    "no projections": (lambda: pndt.DropConnectMultiheadAttention(4, 2, projections=()), "one or more"),
+    "noisy attention": (
+        lambda: pndt.DropConnectMultiheadAttention.from_plain(pndt.DropConnectMultiheadAttention(4, 2)),
+        "MultiheadAttention without noise",
+    ),
+    "attention twice": (
+        lambda: pndt.apply(pndt.DropConnectMultiheadAttention(4, 2), "all-attention", "drop_connect"),
+        "has noise already",
+    ),
+    "attention of samples": (
+        lambda: pndt.apply(torch.nn.MultiheadAttention(4, 2), "all-attention"),
+        "takes noise: nothing does",
+    ),
     "class": (lambda: pndt.PerNodeLinear.from_linear(torch.nn.Conv1d(1, 1, 1)), "a torch.nn.Linear without noise"),
     "rate": (lambda: pndt.PerNodeLinear(3, 4, rate=1.0), "`rate`"),
     "ids": (lambda: pndt.DropConnectLinear(3, 4)(inputs(5, 3), sample_ids=torch.arange(5)), "the same for all samples"),

@@ -11,24 +11,33 @@ import torch
 
 from pernodedrop import checks
 from pernodedrop.rules import Choice, Family, Function, Rule
+from pernodedrop.torch.attention import DropConnectMultiheadAttention
 from pernodedrop.torch.drop_connect import DropConnectConv1d, DropConnectConv2d, DropConnectConv3d, DropConnectLinear
 from pernodedrop.torch.noisy import Noisy
 from pernodedrop.torch.per_node_drop import PerNodeConv1d, PerNodeConv2d, PerNodeConv3d, PerNodeLinear
 from pernodedrop.torch.recurrent import NoisyGRU, NoisyLSTM, NoisyRNN
 
+NOISY = (Noisy, DropConnectMultiheadAttention)
 FAMILY = Family(
     torch.nn.Module,
     "torch.nn.Module",
-    Noisy,
+    NOISY,
     "forward",
     {
         "all-linear": (torch.nn.Linear,),
         "all-conv": (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d),
+        "all-attention": (torch.nn.MultiheadAttention,),
         "all-recurrent": (torch.nn.RNN, torch.nn.LSTM, torch.nn.GRU),
     },
     {
         "per_node_drop": (PerNodeLinear, PerNodeConv1d, PerNodeConv2d, PerNodeConv3d),
-        "drop_connect": (DropConnectLinear, DropConnectConv1d, DropConnectConv2d, DropConnectConv3d),
+        "drop_connect": (
+            DropConnectLinear,
+            DropConnectConv1d,
+            DropConnectConv2d,
+            DropConnectConv3d,
+            DropConnectMultiheadAttention,
+        ),
         "noisy_rnn": (NoisyRNN, NoisyLSTM, NoisyGRU),
     },
 )
@@ -69,17 +78,17 @@ def apply(
     Args:
         model: any `torch.nn.Module`.
         rule: which modules. "all-linear": every Linear, and every `Conv1D` of transformers; "all-conv": every Conv1d,
-            Conv2d and Conv3d; "all-recurrent": every RNN, LSTM and GRU. Another string: a regular expression for a part
-            of a module's name that is whole between dots, so that "mlp" or r"layers\\.[0-3]" choose what is inside
-            too, and "head" does not choose "multihead". A class of torch. A list of these. Or a function of (name,
-            module) that returns the module to stand there, or None to keep it.
-        regularizer: "per_node_drop" or "drop_connect", which are for linear modules and convolutions, or "noisy_rnn",
-            for recurrent ones; None is the first. Not beside a function.
+            Conv2d and Conv3d; "all-recurrent": every RNN, LSTM and GRU; "all-attention": every MultiheadAttention.
+            Another string: a regular expression for a part of a module's name that is whole between dots, so that "mlp"
+            or r"layers\\.[0-3]" choose what is inside too, and "head" does not choose "multihead". A class of torch. A
+            list of these. Or a function of (name, module) that returns the module to stand there, or None to keep it.
+        regularizer: "per_node_drop", for linear modules and convolutions; "drop_connect", for attention too; or
+            "noisy_rnn", for recurrent modules. None is the first. Not beside a function.
         exclude: which modules of these stay as they are, in the same words but for a function.
         seed: int, any, from which every module has a seed of its own by its name; None takes them from Python's
             `random`. Not beside a function.
-        **noise: arguments of the noisy modules, such as `rate=0.2`; see `PerNodeLinear`, `DropConnectLinear` and
-            `NoisyLSTM`.
+        **noise: arguments of the noisy modules, such as `rate=0.2`; see `PerNodeLinear`, `DropConnectLinear`,
+            `DropConnectMultiheadAttention` and `NoisyLSTM`.
 
     Returns:
         The model, or the noisy module where the model is one module itself.
@@ -131,7 +140,7 @@ def fold(model: torch.nn.Module) -> torch.nn.Module:
     """
     FAMILY.check_model(model)
     folded = copy.deepcopy(model)
-    return _put(folded, _changes(folded, lambda _, module: module.fold() if isinstance(module, Noisy) else None))
+    return _put(folded, _changes(folded, lambda _, module: module.fold() if isinstance(module, NOISY) else None))
 
 
 def _changes(model: torch.nn.Module, rule: Function) -> dict[str, torch.nn.Module]:
@@ -164,8 +173,13 @@ def _refuse_what_is_not_called(model: torch.nn.Module, name: str, new: torch.nn.
         return
     holder = model.get_submodule(name.rpartition(".")[0])
     if isinstance(holder, torch.nn.MultiheadAttention):
-        expected = f"one that leaves out {name!r}: torch.nn.MultiheadAttention reads its weight and never calls it"
-    elif isinstance(holder, torch.nn.TransformerEncoderLayer) and getattr(new, "changes_at_inference", False):
+        expected = (
+            f"one that leaves out {name!r}: torch.nn.MultiheadAttention reads its weight and never calls it; "
+            "'all-attention' with regularizer='drop_connect' puts noise into its projections"
+        )
+    elif isinstance(holder, torch.nn.TransformerEncoderLayer):  # which calls in training, but in `eval` may read
+        if not getattr(new, "changes_at_inference", False):
+            return
         expected = (
             f"one without noise at inference for {name!r}, which torch.nn.TransformerEncoderLayer may not call then"
         )
