@@ -560,7 +560,7 @@ REFUSALS = {
     ),
     "attention of samples": (
         lambda: pndt.apply(torch.nn.MultiheadAttention(4, 2), "all-attention"),
-        "takes noise:nothing does",
+        "takes noise: 'out_proj'",
     ),
     "class": (lambda: pndt.PerNodeLinear.from_linear(torch.nn.Conv1d(1, 1, 1)), "a torch.nn.Linear without noise"),
     "rate": (lambda: pndt.PerNodeLinear(3, 4, rate=1.0), "`rate`"),
