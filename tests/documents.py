@@ -101,11 +101,11 @@ def examples(backend):
 def share(backend):
     """The examples that the suite runs on a backend: of those for any, but README.md's, each runs on one of them.
 
-    What trains many models runs on torch: the others compile each of them.
+    What trains many models, and the scripts, run on torch: the others compile each model, JAX when the site is built.
     """
     found, trained = examples(backend), MARKS["any backend"]
     spread = [example for example in found if example.code.startswith("# any backend") and example.file != "README.md"]
-    many = [example for example in spread if re.search(r"Study\(|Ensemble\(", example.code)]
+    many = [e for e in spread if e.file.startswith("examples/") or re.search(r"Study\(|Ensemble\(", e.code)]
     one = [example for example in spread if example not in many]
     elsewhere = many if backend != "torch" else []
     elsewhere = elsewhere + [example for n, example in enumerate(one) if trained[n % len(trained)] != backend]
