@@ -4,6 +4,7 @@
     python -m tests --fast                                     without the tests that are marked slow
     BACKENDS="jax torch" python -m tests                       on some backends
     BACKENDS=jax python -m tests tests/test_ops.py -k product  some tests
+    JAX_COMPILATION_CACHE_DIR=~/.cache/jax python -m tests     what JAX compiles is kept for the next run
 
 A process tests one backend, with a part of the test files. What is marked `once` says the same on every backend: one
 process runs it. A backend that is asked for and cannot load is a failure.

@@ -311,6 +311,8 @@ def functions():
     yield Target("RDrop call", lambda **kw: rdrop(**kw), called, listed, ("y_pred",))
     rule = lambda layer: pnd.PerNodeDrop(layer) if isinstance(layer, keras.layers.Dense) else None  # noqa: E731 - as short as its neighbours
     yield Target("apply", pnd.apply, {"model": plain_model, "rule": lambda: rule})
+    by_name = {"rule": lambda: "all-linear", "regularizer": lambda: "drop_connect", "seed": lambda: 1}
+    yield Target("apply by name", pnd.apply, {"model": plain_model, **by_name, "rate": lambda: 0.2})
     yield Target("fold", pnd.fold, {"model": model})
     yield Target("copy_weights", pnd.copy_weights, {"source": plain_model, "target": model})
     predict = good(pnd.uncertainty.predict, model=model, x=lambda: np.ones((3, 4), "float32"), samples=lambda: 2)

@@ -55,6 +55,7 @@ HOUSE = """
     surgery.configs
     surgery.copying
     surgery.weights
+    surgery.wrappers
     surgery
     losses
     uncertainty.batches uncertainty.changes

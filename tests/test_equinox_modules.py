@@ -173,7 +173,7 @@ def linear(**arguments):
 
 REFUSALS = {
     "no model": (lambda: pnde.apply(3, "all-linear"), "`model`. Expected a equinox.Module"),
-    "nothing": (lambda: pnde.apply(eqx.nn.MLP(1, 1, 1, 1, key=key()), "tail"), "at least one .* of: 2 Linear"),
+    "nothing": (lambda: pnde.apply(eqx.nn.MLP(1, 1, 1, 1, key=key()), "tail"), "takes noise: 'layers.0', 'layers.1'"),
     "own call": (lambda: pnde.apply(Own(1, 1, key=key()), "all-linear"), "a `__call__` of its own"),
     "twice": (lambda: pnde.apply(linear(), "all-linear"), "has noise already"),
     "bank": (lambda: pnde.fold(linear(regime="bank", bank_size=2)), "`regime`"),

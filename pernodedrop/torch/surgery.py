@@ -112,7 +112,7 @@ def apply(
     FAMILY.check_model(model)
     chosen = Rule(_family(), rule, regularizer, exclude, seed, noise)
     changes = _changes(model, chosen)
-    chosen.check(changes, model.modules())
+    chosen.check(changes, dict(model.named_modules()))
     return _put(model, changes)
 
 
