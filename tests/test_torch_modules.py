@@ -168,6 +168,9 @@ def test_the_state_of_another_noise_is_refused():
     for state in (None, {"key": [1, 0]}, own[:-1], own.long(), own.numpy(), other, too_high):
         with pytest.raises((ValueError, RuntimeError)):
             layer.load_state_dict({**layer.state_dict(), "_extra_state": state})
+    normal, uniform = (pndt.PerNodeLinear(3, 4, noise=noise) for noise in ("gaussian", "uniform"))
+    with pytest.raises((ValueError, RuntimeError)):
+        normal.load_state_dict({**normal.state_dict(), "_extra_state": uniform.get_extra_state()})
     assert (layer.updates, layer.rate) == (0, 0.5)
     changed = torch.cat([own[:2], torch.tensor([5, 2**22], dtype=torch.int32)])
     layer.load_state_dict({**layer.state_dict(), "_extra_state": changed})
@@ -395,6 +398,10 @@ def test_a_recurrent_module_trains_resumes_and_folds():
     assert torch.equal(folded(x)[0], before)
     assert folded.weight_hh_l0 is not fixed.weight_hh_l0
     assert folded.weight_ih_l0 is fixed.weight_ih_l0
+    noisy = pndt.NoisyGRU.from_plain(plain, rate=0.5)
+    before = noisy(x)[0]
+    plain.weight_hh_l0 = torch.nn.Parameter(torch.zeros(12, 4))  # is its own affair
+    assert torch.equal(noisy(x)[0], before)
 
 
 def saved(model):
