@@ -48,8 +48,9 @@ TENSOR_OPS = (
 """Ops on tensors of any dtype."""
 
 ENTRY_OPS = (
-    "asarray", "to_numpy", "is_integer", "fused", "recomputed", "convolved", "kernel", "kernel_obstacle",
-    "sparse_recomputed", "sparse_kernel", "draw", "replica_offset", "warn_of_replicas", "refuse_redraw",
+    "asarray", "to_numpy", "is_integer", "fused", "recomputed", "masked", "convolved", "kernel",
+    "kernel_obstacle", "sparse_recomputed", "sparse_kernel", "draw", "replica_offset", "warn_of_replicas",
+    "refuse_redraw",
 )  # fmt: skip
 """Ops that lead into a framework and out of it, and those that are its own way to do a thing."""
 

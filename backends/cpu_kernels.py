@@ -1,20 +1,26 @@
-"""The Bernoulli product on a CPU, compiled by numba: words, decisions and sums stay in registers.
+"""The masked product on a CPU, compiled by numba: words, decisions and sums stay in registers.
 
 Operands are NumPy arrays: x (r, t, i), w (i, o), dy (r, t, o) of one floating dtype, and the mask's `Decisions`, whose
-words are uint32. Every result is summed by one thread in one order, so it does not depend on how many threads there
-are. What is dropped is 0 times something, which is NaN if that is NaN or infinite, as in all other ways.
+words are uint32. The `Entries` of other noises are made in blocks, by programs, and stay in a core's cache.
+
+Every result is summed by one thread in one order, so it does not depend on how many threads there are. What is dropped
+is 0 times something, which is NaN if that is NaN or infinite, as in all other ways.
 """
 
 import concurrent.futures
 import functools
 import itertools
 import math
+import operator
 import os
 
 import numba
 import numpy as np
+from numba import types
+from numba.extending import intrinsic
 
 from pernodedrop import generator
+from pernodedrop.backends import programs
 from pernodedrop.backends.methods import Decisions
 from pernodedrop.noise import LEVELS
 
@@ -25,8 +31,9 @@ _LANES = 16  # outputs are padded to a multiple of it
 _LINE = 64  # bytes of a line of the cache
 _COLUMNS = 16  # inputs whose x and dx are moved together: a line of float32
 _SPANS_A_THREAD = 4  # so that a thread that was held up is helped by the others
-_FEW = 300_000  # multiply-adds that take less time than to wake another thread
+FEW = 300_000  # multiply-adds that take less time than to wake another thread
 _DEPTH = 8  # inputs of which a masked kernel is added up at a time, where positions share it
+_BLOCK = 512  # entries that a program makes at a time: a register is 2 KiB
 
 u32 = np.uint32  # numba would make uint64 of every result
 _inlined = numba.njit(inline="always")
@@ -51,7 +58,8 @@ def product(x, w, mask):
     mask.check(x, w)
     outputs, w, mask = w.shape[1], padded(w), mask._replace(out=padded(mask.out))
     y = _zeros((*x.shape[:2], w.shape[1]), w.dtype)
-    _in_spans(forward, len(x), (y,), (x, w), mask, is_small(x, w))
+    kernel = forward if isinstance(mask, Decisions) else forward_of_entries
+    _in_spans(kernel, len(x), (y,), (x, w), mask, is_small(x, w))
     return np.ascontiguousarray(y[:, :, :outputs])
 
 
@@ -60,7 +68,8 @@ def gradients(dy, x, w, mask):
     mask.check(x, w, dy)
     outputs, dy, w, mask = w.shape[1], padded(dy), padded(w), mask._replace(out=padded(mask.out))
     dx, dw = _zeros(x.shape, x.dtype), _zeros(w.shape, w.dtype)
-    _in_spans(backward, len(w), (dx, dw), (dy, x, w), mask, is_small(x, w))
+    kernel = backward if isinstance(mask, Decisions) else backward_of_entries
+    _in_spans(kernel, len(w), (dx, dw), (dy, x, w), mask, is_small(x, w))
     return dx, np.ascontiguousarray(dw[:, :outputs])
 
 
@@ -80,7 +89,7 @@ def padded(array, xp=np):
 
 def is_small(x, w):
     """Whether a product is done sooner by one thread than by several."""
-    return math.prod(x.shape) * w.shape[1] <= _FEW
+    return math.prod(x.shape) * w.shape[1] <= FEW
 
 
 def spans(size, parts):
@@ -115,10 +124,11 @@ def _in_threads(kernel, parts, arguments):
 
 
 def _own(mask):
-    """Decisions as the kernels take them."""
-    threshold, seed, call, *coordinates = mask
-    own = map(np.array, coordinates)  # numba would compile once more for what is read-only
-    return Decisions(np.int32(threshold), seed[0], call[0], *own)
+    """A mask as the kernels take it."""
+    *noise, seed, call, time, sample, in_, out = mask
+    own = map(np.array, (time, sample, in_, out))  # numba would compile once more for what is read-only
+    noise = [np.int32(noise[0])] if isinstance(mask, Decisions) else map(np.array, noise)
+    return type(mask)(*noise, seed[0], call[0], *own)
 
 
 @functools.cache
@@ -159,9 +169,10 @@ def _mix(x):
 
 
 @_inlined
-def _halves(seed, call):
-    """What the two halves of all row keys have in common, for lane 0."""
-    return _mix(_mix(call + _mix(seed))), _mix(_mix(call ^ _mix(seed ^ _GOLDEN)))
+def _halves(mask, lane):
+    """What the two halves of all row keys of a lane have in common."""
+    seed, call = mask.seed, mask.call
+    return _mix(lane + _mix(call + _mix(seed))), _mix(lane ^ _mix(call ^ _mix(seed ^ _GOLDEN)))
 
 
 @_inlined
@@ -187,7 +198,11 @@ def _last(threshold):
 def forward(start, stop, y, x, w, mask):
     """Fill the rows `start` ... `stop` of y, which are zero before."""
     inputs, outputs = w.shape
-    halves, last, masked = _halves(mask.seed, mask.call), _last(mask.threshold), np.empty((_DEPTH, outputs), w.dtype)
+    halves, last, masked = (
+        _halves(mask, u32(0)),
+        _last(mask.threshold),
+        np.empty((_DEPTH, outputs), w.dtype),
+    )
     time, sample, in_, out = mask.time, mask.sample, mask.in_, _shifted_array(mask.out)
     tile = min(inputs, _TILE // outputs + 1)
     first, second = np.empty(tile, u32), np.empty(tile, u32)
@@ -246,7 +261,11 @@ def _add_products(y, x, masked):
 def backward(start, stop, dx, dw, dy, x, w, mask):
     """Fill the inputs `start` ... `stop` of dx and dw, the latter zero before."""
     rows, positions, outputs = dy.shape
-    halves, last, scratch = _halves(mask.seed, mask.call), _last(mask.threshold), np.empty((3, outputs), w.dtype)
+    halves, last, scratch = (
+        _halves(mask, u32(0)),
+        _last(mask.threshold),
+        np.empty((3, outputs), w.dtype),
+    )
     time, sample, in_, out = mask.time, mask.sample, mask.in_, _shifted_array(mask.out)
     scale = _scale(mask.threshold, w.dtype)
     tile = min(rows, _TILE // max(1, positions * outputs) + 1)
@@ -257,21 +276,31 @@ def backward(start, stop, dx, dw, dy, x, w, mask):
         end = min(begin + tile, rows)
         for left in range(start, stop, _COLUMNS):
             right = min(left + _COLUMNS, stop)
-            for r in range(begin, end):
-                for t in range(positions):
-                    for i in range(left, right):
-                        x_columns[r - begin, t, i - left] = x[r, t, i]
+            _take_columns(x_columns, x[begin:end, :, left:right])
             for i in range(left, right):
                 for r in range(begin, end):
                     first[r - begin], second[r - begin] = _row_key(halves, time[r], sample[r], in_[i])
                 for r in range(begin, end):
                     row_key, at = (first[r - begin], second[r - begin]), (r - begin, i - left)
                     _backward_row(r, i, at, dx_columns, dw, dy, x_columns, w, scratch, out, row_key, last)
-            for r in range(begin, end):
-                for t in range(positions):
-                    for i in range(left, right):
-                        dx[r, t, i] = dx_columns[r - begin, t, i - left] * scale
+            _put_columns(dx[begin:end, :, left:right], dx_columns, scale)
     dw[start:stop] *= scale
+
+
+@_inlined
+def _take_columns(columns, x):
+    for r in range(x.shape[0]):
+        for t in range(x.shape[1]):
+            for i in range(x.shape[2]):
+                columns[r, t, i] = x[r, t, i]
+
+
+@_inlined
+def _put_columns(x, columns, scale):
+    for r in range(x.shape[0]):
+        for t in range(x.shape[1]):
+            for i in range(x.shape[2]):
+                x[r, t, i] = columns[r, t, i] * scale
 
 
 @_inlined
@@ -286,14 +315,22 @@ def _backward_row(r, i, at, dx, dw, dy, x, w, scratch, out, row_key, last):
             dw[i, o] += masked * x_value
         dx[row, 0, column] = dx_value
         return
-    kept, masked_row, sums = scratch[0], scratch[1], scratch[2]
+    kept = scratch[2]
     for o in range(w.shape[1]):
         kept[o] = one if _kept(out[o], row_key, last) else zero
-        masked_row[o] = kept[o] * w[i, o]
-        sums[o] = zero
-    _add_gradients(dx[row, :, column], sums, dy[r], x[row, :, column], masked_row)
-    for o in range(w.shape[1]):
-        dw[i, o] += kept[o] * sums[o]
+    _add_of_positions(dx[row, :, column], dw[i], dy[r], x[row, :, column], w[i], kept, scratch)
+
+
+@_inlined
+def _add_of_positions(dx, dw, dy, x, w, mask, scratch):
+    """Fill dx (t,) and add to dw (o,) of one row and input, whose positions share the mask (o,)."""
+    masked, sums = scratch[0], scratch[1]
+    for o in range(len(w)):
+        masked[o] = w[o] * mask[o]
+        sums[o] = w.dtype.type(0)
+    _add_gradients(dx, sums, dy, x, masked)
+    for o in range(len(w)):
+        dw[o] += mask[o] * sums[o]
 
 
 @_inlined
@@ -334,7 +371,8 @@ def sparse_product(values, rows, columns, w, mask):
     _check_listed(rows, columns, w, mask)
     order = slice(None) if (rows[:-1] <= rows[1:]).all() else np.argsort(rows, kind="stable")
     y = _zeros((len(mask.time), w.shape[1]), w.dtype)
-    _in_groups(sparse_forward, rows[order], (y,), (values[order], rows[order], columns[order], w), mask)
+    kernel = sparse_forward if isinstance(mask, Decisions) else sparse_forward_of_entries
+    _in_groups(kernel, rows[order], (y,), (values[order], rows[order], columns[order], w), mask)
     return y
 
 
@@ -344,7 +382,8 @@ def sparse_gradients(dy, values, rows, columns, w, mask):
     order = np.argsort(columns, kind="stable")
     sorted_dvalues, dw = np.empty(len(values), w.dtype), _zeros(w.shape, w.dtype)
     operands = (values[order], rows[order], columns[order], w, dy)
-    _in_groups(sparse_backward, columns[order], (sorted_dvalues, dw), operands, mask)
+    kernel = sparse_backward if isinstance(mask, Decisions) else sparse_backward_of_entries
+    _in_groups(kernel, columns[order], (sorted_dvalues, dw), operands, mask)
     dvalues = _zeros(values.shape, w.dtype)
     dvalues[order] = sorted_dvalues
     return dvalues, dw
@@ -372,7 +411,7 @@ def _in_groups(kernel, groups, results, operands, mask):
 @_compiled
 def sparse_forward(start, stop, y, values, rows, columns, w, mask):
     """Add the entries `start` ... `stop` to y."""
-    halves, last, out = _halves(mask.seed, mask.call), _last(mask.threshold), _shifted_array(mask.out)
+    halves, last, out = _halves(mask, u32(0)), _last(mask.threshold), _shifted_array(mask.out)
     scale, zero = _scale(mask.threshold, w.dtype), w.dtype.type(0)
     for n in range(start, stop):
         r, i = rows[n], columns[n]
@@ -385,7 +424,7 @@ def sparse_forward(start, stop, y, values, rows, columns, w, mask):
 @_compiled
 def sparse_backward(start, stop, dvalues, dw, values, rows, columns, w, dy, mask):
     """Fill the entries `start` ... `stop` of dvalues, and add them to dw."""
-    halves, last, out = _halves(mask.seed, mask.call), _last(mask.threshold), _shifted_array(mask.out)
+    halves, last, out = _halves(mask, u32(0)), _last(mask.threshold), _shifted_array(mask.out)
     scale, zero = _scale(mask.threshold, w.dtype), w.dtype.type(0)
     for n in range(start, stop):
         r, i = rows[n], columns[n]
@@ -396,3 +435,373 @@ def sparse_backward(start, stop, dvalues, dw, values, rows, columns, w, dy, mask
             total += masked * w_row[o]
             dw_row[o] += masked * value
         dvalues[n] = total * scale
+
+
+# Of any other noise: entries are made by its program, block by block, from a buffer of words. A group is the rows of
+# outputs that are made at a time.
+
+
+@_compiled
+def forward_of_entries(start, stop, y, x, w, mask):
+    """As `forward`."""
+    inputs, outputs = w.shape
+    group = _group(outputs)
+    code, registers, words, halves, keys, out = _begun(mask, group)
+    made, masked = np.empty((group, outputs), np.float32), np.empty((_DEPTH, outputs), w.dtype)
+    time, sample, in_ = mask.time, mask.sample, mask.in_
+    tile = group * (_TILE // (outputs * group) + 1)
+    for begin in range(0, inputs, tile):
+        end = min(begin + tile, inputs)
+        for r in range(start, stop):
+            for left in range(begin, end, group):
+                count = min(left + group, end) - left
+                for lane in range(len(halves)):
+                    half = halves[lane, 0], halves[lane, 1]
+                    for n in range(count):
+                        _make_key(keys, n, half, time[r], sample[r], in_[left + n])
+                    _make_words(words, lane, count, keys, out)
+                _make_entries(made, 0, count, code, registers, words)
+                if x.shape[1] == 1:
+                    for n in range(count):
+                        i, x_value = left + n, x[r, 0, left + n]
+                        for o in range(outputs):
+                            y[r, 0, o] += x_value * (w[i, o] * made[n, o])
+                    continue
+                for n in range(0, count, _DEPTH):
+                    depth = min(_DEPTH, count - n)
+                    for d in range(depth):
+                        for o in range(outputs):
+                            masked[d, o] = w[left + n + d, o] * made[n + d, o]
+                    _add_products(y[r], x[r, :, left + n : left + n + depth], masked)
+
+
+@_compiled
+def backward_of_entries(start, stop, dx, dw, dy, x, w, mask):
+    """As `backward`."""
+    rows, positions, outputs = dy.shape
+    group = _group(outputs)
+    code, registers, words, halves, keys, out = _begun(mask, group)
+    made, scratch = np.empty((group, outputs), np.float32), np.empty((2, outputs), w.dtype)
+    time, sample, in_ = mask.time, mask.sample, mask.in_
+    tile = min(rows, _TILE // max(1, positions * outputs) + 1)
+    x_columns, dx_columns = np.empty((2, tile, positions, _COLUMNS), w.dtype)
+    for begin in range(0, rows, tile):
+        end = min(begin + tile, rows)
+        for left in range(start, stop, _COLUMNS):
+            right = min(left + _COLUMNS, stop)
+            _take_columns(x_columns, x[begin:end, :, left:right])
+            for i in range(left, right):
+                for top in range(begin, end, group):
+                    count = min(top + group, end) - top
+                    for lane in range(len(halves)):
+                        half = halves[lane, 0], halves[lane, 1]
+                        for n in range(count):
+                            _make_key(keys, n, half, time[top + n], sample[top + n], in_[i])
+                        _make_words(words, lane, count, keys, out)
+                    _make_entries(made, 0, count, code, registers, words)
+                    for n in range(count):
+                        r, row, column = top + n, top + n - begin, i - left
+                        if positions == 1:
+                            x_value, dx_value = x_columns[row, 0, column], w.dtype.type(0)
+                            for o in range(outputs):
+                                masked = dy[r, 0, o] * made[n, o]
+                                dx_value += masked * w[i, o]
+                                dw[i, o] += masked * x_value
+                            dx_columns[row, 0, column] = dx_value
+                        else:
+                            dx_row, x_row = dx_columns[row, :, column], x_columns[row, :, column]
+                            _add_of_positions(dx_row, dw[i], dy[r], x_row, w[i], made[n], scratch)
+            _put_columns(dx[begin:end, :, left:right], dx_columns, w.dtype.type(1))
+
+
+@_compiled
+def sparse_forward_of_entries(start, stop, y, values, rows, columns, w, mask):
+    """As `sparse_forward`."""
+    outputs, time, sample, in_ = w.shape[1], mask.time, mask.sample, mask.in_
+    group = _group(outputs)
+    code, registers, words, halves, keys, out = _begun(mask, group)
+    made = np.empty((group, outputs), np.float32)
+    for begin in range(start, stop, group):
+        count = min(begin + group, stop) - begin
+        for lane in range(len(halves)):
+            half = halves[lane, 0], halves[lane, 1]
+            for n in range(count):
+                r, i = rows[begin + n], columns[begin + n]
+                _make_key(keys, n, half, time[r], sample[r], in_[i])
+            _make_words(words, lane, count, keys, out)
+        _make_entries(made, 0, count, code, registers, words)
+        for n in range(count):
+            r, i, value = rows[begin + n], columns[begin + n], values[begin + n]
+            for o in range(outputs):
+                y[r, o] += value * (w[i, o] * made[n, o])
+
+
+@_compiled
+def sparse_backward_of_entries(start, stop, dvalues, dw, values, rows, columns, w, dy, mask):
+    """As `sparse_backward`."""
+    outputs, time, sample, in_ = w.shape[1], mask.time, mask.sample, mask.in_
+    group = _group(outputs)
+    code, registers, words, halves, keys, out = _begun(mask, group)
+    made = np.empty((group, outputs), np.float32)
+    for begin in range(start, stop, group):
+        count = min(begin + group, stop) - begin
+        for lane in range(len(halves)):
+            half = halves[lane, 0], halves[lane, 1]
+            for n in range(count):
+                r, i = rows[begin + n], columns[begin + n]
+                _make_key(keys, n, half, time[r], sample[r], in_[i])
+            _make_words(words, lane, count, keys, out)
+        _make_entries(made, 0, count, code, registers, words)
+        for n in range(count):
+            r, i, value, total = rows[begin + n], columns[begin + n], values[begin + n], w.dtype.type(0)
+            for o in range(outputs):
+                masked = dy[r, o] * made[n, o]
+                total += masked * w[i, o]
+                dw[i, o] += masked * value
+            dvalues[begin + n] = total
+
+
+def entries(mask):
+    """The mask itself, (r, i, o), float32, of any noise's `Entries`."""
+    rows, inputs, outputs = len(mask.time), len(mask.in_), len(mask.out)
+    filled = _zeros((rows, inputs, outputs), np.dtype(np.float32))
+    if filled.size:
+        flat = filled.reshape(-1, outputs)
+        _in_spans(_fill_lines, len(flat), (flat,), (), mask, flat.size <= FEW)
+    return filled
+
+
+def _fill_lines(start, stop, lines, mask):
+    fill(start, stop, lines[start:stop], mask)
+
+
+@_compiled
+def fill(start, stop, filled, mask):
+    """Fill an array with the lines `start` ... `stop` of the mask (r * i, o)."""
+    inputs, group = len(mask.in_), _group(len(mask.out))
+    code, registers, words, halves, keys, out = _begun(mask, group)
+    time, sample, in_ = mask.time, mask.sample, mask.in_
+    for begin in range(start, stop, group):
+        count = min(begin + group, stop) - begin
+        for lane in range(len(halves)):
+            half = halves[lane, 0], halves[lane, 1]
+            for n in range(count):
+                r, i = divmod(begin + n, inputs)
+                _make_key(keys, n, half, time[r], sample[r], in_[i])
+            _make_words(words, lane, count, keys, out)
+        _make_entries(filled, begin - start, count, code, registers, words)
+
+
+@_inlined
+def _group(outputs):
+    return max(_DEPTH, _BLOCK // outputs // _DEPTH * _DEPTH)
+
+
+@_inlined
+def _begun(mask, group):
+    """What makes entries: the program, its registers (n, entry), words (lane, entry), and what keys are made of."""
+    lanes, count, common = mask.code[0, 0], mask.code[0, 1], mask.code[0, 2]
+    registers = np.empty((count, _BLOCK), np.float32)
+    for n in range(len(mask.numbers)):
+        registers[n] = mask.numbers[n]
+    halves, words = np.empty((lanes, 2), u32), np.zeros((lanes, group * len(mask.out)), u32)
+    for lane in range(lanes):
+        halves[lane, 0], halves[lane, 1] = _halves(mask, u32(lane))
+    # numba would compile once more for a literal
+    _run(mask.code, np.int64(1), np.int64(1 + common), registers, words, np.int64(0), np.int64(_BLOCK))
+    return mask.code, registers, words, halves, np.empty((2, group), u32), _shifted_array(mask.out)
+
+
+@_inlined
+def _make_key(keys, n, half, time, sample, in_):
+    """The key of the n-th row of outputs."""
+    keys[0, n], keys[1, n] = _row_key(half, time, sample, in_)
+
+
+@_inlined
+def _make_words(words, lane, count, keys, out):
+    """The words of rows of outputs from their keys; out is shifted."""
+    for n in range(count):
+        first, second = keys[0, n], keys[1, n]
+        for o in range(len(out)):
+            words[lane, n * len(out) + o] = _finish(u32(out[o] ^ first), second)
+
+
+@_inlined
+def _make_entries(made, first, count, code, registers, words):
+    """`count` rows of `made` (row, out), from words."""
+    outputs, size = made.shape[1], count * made.shape[1]
+    for begin in range(0, size, _BLOCK):
+        n = min(_BLOCK, size - begin)
+        _run(code, np.int64(1 + code[0, 2]), len(code), registers, words, begin, np.int64(n))
+        _take(made, first * outputs + begin, registers, code[0, 3], n)
+
+
+@_inlined
+def _take(made, begin, registers, result, n):
+    flat = made.reshape(-1)
+    for k in range(n):
+        flat[begin + k] = registers[result, k]
+
+
+@intrinsic
+def _bits(typing_context, number):
+    """A float32 number as int32, or the other way round, of equal bits."""
+    to = types.int32 if number == types.float32 else types.float32
+
+    def generate(context, builder, signature, arguments):
+        return builder.bitcast(arguments[0], context.get_value_type(to))
+
+    return to(number), generate
+
+
+# of float32 numbers: it may fuse multiplications with additions, and has to be inside of a loop that fills vectors
+_scalar = numba.njit(error_model="numpy", fastmath={"contract"}, forceinline=True)
+f32 = np.float32
+
+
+@_scalar
+def _erfinv(x):
+    """By the polynomials of Giles, Approximating the erfinv function (2012), and a logarithm that vectors have."""
+    product = (f32(1) - x) * (f32(1) + x)
+    power = (_bits(product) - np.int32(0x3F3504F3)) >> np.int32(23)  # leaves a number from sqrt(1/2) to sqrt(2)
+    less = _bits(np.int32(_bits(product) - (power << np.int32(23)))) - f32(1)
+    s = less / (less + f32(2))
+    z = s * s
+    log = f32(power) * f32(math.log(2)) + s * (f32(2) + z * (f32(2 / 3) + z * (f32(2 / 5) + z * f32(2 / 7))))
+    inside = x * (_middle(-log) if log > f32(-5) else _tail(-log))
+    return inside if abs(x) < f32(1) else (x * f32(np.inf) if abs(x) == f32(1) else f32(np.nan))
+
+
+@_scalar
+def _middle(w):
+    w -= f32(2.5)
+    p = f32(3.43273939e-07) + f32(2.81022636e-08) * w
+    p = f32(-3.5233877e-06) + p * w
+    p = f32(-4.39150654e-06) + p * w
+    p = f32(0.00021858087) + p * w
+    p = f32(-0.00125372503) + p * w
+    p = f32(-0.00417768164) + p * w
+    p = f32(0.246640727) + p * w
+    return f32(1.50140941) + p * w
+
+
+@_scalar
+def _tail(w):
+    w = np.sqrt(max(w, f32(0))) - f32(3)
+    p = f32(0.000100950558) + f32(-0.000200214257) * w
+    p = f32(0.00134934322) + p * w
+    p = f32(-0.00367342844) + p * w
+    p = f32(0.00573950773) + p * w
+    p = f32(-0.0076224613) + p * w
+    p = f32(0.00943887047) + p * w
+    p = f32(1.00167406) + p * w
+    return f32(2.83297682) + p * w
+
+
+(
+    _UNIFORM, _BITS24,
+    _NEGATIVE, _ABS, _SQRT, _EXP, _EXPM1, _LOG, _LOG1P, _SIN, _COS,
+    _TAN, _ASIN, _ACOS, _ATAN, _TANH, _FLOOR, _SIGN, _ERF, _ERFINV,
+    _ADD, _SUBTRACT, _MULTIPLY, _DIVIDE, _POW, _MINIMUM,
+    _MAXIMUM, _LESS, _LESS_EQUAL, _EQUAL,
+    _WHERE,
+) = range(len(programs.STEPS))  # fmt: skip
+
+
+@functools.partial(kept_on_disk, functools.partial(numba.njit, error_model="numpy"))
+def _run(code, start, stop, registers, words, begin, n):
+    """Carry out the lines `start` ... `stop` of code on n entries, of which the words begin there."""
+    # a row of an array as an array of its own would be counted, by an atomic operation
+    for line in range(start, stop):
+        step, to, a, b, c = code[line, 0], code[line, 1], code[line, 2], code[line, 3], code[line, 4]
+        if step == _UNIFORM:
+            for k in range(n):
+                registers[to, k] = (f32(np.int32(words[a, begin + k] >> u32(9))) + f32(0.5)) * f32(2**-23)
+        elif step == _BITS24:
+            for k in range(n):
+                registers[to, k] = f32(np.int32(words[a, begin + k] >> u32(8)))
+        elif step < _ADD:
+            _of_one(step, registers, to, a, n)
+        elif step < _WHERE:
+            _of_two(step, registers, to, a, b, n)
+        else:
+            for k in range(n):
+                true, false = registers[b, k], registers[c, k]  # both, so that it fills vectors
+                registers[to, k] = true if registers[a, k] != f32(0) else false
+
+
+@_inlined
+def _of_one(step, registers, to, a, n):
+    if step == _NEGATIVE:
+        _each(operator.neg, registers, to, a, n)
+    elif step == _ABS:
+        _each(abs, registers, to, a, n)
+    elif step == _SQRT:
+        _each(np.sqrt, registers, to, a, n)
+    elif step == _EXP:
+        _each(np.exp, registers, to, a, n)
+    elif step == _EXPM1:
+        _each(np.expm1, registers, to, a, n)
+    elif step == _LOG:
+        _each(np.log, registers, to, a, n)
+    elif step == _LOG1P:
+        _each(np.log1p, registers, to, a, n)
+    elif step == _SIN:
+        _each(np.sin, registers, to, a, n)
+    elif step == _COS:
+        _each(np.cos, registers, to, a, n)
+    elif step == _TAN:
+        _each(np.tan, registers, to, a, n)
+    elif step == _ASIN:
+        _each(np.arcsin, registers, to, a, n)
+    elif step == _ACOS:
+        _each(np.arccos, registers, to, a, n)
+    elif step == _ATAN:
+        _each(np.arctan, registers, to, a, n)
+    elif step == _TANH:
+        _each(np.tanh, registers, to, a, n)
+    elif step == _FLOOR:
+        _each(np.floor, registers, to, a, n)
+    elif step == _SIGN:
+        _each(np.sign, registers, to, a, n)
+    elif step == _ERF:
+        _each(math.erf, registers, to, a, n)
+    elif step == _ERFINV:
+        _each(_erfinv, registers, to, a, n)
+
+
+@_inlined
+def _each(function, registers, to, a, n):
+    for k in range(n):
+        registers[to, k] = function(registers[a, k])
+
+
+@_inlined
+def _of_two(step, registers, to, a, b, n):
+    if step == _ADD:
+        _each_two(operator.add, registers, to, a, b, n)
+    elif step == _SUBTRACT:
+        _each_two(operator.sub, registers, to, a, b, n)
+    elif step == _MULTIPLY:
+        _each_two(operator.mul, registers, to, a, b, n)
+    elif step == _DIVIDE:
+        _each_two(operator.truediv, registers, to, a, b, n)
+    elif step == _POW:
+        _each_two(operator.pow, registers, to, a, b, n)
+    elif step == _MINIMUM:
+        _each_two(np.minimum, registers, to, a, b, n)
+    elif step == _MAXIMUM:
+        _each_two(np.maximum, registers, to, a, b, n)
+    elif step == _LESS:
+        _each_two(operator.lt, registers, to, a, b, n)
+    elif step == _LESS_EQUAL:
+        _each_two(operator.le, registers, to, a, b, n)
+    elif step == _EQUAL:
+        _each_two(operator.eq, registers, to, a, b, n)
+
+
+@_inlined
+def _each_two(function, registers, to, a, b, n):
+    for k in range(n):
+        registers[to, k] = function(registers[a, k], registers[b, k])

@@ -21,6 +21,7 @@ HOUSE = """
     noise schedules
     mask
     backends
+    backends.programs
     backends.methods
     backends.sparse_methods
     backends.cpu_kernels backends.triton_kernels
