@@ -226,6 +226,17 @@ class Window(typing.NamedTuple):
         seen = [flat[self.slices(place)].reshape(-1) for place in itertools.product(*map(range, self.size))]
         return np.stack(seen, axis=1)
 
+    def patches(self, x: Tensor, groups: int, stack: typing.Callable[..., Tensor], xp: Namespace) -> Tensor:
+        """What the positions of the output see of x: (group, row, time, in), in being row-major over (place, channel).
+
+        `stack` is the function of that name of x' framework.
+        """
+        places = itertools.product(*map(range, self.size))
+        seen = stack([x[(slice(None), *self.slices(place))] for place in places], -2)
+        rows, times, positions, channels = xp.shape(x)[0], *map(math.prod, (self.outputs, self.size)), x.shape[-1]
+        seen = xp.reshape(seen, (rows, times, positions, groups, channels // groups))
+        return xp.reshape(xp.permute_dims(seen, (3, 0, 1, 2, 4)), (groups, rows, times, positions * channels // groups))
+
 
 def has_kernels(shape: tuple[int, int, int], window: Window, sharing: frozenset[str], rows: int | None) -> bool:
     """Whether "auto" convolves with a kernel in memory for each row, rather than multiply patches, on any backend.

@@ -11,7 +11,8 @@ import re
 import typing
 
 from docutils import nodes
-from sphinx.util.docutils import SphinxDirective
+from sphinx.util.docutils import SphinxDirective, SphinxRole
+from sphinx_gallery.scrapers import figure_rst
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ.update(COLUMNS="78", NO_COLOR="1")  # argparse lays help out by these
@@ -28,7 +29,13 @@ author = "The pernodedrop developers"
 copyright = author  # noqa: A001 - Sphinx' name for it
 version = release = pernodedrop.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx_copybutton",
+    "sphinx_gallery.gen_gallery",
+]
 exclude_patterns = ["_build", "examples", "pictures"]
 
 copybutton_exclude = ".linenos, .gp, .go"  # the copy of a doctest has neither prompts nor output
@@ -64,6 +71,31 @@ nitpick_ignore_regex = [
     ("py:class", r"keras\..+"),  # Keras' and NumPy's, likewise
     ("py:class", r"numpy\..+"),
 ]
+
+
+def figures(block, block_vars, gallery_conf):
+    """The pictures of an example: what it calls `figure`, once."""
+    figure = block_vars["example_globals"].pop("figure", None)
+    if figure is None:
+        return ""
+    path = next(block_vars["image_path_iterator"])
+    figure.savefig(path, dpi=120)
+    return figure_rst([path], gallery_conf["src_dir"])
+
+
+sphinx_gallery_conf = {
+    "examples_dirs": "../examples",
+    "gallery_dirs": "tutorials",
+    "filename_pattern": r"\.py$",
+    "within_subsection_order": "FileNameSortKey",
+    "image_scrapers": (figures,),
+    "capture_repr": (),
+    "first_notebook_cell": "%matplotlib inline",
+    "download_all_examples": False,
+    "show_signature": False,
+    "write_computation_times": False,
+}
+suppress_warnings = ["config.cache"]  # a function in these settings: the examples run again in every build
 
 
 class CommandHelp(SphinxDirective):
@@ -155,6 +187,35 @@ class FamilyCost(SphinxDirective):
         return [*self.parse_text_to_nodes(as_markdown(rows)), nodes.paragraph(text=text)]
 
 
+class Step(SphinxRole):
+    """{step}`DropConnect` is what a step with a regularizer takes, by the step without, on each backend."""
+
+    def run(self):
+        """The text."""
+        self.env.note_dependency(str(FamilyCost.file))
+        found = []
+        for backend, figures in sorted(json.loads(FamilyCost.file.read_text()).items()):
+            times = next(times for times in figures["seconds"].values() if self.text in times)
+            found.append(f"{times[self.text] / times['none']:.1f} ({backend})")
+        return [nodes.Text(", ".join(found))], []
+
+
+class Selected(SphinxRole):
+    """{selected}`Dropout` is the rate of a variant that each study selected, and confirmed on the test set."""
+
+    def run(self):
+        """The text."""
+        found = []
+        for file in sorted((pathlib.Path(__file__).parent.parent / "benchmarks" / "studies").glob("*/report.md")):
+            self.env.note_dependency(str(file))
+            confirmed = file.read_text().partition("## Confirmed on the test set")[2].partition("\n## ")[0]
+            if row := re.search(rf"^\| {re.escape(self.text)} \| (0\.\d+) \|", confirmed, re.MULTILINE):
+                found.append(f"{row[1]} ({file.parent.name})")
+        if not found:
+            raise ValueError(f"{self.text}: expected a variant that a study has confirmed")
+        return [nodes.Text(", ".join(found))], []
+
+
 def leave_as_code(app, env, node, contnode):
     """A word in single backticks that is no name of this site stays code, unless it is a name of nothing."""
     if node["reftype"] != "obj" or node.get("refexplicit"):
@@ -201,13 +262,26 @@ def without_types(app, what, name, obj, options, lines):
     lines[:] = [*text.split("\n"), ""]
 
 
+def with_gallery(app, what, name, obj, options, lines):
+    """The reference of a layer ends with a link to its section of the gallery."""
+    page = (pathlib.Path(__file__).parent / "gallery.md").read_text()
+    for title in re.findall(r"^### (.+)$", page, re.MULTILINE):
+        if what == "class" and name in [f"pernodedrop.{word}" for word in title.split(", ")]:
+            anchor = re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
+            lines += ["", f"`In the gallery <../gallery.html#{anchor}>`__", ""]
+            return
+
+
 def setup(app):
     """Register what this file adds to Sphinx."""
     app.add_directive("bench", Bench)
     app.add_directive("claims", Claims)
     app.add_directive("command-help", CommandHelp)
     app.add_directive("family-cost", FamilyCost)
+    app.add_role("selected", Selected())
+    app.add_role("step", Step())
     app.connect("autodoc-process-signature", own_signature)
     app.connect("autodoc-process-docstring", as_rst, priority=400)  # before napoleon
     app.connect("autodoc-process-docstring", without_types, priority=600)  # after it
+    app.connect("autodoc-process-docstring", with_gallery, priority=700)
     app.connect("missing-reference", leave_as_code)

@@ -27,6 +27,7 @@ if typing.TYPE_CHECKING:
         FastDropout,
         Flipout,
         GaussianDropout,
+        GradientRouting,
         Masksembles,
         NoiseInjection,
         NoisyAttention,
@@ -43,6 +44,7 @@ if typing.TYPE_CHECKING:
         StochasticDepth,
         TabuDropout,
         VariationalDropout,
+        Zoneout,
         depth_rates,
     )
     from pernodedrop.losses import RDropModel
@@ -62,6 +64,7 @@ __all__ = [
     "Flipout",
     "Gaussian",
     "GaussianDropout",
+    "GradientRouting",
     "Mask",
     "Masksembles",
     "Noise",
@@ -83,6 +86,7 @@ __all__ = [
     "TabuDropout",
     "Uniform",
     "VariationalDropout",
+    "Zoneout",
     "__version__",
     "apply",
     "backends",

@@ -7,6 +7,8 @@ import difflib
 import itertools
 import math
 import numbers
+import os
+import pathlib
 import typing
 
 import numpy as np
@@ -195,6 +197,23 @@ def check_str(value: typing.Any, argument: str) -> str:
     if not isinstance(value, str):
         raise TypeError(invalid(argument, "a str", value))
     return value
+
+
+def check_path(value: typing.Any, argument: str) -> pathlib.Path:
+    """Return `value` as a path, of something that is there or could be, or raise."""
+    if not isinstance(value, str | os.PathLike):
+        raise TypeError(invalid(argument, "a path", value))
+    if not str(value):
+        raise ValueError(invalid(argument, "a path", value))
+    path = pathlib.Path(value)
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as error:  # a name that is too long, or has a zero byte
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"{invalid(argument, 'a path', value)} ({reason})") from error
+    return path
 
 
 def check_seed(seed: typing.Any, argument: str = "seed") -> int | None:

@@ -218,7 +218,7 @@ class RDrop(keras.losses.Loss):
 
     @classmethod
     def from_config(cls, config: Config) -> typing.Self:
-        return registry.made(cls, {**config, "loss": keras.saving.deserialize_keras_object(config["loss"])})
+        return registry.made(cls, {**config, "loss": keras.saving.deserialize_keras_object(config.get("loss"))})
 
 
 @keras.saving.register_keras_serializable("pernodedrop")
@@ -326,7 +326,7 @@ class RDropModel(keras.Model):
 
     @classmethod
     def from_config(cls, config: Config, custom_objects: dict[str, typing.Any] | None = None) -> typing.Self:
-        model = keras.saving.deserialize_keras_object(config["model"], custom_objects=custom_objects)
+        model = keras.saving.deserialize_keras_object(config.get("model"), custom_objects=custom_objects)
         return cls(**{**config, "model": model})
 
     def _losses_in_pairs(self) -> list[RDrop]:
@@ -347,7 +347,7 @@ def _predictions(given: typing.Any, argument: str) -> Tensor:
     dtype = keras.backend.standardize_dtype(predictions.dtype)
     if not keras.backend.is_float_dtype(dtype):
         raise TypeError(checks.invalid(argument, expected, dtype))
-    if not predictions.shape:
+    if len(predictions.shape) == 0:  # a shape of TensorFlow is true even so
         raise ValueError(checks.invalid(argument, expected, given))
     return predictions
 

@@ -23,14 +23,14 @@ COORDINATES = ("sample", "time", "in", "out")
 REGIMES = ("dynamic", "fixed", "bank", "example")
 
 
-def parse_sharing(sharing: Sharing) -> frozenset[str]:
+def parse_sharing(sharing: Sharing, coordinates: collections.abc.Sequence[str] = COORDINATES) -> frozenset[str]:
     """The set of coordinates that entries do not depend on.
 
     Args:
         sharing: None for {"time"}, which is one entry for every connection of every sample, the same at all positions
             of a (batch, time, in) input; a string of coordinates joined by "+", such as "sample+time"; or a collection
-            of coordinates, of which the empty one means that nothing is shared. Coordinates are "sample", "time", "in"
-            and "out".
+            of coordinates, of which the empty one means that nothing is shared.
+        coordinates: the names that there are, "sample", "time", "in" and "out".
 
     Raises:
         TypeError, ValueError: something else.
@@ -41,7 +41,7 @@ def parse_sharing(sharing: Sharing) -> frozenset[str]:
         sharing = sharing.split("+")
     elif not isinstance(sharing, tuple | list | set | frozenset):
         raise TypeError(checks.invalid("sharing", "None, a string like 'sample+time', or a collection", sharing))
-    return frozenset(checks.check_choice(name, "sharing", COORDINATES) for name in sharing)
+    return frozenset(checks.check_choice(name, "sharing", coordinates) for name in sharing)
 
 
 def coordinate(name: str, size: typing.Any, sharing: frozenset[str], like: Tensor, xp: Namespace) -> Words:

@@ -4,9 +4,10 @@ A module of a framework derives from one of these, from what its framework compu
 """
 
 import collections.abc
+import contextlib
 import typing
 
-from pernodedrop import checks, ops, schedules
+from pernodedrop import backends, checks, ops, schedules
 from pernodedrop._types import Key, Shape, Sharing, Tensor, Words
 from pernodedrop.mask import Field, Mask, broadcast_shape
 from pernodedrop.noise import Bernoulli
@@ -14,6 +15,18 @@ from pernodedrop.schedules import Schedule
 from pernodedrop.state import Patches, Regularizer, apply_mask
 
 Restore: typing.TypeAlias = collections.abc.Callable[[Tensor], Tensor]
+
+
+def check_tensor(argument: str, x: typing.Any, xp: typing.Any) -> None:
+    """Raise unless an input is a tensor of the module's framework; JAX takes those of NumPy, and variables, too."""
+    framework = xp.__name__.rpartition(".")[2].removesuffix("_ops")
+    value, taken = x, [framework]
+    if framework == "jax":
+        taken.append("numpy")
+        with contextlib.suppress(AttributeError, TypeError, ValueError):  # the last of tensors without a value
+            value = x.__jax_array__()
+    if backends.name_of(value) not in taken:
+        raise TypeError(checks.invalid(argument, f"a tensor of {framework}", type(x)))
 
 
 class WeightModule(Regularizer):
@@ -129,8 +142,16 @@ class ActivationModule(Regularizer):
     argument: typing.ClassVar[str] = "inputs"
     """What the framework calls the input."""
 
+    def check_input(self, x: Tensor, of_one: bool = False) -> None:
+        """Raise unless a call may have this input, of one sample or with samples first, at inference too."""
+        check_tensor(self.argument, x, self.xp)
+        shape = (1, *x.shape) if of_one else tuple(x.shape)
+        if not shape:
+            raise ValueError(checks.invalid(self.argument, "samples in the first axis", shape))
+        self.check_shape(shape)
+
     def check_shape(self, shape: Shape) -> None:
-        """Raise unless inputs may have this shape, at inference too."""
+        """Raise unless inputs may have this shape, samples first."""
 
     def mask_of(self, x: Tensor, key: Key | None, sample_ids: Tensor | None) -> Tensor:
         """The mask of a call, float32, in a shape that broadcasts against the input's, samples first."""
@@ -180,4 +201,4 @@ class ChannelModule(ActivationModule):
         is_last = self.data_format == "channels_last"
         batch, channels, ones = x.shape[0], x.shape[-1 if is_last else 1], (1,) * (len(x.shape) - 2)
         entries = self.entries_of((batch, *ones, channels), x, key, sample_ids)
-        return entries if is_last else self.xp.reshape(entries, (-1, channels, *ones))
+        return entries if is_last else self.xp.reshape(entries, (entries.shape[0], channels, *ones))

@@ -434,6 +434,27 @@ def convolve(
     return xp.astype(xp.permute_dims(y, (2, 0, 1, 3)), xp.dtype(x))
 
 
+def look_up(ids: Tensor, w: Tensor, field: Field, *, sharing: frozenset[str], samples: Words, xp: Namespace) -> Tensor:
+    """Rows of a table with their masks, of which no others are made: the product of rows that are 1 at an id.
+
+    Args:
+        ids: integer tensor (batch, time), in [0, in).
+        w: (in, out).
+        field, sharing, samples, xp: as for `multiply`.
+
+    Returns:
+        A tensor (batch, time, out), of the dtype of w.
+    """
+    batch, times = xp.shape(ids)
+    rows = xp.reshape(xp.take(w, xp.reshape(ids, (batch * times,)), axis=0), (batch, times, w.shape[1]))
+    zero = xp.arange(1, like=ids)
+    in_ = zero if "in" in sharing else xp.as_word(ids)[..., None]
+    time, out = coordinate("time", times, sharing, ids, xp), coordinate("out", w.shape[1], sharing, ids, xp)
+    mask = field.entries(time[:, None], (zero if "sample" in sharing else samples)[:, None, None], in_, out, xp)
+    dtype = accumulation_dtype(w, xp=xp)
+    return xp.astype(xp.astype(rows, dtype) * xp.astype(mask, dtype), xp.dtype(w))
+
+
 def _rows(
     x: Tensor, sharing: frozenset[str], samples: Words, xp: Namespace
 ) -> tuple[Tensor, Words, Words, typing.Callable[[Tensor], Tensor]]:

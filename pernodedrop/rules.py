@@ -38,19 +38,22 @@ class Family:
         if not isinstance(model, self.module):
             raise TypeError(checks.invalid("model", f"a {self.name}", model))
 
-    def is_chosen(self, choice: typing.Any, name: str, module: Module) -> bool:
+    def is_chosen(self, choice: typing.Any, name: str, module: Module, argument: str = "rule") -> bool:
         """Whether a choice, which is no function, chooses a module."""
         if isinstance(choice, str):
             if choice in self.kinds:
                 return isinstance(module, self.kinds[choice])
-            return re.search(rf"(?:^|\.)(?:{choice})(?:\.|$)", name) is not None
+            try:
+                return re.search(rf"(?:^|\.)(?:{choice})(?:\.|$)", name) is not None
+            except re.error as error:
+                raise ValueError(checks.invalid(argument, f"a regular expression ({error})", choice)) from error
         if isinstance(choice, type) and issubclass(choice, self.module):
             return isinstance(module, choice)
         if isinstance(choice, list | tuple | set | frozenset):
-            return any(self.is_chosen(one, name, module) for one in choice)
+            return any(self.is_chosen(one, name, module, argument) for one in choice)
         kinds = ", ".join(map(repr, self.kinds))
         expected = f"{kinds}, a regular expression for names, a class of {self.name}, or a list of such"
-        raise TypeError(checks.invalid("rule", expected, choice))
+        raise TypeError(checks.invalid(argument, expected, choice))
 
 
 def is_plain(module: Module, kind: type, method: str) -> bool:
@@ -80,11 +83,12 @@ class Rule:
     ) -> None:
         checks.check_seed(seed)
         self.by_function = callable(rule) and not isinstance(rule, type)
-        if self.by_function and (regularizer, exclude, seed, noise) != (None, None, None, {}):
+        if self.by_function and (noise or not all(one is None for one in (regularizer, exclude, seed))):
             expected = "no function beside `regularizer`, `exclude`, `seed` or noise"
             raise ValueError(checks.invalid("rule", expected, rule))
         names = tuple(family.regularizers)
-        self.classes = family.regularizers[checks.check_choice(regularizer or names[0], "regularizer", names)]
+        regularizer = names[0] if regularizer is None else regularizer
+        self.classes = family.regularizers[checks.check_choice(regularizer, "regularizer", names)]
         self.family, self.rule, self.exclude, self.seed, self.noise = family, rule, exclude, seed, noise
         self.excluded: list[str] = []
 
@@ -95,7 +99,7 @@ class Rule:
         takes_noise = any(isinstance(module, one.plain) for one in self.classes)
         if not family.is_chosen(self.rule, name, module) or not takes_noise:
             return None
-        if self.exclude is not None and family.is_chosen(self.exclude, name, module):
+        if self.exclude is not None and family.is_chosen(self.exclude, name, module, "exclude"):
             self.excluded.append(name)
             return None
         kind = next((one for one in self.classes if is_plain(module, one.plain, family.method)), None)

@@ -297,10 +297,11 @@ class Custom(Schedule):
     def from_config(cls, config: Config) -> typing.Self:
         import keras
 
-        function = keras.saving.get_registered_object(config.get("function"))
+        name = config.get("function")
+        function = keras.saving.get_registered_object(name) if isinstance(name, str) else None
         if not isinstance(function, types.FunctionType):  # a file could name whatever Keras can make
             expected = "the name of a function registered by @keras.saving.register_keras_serializable()"
-            raise ValueError(checks.invalid("function", expected, config.get("function")))
+            raise ValueError(checks.invalid("function", expected, name))
         return super().from_config({**config, "function": function})
 
 

@@ -174,12 +174,13 @@ class State:
         return method
 
     def products(
-        self, x: "Tensor | Patches", w: Tensor, field: Field, samples: Words, method: str, xp: Namespace
+        self, x: "Tensor | Patches | Ids", w: Tensor, field: Field, samples: Words, method: str, xp: Namespace
     ) -> Tensor | list[Tensor]:
         """sum_i x[g, b, t, i] * w[g, i, o] * m[b, t, (g, i), o] of each group.
 
         Args:
-            x: (group, batch, [time,] in), or the `Patches` of a convolution, which are made only if they are needed.
+            x: (group, batch, [time,] in), or the `Patches` of a convolution, which are made only if they are needed, or
+                the `Ids` of rows of a table.
             w: (group, in, out).
             field: the mask at its key; its in coordinate is row-major over (group, in).
             samples: word tensor (batch,), the sample coordinates.
@@ -191,6 +192,8 @@ class State:
         """
         groups, inputs, outputs = w.shape
         sharing = self.mask.sharing
+        if isinstance(x, Ids):
+            return [ops.look_up(x.ids, w[0], field, sharing=sharing, samples=samples, xp=xp)]
         if isinstance(x, Patches):
             if method == "auto" and methods.has_kernels(w.shape, x.window, sharing, samples.shape[0]):
                 return ops.convolve(x.x, w, field, window=x.window, sharing=sharing, samples=samples, xp=xp)
@@ -242,6 +245,16 @@ class Patches(typing.NamedTuple):
     x: Tensor
     window: methods.Window
     tensor: collections.abc.Callable[[], Tensor]
+
+
+class Ids(typing.NamedTuple):
+    """The rows of a product that are 1 at an id, and else 0, of which none is made.
+
+    Attributes:
+        ids: integer tensor (batch, time).
+    """
+
+    ids: Tensor
 
 
 class Regularizer:
@@ -313,11 +326,15 @@ class Regularizer:
     @property
     def noise(self) -> Noise:
         """The noise with its present numbers."""
-        return self.mask.noise
+        return self.present_mask().noise
 
     @property
     def mask(self) -> Mask:
         """Which mask, with its present numbers."""
+        return self.present_mask()
+
+    def present_mask(self) -> Mask:
+        """The same, whatever else a class of a framework calls `mask`."""
         return self.state.mask_at(self.updates if self.state.is_scheduled else 0, self.numbers_on_host())
 
     @property
@@ -343,15 +360,19 @@ class Regularizer:
 
         Setting it takes effect from the next call, as that of `rate` does.
         """
-        return self.mask.persistence
+        return self.present_mask().persistence
 
     @persistence.setter
     def persistence(self, persistence: float) -> None:
+        self.put_numbers(self.numbers_with_persistence(persistence))
+
+    def numbers_with_persistence(self, persistence: float) -> Params:
+        """The numbers of the mask at another persistence, or an error if it can have no such one."""
         if self.state.persistence_schedule is not None or self.state.mask.persistence is None:
             whose = f"The persistence of {getattr(self, 'name', type(self).__name__)!r}"
             follows = f"follows {self.state.persistence_schedule!r} and cannot be set"
             raise AttributeError(f"{whose} {follows if self.state.persistence_schedule else 'is that of its sharing'}.")
-        self.put_numbers({**self.numbers_on_host(), **persistence_params(persistence)})
+        return {**self.numbers_on_host(), **persistence_params(persistence)}
 
     def numbers_with_rate(self, rate: float) -> Params:
         """The numbers of the mask at another rate, NumPy scalars by name, or an error if it can have no such rate."""
@@ -363,6 +384,14 @@ class Regularizer:
     def checked_rate(self, rate: typing.Any) -> float:
         """A rate that it may have, or an error."""
         return checks.check_rate(rate)
+
+    def check_folds(self, positions: bool = True) -> None:
+        """Raise unless one plain module computes what this one does at inference, of inputs with several positions."""
+        if self.regime == "bank":
+            raise ValueError(checks.invalid("regime", "one with one function at inference, to be folded", "bank"))
+        if positions and self.state.mask.at_inference and "time" not in self.sharing:
+            expected = "one with 'time', to be folded: a plain kernel is one for all positions"
+            raise ValueError(checks.invalid("sharing", expected, sorted(self.sharing)))
 
     def field(self, key: Key | None, device: typing.Any) -> Field:
         """The mask at a key, by default the next one."""
@@ -388,9 +417,9 @@ def bits_of(numbers: Params) -> np.typing.NDArray[np.int32]:
     return np.array([np.asarray(number).view("int32") for number in numbers.values()], "int32")
 
 
-def refuse_sample_ids(sample_ids: Tensor) -> typing.NoReturn:
+def refuse_sample_ids(sample_ids: Tensor, argument: str = "sample_ids") -> typing.NoReturn:
     """Raise: there is no sample coordinate that ids could be."""
-    raise ValueError(checks.invalid("sample_ids", "None: this mask is the same for all samples", sample_ids))
+    raise ValueError(checks.invalid(argument, "None: this mask is the same for all samples", sample_ids))
 
 
 def entries_of_inputs(shape: Shape, like: Tensor, field: Field, samples: Words, xp: Namespace) -> Tensor:

@@ -39,15 +39,18 @@ class Job(typing.NamedTuple):
 
 
 def jobs(backends, arguments, parts):
-    """The processes of a run, the longest first; parts is how many there are for a backend."""
+    """The processes of a run, the longest first; parts is how many there are for a backend.
+
+    Those of one backend are not beside each other: the later ones find what the first compiled and kept.
+    """
     first, *others = backends[::-1]
     if any((ROOT / argument.partition("::")[0]).exists() for argument in arguments):  # they name the tests
         return [Job(first, first, "", arguments), *(Job(name, name, "not once", arguments) for name in others)]
     files = sorted(file.relative_to(ROOT).as_posix() for file in (ROOT / "tests").glob("test_*.py"))
     examples = ["--doctest-modules", *documented(first)] if has_keras(first) else []
     found = [Job("once", first, "once", [*examples, *files, *arguments])]
-    for backend in backends:
-        for part in range(parts):
+    for part in range(parts):
+        for backend in backends:
             title = f"{backend}, part {part + 1} of {parts}"
             found.append(Job(title, backend, "not once", [*files[part::parts], *arguments]))
     return found

@@ -112,6 +112,21 @@ def same_numbers_in_every_run(request):
 
 
 @pytest.fixture(autouse=True)
+def first_weights_of_numpy(monkeypatch):
+    """JAX compiles half a second for the first weights of every shape."""
+    if HAS_KERAS and BACKEND == "jax":
+        of_jax = keras.src.backend.random.uniform
+
+        def uniform(shape, minval=0.0, maxval=1.0, dtype=None, seed=None):
+            if not isinstance(seed, int):
+                return of_jax(shape, minval, maxval, dtype, seed)
+            numbers = numpy.random.default_rng(seed % 2**32).uniform(minval, maxval, shape)
+            return keras.ops.convert_to_tensor(numbers, dtype or keras.config.floatx())
+
+        monkeypatch.setattr(keras.src.backend.random, "uniform", uniform)
+
+
+@pytest.fixture(autouse=True)
 def no_compilation_by_older_torch(monkeypatch):
     """Before 2.12 torch.compile stops at Keras' sets, at `isinstance(x, A | B)` or at noises."""
     if BACKEND == "torch":

@@ -1,13 +1,14 @@
-"""The Python examples of README.md and of the site, found and run. Imports nothing but the standard library.
+"""The Python examples of README.md, the site and the folder `examples`, found and run, by the standard library alone.
 
     python tests/documents.py jax                   runs those of one backend
     python tests/documents.py jax README.md         runs those of one file
     python tests/documents.py jax --share           runs what the suite runs there
 
-An example is a ```python block. Its first line is a comment that names where it runs: `# numpy`, `# tensorflow`,
-`# torch` or `# jax`, or `# any backend`, which is all that can train: TensorFlow, PyTorch and JAX. `# flax` and
-`# equinox` are JAX where these are installed. An example is complete in itself; it runs as a script of its own, in an
-empty folder, with KERAS_BACKEND set. Where it sets that variable itself, it is set to the backend under test.
+An example is a ```python block, or a script of `examples`. Its first line is a comment that names where it runs:
+`# numpy`, `# tensorflow`, `# torch` or `# jax`, or `# any backend`, which is all that can train: TensorFlow, PyTorch
+and JAX. `# flax` and `# equinox` are JAX where these are installed. An example is complete in itself; it runs as a
+script of its own, in an empty folder, with KERAS_BACKEND set. Where it sets that variable itself, it is set to the
+backend under test.
 """
 
 import importlib.util
@@ -26,7 +27,19 @@ ROOT = pathlib.Path(__file__).parent.parent
 BACKENDS = ("numpy", "tensorflow", "torch", "jax")
 WINGS = {name: ("jax",) if importlib.util.find_spec(name) else () for name in ("flax", "equinox")}
 MARKS = {"any backend": BACKENDS[1:], **{name: (name,) for name in BACKENDS}, **WINGS}
-OTHERS = ("", "text", "toml", "{bench}", "{family-cost}", "{eval-rst}", "{figure}", "{image}", "{include}", "{toctree}")
+OTHERS = (
+    "",
+    "text",
+    "toml",
+    "{bench}",
+    "{family-cost}",
+    "{eval-rst}",
+    "{figure}",
+    "{glossary}",
+    "{image}",
+    "{include}",
+    "{toctree}",
+)
 FENCE = re.compile(r"^( *)(`{3,}|~{3,})(.*)$")
 OWN_BACKEND = re.compile(r'(os\.environ\["KERAS_BACKEND"\] = )"\w+"')
 
@@ -40,9 +53,9 @@ class Example(typing.NamedTuple):
 
 
 def files():
-    """README.md and the pages of the site."""
-    pages = sorted((ROOT / "docs").rglob("*.md"))
-    return [ROOT / "README.md", *(page for page in pages if "_build" not in page.parts)]
+    """README.md, the pages of the site, and the scripts."""
+    pages = [page for page in sorted((ROOT / "docs").rglob("*.md")) if "_build" not in page.parts]
+    return [ROOT / "README.md", *pages, *sorted((ROOT / "examples").glob("*.py"))]
 
 
 def blocks(text):
@@ -71,7 +84,8 @@ def examples(backend):
     found = []
     for path in files():
         file = path.relative_to(ROOT).as_posix()
-        for line, language, code in blocks(path.read_text(encoding="utf-8")):
+        text = path.read_text(encoding="utf-8")
+        for line, language, code in blocks(text) if path.suffix == ".md" else [(1, "python", text)]:
             if language.partition(" ")[0] in OTHERS:
                 continue
             if language != "python":  # a ```py block, say, would be an example that nothing runs
@@ -85,10 +99,16 @@ def examples(backend):
 
 
 def share(backend):
-    """The examples that the suite runs on a backend: of those for any, but README.md's, each runs on one of them."""
+    """The examples that the suite runs on a backend: of those for any, but README.md's, each runs on one of them.
+
+    What trains many models runs on torch: the others compile each of them.
+    """
     found, trained = examples(backend), MARKS["any backend"]
     spread = [example for example in found if example.code.startswith("# any backend") and example.file != "README.md"]
-    elsewhere = [example for n, example in enumerate(spread) if trained[n % len(trained)] != backend]
+    many = [example for example in spread if re.search(r"Study\(|Ensemble\(", example.code)]
+    one = [example for example in spread if example not in many]
+    elsewhere = many if backend != "torch" else []
+    elsewhere = elsewhere + [example for n, example in enumerate(one) if trained[n % len(trained)] != backend]
     return [example for example in found if example not in elsewhere]
 
 

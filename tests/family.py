@@ -143,15 +143,15 @@ def attention(**kwargs):
     return SelfAttention(inner, pnd.PerNodeDrop, **{"seed": 1, "rate": 0.1, **kwargs})
 
 
-def recurrent(unroll=False, **kwargs):
-    """How NoisyRNN is made around an LSTM."""
+def recurrent(unroll=False, wrapper=pnd.NoisyRNN, **kwargs):
+    """How noise of recurrent layers is made around an LSTM."""
     # an orthogonal matrix is none of bfloat16 on torch
     of_inner = {
         "recurrent_initializer": "glorot_uniform",
         "unroll": unroll,
         **({"dtype": kwargs.pop("dtype")} if "dtype" in kwargs else {}),
     }
-    return pnd.NoisyRNN(keras.layers.LSTM(2, return_sequences=True, **of_inner), **{"seed": 1, **kwargs})
+    return wrapper(keras.layers.LSTM(2, return_sequences=True, **of_inner), **{"seed": 1, **kwargs})
 
 
 relu = functools.partial(keras.layers.Dense, activation="relu")
@@ -165,7 +165,9 @@ FAMILY = {
     "per_node_drop_einsum": Case(wrap(pnd.PerNodeDrop, einsum)),
     "per_node_drop_conv": Case(wrap(pnd.PerNodeDrop, keras.layers.Conv2D, 3, 2), shape=IMAGE),
     "per_node_drop_depthwise": Case(wrap(pnd.PerNodeDrop, keras.layers.DepthwiseConv1D, 3), shape=SERIES),
+    "per_node_drop_transposed": Case(wrap(pnd.PerNodeDrop, keras.layers.Conv1DTranspose, 3, 2), shape=SERIES),
     "drop_connect": Case(wrap(pnd.DropConnect)),
+    "drop_connect_separable": Case(wrap(pnd.DropConnect, keras.layers.SeparableConv1D, 3, 2), shape=SERIES),
     "dropout": Case(between(pnd.Dropout)),
     "dropout_persistent": Case(between(pnd.Dropout, persistence=0.7), shape=SERIES),
     "gaussian_dropout": Case(between(pnd.GaussianDropout)),
@@ -189,6 +191,8 @@ FAMILY = {
     "noisy_attention": Case(attention, shape=SERIES),
     "noisy_rnn": Case(recurrent, shape=(3, 2)),
     "noisy_rnn_samples": Case(functools.partial(recurrent, sharing="time", unroll=True), shape=(3, 2)),
+    "noisy_rnn_inputs": Case(functools.partial(recurrent, sharing="time+unit", unroll=True), shape=(3, 2)),
+    "zoneout": Case(lambda rate=0.5, **kw: recurrent(True, pnd.Zoneout, rate=rate, **kw), shape=(3, 2), folds=False),
     "masksembles": Case(lambda **kw: pnd.Masksembles(**{"seed": 1, **kw}), rated=False, folds=False),
     "tabu_dropout": Case(between(pnd.TabuDropout, tenure=2), stateful=True),
 }

@@ -36,15 +36,17 @@ HOUSE = """
     uncertainty.metrics
     uncertainty.report
     uncertainty.calibration uncertainty.decisions uncertainty.prediction
+    uncertainty.native
     layers.base.around layers.base.contraction layers.base.module layers.base.saving
     layers.base.noise_layer
-    layers.base.convolution layers.base.noisy
+    layers.base.convolution layers.base.lookup layers.base.noisy
     layers.base.composite layers.base.inner layers.base.stochastic
     layers.base.activation_noise layers.base.weight_noise
     layers.base.shaped_noise
     layers.base.spatial_noise
     layers.base
     layers.recurrent.cells
+    layers.recurrent.recurrent_noise
     layers.activation.* layers.recurrent.* layers.weight.*
     layers.activation layers.recurrent layers.weight
     layers
@@ -67,12 +69,13 @@ HOUSE = """
     nnx.noisy nnx.products
     nnx.activation_noise nnx.weight_noise
     nnx.drop_connect nnx.per_node_drop
-    nnx.surgery
+    nnx.surgery nnx.uncertainty
     nnx
     equinox.noisy equinox.products
     equinox.activation_noise equinox.weight_noise
     equinox.drop_connect equinox.per_node_drop
     equinox.surgery
+    equinox.uncertainty
     equinox
     report
     report.environment report.figures report.pages report.process report.table

@@ -1,8 +1,10 @@
-"""Scripts that need a process of their own: fresh memory, several devices, another backend."""
+"""Scripts that need a process of their own: fresh memory, several devices, another backend. The limits of a process."""
 
+import contextlib
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 
@@ -25,3 +27,21 @@ def child(script, *arguments, backend=None, **environment):
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=DEADLOCK)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
+
+
+@contextlib.contextmanager
+def cpu_limit(seconds):
+    """What takes this process longer than so many seconds of work is a TimeoutError."""
+    import resource  # which not all systems have
+
+    def stop(*_):
+        raise TimeoutError(f"{seconds} s of CPU time")
+
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    before, handler = resource.getrlimit(resource.RLIMIT_CPU), signal.signal(signal.SIGXCPU, stop)
+    resource.setrlimit(resource.RLIMIT_CPU, (int(used.ru_utime + used.ru_stime) + seconds, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_CPU, before)
+        signal.signal(signal.SIGXCPU, handler)

@@ -18,7 +18,7 @@ every_wrapper = pytest.mark.parametrize("case", WRAPPERS.values(), ids=WRAPPERS)
 @every_wrapper
 def test_it_has_the_values_of_the_inner_layer(case):
     layer = case.make()
-    layer(case.inputs(2))
+    layer.build(case.shape_of(4))
     arguments = layer.layer.get_config().keys() - keras.layers.Layer().get_config().keys() - {"seed"}
     values = {name: getattr(layer.layer, name) for name in arguments if hasattr(layer.layer, name)}
     assert {"kernel_size", "units", "equation", "num_heads"} & values.keys()
@@ -234,7 +234,7 @@ def with_a_dtype_of_its_own(case, inner, own, late):
     keras.config.set_dtype_policy(inner)
     try:
         layer = case.make() if late or case is FAMILY["noisy_attention"] else case.make(dtype=own)
-        layer.build(case.shape_of(2))
+        layer.build(case.shape_of(4))
     finally:
         keras.config.set_dtype_policy(before)
     layer.dtype_policy = own
@@ -251,7 +251,7 @@ def with_a_dtype_of_its_own(case, inner, own, late):
     ],
 )
 def test_a_dtype_policy_of_its_own_is_that_of_all_its_outputs(case, inner, own, late):
-    layer, x = with_a_dtype_of_its_own(case, inner, own, late), case.inputs(2)
+    layer, x = with_a_dtype_of_its_own(case, inner, own, late), case.inputs(4)
     outputs = [layer(x, training=True), layer(x), layer(keras.Input(case.shape, dtype=layer.compute_dtype))]
     if case.folds:
         outputs.append(layer.fold()(x))

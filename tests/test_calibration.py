@@ -281,10 +281,16 @@ WRONG = {
     "risk too small": (lambda: decisions.rejection([0] * 40, range(40), risk=0.001), "`risk`.*smallest bound"),
     "confidence": (lambda: decisions.rejection(Y > 0, Y, 0.1, confidence=95), "`confidence`"),
     "wrong": (lambda: decisions.rejection(Y, Y, 0.1), "`wrong`.*booleans"),
+    "plot of something else": (lambda: plots.disagreements("x" * 10), "`found`.*a sequence of disagreements"),
+    "plot of others": (lambda: plots.disagreements([3]), "`found`.*a Disagreement of pernodedrop.uncertainty.*found=3"),
+    "diagram": (lambda: plots.reliability_diagram(P), "`found`.*a Reliability of pernodedrop.uncertainty"),
+    "curve": (lambda: plots.risk_coverage_curve(mine=P), "`mine`.*a RiskCoverage of pernodedrop.uncertainty"),
+    "no curve": (lambda: plots.risk_coverage_curve(), "`curves`.*at least one"),
+    "title": (lambda: plots.two_histograms([1], [2], title=3), "`title`.*a str"),
 }
 
 
 @pytest.mark.parametrize(("call", "message"), WRONG.values(), ids=WRONG)
 def test_what_cannot_be_is_refused_by_name(call, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         call()

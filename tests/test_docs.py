@@ -77,6 +77,19 @@ def test_the_gallery_has_every_regularizer_and_every_picture():
     assert sorted(shown) == sorted(file.stem for file in (PICTURES / "gallery").glob("*.png"))
 
 
+def test_every_section_of_the_gallery_says_how_to_begin_and_leads_to_the_reference():
+    page = (ROOT / "docs" / "gallery.md").read_text()
+    _, *parts = re.split(r"^### (.+)$", page, flags=re.MULTILINE)
+    led_to = set()
+    for title, text in zip(parts[::2], parts[1::2], strict=True):
+        assert "\n```python\n" in text, title
+        assert "\n- Starting rate: " in text, title
+        (reference,) = re.findall(r"^- Reference: (.+?)\.$", text, re.MULTILINE | re.DOTALL)
+        led_to |= {*re.findall(r"\]\(#(.+?)\)", reference)}
+    assert led_to <= {*documented()}
+    assert led_to >= {f"pernodedrop.{name}" for name in pnd.layers.__all__ if inspect.isclass(getattr(pnd, name))}
+
+
 def test_the_pictures_of_the_gallery_are_what_the_layers_do():
     """Except for the last bit of continuous noises, which is the processor's own."""
     pytest.importorskip("matplotlib", reason="an extra draws")

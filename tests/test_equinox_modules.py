@@ -1,7 +1,5 @@
 """Native modules of Equinox: the masks of NumPy and of the Keras layers, in what Equinox does with any module."""
 
-import doctest
-import importlib
 import io
 import os
 import subprocess
@@ -12,7 +10,7 @@ import numpy as np
 import pytest
 
 import pernodedrop as pnd
-from tests import house
+from pernodedrop.uncertainty.prediction import word_of
 
 pytestmark = pytest.mark.only_backend("jax", reason="the modules are those of JAX")
 if keras.backend.backend() == "jax":
@@ -51,61 +49,6 @@ def masked(x, weight, key, rate=0.5):
 # masks
 
 
-MASKS = {
-    "dynamic": {"rate": 0.3},
-    "gaussian": {"rate": 0.3, "noise": "gaussian", "method": "recomputed"},
-    "partial": {"noise": pnd.PartialGaussian(0.5, 2.0)},
-    "fixed": {"rate": 0.3, "regime": "fixed", "seed": 5},
-    "bank": {"rate": 0.3, "regime": "bank", "bank_size": 3, "seed": 5},
-    "example": {"rate": 0.3, "regime": "example", "seed": 5},
-}
-
-
-@pytest.mark.parametrize("case", MASKS)
-def test_a_linear_is_the_keras_layer(case):
-    arguments, x = MASKS[case], inputs(5, 3)
-    module = pnde.PerNodeLinear(3, 4, key=key(), **arguments)
-    layer = pnd.PerNodeDrop(keras.layers.Dense(4), **arguments)
-    layer(x)
-    layer.layer.set_weights([module.weight.T, module.bias])
-    ids = None if case == "fixed" else np.arange(5)
-    for training in (True, False):
-        given = {"sample_ids": ids} if training or case == "bank" else {}
-        expected = layer(x, training=training, key=None if "seed" in arguments else (7, 2), **given)
-        np.testing.assert_allclose(rows(module, x, training=training, ids=case != "fixed"), expected, atol=1e-6)
-    if case != "bank":
-        np.testing.assert_allclose(jax.vmap(module.fold())(x), expected, atol=1e-6)
-
-
-CONVOLUTIONS = {
-    "1d": ({"kernel_size": 3, "dilation": 2}, {"dilation_rate": 2}),
-    "2d": (
-        {"kernel_size": (3, 2), "stride": (2, 1), "groups": 2, "padding": "SAME"},
-        {"strides": (2, 1), "groups": 2, "padding": "same"},
-    ),
-}
-
-
-@pytest.mark.parametrize(("case", "kind"), [("1d", "drop_connect"), ("2d", "per_node_drop")])
-def test_a_convolution_is_the_keras_layer(case, kind):
-    arguments, of_keras = CONVOLUTIONS[case]
-    noise = {} if kind == "per_node_drop" else {"sharing": "time", "mask_bias": True, "scaling": "none"}
-    module_class, layer_class = {
-        "per_node_drop": (pnde.PerNodeConv, pnd.PerNodeDrop),
-        "drop_connect": (pnde.DropConnectConv, pnd.DropConnect),
-    }[kind]
-    dims = int(case[0])
-    module = module_class(dims, 4, 6, key=key(), rate=0.4, **noise, **arguments)
-    plain = getattr(keras.layers, f"Conv{dims}D")(6, arguments["kernel_size"], **of_keras)
-    layer, x = layer_class(plain, rate=0.4, **noise), inputs(2, 4, *(6,) * dims)
-    last = np.moveaxis(x, 1, -1)
-    layer(last)
-    plain.set_weights([np.moveaxis(module.weight, (0, 1), (-1, -2)), module.bias.reshape(-1)])
-    for training in (True, False):
-        expected = np.moveaxis(layer(last, training=training, key=(7, 2)), -1, 1)
-        np.testing.assert_allclose(rows(module, x, training=training), expected, atol=2e-6)
-
-
 @pytest.mark.parametrize(
     ("mode", "padding", "regime"),
     [("ZEROS", "SAME", "fixed"), ("REFLECT", (1, 2), "dynamic"), ("CIRCULAR", ((2, 0), (1, 1)), "dynamic")],
@@ -117,38 +60,6 @@ def test_a_convolution_without_noise_is_that_of_equinox(mode, padding, regime):
     module, x = pnde.PerNodeConv.from_plain(plain, rate=0.0, regime=regime, **seed), inputs(4, 7, 8)
     np.testing.assert_allclose(eqx.filter_jit(module)(x, key=key()), plain(x), atol=2e-6)
     np.testing.assert_allclose(module(x, inference=True), plain(x), atol=2e-6)
-
-
-@pytest.mark.parametrize("scaling", ["inverted", "none"])
-def test_drop_connect_has_one_mask_for_one_key(scaling):
-    arguments = {"rate": 0.3, "mask_bias": True, "scaling": scaling}
-    module, x = pnde.DropConnectLinear(3, 4, key=key(), **arguments), inputs(5, 3)
-    layer = pnd.DropConnect(keras.layers.Dense(4), **arguments)
-    layer(x)
-    layer.layer.set_weights([module.weight.T, module.bias])
-    for training in (True, False):
-        expected = layer(x, training=training, key=(7, 2))
-        np.testing.assert_allclose(rows(module, x, training=training, ids=False), expected, atol=1e-6)
-    np.testing.assert_allclose(jax.vmap(module.fold())(x), expected, atol=1e-6)
-
-
-ACTIVATIONS = {
-    "dropout": (lambda: pnde.Dropout(0.3), lambda: pnd.Dropout(0.3)),
-    "noise_shape": (lambda: pnde.Dropout(0.3, (None, 1, 6)), lambda: pnd.Dropout(0.3, (None, None, 1, 6))),
-    "gaussian": (lambda: pnde.GaussianDropout(0.3), lambda: pnd.GaussianDropout(0.3)),
-    "unscaled": (lambda: pnde.DropPath(0.3, False), lambda: pnd.DropPath(0.3, scale_by_keep=False)),
-    "spatial": (lambda: pnde.SpatialDropout(0.3), lambda: pnd.SpatialDropout2D(0.3, data_format="channels_first")),
-    "spatial_last": (lambda: pnde.SpatialDropout(0.3, "channels_last"), lambda: pnd.SpatialDropout2D(0.3)),
-}
-
-
-@pytest.mark.parametrize("case", ACTIVATIONS)
-def test_activation_noise_is_the_keras_layer(case):
-    module, layer = (make() for make in ACTIVATIONS[case])
-    x = inputs(5, 3, 4, 6)
-    atol = 1e-6 if case == "gaussian" else 0  # of a continuous noise a compiled call rounds otherwise
-    np.testing.assert_allclose(rows(module, x), layer(x, training=True, key=(7, 2)), rtol=0, atol=atol)
-    np.testing.assert_array_equal(rows(module, x, training=False), x)
 
 
 # what Equinox does with modules
@@ -266,9 +177,11 @@ REFUSALS = {
     "own call": (lambda: pnde.apply(Own(1, 1, key=key()), "all-linear"), "a `__call__` of its own"),
     "twice": (lambda: pnde.apply(linear(), "all-linear"), "has noise already"),
     "bank": (lambda: pnde.fold(linear(regime="bank", bank_size=2)), "`regime`"),
+    "positions": (lambda: pnde.fold(linear(regime="fixed", sharing=())), "`sharing`.*one for all positions"),
     "class": (lambda: pnde.PerNodeLinear.from_linear(eqx.nn.Conv1d(1, 1, 1, key=key())), "an equinox.nn.Linear"),
     "rate": (lambda: linear(rate=1.0), "`rate`"),
     "schedule": (lambda: linear(rate=pnd.schedules.Linear(0.0, 0.5, 4)), "`with_rate`"),
+    "slow": (lambda: pnde.Dropout(0.5, None, pnd.schedules.Step([0.2, 0.9], [1])), "`with_persistence`"),
     "seed": (lambda: linear(seed=1), "whose calls have keys"),
     "no rate": (lambda: linear(noise=pnd.Gaussian(stddev=0.1)).with_rate(0.5), "has no rate"),
     "no key": (lambda: linear()(inputs(3)), "`key`. Expected a jax.random.key"),
@@ -282,9 +195,18 @@ REFUSALS = {
     "channels": (lambda: pnde.PerNodeConv(1, 3, 4, 1, key=key())(inputs(2, 3), key=key()), r"\(3, \*space\)"),
     "scalar": (lambda: pnde.PerNodeLinear("scalar", 4, key=key()), "`in_features`"),
     "inference": (lambda: linear(inference=0), "`inference`"),
+    "float id": (lambda: linear()(inputs(3), key=key(), sample_id=jnp.ones(())), "`sample_id`. Expected an integer"),
+    "id": (
+        lambda: linear(sharing="sample")(inputs(3), key=key(), sample_id=1),
+        "`sample_id`.*the same for all samples",
+    ),
+    "number": (lambda: linear()(1.0, key=key()), "`x`.*a tensor of jax.*float"),
+    "number of all": (lambda: pnde.Dropout(0.5)(1.0, key=key()), "`x`.*a tensor of jax.*float"),
     "integers": (lambda: pnde.Dropout(0.5)(jnp.arange(3), key=key()), "`x`. Expected a floating dtype"),
     "rank": (lambda: pnde.SpatialDropout(0.5)(inputs(3), key=key()), "rank from 2"),
     "with_key": (lambda: pnde.with_key(linear(), jax.random.split(key(), 3)), "one jax.random.key"),
+    "quiet": (lambda: pnde.uncertainty.predict(eqx.nn.Identity(), inputs(5, 3)), "with noise modules"),
+    "no module": (lambda: pnde.uncertainty.predict(3, inputs(5, 3)), "a equinox.Module, or a list"),
     "no noise": (lambda: pnde.with_key(eqx.nn.Identity(), key()), "noisy modules"),
 }
 
@@ -296,6 +218,121 @@ def test_what_is_refused(case):
         call()
 
 
+# uncertainty
+
+
+class Network(eqx.Module if keras.backend.backend() == "jax" else object):
+    """A network whose modules are called without keys, and which says when it is traced."""
+
+    layers: list
+    traced: object = eqx.field(static=True) if keras.backend.backend() == "jax" else None
+
+    def __call__(self, x):
+        self.traced(x.shape)
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+def test_a_prediction_is_that_of_the_same_network_in_keras():
+    traces, dense = [], [keras.layers.Dense(8), keras.layers.Dense(3)]
+    hidden, last = pnde.PerNodeLinear(6, 8, rate=0.5, key=key()), eqx.nn.Linear(8, 3, key=key(1))
+    native = Network([hidden, jax.nn.relu, pnde.Dropout(0.3), last], traces.append)
+    model = keras.Sequential(
+        [keras.Input((6,)), pnd.PerNodeDrop(dense[0], rate=0.5), keras.layers.ReLU(), pnd.Dropout(0.3), dense[1]]
+    )
+    for layer, module in zip(dense, (hidden, last), strict=True):
+        layer.set_weights([module.weight.T, module.bias])
+    x = inputs(11, 6)
+    expected = pnd.uncertainty.predict(model, x, samples=4, seed=3, from_logits=True, keep=True)
+    for size in (4, 11):
+        found = pnde.uncertainty.predict(native, x, samples=4, seed=3, from_logits=True, keep=True, batch_size=size)
+        np.testing.assert_allclose(found.outputs, expected.outputs, atol=1e-6)
+        np.testing.assert_allclose(found.mutual_information, expected.mutual_information, atol=1e-6)
+    assert traces == [(6,), (6,)]
+
+
+def test_a_module_that_is_not_chosen_is_quiet_and_a_bank_then_goes_by_places():
+    bank = pnde.PerNodeLinear(6, 4, rate=0.5, regime="bank", bank_size=2, seed=1, key=key())
+    drop, x = pnde.Dropout(0.5), inputs(5, 6)
+    model = Network([bank, drop, pnde.Dropout(0.5), pnde.DropConnectLinear(4, 4, key=key())], id)
+    plain = eqx.nn.inference_mode(model)
+    y = jax.vmap(bank)(x, sample_id=jnp.arange(5))
+    for chosen in ([drop], ["layers.1"]):
+        found = pnde.uncertainty.predict(model, x, 3, batch_size=2, seed=1, layers=chosen, keep=True)
+        for n, one in enumerate(found.outputs):
+            mask = rows(drop, np.ones((5, 4), "float32"), key=(word_of(1, 0, n), 0))
+            np.testing.assert_allclose(one, jax.vmap(plain.layers[3])(y * mask), atol=1e-5)
+    last = pnde.uncertainty.predict(model, x, 2, seed=1, layers="last", keep=True)
+    for n, one in enumerate(last.outputs):  # of all rows one mask, of the third of the modules that draw
+        expected = jax.vmap(lambda row, n=n: model.layers[3](row, key=(word_of(1, 2, n), 0)))(y)
+        np.testing.assert_allclose(one, expected, atol=1e-5)
+    members = pnde.uncertainty.predict(bank, x, keep=True)
+    assert members.samples == 2
+    for n, one in enumerate(members.outputs):
+        np.testing.assert_allclose(one, jax.vmap(lambda row, n=n: bank(row, sample_id=n))(x), atol=1e-6)
+
+
+def test_a_model_that_takes_a_key_is_given_one_for_each_row():
+    """Masks of two rows of 64 entries are equal with a probability below 1e-19."""
+    model, x = eqx.nn.Sequential([pnde.Dropout(0.5), eqx.nn.Dropout(0.5)]), np.ones((5, 64), "float32")
+    found = [pnde.uncertainty.predict(model, x, 2, seed=1, batch_size=size, keep=True).outputs for size in (2, 5)]
+    np.testing.assert_array_equal(*found)
+
+    def row_of(row, n, word):
+        first, second = jax.random.split(jax.random.fold_in(key(word), n))
+        return model[1](model[0](row, key=first, sample_id=n), key=second)
+
+    for n, y in enumerate(found[0]):
+        expected = jax.vmap(lambda row, i, n=n: row_of(row, i, word_of(1, 1, n)))(x, jnp.arange(5))
+        np.testing.assert_array_equal(y, expected)
+    assert len({tuple(row) for row in found[0].reshape(-1, 64)}) == 10
+
+
+def test_norms_are_in_inference_and_the_state_is_dropped():
+    norm, state = eqx.nn.make_with_state(eqx.nn.BatchNorm)(6, "batch", mode="batch")
+    model, x = eqx.nn.Sequential([norm, pnde.Dropout(0.5)]), inputs(5, 6)
+    plain, _ = jax.vmap(eqx.nn.inference_mode(norm), in_axes=(0, None), out_axes=(0, None))(x, state)
+    found = pnde.uncertainty.predict(eqx.Partial(model, state=state), x, 3, seed=1, keep=True)
+    assert {*np.unique((found.outputs / plain).round(4))} == {0.0, 2.0}
+
+
+class Stack(eqx.Module if keras.backend.backend() == "jax" else object):
+    """Layers that are scanned, inside of dropped attention."""
+
+    blocks: object
+    attend: object
+
+    def __call__(self, x, key):
+        arrays, static = eqx.partition(self.blocks, eqx.is_array)
+        y = jax.lax.scan(lambda x, part: (eqx.combine(part, static)(x), None), x, arrays)[0]
+        rows = jnp.stack([y, x])
+        return {"scanned": y, "attended": self.attend(rows, rows, rows, key=key)}
+
+
+def test_layers_that_were_stacked_have_a_seed_each_in_a_pass_and_attention_drops():
+    blocks = eqx.filter_vmap(lambda key: pnde.PerNodeLinear(4, 4, use_bias=False, key=key))(jax.random.split(key(), 2))
+    model, x = Stack(blocks, eqx.nn.MultiheadAttention(2, 4, dropout_p=0.5, key=key())), inputs(5, 4)
+    found = pnde.uncertainty.predict(model, x, 2, batch_size=2, seed=1, probabilities=False, keep=True)
+    for n, y in enumerate(found["scanned"].outputs):
+        expected = x
+        for weight, one in zip(blocks.weight, jax.random.split(key(word_of(1, 0, n)), 2), strict=True):
+            expected = masked(expected, weight, words(one))
+        np.testing.assert_allclose(y, expected, atol=1e-5)
+    quiet = pnde.uncertainty.predict(model, x, 2, seed=1, layers=["blocks"], probabilities=False)
+    dropped = pnde.uncertainty.predict(model, x, 2, seed=1, layers=["attend"], probabilities=False)
+    assert (found["attended"].mean != quiet["attended"].mean).any()
+    assert dropped["attended"].variance.any()
+    assert not dropped["scanned"].variance.any()
+
+
+def test_masks_of_examples_are_fresh_in_each_pass():
+    layer, x = pnde.PerNodeLinear(3, 4, regime="example", seed=5, use_bias=False, key=key()), inputs(5, 3)
+    found = pnde.uncertainty.predict(layer, {"x": x}, 2, seed=1, probabilities=False, keep=True)
+    for n, y in enumerate(found.outputs):
+        np.testing.assert_allclose(y, masked(x, layer.weight, (word_of(1, 0, n), 0)), atol=1e-6)
+
+
 # the wing as a part of the library
 
 
@@ -303,20 +340,3 @@ def test_a_script_inside_the_folder_of_the_package_is_told_what_stands_in_its_wa
     code = f"import sys; sys.path.insert(0, {os.path.dirname(pnd.__file__)!r}); import equinox"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "pernodedrop.equinox stands in the way of equinox" in done.stderr
-
-
-def test_the_wing_needs_no_keras():
-    code = (
-        "import sys; sys.modules['keras'] = None; import jax, equinox as eqx, pernodedrop.equinox as pnde;"
-        "model = pnde.apply(eqx.nn.Linear(3, 4, key=jax.random.key(0)), 'all-linear', rate=0.5);"
-        "model(jax.numpy.ones(3), key=jax.random.key(1)); pnde.fold(model);"
-        "print({'keras', 'torch', 'tensorflow', 'flax'} & {n for n, m in sys.modules.items() if m})"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"
-
-
-def test_the_examples_of_docstrings_run():
-    for name in (name for name in house.modules() if name.startswith("equinox")):
-        found = doctest.testmod(importlib.import_module(f"pernodedrop.{name}"))
-        assert found.failed == 0

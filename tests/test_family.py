@@ -15,7 +15,10 @@ from tests import family_answers
 from tests.family import FAMILY, Case, host, inputs, wrap
 
 BACKEND = keras.backend.backend()
-NO_MASKS = (keras.layers.EinsumDense, keras.layers.Conv2D, keras.layers.DepthwiseConv1D)
+NO_MASKS = (
+    *(keras.layers.EinsumDense, keras.layers.Conv2D, keras.layers.DepthwiseConv1D),
+    *(keras.layers.Conv1DTranspose, keras.layers.SeparableConv1D),
+)
 LARGEST = 1 - 2**-24
 
 NOISES = {type(case.make().mask.noise): case.make().mask.noise for case in FAMILY.values()}
@@ -104,7 +107,7 @@ def test_rate_may_be_a_schedule(case):
 def test_a_rate_that_is_set_is_given_back_as_it_was_also_by_configs_and_weights(case):
     """Not as the number that a layer makes of it: 0.8999999761581421 has the threshold of 0.9."""
     layer, again = case.make(), case.make()
-    layer(case.inputs(2)), again(case.inputs(2))
+    layer(case.inputs(4)), again(case.inputs(4))
     for rate in (0.9, 0.1, 0.3, 0.123):
         layer.rate = rate
         assert (layer.rate, type(layer).from_config(layer.get_config()).rate) == (rate, rate)
@@ -231,7 +234,9 @@ def dense_of(y):
 
 DENSE_ALWAYS = {
     *("per_node_drop_einsum", "per_node_drop_conv", "per_node_drop_depthwise"),
+    *("per_node_drop_transposed", "drop_connect_separable"),
     *("noise_injection_conv", "shakeout_conv", "noisy_attention", "noisy_rnn", "noisy_rnn_samples"),
+    *("noisy_rnn_inputs", "zoneout"),
 }
 DENSE_IN_TRAINING = DENSE_ALWAYS | {"shakeout", "flipout", "alpha_dropout"}
 VARIANTS = {
@@ -301,7 +306,7 @@ def test_ragged_inputs_are_right_or_refused_by_name(case):
         return host(y.flat_values if BACKEND == "tensorflow" else y.values())
 
     layer = case.make()
-    layer.build(case.shape_of(2))
+    layer.build(case.shape_of(4))
     if isinstance(layer, pnd.StochasticDepth):  # its one number is that of all rows
         y = values(layer([ragged, ragged], training=True))
         assert any(np.array_equal(y, n * np.arange(1, 9)) for n in (1, 2))

@@ -114,6 +114,12 @@ def test_a_fixed_mask_is_in_the_kernel():
     np.testing.assert_allclose(host(fold(model).get_layer("fixed").kernel), kernel * mask, atol=1e-6)
 
 
+def test_a_fixed_mask_of_positions_is_in_the_kernel_of_an_input_that_has_one():
+    model = keras.Sequential([keras.Input((4,)), pnd.PerNodeDense(3, regime="fixed", sharing=(), seed=1)])
+    x = np.random.default_rng(0).normal(size=(5, 4)).astype("float32")
+    np.testing.assert_allclose(host(fold(model)(x)), host(model(x)), atol=1e-6)
+
+
 def test_names_stay_and_identities_go():
     assert [layer.name for layer in fold(sequential()).layers] == ["first", "fixed", "plain"]
     plain = fold(functional())
@@ -247,6 +253,10 @@ def test_a_dropout_at_the_end_leaves_its_name_to_the_output():
     assert plain.output_names == ["u", "v"]
 
 
+def of_each_position(layer):
+    return pnd.PerNodeDrop(layer, regime="fixed", sharing="sample")
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
@@ -259,6 +269,18 @@ def test_a_dropout_at_the_end_leaves_its_name_to_the_output():
         (
             lambda: keras.Sequential([keras.Input((4,)), pnd.PerNodeDense(3, regime="bank", bank_size=2)]),
             r"`regime`.*to be folded.*'bank'",
+        ),
+        (
+            lambda: keras.Sequential([keras.Input((5, 4)), pnd.PerNodeDense(3, regime="fixed", sharing=())]),
+            r"`sharing`.*with 'time'.*one for all positions",
+        ),
+        (
+            lambda: keras.Sequential([keras.Input((5,)), of_each_position(layers.Embedding(7, 3))]),
+            r"`sharing`.*with 'time'.*one for all positions",
+        ),
+        (
+            lambda: keras.Sequential([keras.Input((5, 4)), of_each_position(layers.SeparableConv1D(3, 2))]),
+            r"`sharing`.*with 'time'.*one for all positions",
         ),
     ],
 )

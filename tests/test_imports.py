@@ -44,6 +44,7 @@ def test_importing_loads_neither_keras_nor_a_framework():
     assert not any(name.startswith("pernodedrop.layers") for name in added), added
 
 
+@pytest.mark.slow
 def test_importing_beside_keras_loads_the_layers_and_no_module_of_others(tmp_path):
     """So that a saved model, whose layers may be all that a script knows of the library, is loaded."""
     schedule = pnd.schedules.Linear(0.0, 0.5, 9)

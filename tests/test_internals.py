@@ -6,6 +6,7 @@ A test of a function here runs the framework, not the library: an upgrade that c
 import ast
 import gc
 import pathlib
+import re
 import subprocess
 import sys
 import weakref
@@ -17,7 +18,7 @@ import pytest
 
 import pernodedrop as pnd
 from pernodedrop.internals import of_keras
-from pernodedrop.layers.base.inner import KINDS
+from pernodedrop.layers.base.inner import PRODUCTS
 from tests.frameworks import NAME
 from tests.house import is_private, modules
 
@@ -246,7 +247,9 @@ def made_of(kind):
         return kind(3), inputs(2, 4)
     if kind is layers.EinsumDense:
         return kind("abc,cd->abd", output_shape=(None, 3), bias_axes="d"), inputs(2, 5, 4)
-    rank = int(kind.__name__[-2])
+    if kind is layers.Embedding:
+        return kind(4, 3), np.array([[0, 3], [1, 1]])
+    rank = int(re.search(r"\d", kind.__name__)[0])
     sizes = {} if "Depthwise" in kind.__name__ else {"filters": 3}
     return kind(kernel_size=2, **sizes), inputs(2, *[5] * rank, 4)
 
@@ -265,14 +268,34 @@ def test_shallow_copy():
         np.testing.assert_array_equal(host(again.call(x)), host(copy.call(x)))
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", PRODUCTS, ids=lambda kind: kind.__name__)
+def test_name_of_kernel(kind):
+    layer, x = made_of(kind)
+    layer.build(x.shape)
+    assert getattr(layer, of_keras.name_of_kernel(layer)) is layer.trainable_variables[0]
+
+
+def test_as_kind():
+    """The parts of a separable convolution, one after the other, are what it computes, with its own variables."""
+    layer, x = layers.SeparableConv1D(3, 2, depth_multiplier=2, activation="tanh"), inputs(2, 5, 4)
+    y = host(layer(x))
+    before = dict(vars(layer))
+    first = {"use_bias": False, "bias": None, "activation": None}
+    depthwise = of_keras.as_kind(layer, layers.DepthwiseConv1D, layer.depthwise_kernel, **first)
+    pointwise = of_keras.as_kind(layer, layers.Conv1D, layer.pointwise_kernel, kernel_size=(1,), groups=1)
+    np.testing.assert_allclose(host(pointwise.call(depthwise.call(x))), y, atol=1e-6)
+    assert pointwise.kernel is layer.pointwise_kernel
+    assert vars(layer) == before
+
+
+@pytest.mark.parametrize("kind", PRODUCTS, ids=lambda kind: kind.__name__)
 def test_with_kernel(kind):
     layer, x = made_of(kind)
     layer.build(x.shape)
-    kernel = layer.kernel
+    kernel = getattr(layer, of_keras.name_of_kernel(layer))
     y = host(type(layer).call(of_keras.with_kernel(layer, 2 * keras.ops.cast(kernel, "float32")), x))
     np.testing.assert_allclose(y, 2 * host(layer(x)), rtol=1e-5, atol=1e-6)
-    assert layer.kernel is kernel
+    assert getattr(layer, of_keras.name_of_kernel(layer)) is kernel
 
 
 @pytest.mark.parametrize("lora", [False, True])
@@ -746,7 +769,7 @@ EXCEPTIONS = {}
 
 def names_of_keras():
     """The private names of Keras' layers, models and what they have, and of what the backend's framework adds."""
-    kernels = [made_of(kind) for kind in KINDS]
+    kernels = [made_of(kind) for kind in PRODUCTS]
     for layer, x in kernels:
         layer.build(x.shape)
     holders = [make() for make in HOLDERS.values()] + [layer for layer, _ in kernels]

@@ -71,15 +71,18 @@ def test_keras_takes_it_for_a_layer(layer, arguments, shape, training, keras_tes
 
 @pytest.mark.parametrize("case", FAMILY.values(), ids=FAMILY)
 def test_keras_takes_every_regularizer_for_a_layer(case, keras_test_case):
-    """By the same test, but for the step of training."""
+    """By the same test, but for the step of training, and for half precision where its every operation is compiled."""
     keras_test_case.run_layer_test(
         case.make,
         init_kwargs={},
-        input_shape=case.shape_of(2),
+        input_shape=case.shape_of(4),
         call_kwargs={"training": True},
         expected_output_dtype="float32",
-        expected_num_seed_generators=int(isinstance(case.make(), pnd.NoisyRNN)),  # that of Keras' own dropout within
+        expected_num_seed_generators=int(
+            isinstance(case.make(), pnd.NoisyRNN | pnd.Zoneout)
+        ),  # that of Keras' own dropout within
         run_training_check=False,
+        run_mixed_precision_check=keras.backend.backend() != "jax",
     )
 
 

@@ -254,7 +254,7 @@ def test_data_parallel_has_the_masks_of_one_device():
     np.testing.assert_allclose(seen["parallel"], seen["alone"], atol=1e-6)
 
 
-KERAS_BREAKS = ("noisy_attention", "noisy_rnn_samples")
+KERAS_BREAKS = ("noisy_attention", "noisy_rnn_samples", "noisy_rnn_inputs", "zoneout")
 torch_only = pytest.mark.only_backend("torch", reason="torch.compile is torch's")
 
 
@@ -271,7 +271,7 @@ torch_only = pytest.mark.only_backend("torch", reason="torch.compile is torch's"
 def test_what_is_compiled_has_no_graph_break_and_the_same_masks(case, in_a_model):
     import torch
 
-    layer, x = (case.model(), inputs(5, 6)) if in_a_model else (case.make(), case.inputs(5))
+    layer, x = (case.model(), inputs(4, 6)) if in_a_model else (case.make(), case.inputs(4))
     x = keras.tree.map_structure(torch.from_numpy, x)
     layer(x)
     state = [host(variable).copy() for variable in layer.non_trainable_variables]
@@ -311,6 +311,7 @@ def test_compiled_remat_with_a_key_drawn_outside_is_exact():
     np.testing.assert_allclose(host(layer.layer.kernel.value.grad), expected, atol=1e-5)
 
 
+@pytest.mark.slow
 @torch_only
 def test_compiled_fit_breaks_no_more_than_dense(monkeypatch):
     import torch

@@ -205,6 +205,7 @@ def test_a_handler_answers_which_version_of_xla_s_interface_it_is_for(interface,
         assert metadata[3] == version(*answer)
 
 
+@pytest.mark.slow
 @pytest.mark.only_backend("torch", reason="checks the registration of torch's custom operator")
 def test_the_torch_operator_passes_the_checks_of_torch():
     import torch

@@ -1,6 +1,7 @@
 """The layers as Keras citizens: build, shapes, dtypes, configs, saving, training, on the current backend."""
 
 import inspect
+import math
 
 import keras
 import numpy as np
@@ -293,7 +294,7 @@ def test_output_shape_is_known_without_a_call(case):
     ],
 )
 def test_saved_model_predicts_and_draws_as_it_would_have(case, build, tmp_path):
-    model, x = build(case), inputs(5, 6)
+    model, x = build(case), inputs(4, 6)
     model(x, training=True)
     path = tmp_path / "model.weights.h5"
     model.save_weights(path)
@@ -306,7 +307,7 @@ def test_saved_model_predicts_and_draws_as_it_would_have(case, build, tmp_path):
 
 @every_layer
 def test_keras_file_round_trip(case, tmp_path):
-    model, x = case.model(), inputs(5, 6)
+    model, x = case.model(), inputs(4, 6)
     model(x, training=True)
     model.save(tmp_path / "model.keras")
     again = keras.saving.load_model(tmp_path / "model.keras")
@@ -326,14 +327,16 @@ def test_keras_file_round_trip(case, tmp_path):
 def test_fit_trains_with_a_ragged_last_batch(case, jit_compile):
     keras.utils.set_random_seed(1)  # of the weights
     model = case.model()
-    x, y = inputs(50, 6), inputs(50, 2)
+    ragged = BACKEND != "jax" or case in [FAMILY[name] for name in OF_EACH_KIND]  # JAX compiles each size of a batch
+    rows = 50 if ragged else 48
+    x, y = inputs(rows, 6), inputs(rows, 2)
     model.compile(keras.optimizers.Adam(0.03), "mse", jit_compile=jit_compile)
-    before = model.evaluate(x, y, batch_size=50, verbose=0)
+    before = model.evaluate(x, y, batch_size=rows, verbose=0)
     history = model.fit(x, y, batch_size=16, epochs=3, verbose=0)
     assert np.isfinite(history.history["loss"]).all()
-    assert model.evaluate(x, y, batch_size=50, verbose=0) < before
+    assert model.evaluate(x, y, batch_size=rows, verbose=0) < before
     layer = noisy_layer(model)
-    assert layer.updates == (12 if layer.mask.regime == "dynamic" else 0)
+    assert layer.updates == (3 * math.ceil(rows / 16) if layer.mask.regime == "dynamic" else 0)
 
 
 @pytest.mark.skip_backend("numpy", reason="NumPy arrays cannot carry a Keras mask")
@@ -360,7 +363,7 @@ def test_clone_has_the_same_noise():
 @pytest.mark.parametrize("name", ["per_node_drop", "per_node_drop_fixed", "per_node_drop_bank", "dropout"])
 def test_exported_model_predicts_the_same(name, tmp_path):
     """Export as an artifact of the backend itself, with a batch of any size."""
-    model, x = FAMILY[name].model(), inputs(5, 6)
+    model, x = FAMILY[name].model(), inputs(4, 6)
     if BACKEND == "torch":
         torch = pytest.importorskip("torch")
         program = torch.export.export(model.eval(), (torch.from_numpy(x),))
@@ -384,7 +387,7 @@ def test_exported_model_predicts_the_same(name, tmp_path):
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: pnd.PerNodeDrop(keras.layers.Conv2DTranspose(3, 3)), r"`layer`.*Dense, EinsumDense"),
+        (lambda: pnd.PerNodeDrop(keras.layers.LSTM(3)), r"`layer`.*Dense, EinsumDense"),
         (lambda: pnd.PerNodeDrop(keras.layers.Flatten()), r"`layer`.*Dense, EinsumDense"),
         (lambda: pnd.PerNodeDrop("dense"), r"`layer`.*Dense, EinsumDense.*'dense'"),
         (lambda: pnd.PerNodeDense(3, rate=1.0), r"`rate`.*\[0, 1 - 2\*\*-24\].*rate=1.0"),

@@ -153,6 +153,11 @@ def test_symmetric_kl_of_half_precision_is_in_float32(dtype):
     np.testing.assert_array_equal(host(divergence), host(wide))
 
 
+def test_symmetric_kl_of_scalars_is_refused():
+    with pytest.raises(ValueError, match=r"`p`.*\(\.\.\., classes\)"):
+        losses.symmetric_kl(tensor(np.float32(1)), tensor(np.float32(1)))
+
+
 @pytest.mark.skip_backend("numpy", reason="Keras makes float32 of float64 on NumPy")
 def test_symmetric_kl_of_two_dtypes_is_in_float32():
     p, q = softmax(normal(2, 4, 3), axis=-1)

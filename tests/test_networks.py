@@ -5,20 +5,17 @@ import itertools
 import keras
 import pytest
 
-from pernodedrop.study import networks
+from pernodedrop.study import networks, variants
+from pernodedrop.study.slot import Slot
 
 pytestmark = pytest.mark.once
 
 
 def build(name, **settings):
-    """A network with plain Dense layers in its slots, and the (width, activation) that each slot was asked for."""
-    asked = []
-
-    def slot(width, activation="relu"):
-        asked.append((width, activation))
-        return [keras.layers.Dense(width, activation, name=f"slot_{len(asked)}")]
-
-    return networks.get(name)(slot, **settings), asked
+    """A network with plain Dense layers in slots as studies have: the model, they, and (width, activation) of each."""
+    slot = Slot(variants.get("none").function, 0.0, 1)
+    model = networks.get(name)(slot, **settings)
+    return model, slot.dense, [(dense.units, dense.activation.__name__) for dense in slot.dense]
 
 
 def weights(*sizes):
@@ -50,32 +47,32 @@ CONVOLUTIONS = {
     ],
 )
 def test_a_network_has_the_weights_of_its_formula_and_slots_of_its_width(name, sizes, widths):
-    model, asked = build(name)
+    model, _, slots = build(name)
     assert model.count_params() == CONVOLUTIONS.get(name, 0) + weights(*sizes)
-    assert asked == [(width, "relu") for width in widths]
+    assert slots == [(width, "relu") for width in widths]
     assert model.output_shape == (None, sizes[-1])
     assert model.layers[-1].activation is keras.activations.get("sigmoid" if name == "rcv1" else "softmax")
 
 
 def test_a_transformer_has_the_weights_of_its_formula_and_two_slots_a_block():
-    model, asked = build("transformer")
+    model, _, slots = build("transformer")
     assert model.count_params() == CONVOLUTIONS["transformer"] + weights(32, 64, 32) + weights(32, 10)
-    assert asked == [(64, "relu"), (32, "linear")]
+    assert slots == [(64, "relu"), (32, "linear")]
     assert model.output_shape == (None, 10)
-    assert len(build("transformer", blocks=2)[1]) == 4
+    assert len(build("transformer", blocks=2)[2]) == 4
 
 
 def test_the_plane_has_two_slots_and_a_height():
-    model, asked = build("plane", width=8)
-    assert asked == [(8, "relu"), (8, "relu")]
+    model, _, slots = build("plane", width=8)
+    assert slots == [(8, "relu"), (8, "relu")]
     assert (model.output_shape, model.count_params()) == ((None, 1), weights(2, 8, 8, 1))
 
 
 def test_settings_reach_the_slots_and_the_shapes():
-    assert build("cifar10", width=32, slots=2)[1] == [(32, "relu")] * 2
-    assert build("rcv1", width=96, slots=3, terms=50, topics=4)[1] == [(1024, "relu"), (256, "relu"), (96, "relu")]
-    model, _ = build("speech", shape=(128, 128, 1))
-    assert model.get_layer("slot_1").kernel.shape == (65_536, 64)  # the paper's
+    assert build("cifar10", width=32, slots=2)[2] == [(32, "relu")] * 2
+    assert build("rcv1", width=96, slots=3, terms=50, topics=4)[2] == [(1024, "relu"), (256, "relu"), (96, "relu")]
+    _, (dense,), _ = build("speech", shape=(128, 128, 1))
+    assert dense.kernel.shape == (65_536, 64)  # the paper's
     with pytest.raises(ValueError, match="`slots`"):
         build("rcv1", slots=4)
     with pytest.raises(ValueError, match="did you mean 'cifar10'"):

@@ -1,16 +1,11 @@
 """Native modules of Flax NNX: the masks of NumPy and of the Keras layers, in what NNX does with any module."""
 
-import doctest
-import importlib
-import subprocess
-import sys
-
 import keras
 import numpy as np
 import pytest
 
 import pernodedrop as pnd
-from tests import house
+from pernodedrop.uncertainty.prediction import word_of as word_of_pass
 
 pytestmark = pytest.mark.only_backend("jax", reason="the modules are those of JAX")
 if keras.backend.backend() == "jax":
@@ -51,59 +46,6 @@ def test_a_linear_has_the_masks_of_numpy(shape, noise):
     assert (layer.seed, layer.updates) == (7, 2)
 
 
-MASKS = {
-    "schedule": {"rate": pnd.schedules.Step([0.2, 0.7], [1])},
-    "partial": {"noise": pnd.PartialGaussian(0.5, 2.0)},
-    "fixed": {"rate": 0.3, "regime": "fixed"},
-    "bank": {"rate": 0.3, "regime": "bank", "bank_size": 3},
-    "batch": {"rate": 0.3, "sharing": "sample+time"},
-    "position": {"rate": 0.3, "sharing": ()},
-}
-
-
-@pytest.mark.parametrize("case", MASKS)
-def test_a_linear_is_the_keras_layer(case):
-    module = pndx.PerNodeLinear(3, 4, seed=-7, rngs=rngs(), **MASKS[case])
-    layer, x = pnd.PerNodeDrop(keras.layers.Dense(4), seed=-7, **MASKS[case]), inputs(5, 2, 3)
-    layer(x)
-    layer.layer.set_weights([module.kernel[...], module.bias[...]])
-    for training in (True, True, False):
-        module.train() if training else module.eval()
-        np.testing.assert_allclose(module(x), layer(x, training=training), atol=1e-6)
-    assert module.regime != "dynamic" or module.updates == layer.updates
-    if case != "bank":
-        np.testing.assert_allclose(module.fold()(x), module(x), atol=1e-6)
-
-
-CONVOLUTIONS = {
-    "1d": ({"kernel_size": (3,), "kernel_dilation": 2, "padding": "CAUSAL"}, {"dilation_rate": 2, "padding": "causal"}),
-    "2d": (
-        {"kernel_size": (3, 2), "strides": (2, 1), "feature_group_count": 2},
-        {"strides": (2, 1), "groups": 2, "padding": "same"},
-    ),
-    "3d": ({"kernel_size": (2, 2, 2), "padding": "VALID", "use_bias": False}, {"use_bias": False}),
-}
-
-
-@pytest.mark.parametrize(("case", "kind"), [("1d", "drop_connect"), ("2d", "per_node_drop"), ("3d", "drop_connect")])
-def test_a_convolution_is_the_keras_layer(case, kind):
-    arguments, of_keras = CONVOLUTIONS[case]
-    noise = {} if kind == "per_node_drop" else {"sharing": "time", "mask_bias": True, "scaling": "none"}
-    module_class, layer_class = {
-        "per_node_drop": (pndx.PerNodeConv, pnd.PerNodeDrop),
-        "drop_connect": (pndx.DropConnectConv, pnd.DropConnect),
-    }[kind]
-    module = module_class(4, 6, rate=0.4, seed=3, rngs=rngs(), **noise, **arguments)
-    size = arguments["kernel_size"]
-    plain = getattr(keras.layers, f"Conv{len(size)}D")(6, size, **of_keras)
-    layer, x = layer_class(plain, rate=0.4, seed=3, **noise), inputs(2, *(6,) * len(size), 4)
-    layer(x)
-    plain.set_weights([leaf[...] for leaf in (module.kernel, module.bias) if leaf is not None])
-    expected = [layer(x, training=training) for training in (True, False)]
-    np.testing.assert_allclose(nnx.jit(lambda module, x: module(x))(module, x), expected[0], atol=2e-6)
-    np.testing.assert_allclose(module(x, deterministic=True), expected[1], atol=2e-6)
-
-
 @pytest.mark.parametrize(
     ("padding", "regime"), [("SAME", "fixed"), *((one, "dynamic") for one in ("CIRCULAR", "REFLECT", 1, ((2, 0), 1)))]
 )
@@ -115,45 +57,6 @@ def test_a_convolution_without_noise_is_that_of_nnx(padding, regime):
     x = inputs(3, 7, 8, 4)
     np.testing.assert_allclose(nnx.jit(lambda module, x: module(x))(module, x), plain(x), atol=2e-6)
     np.testing.assert_allclose(module(x[0], deterministic=True), plain(x[0]), atol=2e-6)
-
-
-@pytest.mark.parametrize("scaling", ["inverted", "none"])
-@pytest.mark.parametrize("sharing", ["sample+time", "time"])
-def test_drop_connect_is_the_keras_layer(scaling, sharing):
-    arguments = {"rate": 0.3, "sharing": sharing, "mask_bias": True, "scaling": scaling, "seed": 5}
-    module, x = pndx.DropConnectLinear(3, 4, bias_init=jax.random.normal, rngs=rngs(), **arguments), inputs(5, 3)
-    layer = pnd.DropConnect(keras.layers.Dense(4), **arguments)
-    layer(x)
-    layer.layer.set_weights([module.kernel[...], module.bias[...]])
-    for training in (True, True, False):
-        module.train() if training else module.eval()
-        np.testing.assert_allclose(module(x), layer(x, training=training), atol=1e-6)
-    np.testing.assert_allclose(module.fold()(x), module(x), atol=1e-6)
-
-
-ACTIVATIONS = {
-    "dropout": (lambda: pndx.Dropout(0.3, seed=1), lambda: pnd.Dropout(0.3, seed=1)),
-    "noise_shape": (
-        lambda: pndx.Dropout(0.3, noise_shape=(1, None, 1, None), seed=1),
-        lambda: pnd.Dropout(0.3, noise_shape=(1, None, 1, None), seed=1),
-    ),
-    "gaussian": (lambda: pndx.GaussianDropout(0.3, seed=1), lambda: pnd.GaussianDropout(0.3, seed=1)),
-    "unscaled": (lambda: pndx.DropPath(0.3, 1, scale_by_keep=False), lambda: pnd.DropPath(0.3, 1, scale_by_keep=False)),
-    "spatial": (lambda: pndx.SpatialDropout(0.3, seed=1), lambda: pnd.SpatialDropout2D(0.3, seed=1)),
-    "spatial_first": (
-        lambda: pndx.SpatialDropout(0.3, "channels_first", seed=1),
-        lambda: pnd.SpatialDropout2D(0.3, data_format="channels_first", seed=1),
-    ),
-}
-
-
-@pytest.mark.parametrize("case", ACTIVATIONS)
-def test_activation_noise_is_the_keras_layer(case):
-    module, layer = (make() for make in ACTIVATIONS[case])
-    x = inputs(5, 3, 4, 6)
-    for training in (True, True, False):
-        module.train() if training else module.eval()
-        np.testing.assert_array_equal(module(x), layer(x, training=training))
 
 
 # what NNX does with modules
@@ -329,6 +232,13 @@ def test_numbers_are_no_parameters_and_casts_do_not_round_them():
     assert pndx.PerNodeLinear(3, 4, dtype="bfloat16", rngs=rngs(noise=1))(inputs(5, 3)).dtype == "bfloat16"
 
 
+def test_a_convolution_tells_its_noise_beside_the_mask_that_nnx_has():
+    layer = pndx.PerNodeConv(1, 1, (3,), rate=0.3, seed=1, mask=jnp.ones((3, 1, 1)), rngs=rngs())
+    layer.rate = 0.2
+    assert (layer.noise, layer.rate, layer.mask.shape) == (pnd.Bernoulli(0.2), 0.2, (3, 1, 1))
+    assert layer.is_stochastic
+
+
 # models
 
 
@@ -416,10 +326,12 @@ REFUSALS = {
     "twice": (lambda: pndx.apply(linear(), "all-linear"), "has noise already"),
     "result": (lambda: pndx.apply(Network(), lambda *_: 3), "returns a module or None"),
     "bank": (lambda: pndx.fold(linear(regime="bank", bank_size=2)), "`regime`"),
+    "positions": (lambda: pndx.fold(linear(regime="fixed", sharing=())), "`sharing`.*one for all positions"),
     "class": (lambda: pndx.PerNodeLinear.from_linear(Network().conv), "an nnx.Linear without noise"),
     "rate": (lambda: linear(rate=1.0), "`rate`"),
     "no stream": (lambda: linear(seed=None), "'noise' or 'default' among them, or a seed"),
     "streams": (lambda: pndx.Dropout(0.5, rngs=3), "`rngs`"),
+    "streams beside a seed": (lambda: pndx.Dropout(0.5, seed=1, rngs=3), "`rngs`.*nnx.Rngs"),
     "no key": (lambda: pndx.Dropout(0.5)(inputs(5, 3)), "or a key in the call"),
     "two keys": (lambda: linear()(inputs(5, 3), rngs=rngs(noise=1), key=(1, 0)), "None beside `key`"),
     "ids": (lambda: linear(sharing="sample")(inputs(5, 3), sample_ids=jnp.arange(5)), "the same for all samples"),
@@ -431,10 +343,36 @@ REFUSALS = {
     "dilation": (lambda: pndx.PerNodeConv(3, 4, (1,), input_dilation=2, rngs=rngs(noise=1)), "`input_dilation`"),
     "sharding": (lambda: linear()(inputs(5, 3), jax.P()), "`out_sharding`"),
     "deterministic": (lambda: linear(deterministic=0), "`deterministic`"),
+    "number": (lambda: linear()(1.0), "`inputs`.*a tensor of jax.*float"),
+    "number of all": (lambda: pndx.Dropout(0.5, seed=1)(1.0), "`inputs`.*a tensor of jax.*float"),
+    "scalar": (lambda: pndx.DropPath(0.5, seed=1)(jnp.ones(())), "`inputs`.*samples in the first axis"),
     "integers": (lambda: pndx.Dropout(0.5, seed=1)(jnp.arange(3)), "a floating dtype"),
     "rank": (lambda: pndx.SpatialDropout(0.5, seed=1)(inputs(5, 3)), "rank from 3"),
+    "no noise": (lambda: pndx.uncertainty.predict(nnx.Linear(3, 4, rngs=rngs()), inputs(5, 3)), "with noise modules"),
+    "no module": (lambda: pndx.uncertainty.predict(3, inputs(5, 3)), "a flax.nnx.Module, or a list"),
+    "outputs": (
+        lambda: pndx.uncertainty.predict(nnx.Sequential(pndx.Dropout(0.5), jnp.sum), inputs(5, 3)),
+        "5 samples",
+    ),
     "stack": (lambda: stacked().rate, "that of one module"),
 }
+
+
+class Held:
+    """What JAX takes for an array, as it takes variables of others."""
+
+    shape = (5, 3)
+
+    def __jax_array__(self):
+        return inputs(*self.shape)
+
+
+def test_variables_and_arrays_of_numpy_are_inputs_too():
+    x = inputs(5, 3)
+    np.testing.assert_array_equal(pndx.Dropout(0.5, seed=1)(Held()), pndx.Dropout(0.5, seed=1)(x))
+    for given in (nnx.Param(x), np.asarray(x)):
+        np.testing.assert_array_equal(linear()(given), linear()(x))
+        np.testing.assert_array_equal(pndx.Dropout(0.5, seed=1)(given), pndx.Dropout(0.5, seed=1)(x))
 
 
 @pytest.mark.parametrize("case", REFUSALS)
@@ -444,21 +382,165 @@ def test_what_is_refused(case):
         call()
 
 
-# the wing as a part of the library
+class Block(nnx.Module if keras.backend.backend() == "jax" else object):
+    """A block of a transformer."""
+
+    def __init__(self, streams):
+        self.attend = nnx.MultiHeadAttention(2, 8, decode=False, rngs=streams)
+        self.norms = nnx.List([nnx.LayerNorm(8, rngs=streams) for _ in range(2)])
+        self.up, self.down = nnx.Linear(8, 16, rngs=streams), nnx.Linear(16, 8, rngs=streams)
+        self.drop = nnx.Dropout(0.1, rngs=streams)
+
+    def __call__(self, x):
+        x = x + self.drop(self.attend(self.norms[0](x)))
+        return x + self.down(nnx.gelu(self.up(self.norms[1](x))))
 
 
-def test_the_wing_needs_no_keras():
-    code = (
-        "import sys; sys.modules['keras'] = None; import jax; from flax import nnx; import pernodedrop.nnx as pndx;"
-        "model = pndx.apply(nnx.Linear(3, 4, rngs=nnx.Rngs(0)), 'all-linear', rate=0.5, seed=1);"
-        "model(jax.numpy.ones((2, 3))); pndx.fold(model);"
-        "print({'keras', 'torch', 'tensorflow', 'equinox'} & {n for n, m in sys.modules.items() if m})"
+class Transformer(nnx.Module if keras.backend.backend() == "jax" else object):
+    """One that tells classes of sequences apart."""
+
+    def __init__(self):
+        streams = nnx.Rngs(0)
+        self.embed, self.block = nnx.Embed(11, 8, rngs=streams), Block(streams)
+        self.head = nnx.Linear(8, 3, rngs=streams)
+
+    def __call__(self, tokens):
+        return self.head(self.block(self.embed(tokens)).mean(1))
+
+
+def test_a_transformer_is_changed_trained_resumed_folded_and_asked_how_sure_it_is(tmp_path):
+    checkpoint, optax = pytest.importorskip("orbax.checkpoint"), pytest.importorskip("optax")
+    tokens = np.random.default_rng(0).integers(0, 11, (32, 6))
+    labels, losses = tokens[:, 0] % 3, []
+
+    def begun():
+        model = pndx.apply(Transformer(), "all-linear", rate=0.2, seed=1, exclude="head")
+        return model, nnx.Optimizer(model, optax.adam(1e-2), wrt=nnx.Param)
+
+    def loss(model):
+        return optax.softmax_cross_entropy_with_integer_labels(model(tokens), labels).mean()
+
+    @nnx.jit
+    def step(model, optimizer):
+        value, gradients = nnx.value_and_grad(loss)(model)
+        optimizer.update(model, gradients)
+        return value
+
+    whole = begun()
+    for n in range(10):
+        if n == 5:
+            with checkpoint.StandardCheckpointer() as saver:
+                saver.save(tmp_path / "state", nnx.state(whole))
+        losses.append(step(*whole))
+    graph, fresh = nnx.split(begun())
+    with checkpoint.StandardCheckpointer() as saver:
+        model, optimizer = nnx.merge(graph, saver.restore(tmp_path / "state", fresh))
+    for _ in range(5):
+        step(model, optimizer)
+    parameters = (jax.tree.leaves(nnx.state(one, nnx.Param)) for one in (model, whole[0]))
+    assert all((a == b).all() for a, b in zip(*parameters, strict=True))
+    assert (model.block.down.updates, type(model.head)) == (10, nnx.Linear)
+    assert min(losses[5:]) < min(losses[:5])
+
+    found = pndx.uncertainty.predict(model, tokens, 4, seed=1, batch_size=10, from_logits=True)
+    assert found.mutual_information.min() > 0
+    model.eval()
+    folded, forward = pndx.fold(model), nnx.jit(lambda model: model(tokens))
+    np.testing.assert_allclose(forward(folded), forward(model), atol=1e-6)
+    assert not any(hasattr(one, "noise") for _, one in nnx.iter_modules(folded))
+
+
+# uncertainty
+
+
+def counted(traces):
+    """A function of the network that says when it is traced."""
+    return lambda x: traces.append(x.shape) or nnx.relu(x)
+
+
+def test_a_prediction_is_that_of_the_same_network_in_keras():
+    traces, dense = [], [keras.layers.Dense(8), keras.layers.Dense(3)]
+    hidden, last = pndx.PerNodeLinear(6, 8, rate=0.5, seed=1, rngs=rngs()), nnx.Linear(8, 3, rngs=rngs())
+    native = nnx.Sequential(hidden, counted(traces), pndx.Dropout(0.3), last)
+    model = keras.Sequential(
+        [keras.Input((6,)), pnd.PerNodeDrop(dense[0], rate=0.5), keras.layers.ReLU(), pnd.Dropout(0.3), dense[1]]
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"
+    for layer, module in zip(dense, (hidden, last), strict=True):
+        layer.set_weights([module.kernel[...], module.bias[...]])
+    x, before = inputs(11, 6), jax.tree.leaves(nnx.state(native, nnx.Not(nnx.RngKey)))
+    expected = pnd.uncertainty.predict(model, x, samples=4, seed=3, from_logits=True, keep=True)
+    for size in (4, 11):
+        found = pndx.uncertainty.predict(native, x, samples=4, seed=3, from_logits=True, keep=True, batch_size=size)
+        np.testing.assert_allclose(found.outputs, expected.outputs, atol=1e-6)
+        np.testing.assert_allclose(found.mutual_information, expected.mutual_information, atol=1e-6)
+    assert traces == [(4, 8), (11, 8)]
+    assert all(a is b for a, b in zip(before, jax.tree.leaves(nnx.state(native, nnx.Not(nnx.RngKey))), strict=True))
+    assert (hidden.seed, hidden.updates, hidden.deterministic, native.layers[2].rngs) == (1, 0, False, None)
 
 
-def test_the_examples_of_docstrings_run():
-    for name in (name for name in house.modules() if name.startswith("nnx")):
-        found = doctest.testmod(importlib.import_module(f"pernodedrop.{name}"))
-        assert found.failed == 0
+def test_a_module_that_is_not_chosen_is_quiet_and_a_bank_then_goes_by_places():
+    bank = pndx.PerNodeLinear(6, 4, rate=0.5, regime="bank", bank_size=2, seed=1, rngs=rngs())
+    model, x = nnx.Sequential(bank, nnx.Dropout(0.5, rngs=rngs(dropout=1)), pndx.Dropout(0.5)), inputs(5, 6)
+    plain = bank(x)
+    for chosen in ([model.layers[2]], ["layers.2"], "last"):
+        found = pndx.uncertainty.predict(model, x, 3, batch_size=2, seed=1, layers=chosen, keep=True)
+        for n, y in enumerate(found.outputs):
+            mask = pndx.Dropout(0.5)(jnp.ones((5, 4)), key=(word_of_pass(1, 0, n), 0))
+            np.testing.assert_allclose(y, plain * mask, atol=1e-6)
+    members = pndx.uncertainty.predict(model, x, layers=[bank], keep=True)
+    expected = [bank(x, sample_ids=jnp.full(5, member)) for member in range(2)]
+    np.testing.assert_allclose(members.outputs, expected, atol=1e-6)
+
+
+def test_modules_of_flax_drop_by_the_seed_and_norms_stay():
+    class Dropping(nnx.Module):
+        def __init__(self):
+            streams = nnx.Rngs(0)
+            self.norm = nnx.BatchNorm(6, rngs=streams)
+            self.attend = nnx.MultiHeadAttention(2, 6, dropout_rate=0.5, decode=False, rngs=streams)
+            self.drop = nnx.Dropout(0.5, rngs=streams)
+
+        def __call__(self, x):
+            return self.drop(self.attend(self.norm(x)))
+
+    model, x = Dropping(), inputs(5, 3, 6)
+    before = jax.tree.map(np.array, nnx.to_pure_dict(nnx.state(model, (nnx.Param, nnx.BatchStat, nnx.RngCount))))
+    drops = [pndx.uncertainty.predict(model, x, 2, seed=seed, probabilities=False).mean for seed in (1, 1, 2)]
+    np.testing.assert_array_equal(drops[0], drops[1])
+    assert (drops[0] != drops[2]).any()
+    for chosen in ("attend", "drop"):
+        assert pndx.uncertainty.predict(model, x, 2, seed=1, layers=[chosen], probabilities=False).variance.any()
+    after = nnx.to_pure_dict(nnx.state(model, (nnx.Param, nnx.BatchStat, nnx.RngCount)))
+    jax.tree.map(np.testing.assert_array_equal, before, after)
+    assert (model.drop.deterministic, model.norm.use_running_average) == (False, False)
+
+
+def test_layers_that_were_stacked_and_calls_that_are_mapped_have_a_seed_each_in_a_pass():
+    class Stack(nnx.Module):
+        def __init__(self):
+            make = nnx.split_rngs(splits=3)(nnx.vmap(lambda rngs: pndx.PerNodeLinear(3, 3, rate=0.5, rngs=rngs)))
+            self.blocks, self.drop = make(nnx.Rngs(0)), pndx.Dropout(0.5, seed=1)
+
+        def __call__(self, x):
+            return nnx.scan(lambda block, x: block(x), in_axes=(0, nnx.Carry), out_axes=nnx.Carry)(self.blocks, x)
+
+    class Mapped(Stack):
+        def __call__(self, x):
+            return split_call(self.drop, x)
+
+    x = inputs(5, 3)
+    found = pndx.uncertainty.predict(Stack(), x, 2, batch_size=2, seed=1, probabilities=False, keep=True)
+    for n, y in enumerate(found.outputs):
+        expected, keys = x, jax.random.split(jax.random.key(word_of_pass(1, 0, n)), 3)
+        for one, kernel in zip(keys, Stack().blocks.kernel[...], strict=True):
+            expected = masked(expected, kernel, (int(word_of(one)[0]), 0))
+        np.testing.assert_allclose(y, expected, atol=1e-5)
+    y = pndx.uncertainty.predict(Mapped(), jnp.ones((5, 64)), 2, seed=1, probabilities=False, keep=True).outputs
+    assert len({tuple(row) for row in y.reshape(-1, 64)}) == 10  # of random rows two are equal below 1e-17
+
+
+def test_masks_of_examples_are_fresh_in_each_pass():
+    layer, x = pndx.PerNodeLinear(3, 4, regime="example", seed=5, use_bias=False, rngs=rngs()), inputs(5, 3)
+    found = pndx.uncertainty.predict(layer, {"inputs": x}, 2, seed=1, probabilities=False, keep=True)
+    for n, y in enumerate(found.outputs):
+        np.testing.assert_allclose(y, masked(x, layer.kernel[...], (word_of_pass(1, 0, n), 0)), atol=1e-6)

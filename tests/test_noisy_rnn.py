@@ -102,17 +102,27 @@ def test_it_is_the_inner_layer_with_masked_kernels(name, options, kernels):
     same(layer(X), layer.layer(X), atol=0)
 
 
-@pytest.mark.parametrize("sharing", ["sample+time", "time", "sample", ()])
+IN_GATES = {"gate": lambda m: np.tile(m[..., :3], 4), "unit": lambda m: np.repeat(m[..., :4], 3, axis=-1)}
+"""Masks of a kernel of 4 gates of 3 units, of those that are numbered through."""
+
+
+@pytest.mark.parametrize(
+    "sharing",
+    ["sample+time", "time", "sample", (), "sample+time+gate", "time+gate", "gate", "sample+time+unit", "unit"],
+)
 def test_it_is_the_drop_connect_of_language_models(sharing):
     """AWD-LSTM's weight drop: one mask on the recurrent kernel for a batch and all its steps, scaled in training.
 
-    Of each sample alone, it is PerNodeDrop's; and there are masks of each step.
+    Of each sample alone, it is PerNodeDrop's; and there are masks of each step. Gates may have one, or units.
     """
     layer = noisy("lstm", {"return_sequences": True}, kernels=("recurrent_kernel",), rate=0.3, sharing=sharing)
     cell = layer.layer.cell
     w, u, b = (host(one) for one in (cell.kernel, cell.recurrent_kernel, cell.bias))
     shape = (BATCH, TIME, FEATURES + 3, 12)
-    m = pnd.ops.sample_mask(pnd.Bernoulli(0.3), (1, 0), shape, sharing=sharing, backend="numpy")[:, :, FEATURES:]
+    *names, last = sharing.split("+") if sharing else [""]
+    plain = [*names, *([] if last in IN_GATES else [last])] if sharing else ()
+    m = pnd.ops.sample_mask(pnd.Bernoulli(0.3), (1, 0), shape, sharing=plain, backend="numpy")[:, :, FEATURES:]
+    m = IN_GATES.get(last, lambda m: m)(m)
     assert set(np.unique(m)) == {0, np.float32(2**24 / round(0.7 * 2**24))}
     h = c = np.zeros((BATCH, 3))
     y = []
@@ -122,6 +132,43 @@ def test_it_is_the_drop_connect_of_language_models(sharing):
         h = np.tanh(c) / (1 + np.exp(-o))
         y.append(h)
     same(layer(X, training=True), np.stack(y, 1))
+
+
+@pytest.mark.parametrize("sharing", ["time+out", "time+unit", "sample+time+out", "out"])
+def test_it_is_the_variational_dropout_of_gal(sharing):
+    """Masks on the inputs and states of a sample, the same at all steps; of all gates, or of each (arXiv 1512.05287).
+
+    With other coordinates, they are those of a batch, or of each step.
+    """
+    layer = noisy("lstm", {"return_sequences": True}, rate=0.3, sharing=sharing)
+    cell = layer.layer.cell
+    w, u, b = (np.split(host(one), 4, axis=-1) for one in (cell.kernel, cell.recurrent_kernel, cell.bias))
+    of_mask = tuple(set(sharing.split("+")) - {"unit"})
+    shape = (BATCH, TIME, FEATURES + 3, 4)
+    m = pnd.ops.sample_mask(pnd.Bernoulli(0.3), (1, 0), shape, sharing=of_mask, backend="numpy")
+    m_x, m_h = m[:, :, :FEATURES], m[:, :, FEATURES:]
+    h = c = np.zeros((BATCH, 3))
+    y = []
+    for t in range(TIME):
+        i, f, g, o = ((X[:, t] * m_x[:, t, :, n]) @ w[n] + (h * m_h[:, t, :, n]) @ u[n] + b[n] for n in range(4))
+        c = c / (1 + np.exp(-f)) + np.tanh(g) / (1 + np.exp(-i))
+        h = np.tanh(c) / (1 + np.exp(-o))
+        y.append(h)
+    same(layer(X, training=True), np.stack(y, 1))
+
+
+@pytest.mark.once
+def test_one_mask_of_inputs_is_dropout_before_the_layer():
+    """With a mask for the sequence, at the same key; and what stands between may be around another noise."""
+    x, plain = X[:, :, :], LAYERS["lstm"]()
+    layer = pnd.NoisyRNN(plain, 0.5, kernels=("kernel",), sharing="time+out", seed=1)
+    before = pnd.Dropout(0.5, persistence=1.0, seed=1)
+    same(layer(x, training=True), plain(before(x, training=True)))
+    inside = pnd.NoisyRNN(plain, 0.3, seed=2)
+    around = pnd.NoisyRNN(inside, 0.5, kernels=("kernel",), sharing="time+out", seed=1)
+    before = pnd.Dropout(0.5, persistence=1.0, seed=1)
+    same(around(x, training=True), inside(before(x, training=True), training=True, key=(2, 0)))
+    same([around(x), around.fold()(x)], [plain(x)] * 2)
 
 
 def of_each_sample(layer, **kwargs):
@@ -199,9 +246,10 @@ def test_what_persists_for_ever_is_a_mask_of_the_sequence(name):
 
 
 @needs_gradients
+@pytest.mark.parametrize("sharing", [(), "unit", "time+out"])
 @each_layer("gru")
-def test_masks_of_steps_have_the_same_gradients_however_they_are_made(name):
-    layers = [noisy(name, sharing=(), method=method) for method in ("recomputed", "materialized")]
+def test_masks_of_steps_have_the_same_gradients_however_they_are_made(name, sharing):
+    layers = [noisy(name, sharing=sharing, method=method) for method in ("recomputed", "materialized")]
     layers[1].set_weights(layers[0].get_weights())
     upstream = inputs(*layers[0].compute_output_shape(X.shape))
     first, second = (gradients(layer, X, upstream, training=True, key=(1, 0)) for layer in layers)
@@ -415,6 +463,7 @@ def test_it_trains_in_fit(name, jit_compile):
         (lambda: noisy(seed="one"), r"`seed`.*seed='one'"),
         (lambda: noisy()(X[..., :1]), r"`inputs`.*size 2 along axis -1"),
         (lambda: noisy(persistence=0.5, sharing="time"), r"`sharing`.*without 'time' beside `persistence`"),
+        (lambda: noisy(sharing="gates"), r"`sharing`.*did you mean 'gate'"),
         (lambda: noisy(persistence=0.5, method="recomputed"), r"`method`.*beside `persistence`"),
         (
             lambda: noisy(regime="fixed", sharing=()).fold(),

@@ -30,8 +30,8 @@ MODULES = [
     "uncertainty.metrics",
     "uncertainty.plots",
     *(("torch", "torch.uncertainty") if importlib.util.find_spec("torch") else ()),
-    *(("nnx",) if importlib.util.find_spec("flax") else ()),
-    *(("equinox",) if importlib.util.find_spec("equinox") else ()),
+    *(("nnx", "nnx.uncertainty") if importlib.util.find_spec("flax") else ()),
+    *(("equinox", "equinox.uncertainty") if importlib.util.find_spec("equinox") else ()),
 ]
 """Public modules: what is in their `__all__` is public, under the top level's name if it has one."""
 

@@ -13,7 +13,7 @@ import pytest
 from tests.__main__ import has_keras
 
 ROOT = pathlib.Path(__file__).parent.parent
-LEFT = shutil.ignore_patterns(".*", "_build", "__pycache__", "*.egg-info", "dist", "build", "results", "*-results")
+LEFT = shutil.ignore_patterns(".*", "_build", "*.egg-info", "dist", "build", "results", "*-results")
 pytestmark = [pytest.mark.once, pytest.mark.slow]
 
 

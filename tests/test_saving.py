@@ -1,9 +1,11 @@
 """What is saved comes back: every variable, in every kind of file, and nothing that does not fit."""
 
+import base64
 import copy
 import functools
 import itertools
 import json
+import marshal
 import pickle
 import random
 import sys
@@ -17,13 +19,14 @@ import pernodedrop as pnd
 from pernodedrop.layers.base import saving
 from tests import zoo
 from tests.family import FAMILY, host, inputs, noisy_layer
+from tests.processes import cpu_limit
 
 every_layer = pytest.mark.parametrize("case", [pytest.param(case, id=name) for name, case in FAMILY.items()])
 
 
 def next_calls(model):
     """What the next calls of a model give: its masks, its rate and where its schedule stands."""
-    x = inputs(5, 6)
+    x = inputs(4, 6)
     rates = [layer.rate for layer in model.layers if isinstance(layer, pnd.layers.Dropout)]
     return [host(model(x, training=training)) for training in (False, True, True)], rates
 
@@ -65,7 +68,7 @@ def test_a_layer_that_was_built_before_has_its_path_too():
 
 def test_a_state_tree_brings_every_key_back():
     model, again = branches((1, 2)), branches((3, 4))
-    model(inputs(5, 6), training=True)
+    model(inputs(4, 6), training=True)
     model.compile("sgd"), again.compile("sgd")
     tree = model.get_state_tree(value_format="numpy_array")
     flat = {name: tree[name] for name in ("trainable_variables", "non_trainable_variables")}
@@ -105,7 +108,7 @@ def test_a_layer_may_have_the_name_of_a_variable_of_the_noise_around_it(name, tm
 
     model, again = make(), make()
     assert {f"model/noisy/own_{name}", f"model/noisy/{name}/kernel"} < {one.path for one in model.variables}
-    model(inputs(5, 6), training=True)
+    model(inputs(4, 6), training=True)
     model.compile("sgd"), again.compile("sgd")
     again.set_state_tree(model.get_state_tree(value_format="numpy_array"))
     assert_goes_on_alike(again, model)
@@ -140,7 +143,7 @@ def test_the_legacy_format_of_keras_brings_every_variable_back(case, tmp_path):
 @every_layer
 def test_a_state_dict_has_every_variable(case):
     model, again = case.model(), case.model()
-    model(inputs(5, 6), training=True)
+    model(inputs(4, 6), training=True)
     state, names = model.state_dict(), [[f"_torch_params.{v.path}" for v in one.variables] for one in (again, model)]
     assert state.keys() == set(names[1])
     again.load_state_dict({new: state[old] for new, old in zip(*names, strict=True)})
@@ -176,7 +179,7 @@ def test_a_checkpoint_of_tensorflow_has_every_variable(case, tmp_path):
     model, again = case.model(), case.model()
     if case.rated and not case.scheduled:
         noisy_layer(model).rate = 0.3
-    model(inputs(5, 6), training=True)
+    model(inputs(4, 6), training=True)
     path = tf.train.Checkpoint(model=model).save(tmp_path / "checkpoint")
     tf.train.Checkpoint(model=again).restore(path).assert_consumed()
     assert noisy_layer(again).rate == noisy_layer(model).rate
@@ -188,7 +191,7 @@ def test_a_checkpoint_of_tensorflow_has_every_variable(case, tmp_path):
 @every_layer
 def test_copies_go_on_alike(case, again_of):
     model = case.model()
-    model(inputs(5, 6), training=True)
+    model(inputs(4, 6), training=True)
     assert_goes_on_alike(again_of(model), model)
 
 
@@ -321,7 +324,7 @@ def test_a_flipped_bit_is_noticed_or_changes_nothing(tmp_path):
         return keras.Sequential([keras.Input((6,)), *layers])
 
     first, second, path = model(), model(), tmp_path / "m.weights.h5"
-    first(inputs(5, 6), training=True)
+    first(inputs(4, 6), training=True)
     first.save_weights(path)
     data, right = path.read_bytes(), [host(one) for one in first.weights]
     generator, noticed = random.Random(0), 0
@@ -373,7 +376,12 @@ def test_a_config_without_one_of_its_arguments_is_refused(case):
 
 WRONG = [None, -1, 10**9, -0.5, float("nan"), "x", [], {}, True, {"class_name": "Lambda", "config": {}}]
 NOT_LOOKED_AT = {"module", "class_name"}  # beside the name that a class is registered under
-ALIASES = {"sharing": (None, []), "data_format": (None,), "noise_shape": ([],)}  # that stand for what is there
+ALIASES = {
+    "sharing": (None, []),
+    "data_format": (None,),
+    "noise_shape": ([],),
+    "from_logits": (None,),
+}  # that stand for what is there
 
 
 @pytest.mark.once
@@ -394,10 +402,14 @@ def test_a_config_with_another_value_is_refused_or_means_what_it_says(case):
             assert made.get_config() == config, place
 
 
+OF_KERAS = {"layer", "loss", "model"}
+"""What a config has in the words of Keras, which reads them."""
+
+
 def places(config, above=()):
     """The places of all values in a config that are this library's own to read."""
     for name, value in config.items():
-        if above or name not in {"layer", "initializer", *saving.OF_ANY_LAYER}:
+        if above or name not in {*OF_KERAS, "initializer", *saving.OF_ANY_LAYER}:
             yield (*above, name)
             if isinstance(value, dict):
                 yield from places(value, (*above, name))
@@ -448,10 +460,96 @@ def wave(step):
     return 0.1 * (step % 3)
 
 
+def described(name, module="pernodedrop", config=None):
+    """What Keras has for an object in a config."""
+    return {"class_name": name, "module": module, "registered_name": f"{module}>{name}", "config": config}
+
+
+def of_keras(name, module, config):
+    return {**described(name, module, config), "registered_name": None}
+
+
+def nested(depth):
+    """A schedule of a schedule of a ..."""
+    found = described("Bernoulli", config={"rate": 0.5})
+    for _ in range(depth):
+        found = described("Custom", config={"function": found, "steps": 3})
+    return found
+
+
+DELETED = object()
+CODE = base64.b64encode(marshal.dumps((lambda step: called(step)).__code__)).decode()
+TAMPERED = [
+    DELETED, None, True, "x", -1, -0.5, 10**9, 10**400, 1e308, float("nan"), float("inf"), [], {}, [[["x"]]],
+    [0.5] * 10**4, "x" * 10**5, "keras.config.set_epsilon", "tests.test_saving.called", nested(100),
+    described("NoSuch"), described("Bernoulli"), described("Bernoulli", config=[0.5]), described("Custom", config="x"),
+    described("Custom", config={"function": ["x"], "steps": 3}), described("Dropout", config={"rate": 0.5}),
+    of_keras("function", "keras.config", "set_epsilon"), of_keras("function", "tests.test_saving", "called"),
+    of_keras("called", "tests.test_saving", {"step": 1}), of_keras("function", "os", "abort"),
+    keras.saving.serialize_keras_object(keras.layers.Dense(3)), of_keras("VGG16", "keras.applications", {}),
+    of_keras("__lambda__", "builtins", {"value": CODE, "defaults": None, "closure": None}),
+    of_keras("Lambda", "keras.layers", {"function": of_keras("__lambda__", "builtins", {"value": CODE})}),
+    of_keras("__numpy__", "builtins", {"value": [1.0], "dtype": "float32"}),
+]  # fmt: skip
+
+
+def savable():
+    """One of everything that a config can be of, by name."""
+    custom = pnd.schedules.Custom(wave, 9)
+    schedules = [custom, pnd.schedules.Linear(0.0, 0.5, 10), pnd.schedules.Step([0.1, 0.5], [10])]
+    schedules += [pnd.schedules.Constant(0.5), *(getattr(pnd.schedules, name)(0.5, 10) for name in BY_STEPS)]
+    scheduled = pnd.Dropout(custom, persistence=pnd.schedules.Linear(0.0, 0.5, 9), seed=1)
+    losses = [pnd.losses.RDrop("kl_divergence"), pnd.RDropModel(FAMILY["dropout"].model())]
+    others = [*NOISES.values(), *schedules, scheduled, *losses]
+    return {name: case.make() for name, case in FAMILY.items()} | {repr(one): one for one in others}
+
+
+def as_text(config):
+    """Equal for equal configs: 1 is 1.0, but not True, and NaN is NaN."""
+    return json.dumps(json.loads(json.dumps(config), parse_int=float), sort_keys=True)
+
+
+BY_STEPS = ("Annealed", "Exponential", "Curriculum")
+
+
+@pytest.mark.once
+def test_a_tampered_config_is_refused_or_means_what_it_says_and_nothing_is_called():
+    """A thousand of them, and there is a minute for all."""
+    objects = {
+        name: json.loads(json.dumps(keras.saving.serialize_keras_object(one))) for name, one in savable().items()
+    }
+    choices = [
+        (name, place, number)
+        for name, config in objects.items()
+        for place in [*places(config["config"]), *((one,) for one in OF_KERAS & config["config"].keys())]
+        for number, value in enumerate(TAMPERED)
+        if place[-1] not in NOT_LOOKED_AT and (place[-1], value) != ("format", DELETED)
+    ]
+    before, epsilon, refused = set(sys.modules), keras.config.epsilon(), 0
+    with cpu_limit(seconds=60):
+        for name, place, number in random.Random(0).sample(choices, 1000):
+            config, value = copy.deepcopy(objects[name]), copy.deepcopy(TAMPERED[number])
+            *folders, last = ("config", *place)
+            within = functools.reduce(dict.__getitem__, folders, config)
+            within.pop(last) if TAMPERED[number] is DELETED else within.update({last: value})
+            given = as_text(config)
+            try:
+                made = keras.saving.deserialize_keras_object(config)
+            except (TypeError, ValueError):
+                refused += 1
+                continue
+            again = as_text(keras.saving.serialize_keras_object(made))
+            assert again == given or any(value is one for one in ALIASES.get(last, ())), (name, place, number)
+    assert refused > 900
+    assert not CALLED
+    assert keras.config.epsilon() == epsilon
+    assert {one for one in set(sys.modules) - before if not one.startswith("keras")} == set()
+
+
 @pytest.mark.once
 def test_a_function_of_ones_own_is_saved_by_its_registered_name(tmp_path):
     model = keras.Sequential([keras.Input((6,)), pnd.Dropout(pnd.schedules.Custom(wave, steps=9), seed=1)])
-    model(inputs(5, 6), training=True)
+    model(inputs(4, 6), training=True)
     model.save(tmp_path / "m.keras")
     assert_goes_on_alike(keras.saving.load_model(tmp_path / "m.keras"), model)
 

@@ -26,8 +26,14 @@ from tests.processes import SCRIPTS, child
 
 trains = pytest.mark.skip_backend("numpy", reason="Keras on NumPy cannot train")
 in_processes = pytest.mark.only_backend("jax", reason="what is kept does not depend on the framework")
+command = pytest.mark.only_backend("torch", reason="it says the same on all; torch compiles no trial")
 
 MEASURED = {"seconds_per_epoch", "environment"}
+
+
+@pytest.fixture
+def first_weights_of_numpy():
+    """None here, but Keras' own: a process of a study has them, and a trial is the same in each."""
 
 
 def found(records):
@@ -187,6 +193,8 @@ def test_a_layer_with_a_schedule_has_the_rate_of_the_study_unless_that_has_one()
         ({"layer": "DropConnect", "schedule": {"kind": "Curiculum"}}, "did you mean 'Curriculum'"),
         ({"layer": "DropConnect", "schedule": {"kind": "Curriculum"}}, "steps"),
         ({"layer": "DropConnect", "schedule": {"kind": "Annealed", "steps": 5}, "rate": 0.1}, "`schedule`"),
+        ({"layer": "DropConnect", "schedule": 0.5}, "`schedule`. Expected a dict of a kind"),
+        ({"layer": "DropConnect", "title": 5}, "`title`. Expected a str"),
     ],
 )
 def test_a_layer_that_cannot_be_is_refused_at_once(arguments, message):
@@ -396,6 +404,7 @@ def test_rules_of_apply_are_variants_of_a_model_without_a_slot(tmp_path):
         ({"optimizer": "adma"}, "did you mean 'adam'"),
         ({"protocol": "sond"}, "did you mean 'sound'"),
         ({"name": "a/b"}, "`name`"),
+        ({"name": "x" * 10**4}, "`name`. Expected a path"),
         ({"baselines": "dropout"}, "`baselines`. Expected a sequence of names"),
         ({"baselines": 0.5}, "`baselines`. Expected a sequence of names"),
         ({"baselines": ["dropout", None]}, "`baselines`. Expected a str"),
@@ -563,6 +572,29 @@ def test_no_trial_begins_after_the_time_is_over(tmp_path, monkeypatch):
         study.run(hours=0)
 
 
+@trains
+@pytest.mark.parametrize("has_slot", [True, False])
+def test_a_start_tells_networks_of_the_same_weights_from_each_other(tmp_path, has_slot):
+    def rule(layer, rate, seed):
+        return pnd.PerNodeDrop(layer, rate, seed=seed)
+
+    def starts(activation):
+        def with_slot(slot):
+            first, last = keras.layers.Dense(6, activation), keras.layers.Dense(2)
+            return keras.Sequential([keras.Input((4,)), first, *slot(4, activation="relu"), last])
+
+        def without():
+            return keras.Sequential([keras.Input((4,)), keras.layers.Dense(6, activation), keras.layers.Dense(2)])
+
+        variants = ["none", "per_node_drop"] if has_slot else {"none": None, "noisy": rule}
+        model = with_slot if has_slot else without
+        study = studies.small(tmp_path / activation, model=model, variants=variants, epochs=1, select_seeds=1)
+        return {study.trial(one)["start"] for one in study.plan("select")}
+
+    assert len(starts("relu")) == 1
+    assert len(starts("relu") | starts("tanh")) == 2
+
+
 @pytest.mark.once
 def test_unequal_starts_are_noticed(tmp_path, monkeypatch):
     study = studies.small(tmp_path)
@@ -571,7 +603,7 @@ def test_unequal_starts_are_noticed(tmp_path, monkeypatch):
     monkeypatch.setattr(
         study, "trial", lambda planned, on_epoch: {**trial(planned, on_epoch), "start": planned["variant"]}
     )
-    with pytest.raises(RuntimeError, match="the initial weights differ"):
+    with pytest.raises(RuntimeError, match="the network or its initial weights differ"):
         study.run(progress=False)
 
 
@@ -646,7 +678,7 @@ sizes = [60, 50, 50]
 """
 
 
-@trains
+@command
 def test_a_file_is_run_shown_and_reported(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny.toml").write_text(TINY)
@@ -661,6 +693,29 @@ def test_a_file_is_run_shown_and_reported(tmp_path, monkeypatch, capsys):
     assert main(["study", "resume", "tiny.toml"]) == main(["study", "status", "tiny.toml"]) == 0
     assert (tmp_path / "study-results" / "tiny" / "records.jsonl").read_text() == records
     assert main(["study", "report", "tiny.toml", "--folder", "study-results/tiny"]) == 0
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("rate_of", [variants.drop_connect_rates, variants.masksembles])
+@pytest.mark.parametrize("bad", [1.0, -0.1, float("nan"), "x", None, np.zeros(3), 10**400], ids=str)
+def test_rates_of_variants_are_drop_rates(rate_of, bad):
+    with pytest.raises((TypeError, ValueError), match=r"`rate`. Expected a float in"):
+        rate_of(bad)
+
+
+@pytest.mark.once
+def test_masksembles_of_a_variant_have_no_more_members_than_the_layer():
+    assert variants.masksembles(1e-50) == (4, 1.0)
+    assert variants.masksembles(1 - 2 / 1024)[0] == 1024
+    with pytest.raises(ValueError, match=r"`rate`. Expected a drop rate that 1024 members have"):
+        variants.masksembles(0.9999)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("bad", [5, None, "", "\0.toml", "x" * 10**4 + ".toml", "digitz"])
+def test_what_is_no_study_is_refused_by_name(bad):
+    with pytest.raises((TypeError, ValueError), match=r"`name`. Expected (a path|one of ')"):
+        named.load(bad)
 
 
 @trains
@@ -679,7 +734,7 @@ def test_a_file_has_layers_of_its_own(tmp_path):
     assert named.load(str(tmp_path / "guide.toml")).variants["r_drop"].r_drop == 1
 
 
-@trains
+@command
 def test_an_interrupted_command_says_how_to_go_on(tmp_path, monkeypatch, capsys):
     def interrupted(self, planned, on_epoch=None):
         raise KeyboardInterrupt

@@ -1,6 +1,7 @@
 """The report of a study: what it says of records whose truth is known, what it writes, and how a browser shows it."""
 
 import csv
+import importlib.util
 import json
 import pathlib
 import re
@@ -122,6 +123,18 @@ def test_what_cannot_be_said_yet_is_said_to_be_so():
     assert any("3 seeds are few: by signs alone, p cannot be below 0.25." in line for line in said(seeds=3))
     lone = said({"mine": 0, "other": 0.1})
     assert lone[0].startswith("Whether anything helps on made-up data cannot be said: neither Dropout")
+
+
+def test_a_rate_at_an_end_of_those_that_were_tried_is_told():
+    assert not any("one beyond" in line for line in said())
+    left_out = {"dropout": 0.8, "per_node_drop": 0.3}
+    few = [
+        one for one in made_up.records(EFFECTS) if left_out.get(one["variant"]) != one["rate"] or one["rate"] is None
+    ]
+    assert [line for line in said(records=few) if "one beyond" in line] == [
+        "The lowest rate tried, 0.5, was selected for PerNodeDrop Bernoulli: one beyond may do better.",
+        "The highest rate tried, 0.5, was selected for Dropout: one beyond may do better.",
+    ]
 
 
 def test_an_unfinished_confirmation_is_told_first():
@@ -324,3 +337,23 @@ def test_the_reports_that_are_committed_are_those_of_the_records_beside_them(nam
     shutil.copy(STUDIES / name / "records.jsonl", tmp_path)
     named.load(name, folder=tmp_path).report()
     assert (tmp_path / "report.md").read_text() == (STUDIES / name / "report.md").read_text()
+
+
+def test_the_overview_is_that_of_the_records_beside_it():
+    spec = importlib.util.spec_from_file_location("overview", STUDIES / "overview.py")
+    overview = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(overview)
+    text = (STUDIES / "overview.md").read_text()
+    assert overview.text(dict(overview.finished())) == text
+    header, row = (
+        next(line for line in text.splitlines() if line.startswith(f"| {name} |"))
+        for name in ("regularizer", "Dropout")
+    )
+    shown = dict(zip(header.split(" | "), row.split(" | "), strict=True))["digits"]
+    lines = (STUDIES / "digits" / "records.jsonl").read_text().splitlines()
+    losses = {"none": [], "dropout": []}
+    for record in map(json.loads, lines):
+        if record["stage"] == "confirm" and record["variant"] in losses:
+            losses[record["variant"]].append(record["test"]["loss"])
+    none, dropout = map(sum, losses.values())
+    assert float(re.search(r"[+−][0-9.]+", shown)[0].replace("−", "-")) == round(100 * (dropout / none - 1), 1)

@@ -1,8 +1,6 @@
 """Native modules of torch: the masks of NumPy and of the Keras layers, in what torch does with any module."""
 
 import copy
-import doctest
-import importlib
 import io
 import os
 import pickle
@@ -14,7 +12,6 @@ import numpy as np
 import pytest
 
 import pernodedrop as pnd
-from tests import house
 from tests.processes import child
 
 pytestmark = pytest.mark.only_backend("torch", reason="the modules are torch's")
@@ -56,63 +53,6 @@ def test_a_linear_has_the_masks_of_numpy(shape, noise):
     assert (layer.seed, layer.updates) == (7, 2)
 
 
-MASKS = {
-    "dynamic": {"rate": 0.3},
-    "schedule": {"rate": pnd.schedules.Step([0.2, 0.7], [1])},
-    "gaussian": {"rate": 0.3, "noise": "gaussian"},
-    "partial": {"noise": pnd.PartialGaussian(0.5, 2.0)},
-    "fixed": {"rate": 0.3, "regime": "fixed"},
-    "bank": {"rate": 0.3, "regime": "bank", "bank_size": 3},
-    "batch": {"rate": 0.3, "sharing": "sample+time"},
-    "position": {"rate": 0.3, "sharing": ()},
-    "out": {"rate": 0.3, "sharing": "out"},
-}
-
-
-@pytest.mark.parametrize("case", MASKS)
-def test_a_linear_is_the_keras_layer(case):
-    module = pndt.PerNodeLinear(3, 4, seed=-7, **MASKS[case])
-    layer = pnd.PerNodeDrop(keras.layers.Dense(4), seed=-7, **MASKS[case])
-    x = inputs(5, 2, 3)
-    layer(x)
-    with_weights(layer.layer, module)
-    for training in (True, True, False):
-        module.train(training)
-        np.testing.assert_allclose(host(module(x)), host(layer(x, training=training)), atol=1e-6)
-    assert module.updates == layer.updates
-
-
-CONVOLUTIONS = {
-    "1d": ("1d", {"kernel_size": 3, "dilation": 2}),
-    "2d": ("2d", {"kernel_size": (3, 2), "stride": (2, 1), "groups": 2}),
-    "same": ("2d", {"kernel_size": 4, "padding": "same", "bias": False}),
-    "3d": ("3d", {"kernel_size": 2}),
-}
-KERAS = {"stride": "strides", "dilation": "dilation_rate", "bias": "use_bias"}
-
-
-@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")  # of torch's own convolution
-@pytest.mark.parametrize("kind", ["per_node_drop", "drop_connect"])
-@pytest.mark.parametrize("case", CONVOLUTIONS)
-def test_a_convolution_is_the_keras_layer(case, kind):
-    dims, arguments = CONVOLUTIONS[case]
-    prefix, of_keras = (
-        ("PerNodeConv", pnd.PerNodeDrop) if kind == "per_node_drop" else ("DropConnectConv", pnd.DropConnect)
-    )
-    noise = {} if kind == "per_node_drop" else {"sharing": "time", "mask_bias": True, "scaling": "none"}
-    module = getattr(pndt, prefix + dims)(4, 6, rate=0.4, seed=3, **noise, **arguments)
-    plain = getattr(keras.layers, "Conv" + dims.upper())
-    layer = of_keras(plain(6, **{KERAS.get(n, n): v for n, v in arguments.items()}), rate=0.4, seed=3, **noise)
-    x = inputs(2, 4, *(6,) * int(dims[0]))
-    last = x.movedim(1, -1).contiguous()
-    layer(last)
-    with_weights(layer.layer, module)
-    for training in (True, True, False):
-        module.train(training)
-        expected = layer(last, training=training).movedim(-1, 1)
-        np.testing.assert_allclose(host(module(x)), host(expected), atol=2e-6)
-
-
 @pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])
 @pytest.mark.parametrize("regime", ["dynamic", "fixed"])
 def test_a_convolution_without_noise_is_that_of_torch(mode, regime):
@@ -140,49 +80,6 @@ def test_a_convolution_keeps_the_memory_format():
     y = module(last, key=(1, 0))
     assert y.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(y, module(x, key=(1, 0)))
-
-
-@pytest.mark.parametrize("scaling", ["inverted", "none"])
-@pytest.mark.parametrize("sharing", ["sample+time", "time"])
-def test_drop_connect_is_the_keras_layer(scaling, sharing):
-    arguments = {"rate": 0.3, "sharing": sharing, "mask_bias": True, "scaling": scaling, "seed": 5}
-    module, x = pndt.DropConnectLinear(3, 4, **arguments), inputs(5, 3)
-    layer = pnd.DropConnect(keras.layers.Dense(4), **arguments)
-    layer(x)
-    with_weights(layer.layer, module)
-    for training in (True, True, False):
-        module.train(training)
-        np.testing.assert_allclose(host(module(x)), host(layer(x, training=training)), atol=1e-6)
-    torch.testing.assert_close(module.fold()(x), module(x))
-
-
-ACTIVATIONS = {
-    "dropout": (lambda: pndt.Dropout(0.3, seed=1), lambda: pnd.Dropout(0.3, seed=1)),
-    "noise_shape": (
-        lambda: pndt.Dropout(0.3, noise_shape=(1, None, 1, None), seed=1),
-        lambda: pnd.Dropout(0.3, noise_shape=(1, None, 1, None), seed=1),
-    ),
-    "gaussian": (lambda: pndt.GaussianDropout(0.3, seed=1), lambda: pnd.GaussianDropout(0.3, seed=1)),
-    "drop_path": (lambda: pndt.DropPath(0.3, seed=1), lambda: pnd.DropPath(0.3, seed=1)),
-    "unscaled": (lambda: pndt.DropPath(0.3, 1, scale_by_keep=False), lambda: pnd.DropPath(0.3, 1, scale_by_keep=False)),
-    "spatial": (
-        lambda: pndt.SpatialDropout2d(0.3, seed=1),
-        lambda: pnd.SpatialDropout2D(0.3, data_format="channels_first", seed=1),
-    ),
-    "spatial_last": (
-        lambda: pndt.SpatialDropout2d(0.3, "channels_last", seed=1),
-        lambda: pnd.SpatialDropout2D(0.3, data_format="channels_last", seed=1),
-    ),
-}
-
-
-@pytest.mark.parametrize("case", ACTIVATIONS)
-def test_activation_noise_is_the_keras_layer(case):
-    module, layer = (make() for make in ACTIVATIONS[case])
-    x = inputs(5, 3, 4, 6)
-    for training in (True, True, False):
-        module.train(training)
-        np.testing.assert_array_equal(host(module(x)), host(keras.ops.convert_to_tensor(layer(x, training=training))))
 
 
 # training
@@ -221,6 +118,7 @@ def test_a_network_trains_to_the_weights_of_the_same_network_in_keras():
         assert module.rate == layer.rate
 
 
+@pytest.mark.slow
 def test_ranks_of_a_process_group_train_like_one_process_with_the_whole_batch():
     seen = child("torch_ranks.py")
     (first, _), (second, _), (alone, _) = *seen["ranks"], seen["alone"]
@@ -315,13 +213,22 @@ def test_autocast_gives_the_dtype_of_the_plain_module():
         layer.train()(x.bfloat16())
 
 
-@pytest.mark.parametrize("case", ["dynamic", "schedule", "gaussian", "bank", "batch"])
+COMPILED = {
+    "dynamic": {"rate": 0.3},
+    "schedule": {"rate": pnd.schedules.Step([0.2, 0.7], [1])},
+    "gaussian": {"rate": 0.3, "noise": "gaussian"},
+    "bank": {"rate": 0.3, "regime": "bank", "bank_size": 3},
+    "batch": {"rate": 0.3, "sharing": "sample+time"},
+}
+
+
+@pytest.mark.parametrize("case", COMPILED)
 def test_one_graph_serves_all_steps_and_rates(case):
     from torch._dynamo.testing import CompileCounterWithBackend
 
     torch.compiler.reset()
     counter, x = CompileCounterWithBackend("aot_eager"), inputs(5, 3)
-    layer = pndt.PerNodeLinear(3, 4, seed=7, **MASKS[case])
+    layer = pndt.PerNodeLinear(3, 4, seed=7, **COMPILED[case])
     eager, compiled = copy.deepcopy(layer), torch.compile(layer, backend=counter, fullgraph=True)
     for step in range(4):
         if step == 2 and layer.schedule is None:
@@ -482,16 +389,31 @@ REFUSALS = {
         "without noise at inference for 'linear1'",
     ),
     "bank": (lambda: pndt.fold(pndt.PerNodeLinear(3, 4, regime="bank", bank_size=2)), "`regime`"),
+    "positions": (lambda: pndt.fold(pndt.PerNodeLinear(3, 4, regime="fixed", sharing=())), "`sharing`.*one for all"),
     "class": (lambda: pndt.PerNodeLinear.from_linear(torch.nn.Conv1d(1, 1, 1)), "a torch.nn.Linear without noise"),
     "rate": (lambda: pndt.PerNodeLinear(3, 4, rate=1.0), "`rate`"),
     "ids": (lambda: pndt.DropConnectLinear(3, 4)(inputs(5, 3), sample_ids=torch.arange(5)), "the same for all samples"),
     "no ids": (lambda: pndt.PerNodeLinear(3, 4, regime="example")(inputs(5, 3)), "the examples' ids"),
     "features": (lambda: pndt.PerNodeLinear(3, 4)(inputs(5, 4)), "3 features"),
     "channels": (lambda: pndt.PerNodeConv1d(3, 4, 1)(inputs(5, 4, 3)), "3 channels"),
+    "shared features": (lambda: pndt.DropConnectLinear(3, 4)(inputs(5, 4)), "`input`.*3 features"),
+    "shared channels": (lambda: pndt.DropConnectConv1d(3, 4, 1)(inputs(5, 4, 3)), "`input`.*3 channels"),
+    "rank of channels": (lambda: pndt.PerNodeConv2d(3, 4, 1)(inputs(5, 3)), r"`input`.*2 more axes.*\(1, 5, 3\)"),
+    "reach": (lambda: pndt.PerNodeConv2d(3, 4, 2)(inputs(5, 3, 4, 0)), r"`input`.*sizes from \(2, 2\)"),
+    "shared reach": (lambda: pndt.DropConnectConv2d(3, 4, 2)(inputs(5, 3, 4, 0)), r"`input`.*sizes from \(2, 2\)"),
+    "dtype": (lambda: pndt.DropConnectLinear(3, 4)(inputs(5, 3).half()), "`input`.*torch.float32, the weight's"),
+    "array": (lambda: pndt.PerNodeLinear(3, 4)(np.ones((5, 3), "float32")), "`input`.*a tensor of torch.*numpy"),
+    "number": (lambda: pndt.Dropout(0.5)(1.0), "`input`.*a tensor of torch.*float"),
+    "scalar": (lambda: pndt.DropPath(0.5)(torch.tensor(1.0)), "`input`.*samples in the first axis"),
+    "array for a name": (lambda: pndt.apply(Network(), "all-linear", np.zeros(3)), "`regularizer`.*one of"),
+    "pattern": (lambda: pndt.apply(Network(), "head("), r"`rule`.*a regular expression \(missing \)"),
+    "excluded": (lambda: pndt.apply(Network(), "head", rate=0.5, exclude=3), "`exclude`.*a regular expression"),
     "integers": (lambda: pndt.Dropout(0.5)(torch.arange(3)), "a floating dtype"),
     "rank": (lambda: pndt.SpatialDropout2d(0.5)(inputs(5, 3)), "rank 4"),
     "sparse": (lambda: pndt.Dropout(0.5)(inputs(5, 3).to_sparse()), "dense"),
     "replica": (lambda: pndt.set_replica(Network(), 2, 2), "`rank`"),
+    "no model of ranks": (lambda: pndt.set_replica(3, 0, 2), "`model`.*a torch.nn.Module"),
+    "no model of keys": (lambda: pndt.drawn_keys(3).__enter__(), "`model`.*a torch.nn.Module"),
 }
 
 
@@ -514,19 +436,6 @@ def test_a_script_inside_the_folder_of_the_package_is_told_what_stands_in_its_wa
     code = f"import sys; sys.path.insert(0, {os.path.dirname(pnd.__file__)!r}); import torch"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "pernodedrop.torch stands in the way of torch" in done.stderr
-
-
-def test_the_wing_needs_no_keras():
-    code = (
-        "import sys; sys.modules['keras'] = None; import torch, pernodedrop.torch as pndt;"
-        "model = pndt.apply(torch.nn.Sequential(torch.nn.Linear(3, 4)), 'all-linear', rate=0.5, seed=1);"
-        "model(torch.ones(2, 3)).sum().backward();"
-        "pndt.uncertainty.predict(model, torch.ones(2, 3), 2, probabilities=False).report(torch.ones(2, 4), 1.0);"
-        "pndt.fold(model);"
-        "print({'keras', 'jax', 'tensorflow', 'torch._dynamo'} & {n for n, m in sys.modules.items() if m})"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"
 
 
 # uncertainty
@@ -662,6 +571,7 @@ PREDICTIONS = {
     "no layer": (lambda: pndt.uncertainty.predict(pndt.Dropout(0.5), inputs(5, 3), layers=["x"]), "which make noise"),
     "no rows": (lambda: pndt.uncertainty.predict(pndt.Dropout(0.5), inputs(0, 3)), "of equal lengths from 1"),
     "no batch": (lambda: pndt.uncertainty.predict(pndt.Dropout(0.5), iter([])), "at least one batch"),
+    "objects": (lambda: pndt.uncertainty.predict(pndt.Dropout(0.5), np.array([None])), "`x`.*torch.as_tensor takes"),
     "no tensor": (lambda: pndt.uncertainty.predict(pndt.Dropout(0.5), 3), "a tensor, a list or dict"),
     "batch_size": (lambda: pndt.uncertainty.predict(pndt.Dropout(0.5), iter([]), batch_size=2), "None where `x` gives"),
 }
@@ -672,12 +582,3 @@ def test_what_predict_refuses(case):
     call, words = PREDICTIONS[case]
     with pytest.raises((TypeError, ValueError), match=words):
         call()
-
-
-# the wing as a part of the library
-
-
-def test_the_examples_of_docstrings_run():
-    for name in (name for name in house.modules() if name.startswith("torch")):
-        found = doctest.testmod(importlib.import_module(f"pernodedrop.{name}"))
-        assert found.failed == 0

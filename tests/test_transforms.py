@@ -124,6 +124,7 @@ def test_a_compiled_product_takes_params_and_maps(method):
     torch.testing.assert_close(run(keys)[1], masked_dense(x, w, BERNOULLI, (5, 6)))
 
 
+@pytest.mark.slow
 @only("torch", reason="torch.compile is torch's")
 def test_the_first_call_of_a_process_may_be_a_compiled_one():
     import torch
@@ -155,6 +156,7 @@ def test_noises_of_eager_calls_are_not_kept():
     del XP._FILE[first]
 
 
+@pytest.mark.slow
 @only("torch", reason="torch.distributed is torch's")
 def test_ranks_are_warned_and_their_offsets_make_the_whole():
     """Two processes of gloo: the second one's rows are the first one's, unless it says where they are."""

@@ -12,6 +12,7 @@ from tests.processes import child
 from tests.products import FAR, KEY, einsums
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.only_backend("torch", reason="the Triton kernels are torch's"),
     pytest.mark.skipif(not importlib.util.find_spec("triton"), reason="triton is not installed"),
 ]

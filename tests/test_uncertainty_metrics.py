@@ -284,6 +284,10 @@ WRONG = {
     "no sample": (lambda: metrics.nll([], np.empty((0, 3))), ValueError, "`p`.*at least one"),
     "rank": (lambda: metrics.nll([0], np.full((1, 1, 1, 2), 0.5)), ValueError, r"`p`.*\(n, k\)"),
     "text": (lambda: metrics.nll(["cat"], [[0.5, 0.5]]), TypeError, "`y`.*real numbers"),
+    "huge": (lambda: metrics.nll([10**400], [[0.5, 0.5]]), TypeError, "`y`.*real numbers"),
+    "symbolic": (lambda: metrics.energy(keras.Input((3,))), TypeError, "`logits`.*real numbers"),
+    "shape of labels": (lambda: metrics.BrierScore()([0, 1], P[:3]), ValueError, r"`y_true`.*\(3,\).*\(2,\)"),
+    "shape of one-hot": (lambda: metrics.BrierScore()(np.eye(K), P[:3]), ValueError, r"`y_true`.*\(3, 4\).*\(4, 4\)"),
     "complex": (lambda: metrics.nll([0j], [[0.5, 0.5]]), TypeError, "`y`.*real numbers"),
     "label": (lambda: metrics.nll([2], [[0.5, 0.5]]), ValueError, r"`y`.*\[0, 2\).*2"),
     "label below": (lambda: metrics.nll([-1], [[0.5, 0.5]]), ValueError, r"`y`.*\[0, 2\)"),
@@ -315,6 +319,13 @@ WRONG = {
 def test_what_cannot_be_is_refused_by_name(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize("make", [metrics.BrierScore, metrics.CalibrationError])
+def test_a_scalar_is_no_prediction(make):
+    """On each backend: the shape of a scalar is false on all of them but TensorFlow."""
+    with pytest.raises(ValueError, match=r"`y_pred`.*a scalar"):
+        make()(0, keras.ops.convert_to_tensor(1.0))
 
 
 ACCUMULATED = {

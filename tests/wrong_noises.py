@@ -219,6 +219,26 @@ def product_without_its_offset(x, w, noise, key, sample_offset=0, **kwargs):
     return pnd.ops.masked_dense(x, w, noise, key, **kwargs)
 
 
+def product_without_its_in_offset(x, w, noise, key, in_offset=0, **kwargs):
+    """A part of a kernel has the masks of the first part."""
+    return pnd.ops.masked_dense(x, w, noise, key, **kwargs)
+
+
+def product_of_the_offsets_exchanged(x, w, noise, key, sample_offset=0, in_offset=0, **kwargs):
+    """Two words in the wrong order."""
+    return pnd.ops.masked_dense(x, w, noise, key, sample_offset=in_offset, in_offset=sample_offset, **kwargs)
+
+
+def product_without_its_call(x, w, noise, key, **kwargs):
+    """Every call has the masks of the first."""
+    return pnd.ops.masked_dense(x, w, noise, (key[0], 0), **kwargs)
+
+
+def product_of_the_key_exchanged(x, w, noise, key, **kwargs):
+    """It takes the call for the seed."""
+    return pnd.ops.masked_dense(x, w, noise, (key[1], key[0]), **kwargs)
+
+
 def product_that_divides_by_the_kernel(x, w, noise, key, **kwargs):
     """It is not a number where a weight is zero, as all are that were pruned."""
     with np.errstate(invalid="ignore"):

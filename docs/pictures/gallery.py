@@ -154,6 +154,18 @@ def of_persistence():
     return np.concatenate([host(layer(ones, training=True, key=KEY)) for layer in layers])
 
 
+def of_states():
+    """How old the states of one sequence are at rising rates of Zoneout, steps down: red is new, blue 8 steps old."""
+    clock = {"kernel_initializer": "ones", "recurrent_initializer": "zeros", "activation": None, "use_bias": False}
+    steps = np.arange(2 * IN, dtype="float32")
+    layers = [
+        pnd.Zoneout(keras.layers.SimpleRNN(OUT, return_sequences=True, **clock), rate, seed=1)
+        for rate in (0.1, 0.3, 0.6, 0.9)
+    ]
+    states = np.concatenate([host(layer(steps[None, :, None], training=True, key=KEY)) for layer in layers])
+    return 2 - (steps[:, None] - states) / 4
+
+
 PANELS = {
     "per_node_drop": wrapped(pnd.PerNodeDrop, 0.3),
     "per_node_drop_gaussian": wrapped(pnd.PerNodeDrop, 0.3, "gaussian", method="materialized"),
@@ -170,6 +182,7 @@ PANELS = {
     "standout": of_standout,
     "noise_injection": of_injection,
     "noisy_attention": of_query,
+    "zoneout": of_states,
     "dropout": stood(pnd.Dropout, 0.3),
     "dropout_persistence": of_persistence,
     "gaussian_dropout": stood(pnd.GaussianDropout, 0.3),

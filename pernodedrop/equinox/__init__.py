@@ -7,6 +7,7 @@ The name is `pernodedrop.equinox`, imported as `import pernodedrop.equinox as pn
 if __name__ == "equinox":
     raise ImportError("pernodedrop.equinox stands in the way of equinox: run nothing inside the folder of the package")
 
+from pernodedrop.equinox import uncertainty
 from pernodedrop.equinox.activation_noise import Dropout, DropPath, GaussianDropout, SpatialDropout
 from pernodedrop.equinox.drop_connect import DropConnectConv, DropConnectLinear
 from pernodedrop.equinox.noisy import with_key
@@ -24,5 +25,6 @@ __all__ = [
     "SpatialDropout",
     "apply",
     "fold",
+    "uncertainty",
     "with_key",
 ]

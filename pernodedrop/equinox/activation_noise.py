@@ -10,7 +10,8 @@ from pernodedrop._types import Key, Shape
 from pernodedrop.equinox.noisy import Noisy
 from pernodedrop.mask import Mask, check_noise_shape
 from pernodedrop.modules import ActivationModule, ChannelModule, PathModule, ShapedModule
-from pernodedrop.noise import Bernoulli, Gaussian
+from pernodedrop.noise import Bernoulli, Gaussian, Noise
+from pernodedrop.schedules import Schedule
 
 
 class ActivationNoise(Noisy, ActivationModule):
@@ -27,7 +28,7 @@ class ActivationNoise(Noisy, ActivationModule):
         sample_id: int | jax.Array | None = None,
     ) -> jax.Array:
         """The input, in training times its mask; see the class."""
-        self.check_shape((1, *x.shape))
+        self.check_input(x, of_one=True)
         return self.masked(x[None], key, sample_id)[0] if self.is_noisy(inference) else x
 
     def fold(self) -> eqx.Module:
@@ -45,6 +46,9 @@ class Dropout(ShapedModule, ActivationNoise):
         rate: drop rate in [0, 1). No schedule: `with_rate` sets it.
         noise_shape: shape of the mask of a sample, broadcast against the input, None entries being the input's sizes;
             None is the input's shape.
+        persistence: the probability in [0, 1] that an entry keeps its value from one position of (time, in) to the
+            next, and is not drawn anew. None and 0 are a mask for every position, 1 is one for the sequence (arXiv
+            1512.05287). No schedule: `with_persistence` sets it.
         inference: whether calls have no noise; `equinox.nn.inference_mode` sets it. False.
 
     Call arguments:
@@ -65,10 +69,17 @@ class Dropout(ShapedModule, ActivationNoise):
 
     noise_shape: Shape | None = eqx.field(static=True)
 
-    def __init__(self, rate: float, noise_shape: Shape | None = None, *, inference: bool = False) -> None:
+    def __init__(
+        self,
+        rate: float,
+        noise_shape: Shape | None = None,
+        persistence: float | None = None,
+        *,
+        inference: bool = False,
+    ) -> None:
         start, schedule = schedules.get(rate)
         self.noise_shape = _of_batch(noise_shape)
-        self.start(Mask(Bernoulli(start), "out"), schedule, inference)
+        self.start(_mask(Bernoulli(start), persistence), schedule, inference)
 
 
 class GaussianDropout(ShapedModule, ActivationNoise):
@@ -78,7 +89,7 @@ class GaussianDropout(ShapedModule, ActivationNoise):
 
     Args:
         rate: drop rate in [0, 1) of the Dropout with the same variance. No schedule: `with_rate` sets it.
-        noise_shape, inference: as for `pernodedrop.equinox.Dropout`.
+        noise_shape, persistence, inference: as for `pernodedrop.equinox.Dropout`.
 
     Call arguments, shapes, dtypes and errors: as for `pernodedrop.equinox.Dropout`.
 
@@ -89,10 +100,17 @@ class GaussianDropout(ShapedModule, ActivationNoise):
 
     noise_shape: Shape | None = eqx.field(static=True)
 
-    def __init__(self, rate: float, noise_shape: Shape | None = None, *, inference: bool = False) -> None:
+    def __init__(
+        self,
+        rate: float,
+        noise_shape: Shape | None = None,
+        persistence: float | None = None,
+        *,
+        inference: bool = False,
+    ) -> None:
         start, schedule = schedules.get(rate)
         self.noise_shape = _of_batch(noise_shape)
-        self.start(Mask(Gaussian(rate=start), "out"), schedule, inference)
+        self.start(_mask(Gaussian(rate=start), persistence), schedule, inference)
 
 
 class DropPath(PathModule, ActivationNoise):
@@ -150,6 +168,14 @@ class SpatialDropout(ChannelModule, ActivationNoise):
     def check_shape(self, shape: Shape) -> None:
         if len(shape) < 3:
             raise ValueError(checks.invalid("x", "rank from 2, one sample", shape[1:]))
+
+
+def _mask(noise: Noise, persistence: float | None) -> Mask:
+    """The mask of a noise with an entry for each place of an input."""
+    if isinstance(persistence, Schedule):
+        expected = "a float: one over time is set by `with_persistence`"
+        raise ValueError(checks.invalid("persistence", expected, persistence))
+    return Mask(noise, "out", persistence=persistence)
 
 
 def _of_batch(noise_shape: Shape | None) -> Shape | None:

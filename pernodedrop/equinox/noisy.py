@@ -10,7 +10,7 @@ from pernodedrop import backends, checks, generator
 from pernodedrop._types import Params, Words
 from pernodedrop.mask import Mask
 from pernodedrop.schedules import Schedule
-from pernodedrop.state import Regularizer, State, bits_of
+from pernodedrop.state import Regularizer, State, bits_of, refuse_sample_ids
 
 xp = backends.get("jax")
 
@@ -25,6 +25,7 @@ class Noisy(Regularizer, eqx.Module):
         noise_numbers: int32, the bits of the noise's numbers, so that a new rate does not compile anything again.
         noise_seed: uint32, the seed's word, where masks are fixed; else None.
         noise_key: uint32 (2,), what `with_key` gave; else None.
+        noise_sample: int32, in a pass of `predict` the sample of calls that are given none; else None.
     """
 
     xp: typing.ClassVar[typing.Any] = xp
@@ -32,6 +33,7 @@ class Noisy(Regularizer, eqx.Module):
     noise_numbers: jax.Array
     noise_seed: jax.Array | None
     noise_key: jax.Array | None
+    noise_sample: jax.Array | None
     inference: bool
 
     def start(
@@ -56,7 +58,7 @@ class Noisy(Regularizer, eqx.Module):
         checks.check_seed(seed)
         self.state = State(mask, 0)
         self.noise_numbers = xp.asarray(bits_of(self.state.first_numbers))
-        self.noise_seed = self.noise_key = None
+        self.noise_seed = self.noise_key = self.noise_sample = None
         self.inference = checks.check_bool(inference, "inference")
         if mask.regime == "dynamic":
             if seed is not None:
@@ -88,8 +90,39 @@ class Noisy(Regularizer, eqx.Module):
         Raises:
             TypeError, ValueError: another one, or a noise that has no rate.
         """
-        bits = xp.asarray(bits_of(self.numbers_with_rate(rate)))
-        return eqx.tree_at(lambda module: module.noise_numbers, self, bits)
+        return replaced(self, noise_numbers=xp.asarray(bits_of(self.numbers_with_rate(rate))))
+
+    def with_persistence(self, persistence: float) -> typing.Self:
+        """The module at another persistence, for `equinox.tree_at`.
+
+        Args:
+            persistence: a float in [0, 1].
+
+        Raises:
+            TypeError, ValueError, AttributeError: another one, or a module that was made without.
+        """
+        return replaced(self, noise_numbers=xp.asarray(bits_of(self.numbers_with_persistence(persistence))))
+
+    @property
+    def is_stochastic(self) -> bool:
+        """Whether training calls with other keys give other outputs; of modules that are stacked, whatever the rate."""
+        return super().is_stochastic if self.noise_numbers.ndim == 1 else not self.state.mask.at_inference
+
+    def in_pass(self, sample: jax.Array, word: jax.Array | None = None) -> typing.Self:
+        """The module in a pass of `predict`: with the sample of its calls and, where it draws, a seed's word."""
+        stacked = self.noise_numbers.shape[:-1]
+        new: dict[str, typing.Any] = {}
+        if "sample" not in self.sharing:
+            new["noise_sample"] = xp.broadcast_to(sample, stacked)
+        if word is not None:
+            new["inference"] = False
+            if self.noise_seed is not None:
+                new["noise_seed"] = xp.broadcast_to(word, stacked)
+            elif stacked:
+                new["noise_key"] = jax.random.key_data(jax.random.split(jax.random.key(word), stacked))
+            else:
+                new["noise_key"] = jax.numpy.stack([word, xp.zeros_like(word)])
+        return replaced(self, **new)
 
     def next_key(self) -> jax.Array:
         if self.noise_seed is not None:
@@ -105,12 +138,18 @@ class Noisy(Regularizer, eqx.Module):
 
     def samples(self, x: jax.Array, sample_ids: typing.Any) -> Words:
         """The sample coordinate of the one row of x: `sample_id`, by default 0."""
+        sample_ids = self.noise_sample if sample_ids is None else sample_ids
         if sample_ids is None:
             if self.regime == "bank":
                 raise ValueError(checks.invalid("sample_id", "an integer, which chooses a member", None))
             return super().samples(x, None)
-        if not hasattr(sample_ids, "dtype"):
+        if "sample" in self.state.mask.sharing:
+            refuse_sample_ids(sample_ids, "sample_id")
+        name = backends.name_of(sample_ids)
+        if name is None:
             sample_ids = np.asarray(checks.check_int(sample_ids, "sample_id"))
+        elif not backends.get(name).is_integer(sample_ids):
+            raise TypeError(checks.invalid("sample_id", "an integer dtype", sample_ids.dtype))
         if tuple(sample_ids.shape) != ():
             raise ValueError(checks.invalid("sample_id", "an integer, one for each call", sample_ids))
         return super().samples(x, jax.numpy.reshape(sample_ids, (1,)))
@@ -123,6 +162,12 @@ class Noisy(Regularizer, eqx.Module):
     def fold(self) -> eqx.Module:
         """The plain module that computes what this one does at inference."""
         raise NotImplementedError(f"{type(self).__name__} must define `fold`")
+
+
+def replaced(module: Model, **new: typing.Any) -> Model:
+    """A module with other values of its fields."""
+    where = lambda one: [getattr(one, name) for name in new]  # noqa: E731 - it is an argument
+    return eqx.tree_at(where, module, [*new.values()], is_leaf=lambda leaf: leaf is None)
 
 
 def with_key(model: Model, key: jax.Array) -> Model:

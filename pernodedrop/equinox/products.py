@@ -5,8 +5,6 @@ its out the output feature. A convolution is a product of patches; time: positio
 channels of the output within a group. in: row-major over (group, position in the kernel, channel within the group).
 """
 
-import itertools
-import math
 import typing
 
 import equinox as eqx
@@ -15,6 +13,7 @@ from jax import numpy as jnp
 
 from pernodedrop import checks
 from pernodedrop.backends.methods import Window
+from pernodedrop.equinox.noisy import xp
 from pernodedrop.modules import Restore
 from pernodedrop.state import Patches
 
@@ -105,16 +104,10 @@ class ConvProduct(Product):
             raise ValueError(checks.invalid("x", f"sizes from {tuple(reach)} with padding", x.shape[1:-1]))
         window = Window(size, stride, dilation, sizes)
 
-        def patches() -> jax.Array:
-            places = map(window.slices, itertools.product(*map(range, size)))
-            seen = jnp.stack([x[(slice(None), *place)] for place in places], axis=-2)
-            seen = seen.reshape(len(x), math.prod(sizes), math.prod(size), groups, -1)
-            return seen.transpose(3, 0, 1, 2, 4).reshape(groups, len(x), math.prod(sizes), -1)
-
         def restore(y: jax.Array) -> jax.Array:
             return y.transpose(1, 0, 3, 2).reshape(len(x), self.out_channels, *sizes)
 
-        return Patches(x, window, patches), restore
+        return Patches(x, window, lambda: window.patches(x, groups, jnp.stack, xp)), restore
 
     def matrices(self, weight: jax.Array) -> jax.Array:
         w = weight.reshape(self.groups, self.out_channels // self.groups, weight.shape[1], -1)

@@ -71,7 +71,7 @@ def apply(
         changed.extend([] if new is None else [name])
         return new
 
-    model = _mapped(put, "", model)
+    model = mapped(put, "", model)
     chosen.check(changed, seen)
     return model
 
@@ -99,10 +99,10 @@ def fold(model: eqx.Module) -> eqx.Module:
     ['Linear', 'Identity']
     """
     FAMILY.check_model(model)
-    return typing.cast(eqx.Module, _mapped(lambda _, one: one.fold() if isinstance(one, Noisy) else None, "", model))
+    return typing.cast(eqx.Module, mapped(lambda _, one: one.fold() if isinstance(one, Noisy) else None, "", model))
 
 
-def _mapped(function: Function, name: str, node: typing.Any) -> typing.Any:
+def mapped(function: Function, name: str, node: typing.Any) -> typing.Any:
     """A tree with what a function puts in the place of its modules; it is not asked about what is inside of those."""
     new = function(name, node)
     if new is not None:
@@ -110,7 +110,7 @@ def _mapped(function: Function, name: str, node: typing.Any) -> typing.Any:
 
     def of_child(path: tuple[typing.Any, ...], child: typing.Any) -> typing.Any:
         inner = ".".join([*filter(None, [name]), *(jax.tree_util.keystr((key,), simple=True) for key in path)])
-        return _mapped(function, inner, child) if isinstance(child, eqx.Module) else child
+        return mapped(function, inner, child) if isinstance(child, eqx.Module) else child
 
     is_child = lambda child: isinstance(child, eqx.Module) and child is not node  # noqa: E731 - it is an argument
     return jax.tree_util.tree_map_with_path(of_child, node, is_leaf=is_child)

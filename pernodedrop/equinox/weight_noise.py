@@ -11,7 +11,7 @@ from pernodedrop._types import Key
 from pernodedrop.equinox.noisy import Noisy, xp
 from pernodedrop.equinox.products import Product, with_leaves
 from pernodedrop.mask import Mask
-from pernodedrop.modules import WeightModule
+from pernodedrop.modules import WeightModule, check_tensor
 from pernodedrop.rules import is_plain
 from pernodedrop.schedules import Schedule
 
@@ -69,6 +69,7 @@ class WeightNoise(Noisy, Product, WeightModule):
     ) -> jax.Array:
         """What the plain module gives, in training with noise; see the class."""
         if self.is_noisy(inference):
+            check_tensor("x", x, xp)
             return self.with_noise(x[None], self.key_of(key), sample_id)[0]
         if not self.changes_at_inference:
             return self.plain.__call__(self, x)
@@ -90,10 +91,9 @@ class WeightNoise(Noisy, Product, WeightModule):
         """The plain module that computes what this one does at inference.
 
         Raises:
-            ValueError: a bank, whose members are no one module.
+            ValueError: a bank, whose members are no one module; or a fixed mask that is another one at each position.
         """
-        if self.regime == "bank":
-            raise ValueError(checks.invalid("regime", "one with one function at inference, to be folded", "bank"))
+        self.check_folds()
         plain = self.plain(**self.form_of(self), key=jax.random.key(0))
         weights = self.weights_at_inference() if self.changes_at_inference else (self.weight, self.bias)
         return typing.cast(eqx.Module, with_leaves(plain, *weights))

@@ -150,7 +150,7 @@ def take_graph(model: keras.Model, other: keras.Model) -> None:
 # How a layer is called
 
 
-def shallow_copy(layer: Layer, **changed: typing.Any) -> Layer:
+def shallow_copy(layer: Layer, /, **changed: typing.Any) -> Layer:
     """The layer with other attributes. It shares the rest with the layer, which is left as it is.
 
     Not by `setattr`, in which Keras and torch track what is set. A `call` that was put on the layer (`calling`) is left
@@ -162,9 +162,22 @@ def shallow_copy(layer: Layer, **changed: typing.Any) -> Layer:
     return copy
 
 
+def name_of_kernel(layer: Layer) -> str:
+    """The name of the attribute that has the kernel, or the table, of a layer."""
+    return "embeddings" if isinstance(layer, keras.layers.Embedding) else "kernel"
+
+
 def with_kernel(layer: Layer, kernel: Tensor, **changed: typing.Any) -> Layer:
     """A shallow copy with another kernel, which most layers have under a private name behind a property."""
-    return shallow_copy(layer, kernel=kernel, _kernel=kernel, **changed)
+    name = name_of_kernel(layer)
+    return shallow_copy(layer, **{name: kernel, f"_{name}": kernel}, **changed)
+
+
+def as_kind(layer: Layer, kind: type[Layer], kernel: Tensor, **changed: typing.Any) -> Layer:
+    """A layer of a kind with a kernel and, but for those changed, the attributes of another: a part of what it does."""
+    view = object.__new__(kind)
+    vars(view).update({**vars(layer), "kernel": kernel, "_kernel": kernel, "lora_enabled": False, **changed})
+    return view
 
 
 def int8_kernel(layer: Layer) -> Tensor:

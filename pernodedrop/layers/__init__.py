@@ -8,12 +8,14 @@ from pernodedrop.layers.activation.drop_block import DropBlock1D, DropBlock2D, D
 from pernodedrop.layers.activation.drop_path import DropPath, depth_rates
 from pernodedrop.layers.activation.dropout import Dropout
 from pernodedrop.layers.activation.gaussian_dropout import GaussianDropout
+from pernodedrop.layers.activation.gradient_routing import GradientRouting
 from pernodedrop.layers.activation.masksembles import Masksembles
 from pernodedrop.layers.activation.scheduled_drop_path import ScheduledDropPath
 from pernodedrop.layers.activation.spatial_dropout import SpatialDropout1D, SpatialDropout2D, SpatialDropout3D
 from pernodedrop.layers.activation.stochastic_depth import StochasticDepth
 from pernodedrop.layers.activation.tabu_dropout import TabuDropout
 from pernodedrop.layers.recurrent.noisy_rnn import NoisyRNN
+from pernodedrop.layers.recurrent.zoneout import Zoneout
 from pernodedrop.layers.weight.drop_connect import DropConnect
 from pernodedrop.layers.weight.dynamic_drop_connect import DynamicDropConnect
 from pernodedrop.layers.weight.fast_dropout import FastDropout
@@ -38,6 +40,7 @@ __all__ = [
     "FastDropout",
     "Flipout",
     "GaussianDropout",
+    "GradientRouting",
     "Masksembles",
     "NoiseInjection",
     "NoisyAttention",
@@ -54,5 +57,6 @@ __all__ = [
     "StochasticDepth",
     "TabuDropout",
     "VariationalDropout",
+    "Zoneout",
     "depth_rates",
 ]

@@ -4,6 +4,7 @@ The name is `pernodedrop.nnx`, imported as `import pernodedrop.nnx as pndx`. Mas
 layers of `pernodedrop`, to the bit.
 """
 
+from pernodedrop.nnx import uncertainty
 from pernodedrop.nnx.activation_noise import Dropout, DropPath, GaussianDropout, SpatialDropout
 from pernodedrop.nnx.drop_connect import DropConnectConv, DropConnectLinear
 from pernodedrop.nnx.noisy import NoiseState
@@ -22,4 +23,5 @@ __all__ = [
     "SpatialDropout",
     "apply",
     "fold",
+    "uncertainty",
 ]

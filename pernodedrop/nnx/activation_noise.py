@@ -5,7 +5,7 @@ import typing
 import jax
 from flax import nnx
 
-from pernodedrop import checks, schedules
+from pernodedrop import backends, checks, schedules
 from pernodedrop._types import Key, Shape
 from pernodedrop.mask import Mask, check_noise_shape
 from pernodedrop.modules import ActivationModule, ChannelModule, PathModule, ShapedModule, sharing_of
@@ -30,8 +30,12 @@ class ActivationNoise(Noisy, ActivationModule):
     ) -> jax.Array:
         """The input, in training times its mask; see the class."""
         key = self.key_of(rngs, key)
-        self.check_shape(tuple(inputs.shape))
-        return self.masked(inputs, key, sample_ids) if self.is_noisy(deterministic) else inputs
+        self.check_input(inputs)
+        if not self.is_noisy(deterministic):
+            return inputs
+        if backends.name_of(inputs) is None:  # a variable
+            inputs = typing.cast(typing.Any, inputs).__jax_array__()
+        return self.masked(inputs, key, sample_ids)
 
     def fold(self) -> nnx.Module:
         """The plain module that computes what this one does at inference: the identity."""
@@ -55,11 +59,14 @@ class ShapedNoise(ShapedModule, ActivationNoise):
         schedule: Schedule | None,
         noise_shape: Shape | None,
         seed: int | None,
+        persistence: float | Schedule | None,
         deterministic: bool,
         rngs: Streams,
     ) -> None:
         self.noise_shape = check_noise_shape(noise_shape)
-        self.start(Mask(noise, sharing_of(self.noise_shape)), seed, schedule, rngs, deterministic)
+        start, slow = schedules.get_persistence(persistence)
+        mask = Mask(noise, sharing_of(self.noise_shape), persistence=start)
+        self.start(mask, seed, schedule, rngs, deterministic, slow)
 
 
 class Dropout(ShapedNoise):
@@ -73,6 +80,9 @@ class Dropout(ShapedNoise):
         noise_shape: shape of the mask, broadcast against the input, None entries being the input's sizes; None is the
             input's shape.
         seed: int, any, instead of a key of `rngs`: that of a Keras layer with the same masks.
+        persistence: the probability in [0, 1] that an entry keeps its value from one position of (batch, time, in) to
+            the next, and is not drawn anew, or a schedule of it. None and 0 are a mask for every position, 1 is one for
+            the sequence (arXiv 1512.05287).
         deterministic: whether calls have no noise, until `train()`; False.
         rngs: `nnx.Rngs`, whose stream "noise", or else "default", gives the key, or a stream. None, without a seed, has
             every call bring its `rngs` or `key`.
@@ -99,12 +109,13 @@ class Dropout(ShapedNoise):
         rate: float | Schedule,
         noise_shape: Shape | None = None,
         seed: int | None = None,
+        persistence: float | Schedule | None = None,
         *,
         deterministic: bool = False,
         rngs: Streams = None,
     ) -> None:
         start, schedule = schedules.get(rate)
-        super().__init__(Bernoulli(start), schedule, noise_shape, seed, deterministic, rngs)
+        super().__init__(Bernoulli(start), schedule, noise_shape, seed, persistence, deterministic, rngs)
 
 
 class GaussianDropout(ShapedNoise):
@@ -114,7 +125,7 @@ class GaussianDropout(ShapedNoise):
 
     Args:
         rate: drop rate in [0, 1) of the Dropout with the same variance, or a schedule of `pernodedrop.schedules`.
-        seed, noise_shape, deterministic, rngs: as for `pernodedrop.nnx.Dropout`.
+        seed, noise_shape, persistence, deterministic, rngs: as for `pernodedrop.nnx.Dropout`.
 
     Call arguments, shapes, dtypes and errors: as for `pernodedrop.nnx.Dropout`.
 
@@ -128,12 +139,13 @@ class GaussianDropout(ShapedNoise):
         rate: float | Schedule,
         seed: int | None = None,
         noise_shape: Shape | None = None,
+        persistence: float | Schedule | None = None,
         *,
         deterministic: bool = False,
         rngs: Streams = None,
     ) -> None:
         start, schedule = schedules.get(rate)
-        super().__init__(Gaussian(rate=start), schedule, noise_shape, seed, deterministic, rngs)
+        super().__init__(Gaussian(rate=start), schedule, noise_shape, seed, persistence, deterministic, rngs)
 
 
 class DropPath(PathModule, ActivationNoise):

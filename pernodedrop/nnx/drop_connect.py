@@ -4,6 +4,7 @@ import typing
 
 from flax import nnx
 
+from pernodedrop import schedules
 from pernodedrop._types import Sharing
 from pernodedrop.modules import DropConnectModule, mask_of_drop_connect
 from pernodedrop.nnx.products import ConvProduct, LinearProduct
@@ -18,18 +19,20 @@ class DropConnect(DropConnectModule, WeightNoise):
         self,
         *args: typing.Any,
         rate: float | Schedule = 0.5,
-        sharing: Sharing = "sample+time",
+        sharing: Sharing = None,
         mask_bias: bool = False,
         scaling: str = "inverted",
         seed: int | None = None,
         method: str = "auto",
+        persistence: float | Schedule | None = None,
         deterministic: bool = False,
         rngs: nnx.Rngs,
         **kwargs: typing.Any,
     ) -> None:
-        mask, schedule = mask_of_drop_connect(rate, sharing, mask_bias, scaling)
+        start, slow = schedules.get_persistence(persistence)
+        mask, schedule = mask_of_drop_connect(rate, sharing, mask_bias, scaling, start)
         super().__init__(*args, **kwargs | {"rngs": rngs})
-        self.begin(mask, seed, method, schedule, rngs, deterministic)
+        self.begin(mask, seed, method, schedule, slow, rngs, deterministic)
         self.mask_bias, self.scaling = bool(mask_bias), scaling
 
 
@@ -42,11 +45,12 @@ class DropConnectLinear(DropConnect, LinearProduct, nnx.Linear):
     Args:
         *args, **kwargs: those of `nnx.Linear`, but for `dot_general`.
         rate: drop rate in [0, 1), or a schedule of `pernodedrop.schedules`; 0.5.
-        sharing: "sample+time": one mask a batch. "time": one mask a sample, which is binary PerNodeDrop.
+        sharing: "sample+time", or None: one mask a batch. "time": one mask a sample, which is binary PerNodeDrop.
         mask_bias: whether entries of the bias are dropped too. `sharing` has "time" then.
         scaling: "inverted" divides by the share that is kept in training. "none" does not, and multiplies by it at
             inference the kernel and, with `mask_bias`, the bias.
-        rngs, seed, method, deterministic: as for `pernodedrop.nnx.PerNodeLinear`.
+        rngs, seed, method, persistence, deterministic: as for `pernodedrop.nnx.PerNodeLinear`; beside `persistence` a
+            sharing of None is "sample".
 
     Call arguments, shapes, dtypes and errors: as for `pernodedrop.nnx.PerNodeLinear`.
 
@@ -72,7 +76,7 @@ class DropConnectConv(DropConnect, ConvProduct, nnx.Conv):
 
     Args:
         *args, **kwargs: those of `nnx.Conv`, as for `pernodedrop.nnx.PerNodeConv`.
-        rngs, rate, sharing, mask_bias, scaling, seed, method, deterministic: as for `DropConnectLinear`.
+        rngs, rate, sharing, mask_bias, scaling, seed, method, persistence, deterministic: as for `DropConnectLinear`.
 
     Call arguments, shapes, dtypes and errors: as for `pernodedrop.nnx.PerNodeConv`.
 

@@ -24,6 +24,28 @@ class NoiseState(nnx.Variable[jax.Array]):
     """What a noisy module remembers beside its stream: no parameter, and nothing that `nnx.split_rngs` splits."""
 
 
+class Rows:
+    """Which samples the rows of an input are in a pass of `predict`, where a call does not say it.
+
+    It is no array of a module, so that no transform of NNX splits it.
+
+    Args:
+        first: the sample of the first row of the batch, an int32 scalar.
+        size: the number of rows of the batch; None has all rows be the sample `first`.
+    """
+
+    def __init__(self, first: jax.Array, size: int | None) -> None:
+        self.first, self.size = first, size
+
+    def ids(self, x: jax.Array) -> jax.Array:
+        """The sample ids of the rows of an input, int32."""
+        rows = x.shape[0]
+        if self.size is None:
+            return jax.numpy.full((rows,), self.first, "int32")
+        # the module's rows are the batch's, or each sample of the batch has been made several of them
+        return self.first * (rows // self.size) + jax.numpy.arange(rows, dtype="int32")
+
+
 class Noisy(Regularizer, nnx.Module):
     """Base of noisy modules; it stands before the NNX module where a class is both.
 
@@ -32,7 +54,7 @@ class Noisy(Regularizer, nnx.Module):
             masks are fixed there is none.
         noise_numbers: `NoiseState`, the bits of the noise's numbers, so that a new rate takes effect after compilation.
         noise_seed: `NoiseState`, the seed's word, where masks are fixed.
-        noise_updates: `NoiseState`, where a rate follows a schedule: how many keys were drawn.
+        noise_updates: `NoiseState`, where a rate or a persistence follows a schedule: how many keys were drawn.
     """
 
     xp = xp
@@ -40,6 +62,7 @@ class Noisy(Regularizer, nnx.Module):
     noise_numbers: typing.Any
     noise_seed: typing.Any
     noise_updates: typing.Any
+    noise_rows: Rows | None = None  # set on the copy of a pass alone
 
     def start(
         self,
@@ -48,6 +71,7 @@ class Noisy(Regularizer, nnx.Module):
         schedule: Schedule | None,
         rngs: nnx.Rngs | nnx.RngStream | None,
         deterministic: bool,
+        persistence: Schedule | None = None,
     ) -> None:
         """Begin with a mask, after the constructor of the NNX module.
 
@@ -57,15 +81,18 @@ class Noisy(Regularizer, nnx.Module):
             schedule: the rate as a function of the number of draws; None leaves it where the mask has it.
             rngs: `nnx.Rngs` or a stream; None, without a seed, has calls bring theirs.
             deterministic: whether calls have no noise until `train()`.
+            persistence: the mask's persistence as a function of the number of draws, likewise.
         """
         self.deterministic = checks.check_bool(deterministic, "deterministic")
         checks.check_seed(seed)
+        if not isinstance(rngs, nnx.Rngs | nnx.RngStream | None):  # beside a seed too, where none is drawn from
+            raise TypeError(checks.invalid("rngs", "nnx.Rngs, an nnx.RngStream or None", rngs))
         stream = _stream_of(rngs) if seed is None else nnx.RngStream(_key_of_seed(seed), tag=STREAM)
-        self.state = State(mask, 0, schedule)
+        self.state = State(mask, 0, schedule, persistence)
         bits = bits_of(self.state.first_numbers)
         # Orbax saves no empty arrays
         self.noise_numbers = NoiseState(xp.asarray(bits)) if bits.size else nnx.data(None)
-        self.noise_updates = nnx.data(None if schedule is None else NoiseState(xp.asarray(np.uint32(0))))
+        self.noise_updates = nnx.data(NoiseState(xp.asarray(np.uint32(0))) if self.state.is_scheduled else None)
         if mask.regime == "dynamic":
             self.rngs, self.noise_seed = nnx.data(stream), nnx.data(None)
         elif stream is None:
@@ -136,6 +163,29 @@ class Noisy(Regularizer, nnx.Module):
     def _count(self) -> None:
         if self.noise_updates is not None:
             self.noise_updates[...] += 1
+
+    def samples(self, x: jax.Array, sample_ids: jax.Array | None) -> Words:
+        """The sample coordinates of the rows of x."""
+        if sample_ids is None and self.noise_rows is not None:
+            sample_ids = self.noise_rows.ids(x)
+        return super().samples(x, sample_ids)
+
+    @property
+    def is_stochastic(self) -> bool:
+        """Whether training calls with other keys give other outputs; of modules that are stacked, whatever the rate."""
+        stacked = self.noise_numbers is not None and self.noise_numbers[...].ndim > 1
+        return super().is_stochastic if not stacked else not self.state.mask.at_inference
+
+    def reseed(self, word: jax.Array) -> None:
+        """Take a seed's word, a uint32 scalar, for the seed; the call number stays."""
+        key = jax.random.wrap_key_data(_words(xp.zeros_like(word), word), impl="threefry2x32")
+        if self.noise_seed is not None:
+            self.noise_seed[...] = xp.broadcast_to(word, self.noise_seed[...].shape)
+        elif self.rngs is None:
+            self.rngs = nnx.data(nnx.RngStream(key, tag=STREAM))
+        else:
+            stacked = self.rngs.key[...].shape
+            self.rngs.key[...] = jax.random.split(key, stacked) if stacked else key
 
     def is_noisy(self, deterministic: bool | None) -> bool:
         """Whether a call has noise: in training, and at inference too where the masks are part of the model."""

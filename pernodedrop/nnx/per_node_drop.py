@@ -26,14 +26,16 @@ class PerNodeDrop(WeightNoise):
         bank_size: int | None = None,
         seed: int | None = None,
         method: str = "auto",
+        persistence: float | Schedule | None = None,
         deterministic: bool = False,
         rngs: nnx.Rngs,
         **kwargs: typing.Any,
     ) -> None:
         kind, schedule = schedules.get_noise(noise, rate)
-        mask = Mask(kind, sharing, regime, bank_size)
+        start, slow = schedules.get_persistence(persistence)
+        mask = Mask(kind, sharing, regime, bank_size, start)
         super().__init__(*args, **kwargs | {"rngs": rngs})
-        self.begin(mask, seed, method, schedule, rngs, deterministic)
+        self.begin(mask, seed, method, schedule, slow, rngs, deterministic)
 
 
 class PerNodeLinear(PerNodeDrop, LinearProduct, nnx.Linear):
@@ -60,6 +62,9 @@ class PerNodeLinear(PerNodeDrop, LinearProduct, nnx.Linear):
         sharing: coordinates that the mask does not depend on, as in `pernodedrop.ops.masked_dense`; None shares a
             sample's mask over the positions of inputs of rank 3 and more.
         bank_size: number of masks in the bank regime.
+        persistence: the probability in [0, 1] that an entry keeps its value from one position of (batch, time, in) to
+            the next, and is not drawn anew, or a schedule of it; `sharing` has no "time" then, and its None shares
+            nothing. None leaves positions to `sharing`.
         seed: int, any, instead of a key of `rngs`: that of a Keras layer with the same masks.
         method: how the product is computed, as in `pernodedrop.ops.masked_dense`.
         deterministic: whether calls have no noise, until `train()`; False.
@@ -115,7 +120,7 @@ class PerNodeConv(PerNodeDrop, ConvProduct, nnx.Conv):
     Args:
         *args, **kwargs: those of `nnx.Conv`, groups and all paddings included, but for `input_dilation` and
             `conv_general_dilated`.
-        rngs, rate, noise, regime, sharing, bank_size, seed, method, deterministic: as for `PerNodeLinear`.
+        rngs, rate, noise, regime, sharing, bank_size, seed, method, persistence, deterministic: as for `PerNodeLinear`.
 
     Call arguments: as for `PerNodeLinear`; the input is `(batch, *space, channels)`, or one sample of it.
 

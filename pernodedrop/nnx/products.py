@@ -5,8 +5,6 @@ axes between first and last. A convolution is a product of patches; time: positi
 channels of the output within a group. in: row-major over (group, position in the kernel, channel within the group).
 """
 
-import itertools
-import math
 import types
 import typing
 
@@ -17,6 +15,7 @@ from jax import numpy as jnp
 from pernodedrop import checks
 from pernodedrop.backends.methods import Window
 from pernodedrop.modules import Restore
+from pernodedrop.nnx.noisy import xp
 from pernodedrop.state import Patches
 
 FORM = ("use_bias", "dtype", "param_dtype", "precision", "promote_dtype", "preferred_element_type")
@@ -123,16 +122,10 @@ class ConvProduct(Product):
             raise ValueError(checks.invalid("inputs", f"sizes from {tuple(reach)} with padding", x.shape))
         window = Window(size, stride, dilation, sizes)
 
-        def patches() -> jax.Array:
-            places = map(window.slices, itertools.product(*map(range, size)))
-            seen = jnp.stack([x[(slice(None), *place)] for place in places], axis=-2)
-            seen = seen.reshape(len(x), math.prod(sizes), math.prod(size), groups, -1)
-            return seen.transpose(3, 0, 1, 2, 4).reshape(groups, len(x), math.prod(sizes), -1)
-
         def restore(y: jax.Array) -> jax.Array:
             return y.transpose(1, 2, 0, 3).reshape(len(x), *sizes, self.out_features)
 
-        return Patches(x, window, patches), restore
+        return Patches(x, window, lambda: window.patches(x, groups, jnp.stack, xp)), restore
 
     def matrices(self, weight: jax.Array) -> jax.Array:
         groups = self.feature_group_count

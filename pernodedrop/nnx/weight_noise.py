@@ -9,7 +9,7 @@ from jax import numpy as jnp
 from pernodedrop import checks
 from pernodedrop._types import Key
 from pernodedrop.mask import Mask
-from pernodedrop.modules import WeightModule
+from pernodedrop.modules import WeightModule, check_tensor
 from pernodedrop.nnx.noisy import STREAM, Noisy, Rngs, chosen, xp
 from pernodedrop.nnx.products import Product
 from pernodedrop.rules import is_plain
@@ -31,6 +31,7 @@ class WeightNoise(Noisy, Product, WeightModule):
         seed: int | None,
         method: str,
         schedule: Schedule | None,
+        persistence: Schedule | None,
         rngs: nnx.Rngs | nnx.RngStream,
         deterministic: bool,
     ) -> None:
@@ -45,7 +46,7 @@ class WeightNoise(Noisy, Product, WeightModule):
             expected = "None: the product with a mask has that of jax.default_matmul_precision"
             raise ValueError(checks.invalid("precision", expected, self.precision))
         self.check_form()
-        self.start(mask, seed, schedule, rngs, deterministic)
+        self.start(mask, seed, schedule, rngs, deterministic, persistence)
         self.method = self.state.check_method(method)
 
     @classmethod
@@ -83,6 +84,7 @@ class WeightNoise(Noisy, Product, WeightModule):
         key = self.key_of(rngs, key)
         if not self.is_noisy(deterministic):
             return self.without_noise(inputs, out_sharding)
+        check_tensor("inputs", inputs, xp)
         if out_sharding is not None:
             raise ValueError(checks.invalid("out_sharding", "None in a call with noise", out_sharding))
         if not self.is_batched(inputs):
@@ -111,10 +113,9 @@ class WeightNoise(Noisy, Product, WeightModule):
         """The plain module that computes what this one does at inference, sharing its parameters where they are equal.
 
         Raises:
-            ValueError: a bank, whose members are no one module.
+            ValueError: a bank, whose members are no one module; or a fixed mask that is another one at each position.
         """
-        if self.regime == "bank":
-            raise ValueError(checks.invalid("regime", "one with one function at inference, to be folded", "bank"))
+        self.check_folds()
         plain: typing.Any = of_form(self.plain, self, {})
         plain.kernel, plain.bias = self.kernel, self.bias
         if self.changes_at_inference:

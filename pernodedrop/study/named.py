@@ -38,9 +38,9 @@ def read(name: str) -> dict[str, typing.Any]:
         name: of a study that comes with the package, or the path of a file that ends in .toml.
 
     Raises:
-        ValueError: no such study or file, or one that is not TOML or lacks a title, data or network.
+        TypeError, ValueError: no such study or file, or one that is not TOML or lacks a title, data or network.
     """
-    given = pathlib.Path(name)
+    given = checks.check_path(name, "name")
     if given.suffix != ".toml":
         path = FOLDER / f"{checks.check_choice(name, 'name', names())}.toml"
     elif not given.is_file():

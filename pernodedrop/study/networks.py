@@ -1,7 +1,7 @@
 """The networks of the papers' experiments, each with slots for a regularized Dense layer.
 
-A slot is a function of (width, activation="relu") that gives a list of Keras layers: a Dense layer of that width,
-regularized in some way. A network is a function of it that gives a model whose weights are not yet trained or compiled.
+A slot is a function of (width, activation) that gives a list of Keras layers: a Dense layer of that width, regularized
+in some way. A network is a function of it that gives a model whose weights are not yet trained or compiled.
 """
 
 import math
@@ -20,7 +20,7 @@ Shape: typing.TypeAlias = tuple[int, ...]
 class Slot(typing.Protocol):
     """Gives the layers that stand for one Dense layer; every call is another place."""
 
-    def __call__(self, width: int, activation: str = "relu") -> Layers: ...
+    def __call__(self, width: int, activation: str) -> Layers: ...
 
 
 Network: typing.TypeAlias = typing.Callable[..., keras.Model]
@@ -29,12 +29,16 @@ Network: typing.TypeAlias = typing.Callable[..., keras.Model]
 
 def digits(slot: Slot, width: int = 64, shape: Shape = (8, 8, 1), classes: int = 10) -> keras.Model:
     """Two slots on the pixels."""
-    return classifier(shape, [keras.layers.Flatten(), *slot(width), *slot(width)], classes)
+    return classifier(
+        shape, [keras.layers.Flatten(), *slot(width, activation="relu"), *slot(width, activation="relu")], classes
+    )
 
 
 def plane(slot: Slot, width: int = 64) -> keras.Model:
     """Two slots on the coordinates of a point, then its height."""
-    return keras.Sequential([keras.Input((2,)), *slot(width), *slot(width), keras.layers.Dense(1)])
+    return keras.Sequential(
+        [keras.Input((2,)), *slot(width, activation="relu"), *slot(width, activation="relu"), keras.layers.Dense(1)]
+    )
 
 
 def conv_pool(shape: Shape, classes: int) -> Network:
@@ -53,7 +57,7 @@ def conv_pool(shape: Shape, classes: int) -> Network:
                 keras.layers.Conv2D(64, 3, padding="same", activation="relu"),
                 keras.layers.MaxPooling2D(),
                 keras.layers.Flatten(),
-                *(layer for _ in range(slots) for layer in slot(width)),
+                *(layer for _ in range(slots) for layer in slot(width, activation="relu")),
             ],
             classes,
         )
@@ -73,7 +77,7 @@ def mnist(slot: Slot, width: int = 64, shape: Shape = (28, 28, 1), classes: int 
             keras.layers.Conv2D(64, 5, padding="same", activation="relu"),
             keras.layers.AveragePooling2D(3, 2),
             keras.layers.Flatten(),
-            *slot(width),
+            *slot(width, activation="relu"),
         ],
         classes,
     )
@@ -85,7 +89,7 @@ def rcv1(slot: Slot, width: int = 128, slots: int = 1, terms: int = 4096, topics
         raise ValueError(checks.invalid("slots", "an int from 1 to 3", slots))
     widths = (1024, 256, width)
     layers: Layers = [keras.layers.Dense(units, activation="relu") for units in widths[:-slots]]
-    layers += [layer for units in widths[-slots:] for layer in slot(units)]
+    layers += [layer for units in widths[-slots:] for layer in slot(units, activation="relu")]
     return keras.Sequential([keras.Input((terms,)), *layers, keras.layers.Dense(topics, activation="sigmoid")])
 
 
@@ -101,7 +105,7 @@ def transformer(
         y = keras.layers.LayerNormalization()(x)
         x = x + keras.layers.MultiHeadAttention(heads, width // heads)(y, y)
         y = keras.layers.LayerNormalization()(x)
-        for layer in [*slot(2 * width), *slot(width, activation="linear")]:
+        for layer in [*slot(2 * width, activation="relu"), *slot(width, activation="linear")]:
             y = layer(y)
         x = x + y
     x = keras.layers.GlobalAveragePooling1D()(keras.layers.LayerNormalization()(x))
@@ -121,7 +125,7 @@ def resnet(
             y = keras.layers.Conv2D(maps, 3, padding="same")(y)
         x = keras.layers.MaxPooling2D()(x + y)
     x = keras.layers.Flatten()(x)
-    for layer in slot(width):
+    for layer in slot(width, activation="relu"):
         x = layer(x)
     return keras.Model(image, keras.layers.Dense(classes, activation="softmax")(x))
 
@@ -174,7 +178,7 @@ def get(name: str) -> Network:
         ValueError: another name.
 
     >>> import keras
-    >>> model = get("cifar10")(lambda width, activation="relu": [keras.layers.Dense(width, activation)], width=32)
+    >>> model = get("cifar10")(lambda width, activation: [keras.layers.Dense(width, activation)], width=32)
     >>> model.output_shape
     (None, 10)
     """

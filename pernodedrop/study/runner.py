@@ -82,15 +82,15 @@ def _with_progress(run_one: RunOne, bar: typing.Any, planned: Trial) -> Trial:
 
 
 def check_equal_starts(records: list[Trial]) -> None:
-    """Raise unless all variants of a seed began with the same weights."""
+    """Raise unless all variants of a seed began as the same network with the same weights."""
     starts: dict[str, str] = {}
     for record in records:
         of = plan.key({**record, "stage": "", "variant": "", "rate": None})
         if starts.setdefault(of, record["start"]) != record["start"]:
             raise RuntimeError(
-                f"{record['variant']}, seed {record['seed']}: the initial weights differ from other variants'. Either "
-                "the model's function draws them from something that no seed sets, or it was changed after the first "
-                "trials: give another folder then."
+                f"{record['variant']}, seed {record['seed']}: the network or its initial weights differ from other "
+                "variants'. Either the model's function draws them from something that no seed sets, or it was changed "
+                "after the first trials: give another folder then."
             )
 
 

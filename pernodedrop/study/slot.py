@@ -8,6 +8,7 @@ import numpy as np
 
 from pernodedrop import checks
 from pernodedrop._types import Tensor
+from pernodedrop.internals.of_keras import layers_of
 from pernodedrop.study.variants import Function
 
 MASKS, BATCHES = 1, 2
@@ -58,3 +59,8 @@ class Slot:
         own = {id(weight) for layer in self.dense for weight in layer.trainable_variables}
         more = {id(weight) for layer in self.layers for weight in layer.trainable_variables} - own
         return [weight for weight in model.trainable_variables if id(weight) not in more]
+
+    def common(self, model: keras.Model) -> list[keras.layers.Layer]:
+        """The layers that all variants have in common: those outside of the slots, then each slot's Dense layer."""
+        inside = {id(part) for layer in self.layers for part in layers_of(layer)}
+        return [*(layer for layer in layers_of(model) if id(layer) not in inside), *self.dense]

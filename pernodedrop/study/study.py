@@ -122,9 +122,8 @@ class Study:
         self.variants = _variants(variants, self.has_slot)
         baselines = checks.check_tuple(baselines, "baselines", "names of variants")
         self.baselines = tuple(checks.check_str(one, "baselines") for one in baselines)
-        if folder is not None and not isinstance(folder, str | os.PathLike):
-            raise TypeError(checks.invalid("folder", "a path or None", folder))
-        self.folder = pathlib.Path(folder or FOLDER / name)
+        of_name = checks.check_path(FOLDER / name, "name")
+        self.folder = of_name if folder is None else checks.check_path(folder, "folder")
         search, settings = _named(search, "search"), _named(settings, "settings")
         self._data, self._sizes = data, None if sizes is None else _counts(sizes)
         self._seeded_data = callable(data) and any(one.name == "seed" for one in _parameters(data, "data"))

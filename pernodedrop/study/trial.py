@@ -11,6 +11,8 @@ import keras
 import numpy as np
 
 from pernodedrop import checks
+from pernodedrop._types import Tensor
+from pernodedrop.internals.of_keras import layers_of
 from pernodedrop.losses import RDrop, RDropModel
 from pernodedrop.report.environment import environment
 from pernodedrop.study.epoch_end import Batches, EachEpoch, EpochEndLoss, Logs, evaluate
@@ -148,7 +150,7 @@ def _model(
     settings: dict[str, typing.Any],
     has_slot: bool,
 ) -> tuple[keras.Model, str]:
-    """The model of a trial, and a digest of those initial weights that all variants have."""
+    """The model of a trial, and a digest of the network and the initial weights that all variants have."""
     rate = trial["rate"] or 0.0
     if has_slot:
         slot = Slot(variant.function, rate, trial["seed"])
@@ -157,9 +159,9 @@ def _model(
             raise ValueError(checks.invalid("model", "a function that calls its slot", make))
         if not model.built:
             raise ValueError(checks.invalid("model", "a function that returns a built model (give it an Input)", make))
-        return model, digest(slot.start(model))
+        return model, digest(slot.start(model), slot.common(model))
     model = _checked(make(**settings))
-    start = digest(model.trainable_variables)
+    start = digest(model.trainable_variables, layers_of(model))
     asked: list[keras.layers.Layer] = []
 
     def rule(layer: keras.layers.Layer) -> typing.Any:
@@ -175,10 +177,27 @@ def _checked(model: typing.Any) -> keras.Model:
     return model
 
 
-def digest(weights: list[typing.Any]) -> str:
-    """The first 16 hexadecimal digits of the sha256 of weights."""
-    parts = b"".join(keras.ops.convert_to_numpy(weight).tobytes() for weight in weights)
-    return hashlib.sha256(parts).hexdigest()[:16]
+def digest(weights: list[Tensor], layers: list[keras.layers.Layer]) -> str:
+    """The first 16 hexadecimal digits of the sha256 of a network: what its layers are, and its weights."""
+    parts = [repr(_described(layer)).encode() for layer in layers if not isinstance(layer, keras.Model)]
+    parts += [keras.ops.convert_to_numpy(weight).tobytes() for weight in weights]
+    return hashlib.sha256(b"".join(parts)).hexdigest()[:16]
+
+
+def _described(layer: keras.layers.Layer) -> tuple[str, dict[str, typing.Any]]:
+    """The kind of a layer and its plain settings; names and seeds differ from model to model."""
+    try:
+        config = layer.get_config()
+    except NotImplementedError:  # a layer of the user's that is never saved
+        config = {}
+    own = {name: config[name] for name in sorted(config.keys() - {"name", "seed"}) if _is_plain(config[name])}
+    return type(layer).__name__, own
+
+
+def _is_plain(value: typing.Any) -> bool:
+    """Numbers, words and rows of them; what is None says nothing, and dicts have names."""
+    parts = value if isinstance(value, list | tuple) else [value]
+    return value is not None and all(part is None or isinstance(part, bool | int | float | str) for part in parts)
 
 
 def _optimizer(settings: dict[str, typing.Any], steps: int) -> keras.optimizers.Optimizer:

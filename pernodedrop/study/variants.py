@@ -22,6 +22,7 @@ from pernodedrop.layers import (
     Masksembles,
     PerNodeDrop,
 )
+from pernodedrop.layers.activation.masksembles import MOST_MEMBERS
 from pernodedrop.noise import PartialGaussian
 
 __all__ = ["Variant", "drop_connect_rates", "get", "masksembles", "names", "of_layer", "register"]
@@ -141,6 +142,8 @@ def of_layer(
     if schedule is not None:
         if not has_rate:
             raise ValueError(checks.invalid("schedule", f"None beside `{rate_of}`", schedule))
+        if not isinstance(schedule, dict) or not all(isinstance(name, str) for name in schedule):
+            raise TypeError(checks.invalid("schedule", "a dict of a kind and its arguments", schedule))
         has_rate, rates = _scheduled(**schedule)
 
     def function(dense: keras.layers.Layer, rate: float, seed: int) -> Layers:
@@ -149,7 +152,7 @@ def of_layer(
 
     function(keras.layers.Dense(1), 0.0, 0)  # so that what is wrong is said before anything is trained
     alpha = None if r_drop is None else checks.check_positive(r_drop, "r_drop", zero=True)
-    return Variant(function, title or layer, has_rate, alpha)
+    return Variant(function, layer if title is None else checks.check_str(title, "title"), has_rate, alpha)
 
 
 def _same(rate: float) -> typing.Any:
@@ -172,6 +175,7 @@ def drop_connect_rates(rate: float) -> tuple[float, float]:
     >>> [round(number, 2) for number in drop_connect_rates(0.5)]
     [0.31, 0.5]
     """
+    rate = checks.check_rate(rate)
     gradient_rate = min(rate, 1.5 * (1 - rate))
     return rate - LOW_MEAN * gradient_rate, gradient_rate
 
@@ -187,8 +191,10 @@ def masksembles(rate: float) -> tuple[int, float]:
     """
     from scipy import optimize  # costs 100 ms to import
 
-    members = max(4, math.ceil(round(2 / (1 - rate), 9)))
-    if rate == 0:
+    members = max(4, math.ceil(round(2 / (1 - checks.check_rate(rate)), 9)))
+    if members > MOST_MEMBERS:
+        raise ValueError(checks.invalid("rate", f"a drop rate that {MOST_MEMBERS} members have", rate))
+    if rate < 1e-9:  # a scale that is 1 in float32
         return members, 1.0
 
     def excess(scale: float) -> float:

@@ -122,7 +122,18 @@ CUT_OFF = 8
 
 word = st.one_of(st.sampled_from([0, 1, 2**31 - 1, 2**31, 2**32 - 2, 2**32 - 1]), st.integers(0, 2**32 - 1))
 some_words = st.lists(word, min_size=1, max_size=16)
-keys = st.tuples(word, word)
+
+
+def _word_like(first):
+    """A word whose simplest example, which is tried first, is no 0, and unlike that of any other argument.
+
+    With zeros for all, what forgets an offset, or takes a call for a seed, is right.
+    """
+    return st.just(first) | word
+
+
+keys = st.tuples(_word_like(1), _word_like(2))
+sample_offsets, in_offsets = _word_like(3), _word_like(5)
 
 
 @claim(of="noise")
@@ -289,7 +300,7 @@ def normality(noise, backend):
     expect_near(distance, 0, limit, "the distribution of entries has a distance from the normal one")
 
 
-@claim("elementwise", of="other backend", words=some_words, key=keys, sample_offset=word)
+@claim("elementwise", of="other backend", words=some_words, key=keys, sample_offset=sample_offsets)
 def agreement(noise, backend, words=EDGES, key=(1, 0), sample_offset=0, ops=own_ops):
     """Words and uniform numbers are NumPy's to the bit; entries too if the noise is exact, else up to rounding."""
     where = {"key": key, "shape": (4, 3, 5), "sample_offset": sample_offset}
@@ -318,7 +329,7 @@ def compilation(noise, backend, words=EDGES):
     expect_same_entries(noise, compiled, eager, "entries change when compiled")
 
 
-@claim("numbers", "agreement", key=keys, sample_offset=word)
+@claim("numbers", "agreement", key=keys, sample_offset=sample_offsets)
 def masks(noise, backend, key=(1, 0), sample_offset=0, ops=own_ops):
     """A mask is the noise of the generator's words at its coordinates, whatever is shared."""
     shape = (4, 3, 5, 2)
@@ -328,7 +339,7 @@ def masks(noise, backend, key=(1, 0), sample_offset=0, ops=own_ops):
         expect_same_entries(noise, m, wanted, f"with sharing={sharing!r} a mask is not the noise at its coordinates")
 
 
-@claim("masks", most=2, key=keys, sample_offset=word)
+@claim("masks", most=2, key=keys, sample_offset=sample_offsets)
 def coordinates(noise, backend, key=(1, 0), sample_offset=0, ops=own_ops):
     """A mask is so far out as well: along no coordinate does it begin anew."""
     for shape in SHAPES:
@@ -338,7 +349,7 @@ def coordinates(noise, backend, key=(1, 0), sample_offset=0, ops=own_ops):
         expect_same_entries(noise, m, wanted, what)
 
 
-@claim("masks", key=keys, sample_offset=word, start=st.integers(0, 4))
+@claim("masks", key=keys, sample_offset=sample_offsets, start=st.sampled_from([1, 2, 3, 4, 0]))
 def blocks(noise, backend, key=(1, 0), sample_offset=0, start=1, ops=own_ops):
     """A part of a mask is the mask of that part: no block, no padding and no size of the batch changes it."""
     arguments = {"noise": noise, "backend": backend, "key": key, "ops": ops}
@@ -357,7 +368,7 @@ def blocks(noise, backend, key=(1, 0), sample_offset=0, start=1, ops=own_ops):
     expect_equal(sum(parts), y, size, "the products of the two parts of a kernel do not sum to the product")
 
 
-@claim("masks", most=2, key=keys, sample_offset=word, in_offset=word)
+@claim("masks", most=2, key=keys, sample_offset=sample_offsets, in_offset=in_offsets)
 def product(noise, backend, key=(1, 0), sample_offset=0, in_offset=0, ops=own_ops):
     """`masked_dense` is the product with the mask, by every method, in one block or several."""
     for method, sharing, which in PRODUCTS:
@@ -370,7 +381,7 @@ def product(noise, backend, key=(1, 0), sample_offset=0, in_offset=0, ops=own_op
         expect_equal(_with_time(y), wanted, size, what)
 
 
-@claim("product", of="differentiable backend", most=2, key=keys, sample_offset=word)
+@claim("product", of="differentiable backend", most=2, key=keys, sample_offset=sample_offsets)
 def gradients(noise, backend, key=(1, 0), sample_offset=0, ops=own_ops):
     """The gradients of `masked_dense` are those of the very mask that it applied."""
     for method, sharing, which in PRODUCTS:
@@ -462,7 +473,7 @@ def reparameterization(noise, backend, key=(1, 0), alarm=1e-9, ops=own_ops):
     of="differentiable backend",
     most=2,
     key=keys,
-    sample_offset=word,
+    sample_offset=sample_offsets,
     made_of=_is_resolved_gaussian,
 )
 def reparameterized_gradients(noise, backend, key=(1, 0), sample_offset=0, ops=own_ops):

@@ -82,6 +82,9 @@ def check_noise(
     backends = chosen_backends(backends)
     claims = _names(claims, "claims", tuple(CLAIMS), tuple(CLAIMS))
     checks.check_count(examples, "examples")
+    if checks.check_seed(seed) is None:
+        raise TypeError(checks.invalid("seed", "an int", seed))
+    progress = checks.check_bool(progress, "progress")
     noises = noises_of(noise)
     outcomes: list[Outcome] = []
     plan = [(c, place) for c in claims for place in places(CLAIMS[c], backends)]
@@ -304,6 +307,7 @@ def _names(given: typing.Any, argument: str, default: tuple[str, ...], choices: 
         return default
     if isinstance(given, str):
         raise TypeError(checks.invalid(argument, f"a list of names, such as {[given]}", given))
+    given = checks.check_tuple(given, argument, "names")
     names = tuple(dict.fromkeys(checks.check_choice(name, argument, choices) for name in given))
     if not names:
         raise ValueError(checks.invalid(argument, "one name at least", given))

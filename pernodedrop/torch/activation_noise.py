@@ -25,7 +25,7 @@ class ActivationNoise(Noisy, ActivationModule):
         sample_ids: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """The input, in training times its mask; see the class."""
-        self.check_shape(tuple(input.shape))
+        self.check_input(input)
         return self.masked(input, key, sample_ids) if self.training else input
 
     def fold(self) -> torch.nn.Module:
@@ -37,11 +37,17 @@ class ShapedNoise(ShapedModule, ActivationNoise):
     """Base of activation noise with one entry for each place of a mask that is broadcast against the input."""
 
     def __init__(
-        self, noise: Noise, noise_shape: Shape | None = None, seed: int | None = None, schedule: Schedule | None = None
+        self,
+        noise: Noise,
+        noise_shape: Shape | None = None,
+        seed: int | None = None,
+        schedule: Schedule | None = None,
+        persistence: float | Schedule | None = None,
     ) -> None:
         super().__init__()
         self.noise_shape = check_noise_shape(noise_shape)
-        self.start(Mask(noise, sharing_of(self.noise_shape)), seed, schedule)
+        start, slow = schedules.get_persistence(persistence)
+        self.start(Mask(noise, sharing_of(self.noise_shape), persistence=start), seed, schedule, slow)
 
 
 class Dropout(ShapedNoise):
@@ -55,6 +61,9 @@ class Dropout(ShapedNoise):
         noise_shape: shape of the mask, broadcast against the input, None entries being the input's sizes; None is the
             input's shape.
         seed: int, any; None takes one from Python's `random`.
+        persistence: the probability in [0, 1] that an entry keeps its value from one position of (batch, time, in) to
+            the next, and is not drawn anew, or a schedule of it. None and 0 are a mask for every position, 1 is one for
+            the sequence (arXiv 1512.05287).
 
     Call arguments:
         input: floating tensor of any rank from 1, samples first.
@@ -75,9 +84,15 @@ class Dropout(ShapedNoise):
     [0.0, 2.0]
     """
 
-    def __init__(self, rate: float | Schedule, noise_shape: Shape | None = None, seed: int | None = None) -> None:
+    def __init__(
+        self,
+        rate: float | Schedule,
+        noise_shape: Shape | None = None,
+        seed: int | None = None,
+        persistence: float | Schedule | None = None,
+    ) -> None:
         start, schedule = schedules.get(rate)
-        super().__init__(Bernoulli(start), noise_shape, seed, schedule)
+        super().__init__(Bernoulli(start), noise_shape, seed, schedule, persistence)
 
 
 class GaussianDropout(ShapedNoise):
@@ -87,7 +102,7 @@ class GaussianDropout(ShapedNoise):
 
     Args:
         rate: drop rate in [0, 1) of the Dropout with the same variance, or a schedule of `pernodedrop.schedules`.
-        seed, noise_shape: as for `pernodedrop.torch.Dropout`.
+        seed, noise_shape, persistence: as for `pernodedrop.torch.Dropout`.
 
     Call arguments, shapes, dtypes and errors: as for `pernodedrop.torch.Dropout`.
 
@@ -96,9 +111,15 @@ class GaussianDropout(ShapedNoise):
     torch.Size([4, 8])
     """
 
-    def __init__(self, rate: float | Schedule, seed: int | None = None, noise_shape: Shape | None = None) -> None:
+    def __init__(
+        self,
+        rate: float | Schedule,
+        seed: int | None = None,
+        noise_shape: Shape | None = None,
+        persistence: float | Schedule | None = None,
+    ) -> None:
         start, schedule = schedules.get(rate)
-        super().__init__(Gaussian(rate=start), noise_shape, seed, schedule)
+        super().__init__(Gaussian(rate=start), noise_shape, seed, schedule, persistence)
 
 
 class DropPath(PathModule, ActivationNoise):

@@ -4,6 +4,7 @@ import typing
 
 import torch
 
+from pernodedrop import schedules
 from pernodedrop._types import Sharing
 from pernodedrop.modules import DropConnectModule, mask_of_drop_connect
 from pernodedrop.schedules import Schedule
@@ -18,16 +19,18 @@ class DropConnect(DropConnectModule, WeightNoise):
         self,
         *args: typing.Any,
         rate: float | Schedule = 0.5,
-        sharing: Sharing = "sample+time",
+        sharing: Sharing = None,
         mask_bias: bool = False,
         scaling: str = "inverted",
         seed: int | None = None,
         method: str = "auto",
+        persistence: float | Schedule | None = None,
         **kwargs: typing.Any,
     ) -> None:
-        mask, schedule = mask_of_drop_connect(rate, sharing, mask_bias, scaling)
+        start, slow = schedules.get_persistence(persistence)
+        mask, schedule = mask_of_drop_connect(rate, sharing, mask_bias, scaling, start)
         super().__init__(*args, **kwargs)
-        self.begin(mask, seed, method, schedule)
+        self.begin(mask, seed, method, schedule, slow)
         self.mask_bias, self.scaling = bool(mask_bias), scaling
 
 
@@ -42,11 +45,12 @@ class DropConnectLinear(DropConnect, LinearProduct, torch.nn.Linear):
     Args:
         *args, **kwargs: those of `torch.nn.Linear`: in_features, out_features, bias, device, dtype.
         rate: drop rate in [0, 1), or a schedule of `pernodedrop.schedules`; 0.5.
-        sharing: "sample+time": one mask a batch. "time": one mask a sample, which is binary PerNodeDrop.
+        sharing: "sample+time", or None: one mask a batch. "time": one mask a sample, which is binary PerNodeDrop.
         mask_bias: whether entries of the bias are dropped too. `sharing` has "time" then.
         scaling: "inverted" divides by the share that is kept in training. "none" does not, and multiplies by it at
             inference the weight and, with `mask_bias`, the bias.
-        seed, method: as for `pernodedrop.torch.PerNodeLinear`.
+        seed, method, persistence: as for `pernodedrop.torch.PerNodeLinear`; beside `persistence` a sharing of None is
+            "sample".
 
     Call arguments, shapes and dtypes: as for `pernodedrop.torch.PerNodeLinear`.
 
@@ -83,7 +87,7 @@ class DropConnectConv2d(DropConnect, Conv2dProduct, torch.nn.Conv2d):
 
     Args:
         *args, **kwargs: those of `torch.nn.Conv2d`, groups and all padding modes included.
-        rate, sharing, mask_bias, scaling, seed, method: as for `DropConnectLinear`.
+        rate, sharing, mask_bias, scaling, seed, method, persistence: as for `DropConnectLinear`.
 
     Call arguments, shapes, dtypes and errors: as for `pernodedrop.torch.PerNodeConv2d`.
 

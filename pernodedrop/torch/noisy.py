@@ -43,15 +43,18 @@ class Noisy(Regularizer, torch.nn.Module):
     noise_key: torch.Tensor
     noise_numbers: torch.Tensor
 
-    def start(self, mask: Mask, seed: int | None, schedule: Schedule | None) -> None:
+    def start(
+        self, mask: Mask, seed: int | None, schedule: Schedule | None, persistence: Schedule | None = None
+    ) -> None:
         """Begin with a mask, after the constructor of `torch.nn.Module`.
 
         Args:
             mask: which mask, a `pernodedrop.Mask`.
             seed: int, any; None takes one from Python's `random`.
             schedule: the rate as a function of the key's call number; None leaves it where the mask has it.
+            persistence: the mask's persistence likewise.
         """
-        self.state = State(mask, seed, schedule)
+        self.state = State(mask, seed, schedule, persistence)
         self.replica: tuple[int, int] | None = None
         self.held_key: torch.Tensor | None = None
         for name in BUFFERS:
@@ -188,6 +191,7 @@ def drawn_keys(model: torch.nn.Module) -> collections.abc.Iterator[None]:
     ...     bool((layer(x) == layer(x)).all())
     True
     """
+    _check_model(model)
     noisy = [module for module in model.modules() if isinstance(module, Noisy) and module.training]
     for module in noisy:
         module.held_key = module.draw()
@@ -213,7 +217,7 @@ def set_replica(model: torch.nn.Module, rank: int, ranks: int) -> torch.nn.Modul
         The model.
 
     Raises:
-        TypeError, ValueError: numbers that are not as described.
+        TypeError, ValueError: an argument that is not as described.
 
     >>> import torch, pernodedrop.torch as pndt
     >>> layer = pndt.set_replica(pndt.PerNodeLinear(3, 4, seed=1), rank=1, ranks=2)
@@ -221,6 +225,7 @@ def set_replica(model: torch.nn.Module, rank: int, ranks: int) -> torch.nn.Modul
     >>> bool((layer(x, key=(1, 0)) == layer(x, key=(1, 0), sample_ids=torch.tensor([1, 3]))).all())
     True
     """
+    _check_model(model)
     checks.check_count(ranks, "ranks")
     if checks.check_count(rank, "rank", least=0) >= ranks:
         raise ValueError(checks.invalid("rank", f"an int below ranks={ranks}", rank))
@@ -228,6 +233,11 @@ def set_replica(model: torch.nn.Module, rank: int, ranks: int) -> torch.nn.Modul
         if isinstance(module, Noisy):
             module.replica = (rank, ranks)
     return model
+
+
+def _check_model(model: typing.Any) -> None:
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(checks.invalid("model", "a torch.nn.Module", model))
 
 
 def _device_of(module: torch.nn.Module) -> torch.device:

@@ -26,12 +26,14 @@ class PerNodeDrop(WeightNoise):
         bank_size: int | None = None,
         seed: int | None = None,
         method: str = "auto",
+        persistence: float | Schedule | None = None,
         **kwargs: typing.Any,
     ) -> None:
         kind, schedule = schedules.get_noise(noise, rate)
-        mask = Mask(kind, sharing, regime, bank_size)
+        start, slow = schedules.get_persistence(persistence)
+        mask = Mask(kind, sharing, regime, bank_size, start)
         super().__init__(*args, **kwargs)
-        self.begin(mask, seed, method, schedule)
+        self.begin(mask, seed, method, schedule, slow)
 
 
 class PerNodeLinear(PerNodeDrop, LinearProduct, torch.nn.Linear):
@@ -55,6 +57,9 @@ class PerNodeLinear(PerNodeDrop, LinearProduct, torch.nn.Linear):
         sharing: coordinates that the mask does not depend on, as in `pernodedrop.ops.masked_dense`; None shares a
             sample's mask over the positions of inputs of rank 3 and more.
         bank_size: number of masks in the bank regime.
+        persistence: the probability in [0, 1] that an entry keeps its value from one position of (batch, time, in) to
+            the next, and is not drawn anew, or a schedule of it; `sharing` has no "time" then, and its None shares
+            nothing. None leaves positions to `sharing`.
         seed: int, any; None takes one from Python's `random`. Seeds s and s + 1 give independent masks.
         method: how the product is computed, as in `pernodedrop.ops.masked_dense`.
 
@@ -116,7 +121,7 @@ class PerNodeConv2d(PerNodeDrop, Conv2dProduct, torch.nn.Conv2d):
 
     Args:
         *args, **kwargs: those of `torch.nn.Conv2d`, groups and all padding modes included.
-        rate, noise, regime, sharing, bank_size, seed, method: as for `PerNodeLinear`.
+        rate, noise, regime, sharing, bank_size, seed, method, persistence: as for `PerNodeLinear`.
 
     Call arguments: as for `PerNodeLinear`; the input is (batch, channels, rows, columns), or one sample of it.
 

@@ -36,6 +36,10 @@ class Product(torch.nn.Module):
         form = {name: getattr(module, name) for name in cls.form}
         return {**form, "bias": module.bias is not None, "device": "meta", "dtype": module.weight.dtype}
 
+    def check_batch(self, x: torch.Tensor) -> None:
+        """Raise unless a batch fits the module."""
+        raise NotImplementedError(f"{type(self).__name__} must define `check_batch`")
+
     def is_batched(self, x: torch.Tensor) -> bool:
         """Whether the first axis of an input is that of samples; torch takes one sample without it."""
         raise NotImplementedError(f"{type(self).__name__} must define `is_batched`")
@@ -48,9 +52,11 @@ class LinearProduct(Product):
     in_features: int
     out_features: int
 
-    def operands(self, x: torch.Tensor) -> tuple[torch.Tensor, Restore]:
+    def check_batch(self, x: torch.Tensor) -> None:
         if x.shape[-1] != self.in_features:
             raise ValueError(checks.invalid("input", f"{self.in_features} features in the last axis", tuple(x.shape)))
+
+    def operands(self, x: torch.Tensor) -> tuple[torch.Tensor, Restore]:
         shape = x.shape[:-1]
         rows = x.flatten(1, -2) if x.dim() > 3 else x
         return rows[None], lambda y: y[0].reshape(*shape, self.out_features)
@@ -85,14 +91,19 @@ class ConvProduct(Product):
     padding: str | tuple[int, ...]
     padding_mode: typing.Any
 
+    def check_batch(self, x: torch.Tensor) -> None:
+        if x.dim() != self.dims + 2 or x.shape[1] != self.in_channels:
+            expected = f"(batch, {self.in_channels} channels, {self.dims} more axes), or one sample of it"
+            raise ValueError(checks.invalid("input", expected, tuple(x.shape)))
+        if any(n + sum(w) < r for n, w, r in zip(x.shape[2:], self._widths(), self._reach(), strict=True)):
+            expected = f"sizes from {tuple(self._reach())} with padding"
+            raise ValueError(checks.invalid("input", expected, tuple(x.shape)))
+
     def operands(self, x: torch.Tensor) -> tuple[Patches, Restore]:
-        if x.shape[1] != self.in_channels:
-            raise ValueError(checks.invalid("input", f"{self.in_channels} channels in axis 1", tuple(x.shape)))
         batch = x.shape[0]
         is_last = self.dims > 1 and x.is_contiguous(memory_format=CHANNELS_LAST[x.dim()]) and not x.is_contiguous()
         x = self._padded(x)
-        reach = [step * (size - 1) + 1 for size, step in zip(self.kernel_size, self.dilation, strict=True)]
-        sizes = tuple([(n - r) // s + 1 for n, r, s in zip(x.shape[2:], reach, self.stride, strict=True)])
+        sizes = tuple([(n - r) // s + 1 for n, r, s in zip(x.shape[2:], self._reach(), self.stride, strict=True)])
         window = Window(self.kernel_size, self.stride, self.dilation, sizes)
 
         def restore(y: torch.Tensor) -> torch.Tensor:
@@ -130,14 +141,18 @@ class ConvProduct(Product):
     def as_channels(self, bias: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         return bias.reshape(*bias.shape, *(1 for _ in range(self.dims)))
 
+    def _reach(self) -> list[int]:
+        """How many positions the kernel spans, along each axis."""
+        return [step * (size - 1) + 1 for size, step in zip(self.kernel_size, self.dilation, strict=True)]
+
+    def _widths(self) -> list[tuple[int, int]]:
+        """How many positions are padded before and after, along each axis."""
+        if self.padding == "same":
+            return [((reach - 1) // 2, reach - 1 - (reach - 1) // 2) for reach in self._reach()]
+        return [(0, 0) if self.padding == "valid" else (int(self.padding[axis]),) * 2 for axis in range(self.dims)]
+
     def _padded(self, x: torch.Tensor) -> torch.Tensor:
-        widths: list[int] = []
-        for axis in reversed(range(self.dims)):  # as `pad` has it: the last axis first
-            if self.padding == "same":
-                total = self.dilation[axis] * (self.kernel_size[axis] - 1)
-                widths += [total // 2, total - total // 2]
-            else:
-                widths += [0, 0] if self.padding == "valid" else [int(self.padding[axis])] * 2
+        widths = [width for pair in reversed(self._widths()) for width in pair]  # as `pad` has it: the last axis first
         if not any(widths):
             return x
         return F.pad(x, widths, mode="constant" if self.padding_mode == "zeros" else self.padding_mode)

@@ -6,9 +6,6 @@ library the key and the samples of the pass, so that none of its state is touche
 
 import collections.abc
 import contextlib
-import itertools
-import math
-import operator
 import typing
 
 import numpy as np
@@ -18,22 +15,12 @@ from pernodedrop import checks
 from pernodedrop._types import Array
 from pernodedrop.internals import of_torch
 from pernodedrop.torch.noisy import Noisy
-from pernodedrop.uncertainty.prediction import (
-    Each,
-    Outputs,
-    check_arguments,
-    chosen_of,
-    collected,
-    default_samples,
-    named,
-    seeds_of,
-    word_of,
-)
+from pernodedrop.uncertainty.native import Passes, called, checked, mapped, outputs_of
+from pernodedrop.uncertainty.prediction import Each, collected
 
 __all__ = ["predict"]
 
 HOLDERS = tuple(getattr(torch.nn, name) for name in of_torch.HOLDERS)
-Batch: typing.TypeAlias = tuple[typing.Any, int]
 
 
 def predict(
@@ -100,81 +87,45 @@ def predict(
     >>> found.mean.shape, found.mutual_information.shape
     ((5, 3), (5,))
     """
-    models = model if isinstance(model, list | tuple) else [model]
-    if not models or not all(isinstance(one, torch.nn.Module) for one in models):
-        raise TypeError(checks.invalid("model", "a torch.nn.Module, or a list of them", model))
     reading = {"from_logits": from_logits, "probabilities": probabilities, "gaussian": gaussian}
-    seed = check_arguments(seed, keep, **reading)
-    batches = _batches(x, batch_size)
-    first = next(batches, None)
-    if first is None:
-        raise ValueError(checks.invalid("x", "at least one batch", x))
-    seeds = seeds_of(seed, models)
-    members = [_Passes(*one, layers, may_be_quiet=len(models) > 1) for one in zip(models, seeds, strict=True)]
-    default = default_samples([(one.members, one.has_noise) for one in members])
-    number = default if samples is None else checks.check_count(samples, "samples", len(models))
-
-    def outputs() -> collections.abc.Iterator[collections.abc.Iterator[Outputs]]:
-        start = 0
-        for rows, size in itertools.chain([first], batches):
-            yield (members[s % len(members)].run(rows, size, start, s // len(members)) for s in range(number))
-            start += size
-
-    return collected(outputs(), number, seed, keep, **reading)
+    outputs, number, seed = outputs_of(_Passes, model, x, samples, batch_size, seed, layers, keep, reading)
+    return collected(outputs, number, seed, keep, **reading)
 
 
-class _Passes:
-    """The noisy passes of a model."""
+class _Passes(Passes):
+    """The noisy passes of a model of torch."""
 
-    def __init__(self, model: torch.nn.Module, seed: int, chosen: typing.Any, may_be_quiet: bool) -> None:
-        self.model, self.seed = model, seed
-        modules = list(model.modules())
-        self.ensembles = [one for one in modules if isinstance(one, Noisy) and one.members]
-        self.noisy = [one for one in modules if isinstance(one, Noisy) and one.is_stochastic and not one.members]
-        self.of_torch = of_torch.noise_in(model)
-        if not (self.ensembles or self.noisy or self.of_torch or may_be_quiet):
-            raise ValueError(
-                checks.invalid("model", "a model with noise modules: its passes would all be equal", model)
-            )
-        # by place; of calls a schedule's rate depends
-        self.keys = {one: (place, one.updates) for place, one in enumerate(self.noisy)}
-        self.fixed: list[Noisy] = []  # that have members, and are not to be sampled
-        if chosen is not None:
-            self._choose(chosen, modules)
+    kind, name, filled = torch.nn.Module, "torch.nn.Module", False
+
+    def __init__(self, *arguments: typing.Any, **keywords: typing.Any) -> None:
+        super().__init__(*arguments, **keywords)
+        self.calls = {one: one.updates for one in self.noisy}  # of which a schedule's rate depends
         noise = {*self.noisy, *self.ensembles}
+        modules = [one for _, one in self.known]
         self.holders = [one for one in modules if isinstance(one, HOLDERS) and not noise.isdisjoint(one.modules())]
 
-    def _choose(self, chosen: typing.Any, modules: list[torch.nn.Module]) -> None:
-        """Has no other modules make noise than those chosen, or inside of them; places and masks stay what they are."""
-        noise = [one for one in modules if one in {*self.noisy, *self.ensembles, *self.of_torch}]
-        wanted = chosen_of(chosen, noise, list(self.model.named_modules()), torch.nn.Module.modules)
-        self.fixed = [one for one in self.ensembles if one not in wanted]
-        self.ensembles = [one for one in self.ensembles if one in wanted]
-        self.noisy = [one for one in self.noisy if one in wanted]
-        held = [one for one in self.of_torch if isinstance(one, HOLDERS) and not {*wanted}.isdisjoint(one.modules())]
-        self.of_torch = [one for one in self.of_torch if one in wanted or one in held]
+    def named_modules(self) -> list[tuple[str, torch.nn.Module]]:
+        return list(self.model.named_modules())
 
-    @property
-    def members(self) -> int:
-        """The number of passes in which each member of all modules is as often as others."""
-        return math.lcm(*(typing.cast(int, one.members) for one in self.ensembles))
+    def inside(self, module: torch.nn.Module) -> collections.abc.Iterable[torch.nn.Module]:
+        return module.modules()
 
-    @property
-    def has_noise(self) -> bool:
-        """Whether more passes than members say more."""
-        return bool(self.noisy or self.of_torch)
+    def noise_of_framework(self) -> list[torch.nn.Module]:
+        return of_torch.noise_in(self.model)
 
-    def run(self, rows: typing.Any, size: int, start: int, sample: int) -> Outputs:
-        """The outputs of pass `sample` for the batch whose first row is row `start` of the whole."""
+    def choose(self, chosen: typing.Any) -> None:
+        holders = [one for one in self.others if isinstance(one, HOLDERS)]
+        super().choose(chosen)
+        held = [one for one in holders if not {*self.others}.isdisjoint(one.modules())]
+        self.others = [*self.others, *held]
+
+    def forward(self, rows: typing.Any, width: int, start: int, sample: int) -> dict[typing.Any, Array]:
         parameter = next(self.model.parameters(), None)
-        rows = _mapped(rows, lambda leaf: _moved(leaf, parameter))
-        with torch.no_grad(), self._changed(size, start, sample), torch.random.fork_rng(_cuda_devices()):
-            torch.manual_seed(word_of(self.seed, len(self.keys), sample, start))
-            if isinstance(rows, dict):
-                found = self.model(**rows)
-            else:
-                found = self.model(*rows) if isinstance(rows, list | tuple) else self.model(rows)
-        return {name: _output(y, size) for name, y in named(getattr(found, "logits", found)).items()}
+        rows = mapped(rows, lambda leaf: _moved(leaf, parameter))
+        with torch.no_grad(), self._changed(width, start, sample), torch.random.fork_rng(_cuda_devices()):
+            torch.manual_seed(self.word_of_others(sample, start))
+            found = called(self.model, rows)
+        return {name: torch.as_tensor(checked(y, width)).double().cpu().numpy() for name, y in found.items()}
 
     @contextlib.contextmanager
     def _changed(self, size: int, start: int, sample: int) -> collections.abc.Iterator[None]:
@@ -188,10 +139,9 @@ class _Passes:
             return args[:1], {**kwargs, "sample_ids": ids}
 
         def make_noise(module: Noisy, args: typing.Any, kwargs: dict[str, typing.Any]) -> typing.Any:
-            place, call = self.keys[module]
             if "sample" not in module.sharing and kwargs.get("sample_ids") is None:
                 args, kwargs = be_member_of_place(module, args, kwargs)
-            return args[:1], {**kwargs, "key": (word_of(self.seed, place, sample), call)}
+            return args[:1], {**kwargs, "key": (self.word(module, sample), self.calls[module])}
 
         def be_member(module: Noisy, args: typing.Any, kwargs: dict[str, typing.Any]) -> typing.Any:
             x = _input(args, kwargs)
@@ -203,7 +153,7 @@ class _Passes:
             for module, mode in modes:
                 stack.callback(setattr, module, "training", mode)
                 module.training = False
-            for module in (*self.noisy, *self.of_torch, *self.holders):
+            for module in (*self.noisy, *self.others, *self.holders):
                 module.training = True
             for modules, hook in (
                 (self.noisy, make_noise),
@@ -215,56 +165,16 @@ class _Passes:
             yield
 
 
-def _output(output: typing.Any, size: int) -> Array:
-    """What a pass has returned, or one of several things, as the array that is expected of it."""
-    if not isinstance(output, torch.Tensor) or output.shape[:1] != (size,):
-        received = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output)
-        raise ValueError(checks.invalid("model", f"tensors with an output for each of {size} samples", received))
-    return output.double().cpu().numpy()
-
-
 def _input(args: tuple[typing.Any, ...], kwargs: dict[str, typing.Any]) -> torch.Tensor:
     return args[0] if args else kwargs["input"]
 
 
-def _batches(x: typing.Any, batch_size: int | None) -> collections.abc.Iterator[Batch]:
-    """The batches of `x`, each with how many samples it has."""
-    if isinstance(x, list | tuple | dict) or hasattr(x, "shape"):
-        size, length = _size(x), 32 if batch_size is None else checks.check_count(batch_size, "batch_size")
-        for start in range(0, size, length):
-            yield _mapped(x, operator.itemgetter(slice(start, start + length))), min(length, size - start)
-        return
-    if not hasattr(x, "__iter__"):
-        raise TypeError(checks.invalid("x", "a tensor, a list or dict of them, or batches", x))
-    if batch_size is not None:
-        raise ValueError(checks.invalid("batch_size", "None where `x` gives batches, which have their own", batch_size))
-    for batch in x:
-        inputs = batch[0] if isinstance(batch, list | tuple) else batch
-        yield inputs, _size(inputs)
-
-
-def _size(x: typing.Any) -> int:
-    """How many samples there are."""
-    leaves = list(x.values()) if isinstance(x, dict) else list(x) if isinstance(x, list | tuple) else [x]
-    expected = "a tensor with samples first, or a list or dict of them, of equal lengths from 1"
-    if not all(hasattr(leaf, "shape") for leaf in leaves):
-        raise TypeError(checks.invalid("x", expected, x))
-    sizes = {tuple(leaf.shape)[:1] for leaf in leaves}
-    if len(sizes) != 1 or sizes & {(), (0,)}:
-        raise ValueError(checks.invalid("x", expected, [tuple(leaf.shape) for leaf in leaves]))
-    return int(sizes.pop()[0])
-
-
-def _mapped(x: typing.Any, function: typing.Callable[[typing.Any], typing.Any]) -> typing.Any:
-    """The same list, tuple, dict or single leaf with what a function makes of each leaf."""
-    if isinstance(x, dict):
-        return {name: function(leaf) for name, leaf in x.items()}
-    return type(x)(map(function, x)) if isinstance(x, list | tuple) else function(x)
-
-
 def _moved(leaf: typing.Any, parameter: torch.Tensor | None) -> torch.Tensor:
     """A tensor, where the model is; of an array, in the floating dtype of the model."""
-    tensor = torch.as_tensor(leaf)
+    try:
+        tensor = torch.as_tensor(leaf)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(checks.invalid("x", "what torch.as_tensor takes", leaf)) from error
     if parameter is None:
         return tensor
     if isinstance(leaf, np.ndarray) and tensor.is_floating_point():

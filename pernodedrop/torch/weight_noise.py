@@ -9,7 +9,7 @@ from pernodedrop import checks, ops
 from pernodedrop._types import Key
 from pernodedrop.internals import of_torch
 from pernodedrop.mask import Mask
-from pernodedrop.modules import WeightModule
+from pernodedrop.modules import WeightModule, check_tensor
 from pernodedrop.rules import is_plain
 from pernodedrop.schedules import Schedule
 from pernodedrop.torch.noisy import BUFFERS, Noisy, xp
@@ -25,11 +25,18 @@ class WeightNoise(Noisy, Product, WeightModule):
 
     stack = torch.stack
 
-    def begin(self, mask: Mask, seed: int | None, method: str, schedule: Schedule | None) -> None:
+    def begin(
+        self,
+        mask: Mask,
+        seed: int | None,
+        method: str,
+        schedule: Schedule | None,
+        persistence: Schedule | None,
+    ) -> None:
         """Begin with a mask, after the constructor of the plain module."""
         if not self.weight.is_floating_point():
             raise TypeError(checks.invalid("dtype", "a floating dtype", self.weight.dtype))
-        self.start(mask, seed, schedule)
+        self.start(mask, seed, schedule, persistence)
         self.method = self.state.check_method(method)
 
     @classmethod
@@ -64,6 +71,7 @@ class WeightNoise(Noisy, Product, WeightModule):
         """What the plain module gives, in training with noise; see the class."""
         if not self.has_noise:
             return self.without_noise(input)
+        check_tensor("input", input, xp)
         ops.check_layout("input", input, ("dense",), xp)
         if self.is_batched(input):
             return self.with_noise(input, key, sample_ids)
@@ -79,8 +87,10 @@ class WeightNoise(Noisy, Product, WeightModule):
 
     def with_noise(self, x: torch.Tensor, key: Key | None, sample_ids: torch.Tensor | None) -> torch.Tensor:
         """What a call with noise gives, of a batch."""
+        self.check_batch(x)
         samples, field = self.samples(x, sample_ids), self.field(key, x.device)
-        x = x if self.state.one_kernel else self._cast(x)
+        dtype = self._dtype_of(x)
+        x = x if self.state.one_kernel else x.to(dtype)
         return self.product(x, self.weight, self.bias, field, samples)
 
     def weights_at_inference(self) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -91,10 +101,9 @@ class WeightNoise(Noisy, Product, WeightModule):
         """The plain module that computes what this one does at inference, sharing its parameters where they are equal.
 
         Raises:
-            ValueError: a bank, whose members are no one module.
+            ValueError: a bank, whose members are no one module; or a fixed mask that is another one at each position.
         """
-        if self.regime == "bank":
-            raise ValueError(checks.invalid("regime", "one with one function at inference, to be folded", "bank"))
+        self.check_folds()
         plain: typing.Any = self.plain(**self.form_of(self))
         of_torch.share(self, plain, leave_out={*BUFFERS, *vars(self).keys() - vars(plain).keys()})
         if self.changes_at_inference:
@@ -104,11 +113,11 @@ class WeightNoise(Noisy, Product, WeightModule):
                     setattr(plain, name, torch.nn.Parameter(value.detach().clone(), requires_grad=trainable))
         return plain
 
-    def _cast(self, x: torch.Tensor) -> torch.Tensor:
-        """The input in the dtype that the output will have, or an error where torch would give one."""
+    def _dtype_of(self, x: torch.Tensor) -> torch.dtype:
+        """The dtype that the output of an input will have, or an error where torch would give one."""
         kind = x.device.type
         if kind != "meta" and torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
-            return x.to(torch.get_autocast_dtype(kind))
+            return torch.get_autocast_dtype(kind)
         if x.dtype != self.weight.dtype:
             raise TypeError(checks.invalid("input", f"{self.weight.dtype}, the weight's", x.dtype))
-        return x
+        return x.dtype

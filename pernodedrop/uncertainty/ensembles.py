@@ -206,7 +206,7 @@ class _Folder:
     """A folder with the weights of members, a file each, and a note that says what is kept there."""
 
     def __init__(self, folder: Path, note: dict[str, typing.Any]) -> None:
-        self.path, self.note = pathlib.Path(folder), note
+        self.path, self.note = checks.check_path(folder, "folder"), note
         self._check()
 
     def _check(self) -> None:
@@ -214,6 +214,8 @@ class _Folder:
             found = json.loads((self.path / NOTE).read_text(encoding="utf-8"))
             if found != self.note:
                 raise ValueError(checks.invalid("folder", f"a folder of {self.note}", f"{self.path} of {found}"))
+        elif self.path.exists() and not self.path.is_dir():
+            raise ValueError(checks.invalid("folder", "a folder", str(self.path)))
         elif self.path.exists() and any(not _is_part(file) for file in self.path.iterdir()):
             raise ValueError(checks.invalid("folder", "a new or empty folder, or one of this ensemble", str(self.path)))
 

@@ -31,7 +31,7 @@ def disagreements(found: collections.abc.Sequence[Disagreement], images: typing.
             matplotlib draws them: bytes, or numbers in [0, 1].
 
     Raises:
-        ValueError: no example, or images of another shape.
+        TypeError, ValueError: no example, something else, or images of another shape.
 
     Example:
 
@@ -43,6 +43,9 @@ def disagreements(found: collections.abc.Sequence[Disagreement], images: typing.
     >>> [text.get_text() for text in figure.axes[1].texts]
     ['0: 1', '1: 1']
     """
+    found = checks.check_tuple(found, "found", "disagreements")
+    for one in found:
+        _check_kind(one, "found", Disagreement)
     if not found:
         raise ValueError(checks.invalid("found", "at least one disagreement", found))
     pictures = None if images is None else _pictures(images)
@@ -73,6 +76,9 @@ def reliability_diagram(found: Reliability) -> Figure:
     Args:
         found: what `metrics.reliability` returns.
 
+    Raises:
+        TypeError, ValueError: an argument that is not as described.
+
     Example:
 
     >>> from pernodedrop.uncertainty import metrics, plots
@@ -80,6 +86,7 @@ def reliability_diagram(found: Reliability) -> Figure:
     >>> len(figure.axes)
     2
     """
+    _check_kind(found, "found", Reliability)
     figure = Figure(figsize=(WIDTH, WIDTH), layout="constrained")
     above, below = figure.subplots(2, sharex=True, height_ratios=(3, 1))
     full = found.samples > 0
@@ -101,6 +108,9 @@ def risk_coverage_curve(**curves: RiskCoverage) -> Figure:
     Args:
         **curves: what `metrics.risk_coverage` returns, by the name to show.
 
+    Raises:
+        TypeError, ValueError: an argument that is not as described.
+
     Example:
 
     >>> from pernodedrop.uncertainty import metrics, plots
@@ -108,6 +118,10 @@ def risk_coverage_curve(**curves: RiskCoverage) -> Figure:
     >>> len(figure.axes[0].lines)
     1
     """
+    for name, found in curves.items():
+        _check_kind(found, name, RiskCoverage)
+    if not curves:
+        raise ValueError(checks.invalid("curves", "at least one", curves))
     figure = Figure(figsize=(WIDTH, 0.7 * WIDTH), layout="constrained")
     axes = figure.subplots()
     axes.set_prop_cycle(color=COLOURS)
@@ -128,6 +142,9 @@ def two_histograms(inside: typing.Any, outside: typing.Any, title: str = "predic
         outside: its values for samples out of distribution, (m,).
         title: what it is called.
 
+    Raises:
+        TypeError, ValueError: an argument that is not as described.
+
     Example:
 
     >>> from pernodedrop.uncertainty import plots
@@ -136,6 +153,7 @@ def two_histograms(inside: typing.Any, outside: typing.Any, title: str = "predic
     'predictive entropy'
     """
     inside, outside = numbers(inside, "inside", (None,)), numbers(outside, "outside", (None,))
+    checks.check_str(title, "title")
     edges = np.histogram_bin_edges(np.concatenate([inside, outside]), BINS)
     figure = Figure(figsize=(WIDTH, 0.7 * WIDTH), layout="constrained")
     axes = figure.subplots()
@@ -146,6 +164,12 @@ def two_histograms(inside: typing.Any, outside: typing.Any, title: str = "predic
     _plain(axes)
     legend(figure, axes)
     return figure
+
+
+def _check_kind(value: typing.Any, argument: str, kind: type) -> None:
+    """Raise unless a value is what a metric returns."""
+    if not isinstance(value, kind):
+        raise TypeError(checks.invalid(argument, f"a {kind.__name__} of pernodedrop.uncertainty", value))
 
 
 def _pictures(images: typing.Any) -> Array:

@@ -190,6 +190,11 @@ def seeds_of(seed: int, models: collections.abc.Sized) -> list[int]:
     return [seed, *(word_of(seed, place) for place in range(1, len(models)))]
 
 
+def among(one: object, many: collections.abc.Iterable[object]) -> bool:
+    """Whether something is one of many: itself, since equality may be that of parameters."""
+    return any(one is other for other in many)
+
+
 def chosen_of(
     layers: typing.Any,
     noise: list[Layer],
@@ -201,9 +206,9 @@ def chosen_of(
     chosen = []
     for one in noise[-1:] if is_last else checks.check_tuple(layers, "layers", LAYERS):
         outer = [layer for name, layer in known if one is layer or (isinstance(one, str) and one == name)]
-        found = [layer for whole in outer for layer in inside(whole) if layer in noise]
+        found = [layer for whole in outer for layer in inside(whole) if among(layer, noise)]
         if not found:
-            names = [name for name, layer in known if layer in noise]
+            names = [name for name, layer in known if among(layer, noise)]
             expected = f"{LAYERS}, which make noise or have such inside: {names}"
             raise ValueError(checks.invalid("layers", expected, layers))
         chosen += found

@@ -3,11 +3,11 @@
 A convolution is a product of patches with a kernel, the same at all positions of its output. The mask's coordinates are
 time: positions of the output, row-major. out: channels of the output within a group.
 in: row-major over (group, position in the kernel, channel within the group).
-A depthwise convolution has a group for each channel of its input.
+A depthwise convolution has a group for each channel of its input. A transposed one is a convolution of its input with
+zeros between the entries, by the kernel turned round: its positions in the kernel are counted from the other end.
 """
 
 import collections.abc
-import itertools
 import math
 
 import keras
@@ -16,6 +16,7 @@ from pernodedrop import checks
 from pernodedrop._types import Shape, Tensor
 from pernodedrop.backends.methods import Window
 from pernodedrop.layers.base.contraction import Operands
+from pernodedrop.layers.base.noisy import xp
 from pernodedrop.state import Patches
 
 
@@ -24,11 +25,12 @@ class Convolution:
 
     Args:
         layer: a built Conv1D, Conv2D, Conv3D, DepthwiseConv1D or DepthwiseConv2D layer.
+        rank: that of its input, which the layer knows.
     """
 
-    def __init__(self, layer: keras.layers.Layer) -> None:
+    def __init__(self, layer: keras.layers.Layer, rank: int | None = None) -> None:
         self.layer = layer
-        self.depthwise = hasattr(layer, "depth_multiplier")
+        self.depthwise = isinstance(layer, keras.layers.DepthwiseConv1D | keras.layers.DepthwiseConv2D)
         self.channels_first = layer.data_format == "channels_first"
 
     def operands(self, x: Tensor, kernel: Tensor) -> Operands:
@@ -46,7 +48,7 @@ class Convolution:
             y = keras.ops.reshape(y, (batch, *window.outputs, groups * outputs))
             return keras.ops.moveaxis(y, -1, 1) if self.channels_first else y
 
-        return Operands(Patches(seen, window, lambda: _patches(seen, window, groups)), w, restore)
+        return Operands(Patches(seen, window, lambda: window.patches(seen, groups, keras.ops.stack, xp)), w, restore)
 
     def matrices(self, kernel: Tensor) -> Tensor:
         """A tensor of the kernel's shape as (group, in, out)."""
@@ -75,14 +77,54 @@ class Convolution:
         return x, Window(tuple(size), tuple(stride), tuple(dilation), outputs)
 
 
-def _patches(x: Tensor, window: Window, groups: int) -> Tensor:
-    """The patches that `pernodedrop.state.Patches` are of: (group, batch, time, in)."""
-    channels, places = x.shape[-1], map(window.slices, itertools.product(*map(range, window.size)))
-    patches = keras.ops.stack([x[(slice(None), *place)] for place in places], axis=-2)
-    batch, times, positions = keras.ops.shape(x)[0], math.prod(window.outputs), math.prod(window.size)
-    patches = keras.ops.reshape(patches, (batch, times, positions, groups, channels // groups))
-    patches = keras.ops.transpose(patches, (3, 0, 1, 2, 4))
-    return keras.ops.reshape(patches, (groups, batch, times, positions * channels // groups))
+class TransposedConvolution(Convolution):
+    """The product of a transposed convolution.
+
+    Args:
+        layer: a built Conv1DTranspose, Conv2DTranspose or Conv3DTranspose layer.
+        rank: that of its input, which the layer knows.
+    """
+
+    def matrices(self, kernel: Tensor) -> Tensor:
+        *size, outputs, channels = kernel.shape
+        kernel = keras.ops.reshape(_turned(kernel), (math.prod(size), outputs, channels))
+        return keras.ops.reshape(keras.ops.transpose(kernel, (0, 2, 1)), (1, math.prod(size) * channels, outputs))
+
+    def kernel(self, matrices: Tensor, shape: Shape) -> Tensor:
+        *size, outputs, channels = shape
+        kernel = keras.ops.reshape(matrices, (math.prod(size), channels, outputs))
+        return _turned(keras.ops.reshape(keras.ops.transpose(kernel, (0, 2, 1)), shape))
+
+    def _seen(self, x: Tensor) -> tuple[Tensor, Window]:
+        layer, (_, *sizes, channels) = self.layer, x.shape
+        shape = (1, channels, *sizes) if self.channels_first else (1, *sizes, channels)
+        outputs = layer.compute_output_shape(shape)
+        outputs = tuple(outputs[2:] if self.channels_first else outputs[1:-1])
+        widths = []
+        for n, out, k, s, d in zip(sizes, outputs, layer.kernel_size, layer.strides, layer.dilation_rate, strict=True):
+            reach = d * (k - 1) + 1
+            zeros = out + reach - 1 - ((n - 1) * s + 1)
+            before = reach - 1 if layer.padding == "valid" else min((zeros + 1) // 2, reach - 1)
+            widths.append((before, zeros - before))
+        x = padded(_spread(x, layer.strides), [(0, 0), *widths, (0, 0)])
+        ones = (1,) * len(sizes)
+        return x, Window(tuple(layer.kernel_size), ones, tuple(layer.dilation_rate), outputs)
+
+
+def _turned(kernel: Tensor) -> Tensor:
+    """A kernel (*size, ., .) from its other end."""
+    return keras.ops.flip(kernel, tuple(range(len(kernel.shape) - 2)))
+
+
+def _spread(x: Tensor, strides: collections.abc.Sequence[int]) -> Tensor:
+    """x (batch, *space, channel) with stride - 1 zeros between entries that are beside each other in space."""
+    for axis, stride in enumerate(strides, 1):
+        if stride > 1:
+            shape = list(keras.ops.shape(x))
+            x = padded(keras.ops.expand_dims(x, axis + 1), [(0, 0)] * (axis + 1) + [(0, stride - 1)])
+            x = keras.ops.reshape(x, (*shape[:axis], shape[axis] * stride, *shape[axis + 1 :]))
+            x = x[(slice(None),) * axis + (slice(1 - stride),)]
+    return x
 
 
 def padded(x: Tensor, widths: collections.abc.Iterable[tuple[int, int]]) -> Tensor:

@@ -8,18 +8,39 @@ from pernodedrop import checks
 from pernodedrop._types import Tensor
 from pernodedrop.internals import of_keras
 from pernodedrop.layers.base.contraction import Contraction
-from pernodedrop.layers.base.convolution import Convolution
+from pernodedrop.layers.base.convolution import Convolution, TransposedConvolution
+from pernodedrop.layers.base.lookup import Lookup
 from pernodedrop.layers.base.noisy import at_least_float32, check_size
 
-CONTRACTIONS = (keras.layers.Dense, keras.layers.EinsumDense)
-CONVOLUTIONS = (
-    keras.layers.Conv1D,
-    keras.layers.Conv2D,
-    keras.layers.Conv3D,
-    keras.layers.DepthwiseConv1D,
-    keras.layers.DepthwiseConv2D,
-)
+Product: typing.TypeAlias = Contraction | Convolution | Lookup
+
+PRODUCTS: dict[type[keras.layers.Layer], type[Product]] = {
+    keras.layers.Dense: Contraction,
+    keras.layers.EinsumDense: Contraction,
+    keras.layers.Conv1D: Convolution,
+    keras.layers.Conv2D: Convolution,
+    keras.layers.Conv3D: Convolution,
+    keras.layers.DepthwiseConv1D: Convolution,
+    keras.layers.DepthwiseConv2D: Convolution,
+    keras.layers.Conv1DTranspose: TransposedConvolution,
+    keras.layers.Conv2DTranspose: TransposedConvolution,
+    keras.layers.Conv3DTranspose: TransposedConvolution,
+    keras.layers.Embedding: Lookup,
+}
+"""The kinds of layers with a kernel that noise can be put on, and what computes their product with it."""
+
+STAGES: dict[type[keras.layers.Layer], tuple[type[keras.layers.Layer], type[keras.layers.Layer]]] = {
+    keras.layers.SeparableConv1D: (keras.layers.DepthwiseConv1D, keras.layers.Conv1D),
+    keras.layers.SeparableConv2D: (keras.layers.DepthwiseConv2D, keras.layers.Conv2D),
+}
+"""Kinds with two kernels, and those of the layers that compute, one after the other, the same."""
+
+CONTRACTIONS = tuple(kind for kind, product in PRODUCTS.items() if product is Contraction)
+CONVOLUTIONS = tuple(kind for kind, product in PRODUCTS.items() if product is Convolution)
+LOOKUPS = tuple(kind for kind, product in PRODUCTS.items() if product is Lookup)
 KINDS = CONTRACTIONS + CONVOLUTIONS
+"""Those that every wrapper goes around."""
+
 TINY = 1e-30
 """Variances from here down count as 0: quotients by them would leave float32."""
 
@@ -36,13 +57,48 @@ def check_layer(layer: keras.layers.Layer, kinds: tuple[type[keras.layers.Layer]
     return layer
 
 
-def product_of(layer: keras.layers.Layer, rank: int) -> Contraction | Convolution:
+def product_of(layer: keras.layers.Layer, rank: int) -> Product:
     """The product of a layer with its kernel, for an input of `rank`."""
-    return Contraction(layer, rank) if isinstance(layer, CONTRACTIONS) else Convolution(layer)
+    return next(product for kind, product in PRODUCTS.items() if isinstance(layer, kind))(layer, rank)
+
+
+def stages_of(layer: keras.layers.Layer) -> dict[str, keras.layers.Layer]:
+    """The layers of one kernel that compute what a layer does, one after another, by the names that it has for these.
+
+    They are the layer itself, or views of parts of one, which share its variables.
+    """
+    kinds = next((stages for kind, stages in STAGES.items() if isinstance(layer, kind)), None)
+    if kinds is None:
+        return {of_keras.name_of_kernel(layer): layer}
+    nothing_after: dict[str, typing.Any] = {"use_bias": False}
+    nothing_after |= dict.fromkeys(("bias", "activation", "activity_regularizer"))
+    ones = (1,) * layer.rank
+    of_places: dict[str, typing.Any] = {"kernel_size": ones, "strides": ones, "dilation_rate": ones, "groups": 1}
+    return {
+        "depthwise_kernel": of_keras.as_kind(layer, kinds[0], layer.depthwise_kernel, **nothing_after),
+        "pointwise_kernel": of_keras.as_kind(layer, kinds[1], layer.pointwise_kernel, **of_places, padding="valid"),
+    }
+
+
+def kernel_of(layer: keras.layers.Layer) -> typing.Any:
+    """The kernel that noise is put on, which an Embedding calls otherwise: the variable, or with LoRA a tensor."""
+    return getattr(layer, of_keras.name_of_kernel(layer))
+
+
+def bias_of(layer: keras.layers.Layer) -> typing.Any:
+    """The bias of a layer, None where it has none."""
+    return getattr(layer, "bias", None)
+
+
+def activation_of(layer: keras.layers.Layer) -> typing.Any:
+    """The activation of a layer, None where it has none."""
+    return getattr(layer, "activation", None)
 
 
 def check_inputs(layer: keras.layers.Layer, inputs: Tensor) -> None:
     """Raise unless inputs have the rank of those that a layer was built for, and their sizes along its kernel."""
+    if isinstance(layer, LOOKUPS):
+        return  # which takes ids in any shape
     built, shape = layer.get_build_config()["input_shape"], tuple(inputs.shape)
     if isinstance(layer, CONTRACTIONS):
         product, first = Contraction(layer, len(shape)), Contraction(layer, len(built))
@@ -65,7 +121,7 @@ def float_kernel(layer: keras.layers.Layer) -> Tensor:
     """
     mode = getattr(layer, "quantization_mode", None)
     if mode is None:
-        return tensor_of(layer.kernel)
+        return tensor_of(kernel_of(layer))
     if mode != "int8" or not isinstance(layer, CONTRACTIONS):
         raise NotImplementedError(
             f"Layer {layer.name!r} is quantized to {mode!r}; noise on a kernel goes with no quantization, or with "
@@ -91,11 +147,11 @@ def bias_and_activation(layer: keras.layers.Layer, y: Tensor, bias: Tensor | Non
         y: its product, channels where the layer has them.
         bias: instead of the layer's, one for each sample: (batch or 1, *the shape of the layer's).
     """
-    if bias is None and layer.bias is not None:
+    if bias is None and bias_of(layer) is not None:
         bias = tensor_of(layer.bias)[None]
     if bias is not None:
         y = keras.ops.add(y, as_channels(layer, y, bias))
-    if layer.activation is not None:
+    if activation_of(layer) is not None:
         y = layer.activation(y)
     return with_activity_loss(layer, y)
 
@@ -164,8 +220,8 @@ def copy_of(
     config.pop("lora_rank", None)  # LoRA is in the kernel that was handed in
     again = type(layer).from_config(config)
     again.build_from_config(layer.get_build_config())
-    again.kernel.assign(kernel)
-    if layer.bias is not None:
+    kernel_of(again).assign(kernel)
+    if bias_of(layer) is not None:
         again.bias.assign(layer.bias if bias is None else bias)
     return again
 

@@ -51,6 +51,8 @@ class NoiseLayer(of_keras.Placed, Module):
 
     @classmethod
     def from_config(cls, config: Config, custom_objects: dict[str, typing.Any] | None = None) -> typing.Self:
+        if issubclass(cls, keras.layers.Wrapper) and "layer" not in config:
+            raise ValueError(f"The config of {cls.__name__} has no 'layer'.")
         # a scope of nothing would hide the one around it
         with keras.saving.custom_object_scope(custom_objects) if custom_objects else contextlib.nullcontext():
             made = super().from_config(saving.restored(saving.without_format(config, cls.__name__)))

@@ -72,9 +72,10 @@ def noise_or_schedule(described: Config, argument: str) -> Noise | Schedule:
     if found is None:
         advice = "Import the module that defines it before what is saved with it"
         raise ValueError(f"The config's {argument!r} is a {registered or name!r}, which is not defined. {advice}.")
-    if not (isinstance(found, type) and issubclass(found, Noise | Schedule)):
+    config = described.get("config")
+    if not (isinstance(found, type) and issubclass(found, Noise | Schedule) and isinstance(config, dict)):
         raise ValueError(checks.invalid(argument, "the config of a noise or a schedule", described))
-    return found.from_config(described["config"])
+    return found.from_config(config)
 
 
 # Weights

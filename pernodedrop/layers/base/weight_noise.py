@@ -1,5 +1,6 @@
 """Weight noise: what the wrappers of a kernel-bearing layer share."""
 
+import collections.abc
 import contextlib
 import typing
 
@@ -15,17 +16,25 @@ from pernodedrop.layers.base.convolution import Convolution
 from pernodedrop.layers.base.inner import (
     CONTRACTIONS,
     KINDS,
+    LOOKUPS,
+    PRODUCTS,
+    STAGES,
+    Product,
     bias_and_activation,
     check_inputs,
     check_layer,
     copy_of,
     float_kernel,
     product_of,
+    stages_of,
     with_kernel,
 )
 from pernodedrop.layers.base.noisy import Noisy, check_built, check_samples, floating, xp
 from pernodedrop.mask import Field, Mask
 from pernodedrop.schedules import Schedule
+
+OF_SECOND_KERNEL = 0x9E3779B9
+"""By which the seed of the second of two kernels differs, bit by bit, from the layer's."""
 
 
 class WeightNoise(Noisy, Around):
@@ -61,6 +70,8 @@ class WeightNoise(Noisy, Around):
             kwargs["dtype"] = layer.dtype_policy.name.rpartition("_from_")[2]
         super().__init__(mask=mask, seed=seed, schedule=schedule, layer=layer, **kwargs)
         self.supports_masking = layer.supports_masking
+        if isinstance(layer, LOOKUPS):
+            self.autocast = False  # half of a float has too few digits for an id
 
     def build(self, input_shape: Shape) -> None:
         if isinstance(self.layer, CONTRACTIONS):
@@ -82,7 +93,7 @@ class WeightNoise(Noisy, Around):
         check_inputs(self.layer, inputs)
         with self._dtype_of_inner():
             if self.has_noise(training):
-                inputs = floating(inputs)
+                inputs = self.taken(inputs)
                 y = self.call_with_noise(inputs, self.field(key, xp.device(inputs)), self.samples(inputs, sample_ids))
             else:
                 y = self.call_without_noise(inputs)
@@ -93,6 +104,13 @@ class WeightNoise(Noisy, Around):
         if self.autocast and self.layer.variable_dtype != self.compute_dtype:
             return of_keras.autocast(self.compute_dtype)
         return contextlib.nullcontext()
+
+    def taken(self, inputs: Tensor) -> Tensor:
+        """The input as the product takes it: floating, or the integers that an Embedding makes of it."""
+        if not isinstance(self.layer, LOOKUPS):
+            return floating(inputs)
+        is_integer = keras.backend.is_int_dtype(keras.backend.standardize_dtype(inputs.dtype))
+        return inputs if is_integer else keras.ops.cast(inputs, "int32")
 
     def call_without_noise(self, inputs: Tensor) -> Tensor:
         """What a call without noise gives: what the inner layer does."""
@@ -108,14 +126,14 @@ class WeightNoise(Noisy, Around):
         x, w, restore = self._operands(product, inputs)
         return bias_and_activation(self.layer, restore(self.multiply(x, w, field, samples)), bias)
 
-    def _operands(self, product: Contraction | Convolution, inputs: Tensor) -> Operands:
+    def _operands(self, product: Product, inputs: Tensor) -> Operands:
         kernel = float_kernel(self.layer)
         if xp.layout(inputs) == "dense":
             return product.operands(inputs, kernel)
         # a sparse tensor stays as it is: only that of a Dense layer comes here, whose product has the mask's form
         return Operands((inputs,), product.matrices(kernel), lambda y: y[0])
 
-    def bias(self, product: Contraction | Convolution, field: Field, samples: Words) -> Tensor | None:
+    def bias(self, product: Product, field: Field, samples: Words) -> Tensor | None:
         """The bias of a call with noise, as `inner.bias_and_activation` takes it; None is the layer's own."""
         return None
 
@@ -137,7 +155,7 @@ class WeightNoise(Noisy, Around):
         """Whether all samples and positions of a call have the same mask."""
         return self.state.one_kernel
 
-    def masked_kernel(self, product: Contraction | Convolution, field: Field) -> Tensor:
+    def masked_kernel(self, product: Product, field: Field) -> Tensor:
         """The kernel with its noise, where that is one for all samples and positions."""
         kernel = float_kernel(self.layer)
         matrices = product.matrices(kernel)
@@ -158,14 +176,15 @@ class WeightNoise(Noisy, Around):
         """A plain Keras layer, built, with weights of its own, that computes what this layer does at inference.
 
         Raises:
-            ValueError: a layer that is not built, or a bank, whose members are no one layer.
+            ValueError: a layer that is not built; a bank, whose members are no one layer; or a fixed mask that is
+                another one at each position.
         """
         check_built(self)
-        if self.regime == "bank":
-            raise ValueError(checks.invalid("regime", "one with one function at inference, to be folded", "bank"))
         if not self.state.mask.at_inference:
             return copy_of(self.layer, dtype=self.dtype_policy)
-        product = product_of(self.layer, len(self.layer.get_build_config()["input_shape"]))
+        rank = len(self.layer.get_build_config()["input_shape"])
+        self.check_folds(positions=rank > 2 or not isinstance(self.layer, CONTRACTIONS))
+        product = product_of(self.layer, rank)
         return copy_of(self.layer, self.masked_kernel(product, self.field(None, None)), dtype=self.dtype_policy)
 
 
@@ -177,6 +196,7 @@ class MaskedProduct(WeightNoise):
         method: as for `pernodedrop.ops.masked_dense`.
     """
 
+    kinds: typing.ClassVar[tuple[type, ...]] = (*PRODUCTS, *STAGES)
     layouts: typing.ClassVar[tuple[str, ...]] = ("dense", "sparse")
 
     def __init__(
@@ -190,6 +210,37 @@ class MaskedProduct(WeightNoise):
     ) -> None:
         super().__init__(layer, mask, seed=seed, schedule=schedule, **kwargs)
         self.method = self.state.check_method(method)
+        if isinstance(layer, LOOKUPS):
+            if method not in ("auto", "materialized"):
+                expected = "'auto' or 'materialized' around an Embedding: no other masks than those of its ids are made"
+                raise ValueError(checks.invalid("method", expected, method))
+            if self.state.mask.persistence is not None:
+                expected = "None around an Embedding, whose positions have other rows"
+                raise ValueError(checks.invalid("persistence", expected, self.state.mask.persistence))
+
+    def call_with_noise(self, inputs: Tensor, field: Field, samples: Words) -> Tensor:
+        if not isinstance(self.layer, tuple(STAGES)):
+            return super().call_with_noise(inputs, field, samples)
+        for _, stage, own in self._stages(field):
+            inputs = stage.call_with_noise(inputs, own, samples)
+        return inputs
+
+    def fold(self) -> keras.layers.Layer:
+        if not (isinstance(self.layer, tuple(STAGES)) and self.built and self.regime == "fixed"):
+            return super().fold()
+        self.check_folds()
+        plain: typing.Any = copy_of(self.layer, dtype=self.dtype_policy)
+        rank = len(plain.get_build_config()["input_shape"])
+        for name, stage, own in self._stages(self.field(None, None)):
+            getattr(plain, name).assign(stage.masked_kernel(product_of(stage.layer, rank), own))
+        return plain
+
+    def _stages(self, field: Field) -> collections.abc.Iterator[tuple[str, typing.Any, Field]]:
+        """The noise of each kernel: its name, this wrapper around a layer of that kernel alone, and its mask."""
+        seed, call = field.key
+        for name, layer in stages_of(self.layer).items():
+            yield name, of_keras.shallow_copy(self, layer=layer), field._replace(key=(seed, call))
+            seed = seed ^ xp.asarray(xp.as_word(OF_SECOND_KERNEL), device=xp.device(seed))
 
     def multiply(self, x: Tensor, w: Tensor, field: Field, samples: Words) -> Tensor:
         return self.masked_product(x, w, field, samples)

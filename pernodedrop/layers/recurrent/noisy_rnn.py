@@ -5,36 +5,30 @@ import typing
 
 import keras
 
-from pernodedrop import checks, ops, schedules
-from pernodedrop._types import Config, Key, Shape, Sharing, Tensor, Words
+from pernodedrop import checks, schedules
+from pernodedrop._types import Config, Sharing, Tensor, Words
 from pernodedrop.internals import of_keras
 from pernodedrop.layers.base.activation_noise import apply_mask
-from pernodedrop.layers.base.around import Around
 from pernodedrop.layers.base.inner import copy_of
-from pernodedrop.layers.base.noisy import (
-    Noisy,
-    at_least_float32,
-    check_built,
-    check_samples,
-    check_size,
-    floating,
-    xp,
-)
+from pernodedrop.layers.base.noisy import at_least_float32, check_built, xp
 from pernodedrop.layers.recurrent.cells import (
     KERNELS,
     Product,
     cells_of,
-    check_layer,
     check_steps,
     is_last,
     step,
     with_cells,
 )
-from pernodedrop.mask import Field, Grid, Mask, coordinate
+from pernodedrop.layers.recurrent.recurrent_noise import RecurrentNoise
+from pernodedrop.mask import COORDINATES, Field, Grid, Mask, coordinate, parse_sharing
 from pernodedrop.noise import Noise
 from pernodedrop.schedules import Schedule
 
 METHODS = ("auto", "materialized", "recomputed")
+
+COLUMNS = ("gate", "unit")
+"""What an out coordinate consists of: kernels have the gates side by side, and in each of them the units."""
 
 BASE = 256
 """Positions reach the cells as digits beside the input, which are exact in every floating dtype."""
@@ -43,7 +37,7 @@ DIGITS = 3
 
 
 @keras.saving.register_keras_serializable("pernodedrop")
-class NoisyRNN(Noisy, Around):
+class NoisyRNN(RecurrentNoise):
     """Puts noise on the kernels of a recurrent layer, by default one mask a batch on the recurrent kernel.
 
     So it is the DropConnect of language models (AWD-LSTM's weight drop, arXiv 1708.02182): in each training call
@@ -56,25 +50,31 @@ class NoisyRNN(Noisy, Around):
     PerNodeDrop has it (arXiv 2512.12663); then Keras' loop over the steps takes cells with these products, without
     cuDNN. At inference the dynamic and example regimes are the inner layer; fixed and bank keep their masks.
 
+    With `kernels=("kernel", "recurrent_kernel")` and `sharing="time+out"` it is Gal's variational dropout (arXiv
+    1512.05287): masks on x and on h of a sample, the same at all steps and in all gates; with "time+unit" each gate has
+    masks of its own.
+
     The mask is that of [x, h] with W over U: the in coordinate of the recurrent kernel's first row is the one after the
     kernel's last, whether that has noise or not. The kernels of several cells, and of the two layers of a
     `Bidirectional`, follow one another likewise.
 
     Args:
         layer: the inner layer, a `keras.layers.SimpleRNN`, `GRU` or `LSTM`, an `RNN` of their cells, stacked or not,
-            or a `Bidirectional` of these.
+            or a `Bidirectional` of these; or a NoisyRNN with one mask for a batch and all steps.
         rate, noise: as for `pernodedrop.PerNodeDrop`.
         regime, bank_size: as for `pernodedrop.PerNodeDrop`; those of examples and of a bank with `sharing="time"`.
         kernels: which have noise, some of "kernel", which the input is multiplied by, and "recurrent_kernel".
         sharing: coordinates that the mask does not depend on. None, or "sample+time": one mask for a batch and all
             steps. "time": masks of each sample. "sample": masks of each step, (): of each step of each sample. Time is
-            the position in the input, whichever way the layer goes. Where samples or steps have masks of their own the
-            cells compute as Keras' do, and have no dropout.
+            the position in the input, whichever way the layer goes. "gate" beside them: all gates have one mask.
+            "unit": the units of a gate share an entry, which so is one of the input; "out": both. Where samples or
+            steps have masks of their own the cells compute as Keras' do, and have no dropout.
         seed: int, any; None takes one from Python's `random`.
         method: how samples and steps are multiplied by kernels of their own. "materialized": the masks are made before
             the loop, in the memory of all of them. "recomputed": they are made at each step, and again in the backward
             pass, in blocks, which takes less memory and more time. "auto": "recomputed" for masks of steps that do not
-            persist, else "materialized", so that the memory grows with time for what persists alone.
+            persist, else "materialized", so that the memory grows with time for what persists alone. Where units share
+            entries these are multiplied into inputs and states, whose size they have.
         persistence: the probability in [0, 1] that an entry keeps its value from one position to the next, or a
             schedule of it, as for `pernodedrop.PerNodeDrop`; a sharing of None is "sample" then.
         **kwargs: those of `keras.layers.Layer`. The dtype policy is the inner layer's unless given.
@@ -112,61 +112,38 @@ class NoisyRNN(Noisy, Around):
         persistence: float | Schedule | None = None,
         **kwargs: typing.Any,
     ) -> None:
-        check_layer(layer)
-        if "go_backwards" in kwargs:  # of Bidirectional, which makes a layer that goes the other way of the config
-            expected = "it in the inner layer, and NoisyRNN(keras.layers.Bidirectional(layer)), not the other way round"
-            raise TypeError(checks.invalid("go_backwards", expected, kwargs["go_backwards"]))
+        if isinstance(layer, RecurrentNoise) and not (isinstance(layer, NoisyRNN) and layer.state.one_kernel):
+            expected = "one of Keras', or a NoisyRNN with one mask for all samples and steps"
+            raise ValueError(checks.invalid("layer", expected, layer))
+        sharing, columns = _parse(sharing, persistence)
         names = checks.check_tuple(kernels, "kernels", f"some of {KERNELS}")
         names = tuple(checks.check_choice(name, "kernels", KERNELS) for name in names)
         if not names:
             raise ValueError(checks.invalid("kernels", f"one or more of {KERNELS}", kernels))
         noise, schedule = schedules.get_noise(noise, rate)
         start, slow = schedules.get_persistence(persistence)
-        if sharing is None:
-            sharing = "sample+time" if start is None else "sample"
         mask = Mask(noise, sharing, regime, bank_size, start)
+        super().__init__(layer, mask, seed=seed, schedule=schedule, persistence=slow, **kwargs)
         if not {"sample", "time"} <= mask.sharing:
-            check_steps(layer)
-        kwargs = {"dtype": layer.dtype_policy, **kwargs}
-        super().__init__(mask=mask, seed=seed, schedule=schedule, persistence=slow, layer=layer, **kwargs)
+            check_steps(self.plain)
+        self.columns = columns
         self.kernels = names
         self.method = checks.check_choice(method, "method", METHODS)
         if method == "recomputed" and start is not None:
             raise ValueError(checks.invalid("method", "'auto' or 'materialized' beside `persistence`", method))
-        self.supports_masking = True
 
-    def build(self, inputs_shape: Shape, initial_state_shape: typing.Any = None) -> None:
-        if not self.layer.built:
-            self.layer.build(inputs_shape)
-            self.layer.built = True
+    @property
+    def sharing(self) -> frozenset[str]:
+        """The coordinates that entries do not depend on, "gate" and "unit" among them."""
+        return self.state.mask.sharing | self.columns  # torch.compile cannot read a property of `super()`
 
-    def call(
-        self,
-        inputs: Tensor,
-        initial_state: typing.Any = None,
-        mask: Tensor | None = None,
-        training: bool | None = None,
-        key: Key | None = None,
-        sample_ids: Tensor | None = None,
-    ) -> typing.Any:
-        check_samples(inputs)
-        if mask is None and initial_state is None:  # Keras does not look for it beside a tensor of a key or of ids
-            mask = of_keras.mask_of(inputs)
-        inputs = keras.ops.convert_to_tensor(inputs)
-        ops.check_layout("inputs", inputs, ("dense",), xp)
-        check_size(inputs, -1, cells_of(self.layer)[0].kernel.shape[0])
-        layer = self.layer
-        if self.has_noise(training):
-            inputs = floating(inputs)
-            field, samples = self.field(key, xp.device(inputs)), self.samples(inputs, sample_ids)
-            layer = self._with_masks(field) if self.state.one_kernel else self._with_steps(inputs, field, samples)
-            inputs = inputs if "time" in self.sharing else with_positions(inputs)
-        outputs = layer(inputs, initial_state=initial_state, mask=mask, training=training)
-        return keras.tree.map_structure(lambda tensor: keras.ops.cast(tensor, self.compute_dtype), outputs)
-
-    def reset_state(self) -> None:
-        """Set the states of a stateful layer to zero."""
-        self.layer.reset_state()
+    def with_noise(
+        self, layer: keras.layers.Layer, inputs: Tensor, field: Field, samples: Words
+    ) -> tuple[keras.layers.Layer, Tensor]:
+        if self.state.one_kernel:
+            return self._with_masks(layer, field), inputs
+        layer = self._with_steps(layer, inputs, field, samples)
+        return layer, inputs if "time" in self.sharing else with_positions(inputs)
 
     def fold(self) -> keras.layers.Layer:
         """A plain recurrent layer, built, with weights of its own, that computes what this layer does at inference.
@@ -178,20 +155,14 @@ class NoisyRNN(Noisy, Around):
         if self.state.mask.at_inference and not self.state.one_kernel:
             expected = "one with the same masks at all steps of all samples at inference, to be folded"
             raise ValueError(checks.invalid("regime", expected, f"{self.regime}, sharing={sorted(self.sharing)}"))
-        plain = copy_of(self.layer, dtype=self.dtype_policy)
+        nested = isinstance(self.layer, RecurrentNoise)
+        plain = self.layer.fold() if nested else copy_of(self.layer, dtype=self.dtype_policy)
         if self.state.mask.at_inference:
-            masked = self._masked_kernels(self.field(None, None))
+            masked = self._masked_kernels(plain, self.field(None, None))
             for cell, kernels in zip(cells_of(plain), masked, strict=True):
                 for name, kernel in kernels.items():
                     getattr(cell, name).assign(kernel)
         return plain
-
-    def compute_mask(self, inputs: Tensor, previous_mask: Tensor | None) -> typing.Any:
-        """The mask that the inner layer passes on."""
-        return self.layer.compute_mask(inputs, previous_mask)
-
-    def compute_output_shape(self, inputs_shape: Shape, initial_state_shape: typing.Any = None) -> typing.Any:
-        return self.layer.compute_output_shape(inputs_shape, initial_state_shape)
 
     def get_config(self) -> Config:
         return {
@@ -205,46 +176,48 @@ class NoisyRNN(Noisy, Around):
             "persistence": self.persistence_config,
         }
 
-    def _with_masks(self, field: Field) -> keras.layers.Layer:
-        """The inner layer with the kernels of a call, where the mask is one for all samples and steps."""
-        masked = zip(cells_of(self.layer), self._masked_kernels(field), strict=True)
-        return with_cells(self.layer, (of_keras.shallow_copy(cell, **kernels) for cell, kernels in masked))
+    def _with_masks(self, layer: keras.layers.Layer, field: Field) -> keras.layers.Layer:
+        """A layer with the kernels of a call, where the mask is one for all samples and steps."""
+        masked = zip(cells_of(layer), self._masked_kernels(layer, field), strict=True)
+        return with_cells(layer, (of_keras.shallow_copy(cell, **kernels) for cell, kernels in masked))
 
-    def _masked_kernels(self, field: Field) -> list[dict[str, Tensor]]:
+    def _masked_kernels(self, layer: keras.layers.Layer, field: Field) -> list[dict[str, Tensor]]:
         """Those kernels of each cell that have noise, with it, in the dtype that the cell computes in."""
         masked: list[dict[str, Tensor]] = []
         row = 0
-        for cell in cells_of(self.layer):
+        for cell in cells_of(layer):
             masked.append({})
             for name in KERNELS:
                 kernel = self._float_kernel(cell, name)
                 if name in self.kernels:
                     zero = xp.arange(1, like=kernel)
-                    mask = self._grid(row, kernel, field, zero, zero).entries(xp)[0]
+                    mask = self._grid(row, kernel, cell.units, field, zero, zero).entries(xp)[0]
                     masked[-1][name] = apply_mask(kernel, xp.once(mask))
                 row += kernel.shape[0]
         return masked
 
-    def _with_steps(self, inputs: Tensor, field: Field, samples: Words) -> keras.layers.Layer:
-        """The inner layer with cells whose products have the masks of each sample, of each step, or of both."""
+    def _with_steps(
+        self, layer: keras.layers.Layer, inputs: Tensor, field: Field, samples: Words
+    ) -> keras.layers.Layer:
+        """A layer with cells whose products have the masks of each sample, of each step, or of both."""
         row, cells = 0, []
         time = coordinate("time", xp.shape(inputs)[1], self.sharing, inputs, xp)
         samples = xp.arange(1, like=inputs) if "sample" in self.sharing else samples
-        for cell in cells_of(self.layer):
+        for cell in cells_of(layer):
             products = {}
             for name in KERNELS:
                 kernel = self._float_kernel(cell, name)
-                grid = self._grid(row, kernel, field, time, samples)
-                products[name] = self._products(kernel, grid) if name in self.kernels else _plain(kernel)
+                grid = self._grid(row, kernel, cell.units, field, time, samples)
+                noisy = name in self.kernels
+                products[name] = self._products(kernel, cell.units, grid) if noisy else _plain(kernel)
                 row += kernel.shape[0]
-            cells.append(of_keras.shallow_copy(cell, call=self._call_of(cell, products)))
-        return with_cells(self.layer, iter(cells), use_cudnn=False)
+            cells.append(of_keras.shallow_copy(cell, call=self._call_of(cell, products, is_last(layer, cell))))
+        return with_cells(layer, iter(cells), use_cudnn=False)
 
     def _call_of(
-        self, cell: keras.layers.Layer, products: dict[str, typing.Callable[[Tensor | None], Product]]
+        self, cell: keras.layers.Layer, products: dict[str, typing.Callable[[Tensor | None], Product]], last: bool
     ) -> typing.Callable[..., typing.Any]:
         """The `call` of a copy of a cell, with its products at a position; without positions it is None."""
-        in_a_stack = not is_last(self.layer, cell)
 
         def call(inputs: Tensor, states: list[Tensor], training: bool = False) -> tuple[Tensor, list[Tensor]]:
             if "time" in self.sharing:
@@ -253,15 +226,20 @@ class NoisyRNN(Noisy, Around):
             position = position_of(digits)
             here = {name: product(position) for name, product in products.items()}
             outputs, states = step(cell, here, inputs, states)
-            return keras.ops.concatenate([outputs, digits], -1) if in_a_stack else outputs, states
+            return keras.ops.concatenate([outputs, digits], -1) if not last else outputs, states
 
         return call
 
-    def _products(self, kernel: Tensor, grid: Grid) -> typing.Callable[[Tensor | None], Product]:
+    def _products(self, kernel: Tensor, units: int, grid: Grid) -> typing.Callable[[Tensor | None], Product]:
         """How an input (batch, in) of a cell is multiplied by a kernel with its masks, by the position in time."""
         kernel = at_least_float32(kernel)
         dtype, axis = xp.dtype(kernel), 0 if "sample" in self.sharing else 1
-        at = (self._recomputed if self._makes_again else self._materialized)(kernel, grid)
+        if self._makes_again:
+            at = self._recomputed(kernel, grid)
+        elif self._is_of_inputs:
+            at = self._of_inputs(kernel, units, grid)
+        else:
+            at = self._materialized(kernel, grid)
 
         def product_at(position: Tensor | None) -> Product:
             multiply = at(position)
@@ -275,9 +253,14 @@ class NoisyRNN(Noisy, Around):
         return product_at
 
     @property
+    def _is_of_inputs(self) -> bool:
+        """Whether all units of a gate share an entry, so that it is that of an input."""
+        return not {"out", "unit"}.isdisjoint(self.sharing)
+
+    @property
     def _makes_again(self) -> bool:
-        """Whether masks are made again at each step: those of a step are, unless they persist."""
-        of_steps = "time" not in self.sharing and self.state.mask.persistence is None
+        """Whether masks are made again at each step: those of a step are, unless they persist or are of inputs."""
+        of_steps = "time" not in self.sharing and self.state.mask.persistence is None and not self._is_of_inputs
         return self.method == "recomputed" or (self.method == "auto" and of_steps)
 
     def _recomputed(self, kernel: Tensor, grid: Grid) -> typing.Callable[[Tensor | None], Product]:
@@ -302,18 +285,57 @@ class NoisyRNN(Noisy, Around):
 
         return at
 
+    def _of_inputs(self, kernel: Tensor, units: int, grid: Grid) -> typing.Callable[[Tensor | None], Product]:
+        """The same where `_is_of_inputs`: it is the inputs that are multiplied, once for each gate with its own."""
+        inputs, columns = kernel.shape
+        gates = 1 if "out" in self.sharing else columns // units
+        time, sample, out = grid.time[:, None, None, None], grid.sample[:, None, None], xp.arange(gates, like=kernel)
+        masks = xp.once(grid.field.entries(time, sample, grid.in_, out[:, None], xp))  # (time, sample, gate, in)
+        masks = xp.astype(masks, xp.dtype(kernel))
+        kernels = keras.ops.transpose(keras.ops.reshape(kernel, (inputs, gates, columns // gates)), (1, 0, 2))
+
+        def at(position: Tensor | None) -> Product:
+            mask = (masks if position is None else xp.take(masks, position, axis=0))[0]
+
+            def product(rows: Tensor) -> Tensor:
+                y = keras.ops.matmul(rows[:, None] * mask[:, :, None], kernels)
+                y = keras.ops.transpose(y, (0, 2, 1, 3))
+                return keras.ops.reshape(y, (*keras.ops.shape(y)[:2], columns))
+
+            return product
+
+        return at
+
     def _float_kernel(self, cell: keras.layers.Layer, name: str) -> Tensor:
         """A kernel in the dtype that its cell computes in, whichever this layer has."""
         with of_keras.autocast(None):
             return keras.ops.cast(getattr(cell, name), cell.compute_dtype)
 
-    def _grid(self, row: int, kernel: Tensor, field: Field, time: Words, samples: Words) -> Grid:
+    def _grid(self, row: int, kernel: Tensor, units: int, field: Field, time: Words, samples: Words) -> Grid:
         """The mask of a kernel (in, out) whose first row has this in coordinate."""
         rows, columns = kernel.shape
-        in_, out = (coordinate(axis, n, self.sharing, kernel, xp) for axis, n in (("in", rows), ("out", columns)))
+        in_ = xp.broadcast_to(coordinate("in", rows, self.sharing, kernel, xp), (rows,))
         if "in" not in self.sharing:
             in_ = in_ + row
-        return Grid(field, time, samples, xp.broadcast_to(in_, (rows,)), xp.broadcast_to(out, (columns,)))
+        gates = columns // units
+        if "gate" in self.sharing:
+            out = xp.broadcast_to(xp.arange(units, like=kernel), (gates, units))
+        elif "unit" in self.sharing:
+            out = xp.broadcast_to(xp.arange(gates, like=kernel)[:, None], (gates, units))
+        else:
+            out = xp.broadcast_to(coordinate("out", columns, self.sharing, kernel, xp), (columns,))
+        return Grid(field, time, samples, in_, xp.reshape(out, (columns,)))
+
+
+def _parse(sharing: Sharing, persistence: typing.Any) -> tuple[frozenset[str], frozenset[str]]:
+    """The coordinates that entries do not depend on: those of any mask, and those of `COLUMNS`."""
+    if sharing is None:
+        sharing = "sample+time" if persistence is None else "sample"
+    names = parse_sharing(sharing, (*COORDINATES, *COLUMNS))
+    columns = names.intersection(COLUMNS)
+    if columns == set(COLUMNS):
+        return names - columns | {"out"}, frozenset()
+    return names - columns, frozenset() if "out" in names else columns
 
 
 def _plain(kernel: Tensor) -> typing.Callable[[Tensor | None], Product]:

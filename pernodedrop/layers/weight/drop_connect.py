@@ -8,19 +8,23 @@ from pernodedrop import checks, schedules
 from pernodedrop._types import Config, Sharing, Tensor, Words
 from pernodedrop.layers.base.activation_noise import apply_mask
 from pernodedrop.layers.base.contraction import Contraction
-from pernodedrop.layers.base.convolution import Convolution
 from pernodedrop.layers.base.inner import (
+    STAGES,
+    Product,
+    activation_of,
     as_channels,
+    bias_of,
     channel_axis,
     copy_of,
     float_kernel,
+    kernel_of,
     moments,
     safe_sqrt,
     tensor_of,
     with_activity_loss,
     with_kernel,
 )
-from pernodedrop.layers.base.noisy import floating, xp
+from pernodedrop.layers.base.noisy import xp
 from pernodedrop.layers.base.weight_noise import MaskedProduct
 from pernodedrop.mask import Field
 from pernodedrop.modules import mask_of_drop_connect
@@ -101,6 +105,9 @@ class DropConnect(MaskedProduct):
         mask, schedule = mask_of_drop_connect(rate, sharing, mask_bias, scaling, start)
         super().__init__(layer, mask, seed=seed, method=method, schedule=schedule, persistence=slow, **kwargs)
         self.mask_bias, self.scaling = bool(mask_bias), scaling
+        if isinstance(layer, tuple(STAGES)) and (scaling, inference) != ("inverted", "mean"):
+            expected = "'inverted' beside inference='mean' around a layer with two kernels"
+            raise ValueError(checks.invalid("scaling", expected, scaling))
         self.inference = checks.check_choice(inference, "inference", INFERENCES)
         self.inference_samples = checks.check_count(inference_samples, "inference_samples")
 
@@ -122,7 +129,7 @@ class DropConnect(MaskedProduct):
     def call_without_noise(self, inputs: Tensor) -> Tensor:
         if self.scaling == "inverted" and not self.is_sampled:
             return super().call_without_noise(inputs)
-        inputs = floating(inputs)
+        inputs = self.taken(inputs)
         field = self.peek(xp.device(inputs))
         if self.is_sampled:
             return self._mean_activation(inputs, field)
@@ -132,7 +139,7 @@ class DropConnect(MaskedProduct):
     @property
     def is_sampled(self) -> bool:
         """Whether inference draws: a Gaussian's mean through an activation."""
-        return self.inference == "gaussian" and self.layer.activation not in (None, keras.activations.linear)
+        return self.inference == "gaussian" and activation_of(self.layer) not in (None, keras.activations.linear)
 
     def scale_pretrained(self) -> None:
         """Divide the kernel and, with `mask_bias`, the bias by keep, so that inference is what the layer was without.
@@ -147,8 +154,9 @@ class DropConnect(MaskedProduct):
         if not self.built or getattr(self.layer, "lora_enabled", False) or self.layer.quantization_mode is not None:
             raise ValueError(checks.invalid("layer", "a built layer without LoRA and not quantized", self.layer))
         keep = xp.to_numpy(self.keep_probability(self.peek(None)))
-        self.layer.kernel.assign(self.layer.kernel / keep)
-        if self.mask_bias and self.layer.bias is not None:
+        kernel = kernel_of(self.layer)
+        kernel.assign(kernel / keep)
+        if self.mask_bias and bias_of(self.layer) is not None:
             self.layer.bias.assign(self.layer.bias / keep)
 
     def fold(self) -> keras.layers.Layer:
@@ -167,11 +175,11 @@ class DropConnect(MaskedProduct):
     def multiply(self, x: Tensor, w: Tensor, field: Field, samples: Words) -> Tensor:
         return self.masked_product(x, self._scaled(w, field), field, samples)
 
-    def masked_kernel(self, product: Contraction | Convolution, field: Field) -> Tensor:
+    def masked_kernel(self, product: Product, field: Field) -> Tensor:
         return self._scaled(super().masked_kernel(product, field), field)
 
-    def bias(self, product: Contraction | Convolution, field: Field, samples: Words) -> Tensor | None:
-        if not self.mask_bias or self.layer.bias is None:
+    def bias(self, product: Product, field: Field, samples: Words) -> Tensor | None:
+        if not self.mask_bias or bias_of(self.layer) is None:
             return None
         bias = keras.ops.reshape(self.layer.bias, (1, -1))
         groups, inputs, _ = product.matrices(float_kernel(self.layer)).shape
@@ -201,7 +209,7 @@ class DropConnect(MaskedProduct):
     def _mean_weights(self, field: Field) -> tuple[Tensor, Tensor | None]:
         """The mean of kernel and bias in training; a bias of None is the layer's own."""
         kernel = self._scaled(float_kernel(self.layer), field)
-        if not self.mask_bias or self.layer.bias is None:
+        if not self.mask_bias or bias_of(self.layer) is None:
             return kernel, None
         return kernel, self._scaled(tensor_of(self.layer.bias), field)
 
@@ -211,7 +219,7 @@ class DropConnect(MaskedProduct):
         keep = xp.astype(self.keep_probability(field), xp.dtype(mean))
         scale = 1 if self.scaling == "inverted" else keep
         unmasked = 0
-        if self.layer.bias is not None:
+        if bias_of(self.layer) is not None:
             bias = as_channels(self.layer, mean, keras.ops.cast(self.layer.bias, mean.dtype)[None])
             if self.mask_bias:
                 mean, variance = mean + bias, variance + bias * bias

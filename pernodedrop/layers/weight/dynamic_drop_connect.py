@@ -8,9 +8,7 @@ import numpy as np
 
 from pernodedrop import checks, schedules
 from pernodedrop._types import Config, Shape, Tensor, Words
-from pernodedrop.layers.base.contraction import Contraction
-from pernodedrop.layers.base.convolution import Convolution
-from pernodedrop.layers.base.inner import float_kernel, product_of, with_kernel
+from pernodedrop.layers.base.inner import Product, float_kernel, product_of, with_kernel
 from pernodedrop.layers.base.noisy import at_least_float32, xp
 from pernodedrop.layers.base.weight_noise import WeightNoise
 from pernodedrop.mask import Field, Mask
@@ -47,7 +45,8 @@ class DynamicDropConnect(WeightNoise):
     Replicas of a MirroredStrategy note the gradient of the whole batch. The preferences for weights need none of this.
 
     Args:
-        layer: the inner layer, of one of the kinds that `pernodedrop.PerNodeDrop` takes.
+        layer: the inner layer, of one of the kinds that `pernodedrop.PerNodeDrop` takes, but no Embedding and no
+            transposed or separable convolution.
         base_rate: drop rate of every connection, a float in [0, 1) or a schedule of `pernodedrop.schedules`; 0.3, the
             authors'. It is the layer's `rate`, which can be set at any time.
         gradient_rate: what the drop rate rises by as q goes to 1, a float from zero; 0.5, the authors'. It can be set
@@ -169,7 +168,7 @@ class DynamicDropConnect(WeightNoise):
         product = product_of(self.layer, len(inputs.shape))
         return with_kernel(self.layer, inputs, self.masked_kernel(product, field))
 
-    def masked_kernel(self, product: Contraction | Convolution, field: Field) -> Tensor:
+    def masked_kernel(self, product: Product, field: Field) -> Tensor:
         kernel = float_kernel(self.layer)
         dtype, kernel = keras.backend.standardize_dtype(kernel.dtype), at_least_float32(kernel)
         mask = keras.ops.stop_gradient(xp.astype(self._mask(product, kernel, field), xp.dtype(kernel)))
@@ -210,7 +209,7 @@ class DynamicDropConnect(WeightNoise):
     def _follows_gradient(self) -> bool:
         return "gradient" in self._preferences[0]
 
-    def _mask(self, product: Contraction | Convolution, kernel: Tensor, field: Field) -> Tensor:
+    def _mask(self, product: Product, kernel: Tensor, field: Field) -> Tensor:
         """The mask, float32, in the kernel's shape."""
         strengths = {"weight": xp.abs(kernel)}
         if self._follows_gradient:
@@ -239,7 +238,7 @@ class DynamicDropConnect(WeightNoise):
         q = keras.ops.sigmoid(-z if size == "small" else z)
         return xp.where(q > self.threshold, q, xp.zeros_like(q))
 
-    def _chances(self, product: Contraction | Convolution, kernel: Tensor, field: Field) -> Tensor:
+    def _chances(self, product: Product, kernel: Tensor, field: Field) -> Tensor:
         """The chances of the connections of one sample, float32, in the kernel's shape."""
         groups, inputs, outputs = product.matrices(kernel).shape
         zero, in_, out = (xp.arange(size, like=kernel) for size in (1, groups * inputs, outputs))

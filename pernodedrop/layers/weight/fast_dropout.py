@@ -33,8 +33,8 @@ class FastDropout(WeightNoise):
     certain. The rate may follow a schedule: each training call counts as an update.
 
     Args:
-        layer: the inner layer, of one of the kinds that `pernodedrop.PerNodeDrop` takes, with an activation "linear",
-            "relu" or "sigmoid".
+        layer: the inner layer, of one of the kinds that `pernodedrop.PerNodeDrop` takes, but no Embedding and no
+            transposed or separable convolution, with an activation "linear", "relu" or "sigmoid".
         rate: drop rate in [0, 1), or a schedule of `pernodedrop.schedules`; 0.5.
         seed, **kwargs: as for `pernodedrop.PerNodeDrop`. Nothing is drawn: the key counts the updates.
 

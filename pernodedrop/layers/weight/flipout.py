@@ -35,8 +35,9 @@ class Flipout(WeightNoise):
             common, so a batch that has a large deviation has it in all samples.
 
     Args:
-        layer: the inner layer, of one of the kinds that `pernodedrop.PerNodeDrop` takes. The signs of a convolution are
-            of channels, and it takes two convolutions and no patches.
+        layer: the inner layer, of one of the kinds that `pernodedrop.PerNodeDrop` takes, but no Embedding and no
+            transposed or separable convolution. The signs of a convolution are of channels, and it takes two
+            convolutions and no patches.
         rate: drop rate in [0, 1) that goes with a noise given by name; None is 0.5. Or a schedule of
             `pernodedrop.schedules`, which also goes with a `pernodedrop.Noise` that has a rate.
         noise: "gaussian", "uniform", "bernoulli", or a `pernodedrop.Noise`, which brings its own numbers.

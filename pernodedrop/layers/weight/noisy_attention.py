@@ -141,8 +141,9 @@ class NoisyAttention(Composite, Around):
 
     @classmethod
     def from_config(cls, config: Config, custom_objects: dict[str, typing.Any] | None = None) -> typing.Self:
-        wrapper = keras.saving.get_registered_object(config["wrapper"], custom_objects)
-        return super().from_config({**config, "wrapper": wrapper}, custom_objects)
+        name = config.get("wrapper")
+        found = keras.saving.get_registered_object(name, custom_objects) if isinstance(name, str) else None
+        return super().from_config({**config, "wrapper": found or name}, custom_objects)
 
     def fold(self) -> keras.layers.Layer:
         """A plain attention layer, built, with weights of its own, that computes what this layer does at inference.

@@ -26,10 +26,15 @@ class PerNodeDrop(MaskedProduct):
     at inference instead. That is `pernodedrop.DropConnect(layer, sharing="time", scaling="none")`.
 
     Args:
-        layer: the inner layer, a `keras.layers.Dense`, `EinsumDense`, `Conv1D`, `Conv2D`, `Conv3D`, `DepthwiseConv1D`
-            or `DepthwiseConv2D`. An EinsumDense equation needs a batch letter that comes first in x, stands in the
-            output and not in the kernel. A sample's convolution has one mask at all positions of its output, and takes
-            the memory of its patches: the input times the size of the kernel.
+        layer: the inner layer, a `keras.layers.Dense`, `EinsumDense`, `Conv1D`, `Conv2D`, `Conv3D`, their transposed
+            ones, `DepthwiseConv1D`, `DepthwiseConv2D`, `SeparableConv1D`, `SeparableConv2D` or `Embedding`.
+            An EinsumDense equation needs a batch letter that comes first in x, stands in the output and not in the
+            kernel. A sample's convolution has one mask at all positions of its output, and takes the memory of its
+            patches: the input times the size of the kernel. A transposed one is computed as the convolution of its
+            input with zeros between the entries; a separable one has noise on both kernels, and the mask of the second
+            is that of the seed XOR 0x9E3779B9. Of an Embedding (in is the id) `sharing="time+out"` drops whole words,
+            wherever they stand in a sample's sequence; only the masks of the ids are made, by no other `method` than
+            "auto", and none persist.
         rate: drop rate in [0, 1) that goes with a noise given by name; None is 0.5. Or a schedule of
             `pernodedrop.schedules`, which also goes with a `pernodedrop.Noise` that has a rate.
         noise: "bernoulli" (the paper's binary), "gaussian", "uniform", or a `pernodedrop.Noise`, which brings its own
@@ -49,7 +54,8 @@ class PerNodeDrop(MaskedProduct):
         **kwargs: those of `keras.layers.Layer`; the dtype policy is the inner layer's unless given.
 
     Call arguments:
-        inputs: floating tensor of any shape the inner layer takes, samples first; around Dense a sparse one too.
+        inputs: floating tensor of any shape the inner layer takes, samples first; around Dense a sparse one too, around
+            Embedding ids.
         training: whether to train; Keras sets it in `fit`.
         key: the key to use instead of drawing one, from `draw()`.
         sample_ids: integer tensor (batch,), modulo 2**32: the sample coordinate of each row. Example ids in the example

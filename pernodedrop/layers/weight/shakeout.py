@@ -7,7 +7,14 @@ import keras
 from pernodedrop import checks, schedules
 from pernodedrop._types import Config, Tensor, Words
 from pernodedrop.layers.base.activation_noise import entries_of_inputs
-from pernodedrop.layers.base.inner import CONVOLUTIONS, bias_and_activation, channel_axis, float_kernel, product_with
+from pernodedrop.layers.base.inner import (
+    CONVOLUTIONS,
+    KINDS,
+    bias_and_activation,
+    channel_axis,
+    float_kernel,
+    product_with,
+)
 from pernodedrop.layers.base.noisy import at_least_float32, xp
 from pernodedrop.layers.base.weight_noise import MaskedProduct
 from pernodedrop.mask import Field, Mask
@@ -32,8 +39,9 @@ class Shakeout(MaskedProduct):
     The gradient passes through sign(W) as through tanh(slope W): its derivative is slope (1 - tanh(slope W)**2).
 
     Args:
-        layer: the inner layer, of one of the kinds that `pernodedrop.PerNodeDrop` takes. An input unit of an
-            EinsumDense is an entry of the letters that x has in common with the kernel.
+        layer: the inner layer, of one of the kinds that `pernodedrop.PerNodeDrop` takes, but no Embedding and no
+            transposed or separable convolution. An input unit of an EinsumDense is an entry of the letters that x has
+            in common with the kernel.
         rate: the probability that an input is reversed, in [0, 1), or a schedule of `pernodedrop.schedules`; 0.5.
         c: the size of what is added, a finite float from 0; 1e-4, the authors' for AlexNet at rate 0.5. The larger it
             is to the weights, the sparser these become.
@@ -56,6 +64,7 @@ class Shakeout(MaskedProduct):
     [-0.25, 2.25]
     """
 
+    kinds = KINDS
     layouts = ("dense",)  # its second product is a plain one
 
     def __init__(

@@ -36,7 +36,8 @@ class SparseVariationalDropout(Variational):
     that kernel; its zeros are plain zeros, so no time is saved unless they are made use of.
 
     Args:
-        layer: the inner layer, of one of the kinds that `pernodedrop.PerNodeDrop` takes.
+        layer: the inner layer, of one of the kinds that `pernodedrop.PerNodeDrop` takes, but no Embedding and no
+            transposed or separable convolution.
         examples: number of training examples N, an int from 1.
         warm_up: number of training calls over which beta = min(1, calls / warm_up) rises to 1; 0 has beta = 1. Calls
             are counted by the layer's key, `updates`, those with a `key` of your own not.

@@ -113,7 +113,8 @@ class VariationalDropout(Variational):
     Inference has the mean weights: it is the inner layer.
 
     Args:
-        layer: the inner layer, of one of the kinds that `pernodedrop.PerNodeDrop` takes.
+        layer: the inner layer, of one of the kinds that `pernodedrop.PerNodeDrop` takes, but no Embedding and no
+            transposed or separable convolution.
         examples: number of training examples N, an int from 1.
         kind: "B": independent weights, y ~ N(x W, alpha x**2 W**2) drawn by local reparameterization. "A": weights that
             share their input's noise, x * (1 + sqrt(alpha) z), then the inner layer: `GaussianDropout` before it. The

@@ -156,8 +156,24 @@ def caveats(found: Findings) -> list[str]:
             f"{count(len(found.seeds), 'seed').capitalize()} are few: by signs alone, p cannot be below "
             f"{2 / 2 ** len(found.seeds):.3g}."
         )
+    lines += edges(found)
     if found.left_out:
         lines.append(f"Left out: {count(found.left_out, 'run')} that confirmed settings which are selected no more.")
+    return lines
+
+
+def edges(found: Findings) -> list[str]:
+    """Which variants have the lowest or the highest of the rates that were tried: one beyond may be better."""
+    lines = []
+    for word, end in (("lowest", min), ("highest", max)):
+        at_end: dict[float, list[str]] = {}
+        for name, arm in found.confirmed.items():
+            tried = {one.arm.rate for one in found.selected.get(name, ()) if one.arm.rate is not None}
+            if arm.rate and len(tried) > 1 and arm.rate == end(tried):
+                at_end.setdefault(arm.rate, []).append(name)
+        for rate, variants in at_end.items():
+            which = names(found, variants)
+            lines.append(f"The {word} rate tried, {rate:g}, was selected for {which}: one beyond may do better.")
     return lines
 
 

@@ -1,12 +1,13 @@
 """Metrics for `compile` and `evaluate`: those that sums over batches give exactly, on every backend."""
 
+import itertools
 import typing
 
 import keras
 import numpy as np
 
 from pernodedrop import checks
-from pernodedrop._types import Config, Tensor
+from pernodedrop._types import Config, Shape, Tensor
 from pernodedrop.internals import of_keras
 from pernodedrop.uncertainty.metrics.arrays import SUM_TOLERANCE
 from pernodedrop.uncertainty.metrics.classification import KINDS, edges_of
@@ -40,6 +41,8 @@ class _OverClasses(keras.metrics.Metric):
 
     def probabilities(self, y: Tensor) -> Tensor:
         """Probabilities (..., k), of what may be the second of two classes alone."""
+        if len(y.shape) == 0:  # a shape of TensorFlow is true even so
+            raise ValueError(checks.invalid("y_pred", "probabilities (n, k), (n,) or (n, 1)", "a scalar"))
         y = keras.ops.cast(y, keras.backend.result_type(self.dtype, "float32"))
         if len(y.shape) == 1 or y.shape[-1] == 1:
             y = y if len(y.shape) == 1 else y[..., 0]
@@ -173,16 +176,22 @@ class CalibrationError(_OverClasses):
 def _labels(y: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
     """Labels of the shape of p without its classes, int32, and whether each is one."""
     shape, k = p.shape[:-1], p.shape[-1]
-    if len(y.shape) == len(shape) + 1 and y.shape[-1] == k:
+    if _fits(y.shape, p.shape) and y.shape[-1] == k:
         is_label = keras.ops.all((y == 0) | (y == 1), -1) & (keras.ops.sum(keras.ops.cast(y, "int32"), -1) == 1)
         return keras.ops.cast(keras.ops.argmax(y, -1), "int32"), is_label
     if len(y.shape) == len(shape) + 1 and y.shape[-1] == 1:
         y = y[..., 0]
-    if len(y.shape) != len(shape):
+    if not _fits(y.shape, shape):
         expected = f"labels {tuple(shape)} or one-hot {tuple(p.shape)}"
         raise ValueError(checks.invalid("y_true", expected, tuple(y.shape)))
     labels = keras.ops.cast(y, "int32")
     return labels, (keras.ops.cast(labels, y.dtype) == y) & (labels >= 0) & (labels < k)
+
+
+def _fits(shape: Shape, other: Shape) -> bool:
+    """Whether shapes are equal, as far as their sizes are known."""
+    pairs = itertools.zip_longest(shape, other, fillvalue=-1)
+    return all(None in pair or pair[0] == pair[1] for pair in pairs)
 
 
 def _like(weight: Tensor, labels: Tensor) -> Tensor:

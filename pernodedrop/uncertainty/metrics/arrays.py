@@ -14,10 +14,10 @@ Labels: typing.TypeAlias = np.typing.NDArray[np.int64]
 
 def numbers(values: typing.Any, argument: str, shape: tuple[int | None, ...] | None = None) -> Array:
     """Finite numbers in float64, at least one and of that shape (None: any size, or any shape), or an error."""
-    raw = np.asarray(_on_host(values))
     try:
+        raw = np.asarray(_on_host(values))
         found = raw.astype("float64", casting="same_kind" if raw.dtype.kind == "c" else "unsafe")
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError, NotImplementedError) as error:  # the last of a symbolic tensor
         raise TypeError(checks.invalid(argument, "an array of real numbers", values)) from error
     fits = shape is None or (
         found.ndim == len(shape) and all(size in (None, n) for size, n in zip(shape, found.shape, strict=True))

@@ -1,0 +1,183 @@
+"""The libraries that have native modules, one way to make and to call the modules of each, for tests of all of them.
+
+Arrays are NumPy's, samples first; those of convolutions have their channels last. Arguments have the names of Keras. A
+call is given its key and the ids of its samples.
+"""
+
+import functools
+import importlib
+import importlib.util
+import typing
+
+import numpy as np
+
+
+class Library:
+    """The native modules of a library, with seed 7.
+
+    Attributes:
+        folder, package: those of the modules, and what has to be installed.
+        names: of arguments that are called otherwise there.
+        positions: whether a linear module has inputs (batch, time, in).
+        code: a script that uses the modules.
+    """
+
+    folder = package = code = ""
+    names: typing.ClassVar[dict] = {}
+    positions = True
+
+    @functools.cached_property
+    def modules(self):
+        """The public names."""
+        return importlib.import_module(f"pernodedrop.{self.folder}")
+
+    @property
+    def noisy(self):
+        """The classes with noise."""
+        base = importlib.import_module(f"pernodedrop.{self.folder}.noisy").Noisy
+        public = [getattr(self.modules, name) for name in self.modules.__all__]
+        return {one for one in public if isinstance(one, type) and issubclass(one, base)}
+
+    def kind(self, name, dims):
+        """The class of a name without its dimensions."""
+        return getattr(self.modules, name)
+
+    def make(self, name, *sizes, dims=0, **arguments):
+        """A module of a kind."""
+        arguments = {self.names.get(name, name): value for name, value in arguments.items()}
+        return self.made(self.kind(name, dims), sizes, dims, arguments)
+
+
+class Torch(Library):
+    """The modules of torch."""
+
+    folder = package = "torch"
+    names: typing.ClassVar[dict] = {"strides": "stride", "dilation_rate": "dilation", "use_bias": "bias"}
+    code = (
+        "import torch, pernodedrop.torch as pndt;"
+        "model = pndt.apply(torch.nn.Linear(3, 4), 'all-linear', rate=0.5, seed=1); model(torch.ones(2, 3));"
+        "pndt.uncertainty.predict(model, torch.ones(2, 3), 2, probabilities=False).report(torch.ones(2, 4), 1.0);"
+        "pndt.fold(model)(torch.ones(2, 3));"
+    )
+
+    def kind(self, name, dims):
+        return getattr(self.modules, f"{name}{dims}d" if dims else name)
+
+    def made(self, kind, sizes, dims, arguments):
+        return kind(*sizes, seed=7, **arguments)
+
+    def call(self, module, x, training=True, **which):
+        """The output of a call."""
+        import torch
+
+        first = hasattr(module, "kernel_size")  # stand the channels
+        given = {name: value if name == "key" else torch.from_numpy(value) for name, value in which.items()}
+        x = torch.from_numpy(x)
+        y = module.train(training)(x.movedim(-1, 1) if first else x, **given)
+        return (y.movedim(1, -1) if first else y).detach().numpy()
+
+    def weights(self, module):
+        """The parameters as a Keras layer has them."""
+        kernel = np.moveaxis(module.weight.detach().numpy(), (0, 1), (-1, -2))
+        return [kernel] if module.bias is None else [kernel, module.bias.detach().numpy()]
+
+    def with_rate(self, module, rate):
+        """The module at another rate."""
+        module.rate = rate
+        return module
+
+
+class Nnx(Library):
+    """The modules of Flax NNX."""
+
+    folder, package = "nnx", "flax"
+    names: typing.ClassVar[dict] = {"dilation_rate": "kernel_dilation", "groups": "feature_group_count"}
+    code = (
+        "import jax; from flax import nnx; import pernodedrop.nnx as pndx; x = jax.numpy.ones((2, 3));"
+        "model = pndx.apply(nnx.Linear(3, 4, rngs=nnx.Rngs(0)), 'all-linear', rate=0.5, seed=1); model(x);"
+        "pndx.uncertainty.predict(model, x, 2, probabilities=False); pndx.fold(model)(x);"
+    )
+
+    def made(self, kind, sizes, dims, arguments):
+        from flax import nnx
+
+        form = {"rngs": nnx.Rngs(params=0), "bias_init": nnx.initializers.normal(1.0)} if sizes else {}
+        if "padding" in arguments:
+            arguments["padding"] = arguments["padding"].upper()
+        return kind(*sizes, seed=7, **form, **arguments)
+
+    def call(self, module, x, training=True, **which):
+        """The output of a call."""
+        from flax import nnx
+
+        key = {"key": which.pop("key")} if "key" in which else {}
+        mode = {"deterministic": not training} if type(module) in self.noisy else {}  # a plain one has none
+        return np.asarray(nnx.jit(lambda module, x, which: module(x, **key, **mode, **which))(module, x, which))
+
+    def weights(self, module):
+        """The parameters as a Keras layer has them."""
+        return [np.array(one[...]) for one in (module.kernel, module.bias) if one is not None]
+
+    def with_rate(self, module, rate):
+        """The module at another rate."""
+        module.rate = rate
+        return module
+
+
+class Equinox(Library):
+    """The modules of Equinox."""
+
+    folder = package = "equinox"
+    names: typing.ClassVar[dict] = {"strides": "stride", "dilation_rate": "dilation"}
+    positions = False
+    code = (
+        "import jax, equinox as eqx, pernodedrop.equinox as pnde; x = jax.numpy.ones((2, 3));"
+        "model = pnde.apply(eqx.nn.Linear(3, 4, key=jax.random.key(0)), 'all-linear', rate=0.5);"
+        "pnde.uncertainty.predict(model, x, 2, probabilities=False); jax.vmap(pnde.fold(model))(x);"
+    )
+
+    def made(self, kind, sizes, dims, arguments):
+        import jax
+
+        fixed = {"seed": 7} if arguments.get("regime", "dynamic") != "dynamic" else {}
+        if "padding" in arguments:
+            arguments["padding"] = arguments["padding"].upper()
+        if "noise_shape" in arguments:  # of one sample
+            arguments["noise_shape"] = arguments["noise_shape"][1:]
+        sizes = (*([dims] if dims else []), *sizes)
+        return kind(*sizes, **({"key": jax.random.key(0)} if sizes else {}), **fixed, **arguments)
+
+    def call(self, module, x, training=True, key=None, sample_ids=None):
+        """The output of a call."""
+        import equinox as eqx
+        import jax
+
+        first = hasattr(module, "kernel_size")  # stand the channels
+        which = {} if key is None else {"key": key}
+        module = eqx.nn.inference_mode(module, not training)
+
+        def of_row(row, n):
+            row = jax.numpy.moveaxis(row, -1, 0) if first else row
+            y = module(row, **which) if n is None else module(row, **which, sample_id=n)
+            return jax.numpy.moveaxis(y, 0, -1) if first else y
+
+        rows = jax.vmap(of_row, in_axes=(0, None if sample_ids is None else 0))
+        return np.asarray(eqx.filter_jit(rows)(x, sample_ids))
+
+    def weights(self, module):
+        """The parameters as a Keras layer has them."""
+        kernel = np.moveaxis(module.weight, (0, 1), (-1, -2))
+        return [kernel] if module.bias is None else [kernel, np.reshape(module.bias, -1)]
+
+    def with_rate(self, module, rate):
+        """The module at another rate."""
+        return module.with_rate(rate)
+
+
+LIBRARIES = {"torch": [Torch()], "jax": [Nnx(), Equinox()]}
+"""Those of each backend."""
+
+
+def installed(backend):
+    """The libraries of a backend that are installed."""
+    return [one for one in LIBRARIES.get(backend, []) if importlib.util.find_spec(one.package)]

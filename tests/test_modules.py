@@ -1,0 +1,164 @@
+"""What holds for the native modules of every library: they have the masks of the Keras layers."""
+
+import doctest
+import importlib
+import re
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+import pernodedrop as pnd
+from tests import house
+from tests.libraries import installed
+
+pytestmark = pytest.mark.only_backend("torch", "jax", reason="frameworks with native modules")
+
+KEY = (7, 2)
+
+LINEAR = {
+    "dynamic": {"rate": 0.3},
+    "schedule": {"rate": pnd.schedules.Step([0.2, 0.7], [1])},
+    "gaussian": {"rate": 0.3, "noise": "gaussian", "method": "recomputed"},
+    "partial": {"noise": pnd.PartialGaussian(0.5, 2.0)},
+    "fixed": {"rate": 0.3, "regime": "fixed"},
+    "bank": {"rate": 0.3, "regime": "bank", "bank_size": 3},
+    "example": {"rate": 0.3, "regime": "example"},
+    "batch": {"rate": 0.3, "sharing": "sample+time"},
+    "out": {"rate": 0.3, "sharing": "out"},
+    "position": {"rate": 0.3, "sharing": ()},
+    "persistence": {"rate": 0.3, "persistence": pnd.schedules.Step([0.2, 0.9], [1])},
+}
+DROP_CONNECT = {
+    "inverted": {"rate": 0.3, "mask_bias": True},
+    "not_inverted": {"rate": 0.3, "mask_bias": True, "scaling": "none"},
+    "of_samples": {"rate": 0.3, "mask_bias": True, "scaling": "none", "sharing": "time"},
+    "dropped_persist": {"rate": 0.3, "persistence": 0.7},
+}
+CONVOLUTIONS = {
+    "1d": (1, {"kernel_size": 3, "dilation_rate": 2, "padding": "valid"}),
+    "causal": (1, {"kernel_size": 3, "dilation_rate": 2, "padding": "causal"}),
+    "2d": (2, {"kernel_size": (3, 2), "strides": (2, 1), "groups": 2, "padding": "valid"}),
+    "strided": (2, {"kernel_size": (3, 2), "strides": (2, 1), "groups": 2, "padding": "same"}),
+    "same": (2, {"kernel_size": (4, 4), "padding": "same", "use_bias": False}),
+    "3d": (3, {"kernel_size": (2, 2, 2), "padding": "valid"}),
+}
+ACTIVATIONS = {
+    "dropout": ("Dropout", "Dropout", {}),
+    "shaped": ("Dropout", "Dropout", {"noise_shape": (None, None, 1, 6)}),
+    "persistent": ("Dropout", "Dropout", {"persistence": 0.7}),
+    "normal": ("GaussianDropout", "GaussianDropout", {"persistence": 0.7}),
+    "path": ("DropPath", "DropPath", {}),
+    "unscaled": ("DropPath", "DropPath", {"scale_by_keep": False}),
+    "spatial": ("SpatialDropout", "SpatialDropout2D", {"data_format": "channels_first"}),
+    "spatial_last": ("SpatialDropout", "SpatialDropout2D", {"data_format": "channels_last"}),
+}
+ELSEWHERE = {
+    "torch": {"causal", "strided"},  # has no such padding
+    "nnx": {"1d", "2d", "same"},
+    "equinox": {"schedule", "position", "persistence", "dropped_persist", "causal", "2d", "same", "3d"},
+}
+"""The cases that a library does not have, as Equinox has no schedules and positions, or that another one stands for."""
+
+
+def linear(library, case):
+    kind, layer = ("PerNodeLinear", pnd.PerNodeDrop) if case in LINEAR else ("DropConnectLinear", pnd.DropConnect)
+    noise = {**LINEAR, **DROP_CONNECT}[case]
+    x = inputs(5, 2, 3) if library.positions else inputs(5, 3)
+    return library.make(kind, 3, 4, **noise), layer(keras.layers.Dense(4), seed=7, **noise), x
+
+
+def convolution(library, case):
+    dims, form = CONVOLUTIONS[case]
+    kind, layer, noise = ("PerNodeConv", pnd.PerNodeDrop, {"rate": 0.4})
+    if case in ("1d", "causal", "3d"):
+        kind, layer = "DropConnectConv", pnd.DropConnect
+        noise = {"rate": 0.4, "sharing": "time", "mask_bias": True, "scaling": "none"}
+    elif case in ("2d", "strided"):
+        noise = {"rate": 0.4, "sharing": ()}  # which has patches, and no kernels
+    plain = getattr(keras.layers, f"Conv{dims}D")(6, **form)
+    return (
+        library.make(kind, 4, 6, dims=dims, **form, **noise),
+        layer(plain, seed=7, **noise),
+        inputs(2, *[7 - dims] * dims, 4),
+    )
+
+
+def activation(library, case):
+    kind, layer, arguments = ACTIVATIONS[case]
+    dims = 2 if kind == "SpatialDropout" and library.folder == "torch" else 0
+    module = library.make(kind, dims=dims, rate=0.3, **arguments)
+    return module, getattr(pnd, layer)(rate=0.3, seed=7, **arguments), inputs(5, 3, 4, 6)
+
+
+CASES = {
+    **dict.fromkeys([*LINEAR, *DROP_CONNECT], linear),
+    **dict.fromkeys(CONVOLUTIONS, convolution),
+    **dict.fromkeys(ACTIVATIONS, activation),
+}
+LIBRARIES = installed(keras.backend.backend())
+EACH = [(library, case) for library in LIBRARIES for case in CASES if case not in ELSEWHERE[library.folder]]
+every_module = pytest.mark.parametrize(
+    ("library", "case"), EACH, ids=[f"{library.folder}-{case}" for library, case in EACH]
+)
+every_library = pytest.mark.parametrize("library", LIBRARIES, ids=[library.folder for library in LIBRARIES])
+
+
+def inputs(*shape):
+    return np.random.default_rng(0).normal(size=shape).astype("float32")
+
+
+def host(tensor):
+    return np.asarray(keras.ops.convert_to_numpy(tensor))
+
+
+def pair(library, case):
+    """A module, the Keras layer with its weights, an input, and what tells its rows apart, as both take it."""
+    module, layer, x = CASES[case](library, case)
+    layer.build(x.shape)
+    if hasattr(layer, "layer"):
+        layer.layer.set_weights(library.weights(module))
+    ids = {} if "sample" in module.sharing else {"sample_ids": np.arange(len(x), dtype="int32")}
+    return module, layer, x, ids
+
+
+@every_module
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")  # of torch's own convolution
+def test_a_module_is_the_keras_layer(library, case):
+    module, layer, x, ids = pair(library, case)
+    if module.schedule is None:
+        assert module.rate == layer.rate
+        layer.rate, module = 0.2, library.with_rate(module, 0.2)
+    expected = host(layer(x, training=True, key=KEY, **ids))
+    np.testing.assert_allclose(library.call(module, x, key=KEY, **ids), expected, atol=2e-6)
+    of_place = ids if module.members else {}
+    expected = host(layer(x, training=False, **of_place))
+    np.testing.assert_allclose(library.call(module, x, training=False, **of_place), expected, atol=2e-6)
+    if not module.members:
+        np.testing.assert_allclose(library.call(module.fold(), x, training=False), expected, atol=2e-6)
+
+
+@every_library
+def test_every_module_has_a_case(library):
+    kinds = {type(CASES[case](library, case)[0]) for one, case in EACH if one is library}
+    without_dims = [{re.sub(r"\dd$", "", one.__name__) for one in many} for many in (kinds, library.noisy)]
+    assert without_dims[0] == without_dims[1]
+
+
+@every_library
+def test_the_modules_need_no_keras_and_no_other_framework(library):
+    others = {"keras", "torch", "jax", "tensorflow", "flax", "equinox"} - {library.package}
+    others -= set() if library.folder == "torch" else {"jax"}
+    code = f"import sys; sys.modules['keras'] = None; {library.code}"
+    code += f"print({others} & {{name for name, module in sys.modules.items() if module}})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+@every_library
+def test_the_examples_of_docstrings_run(library):
+    for name in (name for name in house.modules() if name.startswith(f"{library.folder}.") or name == library.folder):
+        found = doctest.testmod(importlib.import_module(f"pernodedrop.{name}"))
+        assert found.failed == 0
