@@ -42,8 +42,8 @@ WORD_OPS = ("word", "as_word", "arange", "shift_right", "bits24", "uniform", "fl
 
 TENSOR_OPS = (
     "dtype", "layout", "device", "shape", "astype", "reshape", "permute_dims", "broadcast_to", "take",
-    "take_along_axis", "running_maximum", "matmul", "sum", "stop_gradient", "once", "triples", "segment_sum",
-    "sparse_matmul",
+    "take_along_axis", "running_maximum", "matmul", "sum", "stop_gradient", "optimization_barrier", "triples",
+    "segment_sum", "sparse_matmul",
 )  # fmt: skip
 """Ops on tensors of any dtype."""
 

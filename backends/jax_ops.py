@@ -6,9 +6,8 @@ import sys
 
 import jax
 import numpy as np
-from jax.lax import erf, stop_gradient
+from jax.lax import erf, optimization_barrier, stop_gradient
 from jax.lax import erf_inv as erfinv
-from jax.lax import optimization_barrier as once
 from jax.numpy import (
     abs,
     acos,

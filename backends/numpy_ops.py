@@ -148,7 +148,7 @@ def stop_gradient(x):
     return x
 
 
-def once(x):
+def optimization_barrier(x):
     """`x`, which a compiler does not compute again where it is used, as in every step of a loop."""
     return x
 

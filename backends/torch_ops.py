@@ -164,7 +164,7 @@ def stop_gradient(x):
     return x.detach()
 
 
-def once(x):
+def optimization_barrier(x):
     return x
 
 
