@@ -2,7 +2,7 @@
 
 A noise is written against a namespace, so it can be called with one whose ops only write down what is asked for. That
 makes a list of steps for blocks of entries: numbers that any framework hands to the kernel, as it does coordinates.
-So the kernel is compiled once for all noises, a user's own too. Each step rounds as NumPy's op does.
+So the kernel is compiled once for all noises, a user's own too. Arithmetic rounds as NumPy's does.
 """
 
 import functools

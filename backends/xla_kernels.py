@@ -1,4 +1,4 @@
-"""The kernels of cpu_kernels.py as custom calls of XLA on a CPU, for JAX: nothing of Python runs in a step.
+"""The kernels of numba as custom calls of XLA on a CPU, for JAX: nothing of Python runs in a step.
 
 A product is cut into spans, each a call of its own, since a call runs on one thread and XLA runs calls side by side.
 XLA hands a call the address of a frame whose layout is that of its C interface, `xla/ffi/api/c_api.h` in
@@ -7,10 +7,7 @@ XLA hands a call the address of a frame whose layout is that of its C interface,
 
 import ctypes
 import functools
-import inspect
 import os
-import pathlib
-import zlib
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +17,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from pernodedrop import generator, noise
-from pernodedrop.backends import cpu_kernels, methods, programs
+from pernodedrop.backends import cpu_kernels, decision_kernels, methods
 from pernodedrop.backends.methods import Decisions, Entries
 
 _METADATA = 1  # the extension of a call that only asks
@@ -86,7 +83,7 @@ def _call_listed(name, mask, operands, *shapes):
 
 
 def _call(name, mask, span, operands, *shapes):
-    target = _registered(isinstance(mask, Entries))[name]
+    target = _registered(name, cpu_kernels.kernels_of(mask))
     results = [jax.ShapeDtypeStruct(shape, np.float32) for shape in shapes]
     return jax.ffi.ffi_call(target, results, vmap_method="sequential")(np.asarray(span, np.int32), *operands)
 
@@ -179,12 +176,13 @@ def _listed(addresses, shapes):
     return values, rows, columns, _array(addresses[4], (inputs, outputs), types.float32)
 
 
-def _handlers(sources, of_entries):
-    """The handlers; numba keeps them on disk by this file and by `sources`, which stands for what they call."""
+def _handler(name, kernels):
+    """The handler of one name, which calls a module of kernels."""
+    of_entries = kernels is not decision_kernels
 
     def forward(address):
         frame = _words(address, 15)
-        if _asks_for_version(frame) or sources == 0:
+        if _asks_for_version(frame):
             return 0
         addresses, shapes, results = _operands(frame)
         start, stop = _array(addresses[0], 2, types.int32)
@@ -194,15 +192,14 @@ def _handlers(sources, of_entries):
         y = _zeros(results[0], (stop - start, positions, outputs))
         if of_entries:
             part = _entries(addresses[3:], shapes[3:], (start, stop), (0, inputs))
-            cpu_kernels.forward_of_entries(0, stop - start, y, x[start:stop], w, part)
         else:
             part = _decisions(addresses[3:], shapes[3:], (start, stop), (0, inputs))
-            cpu_kernels.forward(0, stop - start, y, x[start:stop], w, part)
+        kernels.forward(0, stop - start, y, x[start:stop], w, part)
         return 0
 
     def backward(address):
         frame = _words(address, 15)
-        if _asks_for_version(frame) or sources == 0:
+        if _asks_for_version(frame):
             return 0
         addresses, shapes, results = _operands(frame)
         start, stop = _array(addresses[0], 2, types.int32)
@@ -214,31 +211,28 @@ def _handlers(sources, of_entries):
         dw = _zeros(results[1], (stop - start, outputs))
         if of_entries:
             part = _entries(addresses[4:], shapes[4:], (0, rows), (start, stop))
-            cpu_kernels.backward_of_entries(0, stop - start, dx, dw, dy, x, w, part)
         else:
             part = _decisions(addresses[4:], shapes[4:], (0, rows), (start, stop))
-            cpu_kernels.backward(0, stop - start, dx, dw, dy, x, w, part)
+        kernels.backward(0, stop - start, dx, dw, dy, x, w, part)
         return 0
 
     def sparse_forward(address):
         frame = _words(address, 15)
-        if _asks_for_version(frame) or sources == 0:
+        if _asks_for_version(frame):
             return 0
         addresses, shapes, results = _operands(frame)
         values, rows, columns, w = _listed(addresses, shapes)
         if of_entries:
             mask = _entries(addresses[5:], shapes[5:], _ALL, _ALL)
-            y = _zeros(results[0], (len(mask.time), w.shape[1]))
-            cpu_kernels.sparse_forward_of_entries(0, len(values), y, values, rows, columns, w, mask)
         else:
             mask = _decisions(addresses[5:], shapes[5:], _ALL, _ALL)
-            y = _zeros(results[0], (len(mask.time), w.shape[1]))
-            cpu_kernels.sparse_forward(0, len(values), y, values, rows, columns, w, mask)
+        y = _zeros(results[0], (len(mask.time), w.shape[1]))
+        kernels.sparse_forward(0, len(values), y, values, rows, columns, w, mask)
         return 0
 
     def sparse_backward(address):
         frame = _words(address, 15)
-        if _asks_for_version(frame) or sources == 0:
+        if _asks_for_version(frame):
             return 0
         addresses, shapes, results = _operands(frame)
         values, rows, columns, w = _listed(addresses, shapes)
@@ -246,40 +240,37 @@ def _handlers(sources, of_entries):
         dy = _array(addresses[-1], (shapes[-1][0], w.shape[1]), types.float32)
         if of_entries:
             mask = _entries(addresses[5:], shapes[5:], _ALL, _ALL)
-            cpu_kernels.sparse_backward_of_entries(0, len(values), dvalues, dw, values, rows, columns, w, dy, mask)
         else:
             mask = _decisions(addresses[5:], shapes[5:], _ALL, _ALL)
-            cpu_kernels.sparse_backward(0, len(values), dvalues, dw, values, rows, columns, w, dy, mask)
+        kernels.sparse_backward(0, len(values), dvalues, dw, values, rows, columns, w, dy, mask)
         return 0
 
     def fill(address):
         frame = _words(address, 15)
-        if _asks_for_version(frame) or sources == 0:
+        if _asks_for_version(frame):
             return 0
         addresses, shapes, results = _operands(frame)
         start, stop = _array(addresses[0], 2, types.int32)
         mask = _entries(addresses[1:], shapes[1:], _ALL, _ALL)
-        cpu_kernels.fill(start, stop, _array(results[0], (stop - start, len(mask.out)), types.float32), mask)
+        kernels.fill(start, stop, _array(results[0], (stop - start, len(mask.out)), types.float32), mask)
         return 0
 
-    return (forward, backward, sparse_forward, sparse_backward, fill)[: 5 if of_entries else 4]
+    return {f.__name__: f for f in (forward, backward, sparse_forward, sparse_backward, fill)}[name]
 
 
 @functools.cache
-def _registered(of_entries):
-    """The names by which XLA knows the handlers of one kind of mask, once they are compiled."""
+def _registered(name, kernels):
+    """The name by which XLA knows a handler, once it is compiled."""
     capsule = ctypes.pythonapi.PyCapsule_New
     capsule.restype, capsule.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
-    files = (inspect.getfile(module) for module in (cpu_kernels, generator, methods, noise, programs))
-    sources = b"".join(pathlib.Path(file).read_bytes() for file in files)
-    decorator, names = functools.partial(numba.cfunc, types.intp(types.intp)), {}
-    for function in _handlers(1 + zlib.crc32(sources), of_entries):
-        handler = cpu_kernels.kept_on_disk(decorator, function)
-        handlers.append(handler)
-        names[function.__name__] = f"pernodedrop_{function.__name__}" + of_entries * "_of_entries"
-        jax.ffi.register_ffi_target(names[function.__name__], capsule(handler.address, None, None), platform="cpu")
-    return names
+    decorator, sources = functools.partial(numba.cfunc, types.intp(types.intp)), (generator, methods, noise, kernels)
+    handler = decision_kernels.kept_on_disk(decorator, _handler(name, kernels), *sources, decision_kernels)
+    handlers.append(handler)
+    target = f"{kernels.__name__.replace('.', '_')}_{name}"
+    jax.ffi.register_ffi_target(target, capsule(handler.address, None, None), platform="cpu")
+    return target
 
 
 handlers: list = []  # kept, since their code lives as long as they do
-_registered(False)
+for _name in ("forward", "backward", "sparse_forward", "sparse_backward"):
+    _registered(_name, decision_kernels)

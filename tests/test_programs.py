@@ -7,18 +7,22 @@ import numpy as np
 import pytest
 
 import pernodedrop as pnd
-from pernodedrop.backends import cpu_kernels, methods, numpy_ops, programs
+from pernodedrop.backends import cpu_kernels, methods, numpy_ops, program_kernels, programs
 from tests import noises
 from tests.products import FAR, KEY
 
 pytestmark = pytest.mark.once
 
 
-def both(noise, shape=(5, 37, 40)):
-    """The mask by the program, and as NumPy makes it."""
+def grid_of(noise, shape):
     field = pnd.mask.Field(noise, noise.params(), pnd.ops.key_words(KEY, None, numpy_ops))
     time, sample, in_, out = np.zeros(shape[0], "uint32"), *(np.arange(n, dtype="uint32") for n in shape)
-    grid = pnd.mask.Grid(field, time, sample + np.uint32(FAR), in_, out)
+    return pnd.mask.Grid(field, time, sample + np.uint32(FAR), in_, out)
+
+
+def both(noise, shape=(5, 37, 40)):
+    """The mask by the program, and as NumPy makes it."""
+    grid = grid_of(noise, shape)
     wanted = np.broadcast_to(grid.entries(numpy_ops), shape)
     return cpu_kernels.entries(methods.Entries.of(grid, numpy_ops)), wanted
 
@@ -33,6 +37,37 @@ def test_entries_are_those_of_the_noise(noise):
     np.testing.assert_allclose(entries, wanted, rtol=1e-5, atol=2e-6 * (1 + noise.variance**0.5))
     if noise.exact or isinstance(noise, pnd.Uniform | noises.Difference | noises.Steps):
         np.testing.assert_array_equal(entries, wanted)  # each step is rounded by itself
+
+
+KINDS = [
+    *(pnd.Bernoulli(0.4), pnd.Uniform(0.4), pnd.Gaussian(0.4), pnd.PartialGaussian(0.4, 0.7)),
+    *(noises.Laplace(0.3), noises.Logistic(0.3), noises.Steps((0.5, 1.0, 4.0))),
+]
+
+
+@pytest.mark.parametrize("positions", [1, 3])
+@pytest.mark.parametrize("noise", KINDS, ids=repr)
+def test_products_and_gradients_are_the_sums_over_the_mask(noise, positions):
+    """Of all entries of x and, where a row has one position, of those that are listed."""
+    rows, inputs, outputs = 5, 37, 40
+    random = np.random.default_rng(0)
+    shapes = (rows, positions, inputs), (inputs, outputs), (rows, positions, outputs)
+    x, w, dy = (random.normal(size=shape).astype("float32") for shape in shapes)
+    grid = grid_of(noise, (rows, inputs, outputs))
+    mask, flat = grid.entries(numpy_ops).astype("float64"), methods.flat(grid, numpy_ops)
+    size = 1e-5 * (1 + abs(mask).max()) * inputs
+
+    def check(y, dx, dw, x, dy):
+        np.testing.assert_allclose(y, np.einsum("rti,io,rio->rto", x, w, mask), rtol=1e-5, atol=size)
+        np.testing.assert_allclose(dx, np.einsum("rto,io,rio->rti", dy, w, mask), rtol=1e-5, atol=size)
+        np.testing.assert_allclose(dw, np.einsum("rti,rto,rio->io", x, dy, mask), rtol=1e-5, atol=size)
+
+    check(cpu_kernels.product(x, w, flat), *cpu_kernels.gradients(dy, x, w, flat), x, dy)
+    if positions == 1:
+        values, (row, column) = x.ravel(), np.indices((rows, inputs)).reshape(2, -1)
+        y = cpu_kernels.sparse_product(values, row, column, w, flat)
+        dvalues, dw = cpu_kernels.sparse_gradients(dy[:, 0], values, row, column, w, flat)
+        check(y[:, None], dvalues.reshape(rows, 1, inputs), dw, x, dy)
 
 
 class Applied(pnd.Noise):
@@ -87,10 +122,26 @@ def test_normal_numbers_are_those_of_float64():
     """At all uniform numbers of one in seven, by the inverse in double precision."""
     special = pytest.importorskip("scipy.special")
     u = (np.arange(0, 2**23, 7) + 0.5) * 2.0**-23
-    found = np.array([cpu_kernels._erfinv(np.float32(2 * v - 1)) for v in u[::64]])
+    found = np.array([program_kernels._erfinv(np.float32(2 * v - 1)) for v in u[::64]])
     np.testing.assert_allclose(found, special.erfinv(2 * u[::64] - 1), rtol=2e-6)
-    edges = [cpu_kernels._erfinv(np.float32(x)) for x in (-1, 0, 1, 2)]
+    edges = [program_kernels._erfinv(np.float32(x)) for x in (-1, 0, 1, 2)]
     np.testing.assert_array_equal(edges, [-np.inf, 0, np.inf, np.nan])
+
+
+def test_logarithms_are_those_of_float64():
+    """Over all powers of two, and near 1 and 0."""
+    random = np.random.default_rng(0)
+    x = (random.uniform(1, 2, 4000) * 2.0 ** random.integers(-148, 128, 4000)).astype("float32")
+    near = (random.uniform(-1, 1, 4000) * 2.0 ** random.integers(-30, 0, 4000)).astype("float32")
+    for found, values, wanted in (
+        (program_kernels._log, np.concatenate([x, 1 + near / 2]), np.log),
+        (program_kernels._log1p, np.concatenate([x, near]), np.log1p),
+    ):
+        np.testing.assert_allclose([found(v) for v in values], wanted(values.astype("float64")), rtol=5e-7)
+    edges = np.array([0, -0.0, -1, -2, np.inf, -np.inf, np.nan], "float32")
+    with np.errstate(divide="ignore", invalid="ignore"):
+        np.testing.assert_array_equal([program_kernels._log(v) for v in edges], np.log(edges))
+        np.testing.assert_array_equal([program_kernels._log1p(v) for v in edges], np.log1p(edges))
 
 
 OTHERS = {
