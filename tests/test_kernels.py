@@ -293,4 +293,4 @@ def test_compiled_and_eager_products_agree(noise):
 def test_no_shape_reads_or_writes_out_of_bounds(tmp_path):
     """With numba's checks of bounds, on shapes that fit and on shapes that do not."""
     seen = child("fuzz_shapes.py", NUMBA_BOUNDSCHECK="1", NUMBA_CACHE_DIR=str(tmp_path))
-    assert seen == {"right": 60, "refused": 60 * 7}
+    assert seen == {"right": 120, "refused": 120 * 7}
