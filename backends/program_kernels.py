@@ -57,6 +57,27 @@ _scalar = numba.njit(error_model="numpy", fastmath={"contract"}, forceinline=Tru
 
 
 @_scalar
+def _exp(x):
+    """2**power times the series of a number from -log(2) / 2 to log(2) / 2."""
+    bounded = min(max(x, f32(-104)), f32(89))  # beyond there is 0 or infinity
+    power = np.floor(bounded * f32(1 / math.log(2)) + f32(0.5))
+    # log(2) in two parts, the first of which, 355 / 512, is exact when multiplied
+    r = (bounded - power * f32(355 / 512)) - power * f32(math.log(2) - 355 / 512)
+    p = f32(1 / 720) + r * f32(1 / 5040)
+    p = f32(1 / 24) + r * (f32(1 / 120) + r * p)
+    p = f32(1) + r * (f32(1) + r * (f32(1 / 2) + r * (f32(1 / 6) + r * p)))
+    whole = np.int32(power)
+    half = whole >> np.int32(1)  # of which 2**half is a normal number
+    result = p * _power_of_2(half) * _power_of_2(np.int32(whole - half))
+    return result if x == x else x
+
+
+@_scalar
+def _power_of_2(n):
+    return _bits(np.int32((n + np.int32(127)) << np.int32(23)))
+
+
+@_scalar
 def _log(x):
     tiny = x < f32(2**-126)
     log = _log_of_normal(x * f32(2**23) if tiny else x) - (f32(23 * math.log(2)) if tiny else f32(0))
@@ -137,7 +158,7 @@ def _of_one(step, registers, to, a, n):
     elif step == _SQRT:
         _each(np.sqrt, registers, to, a, n)
     elif step == _EXP:
-        _each(np.exp, registers, to, a, n)
+        _each(_exp, registers, to, a, n)
     elif step == _EXPM1:
         _each(np.expm1, registers, to, a, n)
     elif step == _LOG:

@@ -127,6 +127,11 @@ CHOICES = [
     (pnd.Gaussian(0.5), "time", 64, None, "kernel"),
     (pnd.Gaussian(0.5), "time", 64, "numba", "recomputed"),
     (pnd.PartialGaussian(0.5, 0.5), "time", 1, None, "kernel"),
+    (pnd.PartialGaussian(0.5, 0.5), "time", 64, None, "kernel"),
+    (pnd.Uniform(0.5), "time", 1, None, "kernel"),
+    (pnd.Uniform(0.5), "time", 64, None, "kernel"),
+    (noises.Laplace(0.3), "time", 1, None, "kernel"),
+    (noises.Laplace(0.3), "time", 64, "numba", "recomputed"),
 ]
 
 

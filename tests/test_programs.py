@@ -128,6 +128,17 @@ def test_normal_numbers_are_those_of_float64():
     np.testing.assert_array_equal(edges, [-np.inf, 0, np.inf, np.nan])
 
 
+def test_exponentials_are_those_of_float64():
+    """Over all that are normal numbers; and what is smaller, larger or none."""
+    x = np.random.default_rng(0).uniform(-87.3, 88.7, 8000).astype("float32")
+    x = np.concatenate([x, x / 1e3])
+    np.testing.assert_allclose([program_kernels._exp(v) for v in x], np.exp(x.astype("float64")), rtol=5e-7)
+    edges = np.array([0, -0.0, -88, -95, -103, -104, -200, 88.73, 89, 1e30, np.inf, -np.inf, np.nan], "float32")
+    with np.errstate(over="ignore", under="ignore"):
+        wanted = np.exp(edges)
+    np.testing.assert_allclose([program_kernels._exp(v) for v in edges], wanted, rtol=1e-6, atol=3e-45)
+
+
 def test_logarithms_are_those_of_float64():
     """Over all powers of two, and near 1 and 0."""
     random = np.random.default_rng(0)
