@@ -73,6 +73,16 @@ def _exp(x):
 
 
 @_scalar
+def _tanh(x):
+    size, square = abs(x), x * x
+    e = _exp(f32(-2) * size)
+    p = f32(-17 / 315) + square * (f32(62 / 2835) - square * f32(1382 / 155925))
+    near = size + size * square * (f32(-1 / 3) + square * (f32(2 / 15) + square * p))
+    result = near if size < f32(0.3) else (f32(1) - e) / (f32(1) + e)
+    return -result if x < f32(0) else result
+
+
+@_scalar
 def _power_of_2(n):
     return _bits(np.int32((n + np.int32(127)) << np.int32(23)))
 
@@ -178,7 +188,7 @@ def _of_one(step, registers, to, a, n):
     elif step == _ATAN:
         _each(np.arctan, registers, to, a, n)
     elif step == _TANH:
-        _each(np.tanh, registers, to, a, n)
+        _each(_tanh, registers, to, a, n)
     elif step == _FLOOR:
         _each(np.floor, registers, to, a, n)
     elif step == _SIGN:

@@ -139,6 +139,14 @@ def test_exponentials_are_those_of_float64():
     np.testing.assert_allclose([program_kernels._exp(v) for v in edges], wanted, rtol=1e-6, atol=3e-45)
 
 
+def test_hyperbolic_tangents_are_those_of_float64():
+    random = np.random.default_rng(0)
+    x = (random.uniform(-1, 1, 8000) * 2.0 ** random.integers(-30, 5, 8000)).astype("float32")
+    np.testing.assert_allclose([program_kernels._tanh(v) for v in x], np.tanh(x.astype("float64")), rtol=5e-7)
+    edges = np.array([0, -0.0, 1e30, np.inf, -np.inf, np.nan], "float32")
+    np.testing.assert_array_equal([program_kernels._tanh(v) for v in edges], np.tanh(edges))
+
+
 def test_logarithms_are_those_of_float64():
     """Over all powers of two, and near 1 and 0."""
     random = np.random.default_rng(0)
