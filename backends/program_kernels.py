@@ -73,6 +73,13 @@ def _exp(x):
 
 
 @_scalar
+def _expm1(x):
+    p = f32(1 / 720) + x * (f32(1 / 5040) + x * f32(1 / 40320))
+    near = x + x * x * (f32(1 / 2) + x * (f32(1 / 6) + x * (f32(1 / 24) + x * (f32(1 / 120) + x * p))))
+    return near if abs(x) < f32(0.5) else _exp(x) - f32(1)
+
+
+@_scalar
 def _tanh(x):
     size, square = abs(x), x * x
     e = _exp(f32(-2) * size)
@@ -170,7 +177,7 @@ def _of_one(step, registers, to, a, n):
     elif step == _EXP:
         _each(_exp, registers, to, a, n)
     elif step == _EXPM1:
-        _each(np.expm1, registers, to, a, n)
+        _each(_expm1, registers, to, a, n)
     elif step == _LOG:
         _each(_log, registers, to, a, n)
     elif step == _LOG1P:
