@@ -49,7 +49,7 @@ TENSOR_OPS = (
 
 ENTRY_OPS = (
     "asarray", "to_numpy", "is_integer", "fused", "recomputed", "masked", "convolved", "kernel",
-    "kernel_obstacle", "sparse_recomputed", "sparse_kernel", "draw", "replica_offset", "warn_of_replicas",
+    "kernel_obstacle", "sparse_recomputed", "sparse_kernel", "draw", "global_rows", "warn_of_replicas",
     "refuse_redraw",
 )  # fmt: skip
 """Ops that lead into a framework and out of it, and those that are its own way to do a thing."""

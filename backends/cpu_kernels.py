@@ -82,8 +82,7 @@ def _in_spans(kernel, size, results, operands, mask, small):
     """Run a kernel on spans that cover 0 ... size, in threads, or on all of it at once if the product is small."""
     if not all(operand.size for operand in operands):
         return
-    whole = [np.ascontiguousarray(operand) for operand in operands]
-    arguments = (*results, *whole, _own(mask))
+    arguments = (*results, *map(_only_read, operands), _own(mask))
     if small:
         kernel(0, size, *arguments)
     else:
@@ -103,10 +102,17 @@ def _in_threads(kernel, parts, arguments):
     list(done)
 
 
+def _only_read(operand):
+    """An operand as the kernels take it: numba would compile once more for each that may be written, or may not."""
+    whole = np.ascontiguousarray(operand).view()
+    whole.flags.writeable = False
+    return whole
+
+
 def _own(mask):
     """A mask as the kernels take it."""
     *noise, seed, call, time, sample, in_, out = mask
-    own = map(np.array, (time, sample, in_, out))  # numba would compile once more for what is read-only
+    own = map(np.array, (time, sample, in_, out))  # all may be written, for the same reason
     noise = [np.int32(noise[0])] if isinstance(mask, Decisions) else map(np.array, noise)
     return type(mask)(*noise, seed[0], call[0], *own)
 
@@ -159,8 +165,7 @@ def _in_groups(kernel, groups, results, operands, mask):
         return
     starts = [start for start, _ in spans(len(groups), numba.config.NUMBA_NUM_THREADS * _SPANS_A_THREAD)]
     edges = [*np.unique(np.searchsorted(groups, groups[starts])).tolist(), len(groups)]
-    whole = [np.ascontiguousarray(operand) for operand in operands]
-    _in_threads(kernel, itertools.pairwise(edges), (*results, *whole, _own(mask)))
+    _in_threads(kernel, itertools.pairwise(edges), (*results, *map(_only_read, operands), _own(mask)))
 
 
 def entries(mask):

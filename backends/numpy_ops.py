@@ -240,13 +240,13 @@ def draw(variable):
     return key
 
 
-def replica_offset(n):
-    """How many samples of this step the replicas before this one have."""
-    return 0
+def global_rows(n, like):
+    """The places, as words, that the n rows of a batch have among the rows of all replicas in this step."""
+    return arange(n, like)
 
 
 def warn_of_replicas():
-    """Warn where this process is one of several and its rows would have the coordinates of another's."""
+    """Warn where this process is one of several and rows that count from 0 are those of another's."""
 
 
 def refuse_redraw():

@@ -482,12 +482,12 @@ def draw(variable):
     return key
 
 
-def replica_offset(n):
+def global_rows(n, like):
     replica = tf.distribute.get_replica_context()
     if replica is None or replica.num_replicas_in_sync == 1:
-        return 0
+        return arange(n, like)
     sizes = replica.all_gather(tf.reshape(n, (1,)), axis=0)
-    return tf.cumsum(sizes, exclusive=True)[replica.replica_id_in_sync_group]
+    return arange(n, like) + as_word(tf.cumsum(sizes, exclusive=True)[replica.replica_id_in_sync_group])
 
 
 def warn_of_replicas():

@@ -412,22 +412,28 @@ def _(state):
     return torch.empty_like(state)
 
 
-def replica_offset(n):
-    warn_of_replicas()
-    return 0
+def global_rows(n, like):
+    rank, ranks = _rank()
+    rows = arange(n, like)
+    return rows if ranks == 1 else rows * ranks + rank  # as DistributedSampler deals them out
+
+
+@of_torch.constant_in_graphs
+def _rank():
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return 0, 1
+    return torch.distributed.get_rank(), torch.distributed.get_world_size()
 
 
 @of_torch.constant_in_graphs
 def warn_of_replicas():
-    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
-        return
-    if torch.distributed.get_rank() > 0:
+    if _rank()[0] > 0:
         warnings.warn(RANKS, stacklevel=1)
 
 
 RANKS = (
-    "Every process counts its rows from 0, so with torch.distributed the ranks have equal masks for different samples. "
-    "Pass where a row is in the global batch: `sample_ids` to a layer, `sample_offset` or `sample_ids` to an op."
+    "An op counts its rows from 0, so with torch.distributed the ranks have equal masks for different samples. Pass "
+    "where a row is in the global batch: `sample_offset` or `sample_ids`."
 )
 
 

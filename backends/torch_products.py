@@ -9,6 +9,7 @@ import dataclasses
 import sys
 import typing
 
+import numpy as np
 import torch
 
 from pernodedrop.backends import methods
@@ -134,7 +135,7 @@ class Kernels:
 def _on_cpu(x, w, mask):
     from pernodedrop.backends import cpu_kernels
 
-    return torch.from_numpy(cpu_kernels.product(x.numpy(), w.numpy(), _host(mask)))
+    return torch.from_numpy(cpu_kernels.product(_array(x), _array(w), _host(mask)))
 
 
 def _on_cuda(x, w, mask):
@@ -146,7 +147,7 @@ def _on_cuda(x, w, mask):
 def _backward_on_cpu(dy, x, w, mask):
     from pernodedrop.backends import cpu_kernels
 
-    dx, dw = cpu_kernels.gradients(dy.numpy(), x.numpy(), w.numpy(), _host(mask))
+    dx, dw = cpu_kernels.gradients(_array(dy), _array(x), _array(w), _host(mask))
     return torch.from_numpy(dx), torch.from_numpy(dw)
 
 
@@ -155,6 +156,11 @@ def _backward_on_cuda(dy, x, w, mask):
         return torch.zeros_like(x), torch.zeros_like(w)
     dx, dw = TRITON_KERNELS.backward(dy[:, 0], x[:, 0], w, methods.from_flat(mask))
     return dx[:, None], dw
+
+
+def _array(tensor):
+    """The same memory for NumPy; `tensor.numpy()` would keep FSDP2 from ever freeing a gathered weight."""
+    return np.from_dlpack(tensor.detach())
 
 
 def _host(mask):
@@ -281,13 +287,13 @@ class ListedKernels:
         from pernodedrop.backends import cpu_kernels
 
         rows, columns, *mask = mask
-        values, rows, columns, w = (tensor.numpy() for tensor in (values, rows, columns, w))
+        values, rows, columns, w = (_array(tensor) for tensor in (values, rows, columns, w))
         return torch.from_numpy(cpu_kernels.sparse_product(values, rows, columns, w, _host(mask)))
 
     def backward(self, dy, values, w, mask):
         from pernodedrop.backends import cpu_kernels
 
         rows, columns, *mask = mask
-        dy, values, rows, columns, w = (tensor.numpy() for tensor in (dy, values, rows, columns, w))
+        dy, values, rows, columns, w = (_array(tensor) for tensor in (dy, values, rows, columns, w))
         dvalues, dw = cpu_kernels.sparse_gradients(dy, values, rows, columns, w, _host(mask))
         return torch.from_numpy(dvalues), torch.from_numpy(dw)

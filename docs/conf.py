@@ -8,6 +8,7 @@ import os
 import pathlib
 import pkgutil
 import re
+import sys
 import typing
 
 from docutils import nodes
@@ -24,6 +25,8 @@ from pernodedrop.commands.bench.results import Figures
 from pernodedrop.report.table import as_markdown
 from pernodedrop.testing.claims import CLAIMS
 
+sys.path.insert(0, str(pathlib.Path(__file__).parent))  # formulas.py lies beside this file
+
 project = "pernodedrop"
 author = "The pernodedrop developers"
 copyright = author  # noqa: A001 - Sphinx' name for it
@@ -32,9 +35,12 @@ version = release = pernodedrop.__version__
 extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
     "sphinx_copybutton",
     "sphinx_gallery.gen_gallery",
+    "formulas",
 ]
 exclude_patterns = ["_build", "examples", "pictures"]
 
@@ -46,11 +52,15 @@ pygments_dark_style = "github-dark"
 
 html_theme = "furo"
 html_title = f"pernodedrop {release}"
+html_static_path = ["site.css", "site.js"]
+html_css_files = ["site.css"]
+html_js_files = ["site.js"]
 html_copy_source = False
 html_show_sourcelink = False
 
 myst_heading_anchors = 3
 
+autosummary_generate = False  # class_pages does
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # the docstrings say what a type annotation cannot
 napoleon_numpy_docstring = False
@@ -95,7 +105,10 @@ sphinx_gallery_conf = {
     "show_signature": False,
     "write_computation_times": False,
 }
-suppress_warnings = ["config.cache"]  # a function in these settings: the examples run again in every build
+suppress_warnings = [
+    "autosummary.import_cycle",  # a page that says which module it is of names its classes in full
+    "config.cache",  # a function in these settings: the examples run again in every build
+]
 
 
 class CommandHelp(SphinxDirective):
@@ -216,6 +229,35 @@ class Selected(SphinxRole):
         return [nodes.Text(", ".join(found))], []
 
 
+CLASS = re.compile(r"^\.\. auto(?:class|exception):: (\S+)\n(?: +\S.*\n)*\n*", re.MULTILINE)
+"""A class on a page of the reference, with its options."""
+
+
+def class_pages(app):
+    """Write a page for each class of the reference, before Sphinx looks for pages."""
+    folder = pathlib.Path(app.srcdir) / "reference"
+    folder.mkdir(exist_ok=True)
+    for page in (pathlib.Path(app.srcdir) / "api").glob("*.rst"):
+        text = page.read_text()
+        for found in CLASS.finditer(text):
+            title = found[1].rpartition(".")[2]
+            back = f"What it shares with others: :doc:`../api/{page.stem}`.\n" if "What every" in text else ""
+            (folder / f"{found[1]}.rst").write_text(f"{title}\n{'=' * len(title)}\n\n{found[0].rstrip()}\n\n{back}")
+
+
+def classes_as_table(app, docname, source):
+    """On a page of the reference, classes that follow each other are a table, which leads to their pages."""
+
+    def table(found):
+        names = CLASS.findall(found[0])
+        rows = "".join(f"   ~{name}\n" for name in names)
+        pages = "".join(f"   ../reference/{name}\n" for name in names)
+        return f".. autosummary::\n   :nosignatures:\n\n{rows}\n.. toctree::\n   :hidden:\n\n{pages}\n"
+
+    if docname.startswith("api/"):
+        source[0] = re.sub(rf"(?:{CLASS.pattern})+", table, source[0] + "\n", flags=re.MULTILINE)
+
+
 def leave_as_code(app, env, node, contnode):
     """A word in single backticks that is no name of this site stays code, unless it is a name of nothing."""
     if node["reftype"] != "obj" or node.get("refexplicit"):
@@ -280,6 +322,8 @@ def setup(app):
     app.add_directive("family-cost", FamilyCost)
     app.add_role("selected", Selected())
     app.add_role("step", Step())
+    app.connect("builder-inited", class_pages)
+    app.connect("source-read", classes_as_table)
     app.connect("autodoc-process-signature", own_signature)
     app.connect("autodoc-process-docstring", as_rst, priority=400)  # before napoleon
     app.connect("autodoc-process-docstring", without_types, priority=600)  # after it

@@ -21,12 +21,12 @@ def loaded(module: str) -> types.ModuleType:
         raise ModuleNotFoundError(message, name=error.name) from error
 
 
-def names(package: str, module: str, *late: str) -> tuple[collections.abc.Callable[..., typing.Any], ...]:
-    """`__getattr__` and `__dir__` of a package that has names of a module inside it, which is imported for them."""
+def names(package: str, **late: str) -> tuple[collections.abc.Callable[..., typing.Any], ...]:
+    """`__getattr__` and `__dir__` of a package that has names of modules inside it, which are imported for them."""
 
     def get(name: str) -> typing.Any:
         if name not in late:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        return vars(sys.modules[package]).setdefault(name, getattr(loaded(f"{package}.{module}"), name))
+        return vars(sys.modules[package]).setdefault(name, getattr(loaded(f"{package}.{late[name]}"), name))
 
     return get, lambda: sorted({*vars(sys.modules[package]), *late})

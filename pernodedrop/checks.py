@@ -164,6 +164,13 @@ def check_tuple(value: typing.Any, argument: str, of: str, most: int = 2**16) ->
     return found
 
 
+def check_numbers(array: typing.Any, argument: str) -> None:
+    """Raise if an array of NumPy, or one with its dtypes, holds no numbers but objects, texts or times."""
+    dtype = getattr(array, "dtype", None)
+    if isinstance(dtype, np.dtype) and dtype.kind in "OSUmM":
+        raise TypeError(invalid(argument, "an array of numbers", dtype))
+
+
 def check_bool(value: typing.Any, argument: str) -> bool:
     """Return `value` as a bool if it is True or False, those of NumPy too, or raise."""
     if not isinstance(value, bool | np.bool_):
@@ -227,11 +234,19 @@ def check_seed(seed: typing.Any, argument: str = "seed") -> int | None:
     return seed
 
 
-def check_choice(value: typing.Any, argument: str, choices: collections.abc.Collection[str]) -> str:
-    """Return `value` if it is one of the names `choices`, or raise and say the nearest right one."""
+def check_choice(
+    value: typing.Any,
+    argument: str,
+    choices: collections.abc.Collection[str],
+    synonyms: collections.abc.Mapping[str, str] | None = None,
+) -> str:
+    """Return `value` if it is one of the names `choices`, or raise and say which is meant by it or nearest to it."""
     if isinstance(value, str) and value in choices:
         return value
     expected = "one of " + ", ".join(repr(choice) for choice in choices)
-    near = difflib.get_close_matches(value[:LONGEST], choices, n=1, cutoff=0.5) if isinstance(value, str) else []
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    near = None
+    if isinstance(value, str):
+        nearest = difflib.get_close_matches(value[:LONGEST], choices, n=1, cutoff=0.5)
+        near = (synonyms or {}).get(value.lower(), *nearest)
+    hint = f" (did you mean {near!r}?)" if near else ""
     raise ValueError(invalid(argument, expected, value) + hint)

@@ -9,6 +9,7 @@ import typing
 
 from pernodedrop import backends, checks, ops, schedules
 from pernodedrop._types import Key, Shape, Sharing, Tensor, Words
+from pernodedrop.blocks import Blocks
 from pernodedrop.mask import Field, Mask, broadcast_shape
 from pernodedrop.noise import Bernoulli
 from pernodedrop.schedules import Schedule
@@ -27,6 +28,7 @@ def check_tensor(argument: str, x: typing.Any, xp: typing.Any) -> None:
             value = x.__jax_array__()
     if backends.name_of(value) not in taken:
         raise TypeError(checks.invalid(argument, f"a tensor of {framework}", type(x)))
+    checks.check_numbers(value, argument)
 
 
 class WeightModule(Regularizer):
@@ -202,3 +204,27 @@ class ChannelModule(ActivationModule):
         batch, channels, ones = x.shape[0], x.shape[-1 if is_last else 1], (1,) * (len(x.shape) - 2)
         entries = self.entries_of((batch, *ones, channels), x, key, sample_ids)
         return entries if is_last else self.xp.reshape(entries, (entries.shape[0], channels, *ones))
+
+
+class BlockModule(ActivationModule):
+    """Blocks of feature maps that are dropped; `data_format` says which axis channels have."""
+
+    block_size: int
+    per_channel: bool
+    normalize: str
+    data_format: str
+
+    def mask_of(self, x: Tensor, key: Key | None, sample_ids: Tensor | None) -> Tensor:
+        batch, *sizes = x.shape
+        is_last = self.data_format == "channels_last"
+        shape = (batch, *(sizes if is_last else [*sizes[1:], sizes[0]]))
+        samples, field = self.samples(x, sample_ids), self.field(key, self.xp.device(x))
+        mask = Blocks(self.block_size, self.per_channel, self.normalize).mask(shape, field, samples, x, self.xp)
+        return mask if is_last else self.xp.permute_dims(mask, (0, len(sizes), *range(1, len(sizes))))
+
+    def check_blocks(self, block_size: int, per_channel: bool, data_format: str, normalize: str = "sample") -> None:
+        """Take the arguments of a constructor, or raise."""
+        self.block_size = checks.check_count(block_size, "block_size")
+        self.per_channel = checks.check_bool(per_channel, "per_channel")
+        self.normalize = checks.check_choice(normalize, "normalize", ("sample", "batch"))
+        self.data_format = checks.check_choice(data_format, "data_format", ("channels_last", "channels_first"))

@@ -361,6 +361,10 @@ BY_NAME = {
 }
 
 
+SYNONYMS = {"normal": "gaussian", "binary": "bernoulli", "drop": "bernoulli", "dropout": "bernoulli"}
+"""What else people call them: an error says the name that they have here."""
+
+
 def get(noise: str | Noise, rate: float | None = None) -> Noise:
     """The noise that an argument pair `noise`, `rate` means.
 
@@ -377,7 +381,7 @@ def get(noise: str | Noise, rate: float | None = None) -> Noise:
         return noise
     if not isinstance(noise, str):
         raise TypeError(checks.invalid("noise", "a pernodedrop.Noise or the name of one", noise))
-    kind = BY_NAME[checks.check_choice(noise, "noise", tuple(BY_NAME))]
+    kind = BY_NAME[checks.check_choice(noise, "noise", tuple(BY_NAME), SYNONYMS)]
     if kind is PartialGaussian:
         raise ValueError(checks.invalid("noise", "PartialGaussian(rate, stddev): its stddev has no default", noise))
     return kind(rate=checks.check_rate(rate))

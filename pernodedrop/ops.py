@@ -48,8 +48,10 @@ def masked_dense(
 ) -> Tensor:
     """Multiply by a kernel whose every entry has its own noise for every sample (arXiv 2512.12663).
 
-    y[b, o] = sum_i x[b, i] * w[i, o] * m[b, i, o], with m[b, i, o] a function of (key, b, i, o) only: `sample_mask`
-    gives the same m. The gradients are those of that very m; noise, key and params have none.
+        y[b, o] = sum_i x[b, i] * w[i, o] * m[b, i, o]
+
+    with m[b, i, o] a function of (key, b, i, o) only: `sample_mask` gives the same m. The gradients are those of that
+    very m; noise, key and params have none.
 
     Args:
         x: floating tensor (batch, in) or (batch, time, in) of NumPy, torch, JAX or TensorFlow. A sparse one may be

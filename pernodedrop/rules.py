@@ -20,7 +20,7 @@ class Family:
     Attributes:
         module: the class of all.
         name: its full name, for errors.
-        noisy: the class of those with noise.
+        noisy: the class of those with noise, or several.
         method: the name of the method that computes.
         kinds: by their names in rules, the classes that take noise.
         regularizers: by name, the noisy classes; each has its `plain` one, and is made `from_plain`.
@@ -28,7 +28,7 @@ class Family:
 
     module: type
     name: str
-    noisy: type
+    noisy: type | tuple[type, ...]
     method: str
     kinds: dict[str, tuple[type, ...]]
     regularizers: dict[str, tuple[typing.Any, ...]]
@@ -96,8 +96,7 @@ class Rule:
         if self.by_function:
             return self._of_function(name, module)
         family = self.family
-        takes_noise = any(isinstance(module, one.plain) for one in self.classes)
-        if not family.is_chosen(self.rule, name, module) or not takes_noise:
+        if not self._chooses(name, module):
             return None
         if self.exclude is not None and family.is_chosen(self.exclude, name, module, "exclude"):
             self.excluded.append(name)
@@ -109,20 +108,34 @@ class Rule:
         own = {} if self.seed is None else {"seed": generator.sibling_seed(self.seed, name)}
         return kind.from_plain(module, **own, **self.noise)
 
-    def check(self, changes: collections.abc.Sized, modules: collections.abc.Iterable[Module]) -> None:
-        """Raise if nothing was changed, or nothing excluded, of all modules."""
-        if not changes:
-            kinds = collections.Counter(type(module).__name__ for module in modules)
+    def check(self, changes: collections.abc.Sized, modules: collections.abc.Mapping[str, Module]) -> None:
+        """Raise if nothing was changed, or nothing excluded, of all modules by name."""
+        if not changes and self.by_function:
+            kinds = collections.Counter(type(module).__name__ for module in modules.values())
             had = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
-            expected = f"one that chooses at least one that takes noise of: {had}"
+            raise ValueError(checks.invalid("rule", f"a rule that changes at least one of: {had or 'none'}", self.rule))
+        if not changes:
+            names = [name for name, module in modules.items() if any(isinstance(module, k.plain) for k in self.classes)]
+            expected = f"one that chooses, by whole names between dots, what takes noise: {_listed(names)}"
             raise ValueError(checks.invalid("rule", expected, self.rule))
         if self.exclude is not None and not self.excluded:
-            expected = "names or classes of modules that the rule chooses"
+            names = [name for name, module in modules.items() if self._chooses(name, module)]
+            expected = f"names, whole between dots, or classes of what the rule chooses: {_listed(names)}"
             raise ValueError(checks.invalid("exclude", expected, self.exclude))
+
+    def _chooses(self, name: str, module: Module) -> bool:
+        takes_noise = any(isinstance(module, one.plain) for one in self.classes)
+        return takes_noise and self.family.is_chosen(self.rule, name, module)
 
     def _of_function(self, name: str, module: Module) -> Module | None:
         new = typing.cast(Function, self.rule)(name, module)
         if new is not None and not isinstance(new, self.family.module):
-            expected = f"a function that returns a module or None; for {name!r} it returned {new!r}"
+            expected = f"a function that returns a {self.family.name} or None; for {name!r} it returned {new!r}"
             raise TypeError(checks.invalid("rule", expected, self.rule))
         return None if new is module else new
+
+
+def _listed(names: list[str], most: int = 20) -> str:
+    """Names for an error, the first ones of many."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(map(repr, names[:most])) + more if names else "nothing does"

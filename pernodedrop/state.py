@@ -133,10 +133,8 @@ class State:
         if self.mask.regime == "example":
             raise ValueError(checks.invalid("sample_ids", "the examples' ids with regime='example'", None))
         batch = xp.shape(x)[0]
-        words = xp.arange(batch, like=x)
-        if "sample" not in self.mask.sharing:
-            words = words + xp.asarray(xp.as_word(xp.replica_offset(batch)), device=xp.device(x))
-        return self.mask.samples(words, xp)
+        words = xp.arange if "sample" in self.mask.sharing else xp.global_rows
+        return self.mask.samples(words(batch, like=x), xp)
 
     @property
     def is_scheduled(self) -> bool:

@@ -4,6 +4,7 @@
     python -m tests --fast                                     without the tests that are marked slow
     BACKENDS="jax torch" python -m tests                       on some backends
     BACKENDS=jax python -m tests tests/test_ops.py -k product  some tests
+    JAX_COMPILATION_CACHE_DIR=~/.cache/jax python -m tests     what JAX compiles is kept for the next run
 
 A process tests one backend, with a part of the test files. What is marked `once` says the same on every backend: one
 process runs it. A backend that is asked for and cannot load is a failure.
@@ -22,7 +23,7 @@ import typing
 from tests import house
 
 ROOT = pathlib.Path(__file__).parent.parent
-BACKENDS = ("tensorflow", "jax", "torch", "numpy")  # the slowest first, so that no process is left over at the end
+BACKENDS = ("jax", "tensorflow", "torch", "numpy")  # the slowest first, so that no process is left over at the end
 WORKERS = min(os.cpu_count() or 1, 8)
 # one thread a process: two processes of two spinning threads each would halve the speed of two cores
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}

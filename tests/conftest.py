@@ -4,6 +4,7 @@ Where no framework is installed, the tests of NumPy run without Keras, whose Num
 """
 
 import functools
+import gc
 import os
 import pathlib
 import random
@@ -88,6 +89,12 @@ def pytest_report_header():
     return f"{BACKEND}, {with_keras}, NumPy {numpy.__version__}, SciPy {scipy.__version__}"
 
 
+def pytest_collection_finish():
+    """What is loaded by now stays, so no collection of garbage need look at it again."""
+    gc.collect()
+    gc.freeze()
+
+
 needs_keras = pytest.mark.skipif(not HAS_KERAS, reason="Keras' NumPy backend needs jax")
 
 
@@ -113,17 +120,30 @@ def same_numbers_in_every_run(request):
 
 @pytest.fixture(autouse=True)
 def first_weights_of_numpy(monkeypatch):
-    """JAX compiles half a second for the first weights of every shape."""
-    if HAS_KERAS and BACKEND == "jax":
-        of_jax = keras.src.backend.random.uniform
+    """JAX compiles up to half a second for the first weights of every shape."""
+    if not HAS_KERAS or BACKEND != "jax":
+        return
+    of_jax, initializers = keras.src.backend.random.uniform, keras.initializers
 
-        def uniform(shape, minval=0.0, maxval=1.0, dtype=None, seed=None):
-            if not isinstance(seed, int):
-                return of_jax(shape, minval, maxval, dtype, seed)
-            numbers = numpy.random.default_rng(seed % 2**32).uniform(minval, maxval, shape)
-            return keras.ops.convert_to_tensor(numbers, dtype or keras.config.floatx())
+    def tensor(numbers, dtype):
+        return keras.ops.convert_to_tensor(numbers, dtype or keras.config.floatx())
 
-        monkeypatch.setattr(keras.src.backend.random, "uniform", uniform)
+    def uniform(shape, minval=0.0, maxval=1.0, dtype=None, seed=None):
+        if not isinstance(seed, int):
+            return of_jax(shape, minval, maxval, dtype, seed)
+        return tensor(numpy.random.default_rng(seed % 2**32).uniform(minval, maxval, shape), dtype)
+
+    def orthogonal(self, shape, dtype=None):
+        numbers = numpy.random.default_rng(self.seed % 2**32).normal(size=(numpy.prod(shape[:-1]), shape[-1]))
+        u, _, v = numpy.linalg.svd(numbers, full_matrices=False)
+        return tensor(self.gain * (u @ v).reshape(shape), dtype)
+
+    monkeypatch.setattr(keras.src.backend.random, "uniform", uniform)
+    monkeypatch.setattr(initializers.Orthogonal, "__call__", orthogonal)
+    for kind, numbers in ((initializers.Zeros, numpy.zeros), (initializers.Ones, numpy.ones)):
+        monkeypatch.setattr(
+            kind, "__call__", lambda self, shape, dtype=None, numbers=numbers: tensor(numbers(shape), dtype)
+        )
 
 
 @pytest.fixture(autouse=True)

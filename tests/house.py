@@ -20,6 +20,7 @@ HOUSE = """
     checks generator
     noise schedules
     mask
+    blocks
     backends
     backends.programs
     backends.methods
@@ -57,6 +58,7 @@ HOUSE = """
     surgery.configs
     surgery.copying
     surgery.weights
+    surgery.wrappers
     surgery
     losses
     uncertainty.batches uncertainty.changes
@@ -64,8 +66,9 @@ HOUSE = """
     uncertainty.ensembles uncertainty.models
     uncertainty
     torch.noisy torch.products
-    torch.activation_noise torch.weight_noise
-    torch.drop_connect torch.per_node_drop
+    torch.activation_noise torch.attention torch.weight_noise
+    torch.drop_connect torch.per_node_drop torch.recurrent
+    torch.transformers
     torch.surgery torch.uncertainty
     torch
     nnx.noisy nnx.products
@@ -121,7 +124,7 @@ HOUSE = """
 UPWARD = {}
 """Imports that go up all the same: (file, what it imports) and the reason."""
 
-FRAMEWORKS = {"tensorflow", "torch", "jax", "jaxlib", "triton", "flax", "equinox"}
+FRAMEWORKS = {"tensorflow", "torch", "jax", "jaxlib", "triton", "flax", "equinox", "transformers"}
 
 KERNELS = {
     "backends.torch_products": {"torch"},
@@ -129,6 +132,7 @@ KERNELS = {
     "backends.xla_kernels": {"jax"},
     "internals.of_tensorflow": {"tensorflow"},
     "internals.of_torch": {"torch"},
+    "torch.transformers": {"transformers"},
 }
 """Files that are written against a framework and imported where that one is used alone, and which one."""
 

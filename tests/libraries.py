@@ -74,10 +74,13 @@ class Torch(Library):
         given = {name: value if name == "key" else torch.from_numpy(value) for name, value in which.items()}
         x = torch.from_numpy(x)
         y = module.train(training)(x.movedim(-1, 1) if first else x, **given)
+        y = y[0] if isinstance(y, tuple) else y  # and the last states
         return (y.movedim(1, -1) if first else y).detach().numpy()
 
     def weights(self, module):
         """The parameters as a Keras layer has them."""
+        if hasattr(module, "gates"):
+            return weights_of_recurrent(module)
         kernel = np.moveaxis(module.weight.detach().numpy(), (0, 1), (-1, -2))
         return [kernel] if module.bias is None else [kernel, module.bias.detach().numpy()]
 
@@ -85,6 +88,19 @@ class Torch(Library):
         """The module at another rate."""
         module.rate = rate
         return module
+
+
+def weights_of_recurrent(module):
+    """The parameters of a recurrent module of torch, cell by cell, with the gates in the order of Keras."""
+    found = []
+    for cell in module.all_weights:
+        kernel, state, *biases = (one.detach().numpy() for one in cell)
+        kernel, state, *biases = (
+            np.concatenate([np.split(one, len(module.gates))[gate] for gate in np.argsort(module.gates)])
+            for one in (kernel, state, *biases)
+        )
+        found += [kernel.T, state.T, np.stack(biases) if len(module.gates) == 3 else sum(biases)]
+    return found
 
 
 class Nnx(Library):

@@ -1,7 +1,8 @@
 """`python -m tests.package [FOLDER]`: build the sdist and from it the wheel, and test the wheel away from the checkout.
 
 With a FOLDER the sdist and the wheel that lie there are tested instead. What is shown:
-- the metadata are fit for PyPI, and the wheel has every module and nothing else;
+- the metadata are fit for PyPI, where no link of the description is dead, the wheel has every module and nothing else,
+  and the sdist also has the tests with their helpers, the examples, the changes and how to cite;
 - the suite passes on NumPy with the oldest dependencies (with the newest, and on all backends: `python -m tests`),
   but for what is marked `once`, which is about the checkout or says the same there;
 - installed with one framework into an empty environment, the command line works and so does every documented example
@@ -10,11 +11,14 @@ With a FOLDER the sdist and the wheel that lie there are tested instead. What is
 
 import concurrent.futures
 import contextlib
+import email
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 import tomllib
@@ -39,6 +43,8 @@ def main(folder=None):
             run(sys.executable, "-m", "twine", "check", "--strict", *dist.iterdir(), cwd=there)
             (wheel,) = dist.glob("*.whl")
             check_contents(wheel)
+            check_sdist(*dist.glob("*.tar.gz"))
+            check_description(wheel)
         with concurrent.futures.ThreadPoolExecutor() as pool:
             tested = pool.submit(suite, there, wheel)
             with step(f"every documented example in an empty environment with {FRAMEWORK}"):
@@ -82,6 +88,30 @@ def check_contents(wheel):
     found = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     if found != wanted:
         raise SystemExit(f"{wheel.name} lacks {sorted(wanted - found)}, should not have {sorted(found - wanted)}")
+
+
+def check_sdist(sdist):
+    """Raise unless the sdist has, beside what the wheel is made of, what those who package it elsewhere need."""
+    needed = "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "constraints.txt", "examples/", "tests/"
+    with tarfile.open(sdist) as archive:
+        found = {name.partition("/")[2] for name in archive.getnames()}
+    if lacking := {name for name in files() if name.startswith(needed)} - found:
+        raise SystemExit(f"{sdist.name} lacks {sorted(lacking)}")
+
+
+def check_description(wheel):
+    """Raise unless all links of the description lead somewhere from wherever it is read."""
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        text = email.message_from_bytes(archive.read(name)).get_payload()
+    if "# pernodedrop" not in text or relative_links(text):
+        raise SystemExit(f"{wheel.name}: its description is empty or has relative links: {relative_links(text)}")
+
+
+def relative_links(text):
+    """What a Markdown text links or shows that has no address of its own, in order."""
+    found = re.findall(r'\]\(([^)]+)\)|\b(?:src|srcset|href)="([^"]+)"', text)
+    return [place for pair in found for place in pair if place and not place.startswith(("https://", "http://"))]
 
 
 def suite(there, wheel):

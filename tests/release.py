@@ -21,6 +21,7 @@ def versions():
         "pernodedrop/_version.py": find(r'^__version__ = "(.+)"$', "pernodedrop/_version.py")[0],
         "CHANGELOG.md": find(r"^## (\S+) \(.+\)$", "CHANGELOG.md")[0],
         "CITATION.cff": find(r"^version: (\S+)$", "CITATION.cff")[0],
+        "recipe.yaml": find(r'^  version: "(.+)"$', "recipe.yaml")[0],
     }
 
 

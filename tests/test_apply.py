@@ -6,8 +6,10 @@ import pytest
 
 import pernodedrop as pnd
 from pernodedrop.internals import of_keras
+from pernodedrop.layers.base.noise_layer import NoiseLayer
 from pernodedrop.layers.base.noisy import Noisy
 from pernodedrop.surgery import apply
+from pernodedrop.surgery.wrappers import FAMILY
 from tests.frameworks import needs_training
 
 BACKEND = keras.backend.backend()
@@ -598,6 +600,52 @@ class NoKeywords(Positional):
         return {**super(Positional, self).get_config(), "activation": "relu"}
 
 
+def chosen(model, *rule, **arguments):
+    """The names and classes of the noisy layers that a rule by name makes of a model."""
+    noisy = [layer for layer in all_layers(apply(model, *rule, **arguments)) if isinstance(layer, NoiseLayer)]
+    return {layer.name: type(layer).__name__ for layer in noisy}
+
+
+def test_a_rule_by_name_puts_wrappers_around_layers_under_their_names():
+    x = keras.Input((6, 6, 2), name="x")
+    y = layers.Conv2D(3, 3, name="conv")(layers.SeparableConv2D(2, 2, name="separable")(x))
+    inner = keras.Sequential([layers.Dense(4, name="dense"), layers.Dense(3, name="dense_1")], name="inner")
+    y = layers.LSTM(3, name="lstm")(layers.Reshape((9, 3))(inner(y)))
+    model = keras.Model(x, layers.Dense(1, name="head")(y))
+    per_node_drop = dict.fromkeys(("dense", "dense_1", "head"), "PerNodeDrop")
+    assert chosen(model, "all-linear") == per_node_drop
+    assert chosen(model, ["dense", "head"], exclude=r"dense") == {"head": "PerNodeDrop"}
+    assert chosen(model, "dense") == {"dense": "PerNodeDrop"}  # whole: no dense_1
+    assert chosen(model, r"inner\.dense_1") == chosen(model, r"dense_\d") == {"dense_1": "PerNodeDrop"}
+    assert chosen(model, "inner", exclude="dense") == {"dense_1": "PerNodeDrop"}
+    assert chosen(model, layers.Dense, exclude="inner", noise="gaussian", rate=0.3) == {"head": "PerNodeDrop"}
+    assert chosen(model, "all-conv", "drop_connect") == {"conv": "DropConnect", "separable": "DropConnect"}
+    assert chosen(model, "all-recurrent", "noisy_rnn", rate=0.2) == {"lstm": "NoisyRNN"}
+    noisy = apply(model, "all-linear", exclude="inner", noise="gaussian", rate=0.3)
+    assert repr(noisy.get_layer("head").noise) == repr(pnd.PerNodeDrop(layers.Dense(1), 0.3, "gaussian").noise)
+
+
+def test_layers_that_a_rule_chooses_by_name_have_seeds_of_their_own_by_their_names():
+    def seeds(seed):
+        noisy = apply(sequential(), "all-linear", rate=0.2, seed=seed)
+        return {layer.name: layer.seed for layer in all_layers(noisy) if isinstance(layer, pnd.PerNodeDrop)}
+
+    assert seeds(1) == seeds(1) != seeds(2)
+    assert len({*seeds(1).values()}) == len(seeds(1)) == 2
+    assert all(seed is not None for seed in seeds(None).values())
+
+
+@pytest.mark.parametrize("regularizer", sorted(FAMILY.regularizers))
+def test_every_wrapper_is_known_to_rules_by_its_name_and_goes_around_what_it_says(regularizer):
+    x, layer = keras.Input((5, 4)), layers.Dense(3, name="a")
+    if regularizer == "noisy_rnn":
+        layer = layers.GRU(3, name="a")
+    model = keras.Model(x, layer(x))
+    arguments = {"examples": 10} if "variational" in regularizer else {}
+    kind = chosen(model, "a", regularizer, seed=1, **arguments)["a"]
+    assert kind.lower() == regularizer.replace("_", "")
+
+
 def called(model):
     model(inputs(2, 4))
     return model
@@ -608,9 +656,10 @@ def called(model):
     [
         (lambda: layers.Dense(3), noise, r"`model`.*keras.Model"),
         (unbuilt, noise, r"`model`.*a built model"),
-        (sequential, lambda layer: "noise", r"`rule`.*a layer or None; for the layer 'a' it returned 'noise'"),
-        (sequential, lambda layer: None, r"`rule`.*changes at least one layer of: 2 Dense, 1 Dropout"),
-        (sequential, lambda layer: layer, r"`rule`.*changes at least one layer"),
+        (sequential, None, r"`rule`.*'all-linear'.*a regular expression.*rule=None"),
+        (sequential, lambda layer: "noise", r"`rule`.*Layer or None; for 'a' it returned 'noise'.*<lambda>"),
+        (sequential, lambda layer: None, r"`rule`.*changes at least one of: 2 Dense, 1 Dropout"),
+        (sequential, lambda layer: layer, r"`rule`.*changes at least one of"),
         (lambda: called(Lossy(2)), noise, r"`model`.*config and build config rebuild it"),
         (untied, noise, r"`model`.*which layers share their weights, 4 in all.*has 2"),
         (lambda: called(Positional(lambda x: x)), noise, r"`model`.*its Positional '.*\*\*kwargs.*get_config"),
@@ -621,6 +670,23 @@ def called(model):
 def test_what_cannot_be_done_is_refused_by_name(make, rule, words):
     with pytest.raises((TypeError, ValueError), match=words):
         apply(make(), rule)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"rule": "c"}, r"`rule`.*whole names between dots, what takes noise: 'a', 'b'.*rule='c'"),
+        ({"rule": "all-conv"}, r"`rule`.*'a', 'b'"),
+        ({"rule": "all-linear", "regularizer": "noisy_rnn"}, r"`rule`.*takes noise: nothing does"),
+        ({"rule": "a", "exclude": "b"}, r"`exclude`.*what the rule chooses: 'a'.*exclude='b'"),
+        ({"rule": "a", "regularizer": "dropout"}, r"`regularizer`.*'per_node_drop'"),
+        ({"rule": noise, "rate": 0.2}, r"`rule`.*no function beside"),
+        ({"rule": "("}, r"`rule`.*a regular expression"),
+    ],
+)
+def test_a_rule_by_name_that_cannot_be_is_refused_by_name(arguments, words):
+    with pytest.raises((TypeError, ValueError), match=words):
+        apply(sequential(), **arguments)
 
 
 @only_torch

@@ -206,6 +206,7 @@ def test_every_variant_of_the_network_is_built():
         assert sizes == [864, 32, 18432, 64, 4096 * 64, 64, 640, 10]
 
 
+@pytest.mark.once
 def test_interrupted_keeps_what_has_finished(tiny, tmp_path, monkeypatch, capsys):
     def time_all(asked, found, bar):
         found.check_environment(NAME, environment(NAME))
@@ -221,6 +222,7 @@ def test_interrupted_keeps_what_has_finished(tiny, tmp_path, monkeypatch, capsys
     assert (tmp_path / "results.html").exists()
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(("load", "told"), [(0.1, False), (1000.0, True)])
 def test_a_busy_machine_is_told(load, told, monkeypatch, capsys):
     monkeypatch.setattr(command.os, "getloadavg", lambda: (load, 0.0, 0.0), raising=False)
@@ -228,6 +230,7 @@ def test_a_busy_machine_is_told(load, told, monkeypatch, capsys):
     assert ("1000.0: figures will be far off" in capsys.readouterr().err) == told
 
 
+@pytest.mark.once
 def test_a_case_that_fails_is_told_and_tried_again(tiny, tmp_path, monkeypatch, capsys):
     def time_all(asked, found, bar):
         asked_for.append(len(asked["parts"][0]))
@@ -242,6 +245,7 @@ def test_a_case_that_fails_is_told_and_tried_again(tiny, tmp_path, monkeypatch, 
     assert "dense: TypeError: no such dtype" in capsys.readouterr().err
 
 
+@pytest.mark.once
 def test_an_error_of_a_row_does_not_stop_the_others(monkeypatch):
     def warm(case, operands, rate):
         if case.row == "dense":
@@ -293,6 +297,7 @@ def test_wrong_usage_exits_2(arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("output", IMPOSSIBLE)
 def test_an_output_that_cannot_be_written_is_refused_in_one_line(output, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -302,11 +307,13 @@ def test_an_output_that_cannot_be_written_is_refused_in_one_line(output, tmp_pat
     assert "argument `output`. Expected a folder that can be written" in line
 
 
+@pytest.mark.once
 def test_backends_that_keras_cannot_run_on_are_left_out(tmp_path, monkeypatch):
     monkeypatch.setattr(framework, "installed", {"keras", "numpy", "torch"}.__contains__)
     assert command.Settings(output=tmp_path).backends == ("torch",)
 
 
+@pytest.mark.once
 def test_a_backend_that_is_asked_for_and_not_installed_is_an_error(monkeypatch, capsys):
     there = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "jax" else there(name))
@@ -314,6 +321,7 @@ def test_a_backend_that_is_asked_for_and_not_installed_is_an_error(monkeypatch, 
     assert "Received: backends='jax'" in capsys.readouterr().err
 
 
+@pytest.mark.once
 def test_a_file_of_another_kind_is_left_alone(tiny, tmp_path):
     (tmp_path / "results.json").write_text("[1, 2]")
     with pytest.raises(SystemExit):
@@ -355,6 +363,7 @@ def planted(cases=None):
     return plain
 
 
+@pytest.mark.once
 def test_what_follows_from_a_time():
     record = next(r for r in planted()["times"] if r["case"]["row"] == "bernoulli" and r["case"]["backend"] == "torch")
     own = table.derive({**record, "seconds": 0.1}, RATES)
@@ -365,6 +374,7 @@ def test_what_follows_from_a_time():
     assert own["share"] == pytest.approx(2 * 128 * 1024 * 64 / 1e9 / 0.1)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("backend", "row", "shape", "seconds", "binds"),
     [
@@ -384,6 +394,7 @@ def test_the_limit_of_a_case(backend, row, shape, seconds, binds):
     assert found == (pytest.approx(seconds), binds)
 
 
+@pytest.mark.once
 def test_without_numba_words_bind_nothing(monkeypatch):
     monkeypatch.setitem(sys.modules, "numba", None)
     assert limits.word_rate() is None
@@ -393,6 +404,7 @@ def test_without_numba_words_bind_nothing(monkeypatch):
     assert "no word rate (no numba)" in table.markdown(plain)
 
 
+@pytest.mark.once
 def test_the_folded_words_are_the_generator_s():
     xp = backends.get("numpy")
     k0, k1 = np.uint32(7), np.uint32(0x9E3779B9)
@@ -401,6 +413,7 @@ def test_the_folded_words_are_the_generator_s():
         assert limits.folded_words(k0, k1, 64) == np.bitwise_xor.reduce(words)
 
 
+@pytest.mark.once
 def test_the_machine_is_measured(monkeypatch):
     monkeypatch.setattr(limits, "COPY_BYTES", 2**12)
     monkeypatch.setattr(limits, "PRODUCT_SIZE", 16)
@@ -412,6 +425,7 @@ def test_the_machine_is_measured(monkeypatch):
     assert (found["words"] is None) == (importlib.util.find_spec("numba") is None)
 
 
+@pytest.mark.once
 def test_steps_take_turns_and_stop_after_their_time():
     called = []
     members = [
@@ -427,11 +441,13 @@ def test_steps_take_turns_and_stop_after_their_time():
     assert len(called) == 2 * timing.FEWEST_ROUNDS * timing.MOST_CALLS
 
 
+@pytest.mark.once
 def test_medians_and_quartiles():
     assert timing.spread([3.0, 1.0, 2.0, 5.0, 4.0]) == {"seconds": 3.0, "quartiles": [2.0, 4.0], "rounds": 5}
     assert timing.spread([3.0]) == {"seconds": 3.0, "quartiles": [3.0, 3.0], "rounds": 1}
 
 
+@pytest.mark.once
 def test_what_would_take_too_much_is_left_out():
     case = matrix.Case(NAME, "bernoulli", (128, 1024, 64), "float32", MODE)
     pace = {("bernoulli", MODE, "float32"): 100 / case.entries}
@@ -442,6 +458,7 @@ def test_what_would_take_too_much_is_left_out():
     assert timing.excess(case, 2**20, {}) is None
 
 
+@pytest.mark.once
 def test_the_table_has_a_line_for_every_case():
     plain = planted()
     lines = table.markdown(plain).partition("## Every case")[2].splitlines()
@@ -452,6 +469,7 @@ def test_the_table_has_a_line_for_every_case():
     assert {line.count(" | ") for line in lines if line.startswith("|")} == {16}
 
 
+@pytest.mark.once
 def test_what_is_asked_first_is_the_ratio_of_two_rows():
     plain = planted()
     shape = (128, 1024, 64)
@@ -490,6 +508,7 @@ def test_charts_show_multiples_of_dropout_and_the_memory_of_a_step(monkeypatch):
     assert marks(charts.networks(plain))["PerNodeDrop Bernoulli", "torch"] == pytest.approx(0.5 / 0.2)
 
 
+@pytest.mark.once
 def test_a_share_is_the_limit_by_the_time():
     plain = planted()
     record = table.of_part(plain, ((128, 1024, 64), "float32"))["bernoulli", "torch", "eager"]
@@ -497,12 +516,22 @@ def test_a_share_is_the_limit_by_the_time():
     assert table.share_cell(record, RATES) == f"{percent:.0f} % (words)"
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("value", "text"),
     [(0.0123, "0.012"), (0.5, "0.500"), (1.234, "1.23"), (12.34, "12.3"), (123.4, "123"), (1234.0, "1234")],
 )
 def test_numbers_have_three_digits(value, text):
     assert table.number(value) == text
+
+
+@pytest.mark.once
+def test_help_lists_what_can_be_chosen(capsys):
+    assert exits(["bench", "--help"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert f"{', '.join(matrix.PROFILES)} (default" in text
+    assert f"some of {', '.join(name for name in matrix.ROWS if name not in matrix.REFERENCES)}, beside" in text
+    assert f"some of {', '.join(backends.NAMES)} (default" in text
 
 
 class Balanced(html.parser.HTMLParser):
@@ -529,6 +558,8 @@ def test_the_page_is_well_formed_and_needs_nothing_else():
     assert parser.open == []
     assert parser.loads == []
     assert not re.search(r"<script|url\(\s*['\"]?\s*http|@import", text)
+    assert "`" not in text
+    assert "<code>model.fit</code>" in text
     pictures = re.findall(r"<svg.*?</svg>", text, re.DOTALL)
     assert len(pictures) == 2 * (len({NAME, "torch"}) + 2) + 1
     for picture in pictures:
@@ -537,6 +568,7 @@ def test_the_page_is_well_formed_and_needs_nothing_else():
     assert len(set(ids)) == len(ids)
 
 
+@pytest.mark.once
 def test_results_are_read_as_they_were_written(tmp_path):
     plain = planted()
     (tmp_path / "results.json").write_text(json.dumps(plain))
@@ -549,6 +581,7 @@ def test_results_are_read_as_they_were_written(tmp_path):
     assert Figures.read(tmp_path / "results.json")["times"] == [*plain["times"], fresh]
 
 
+@pytest.mark.once
 def test_gpu_memory_is_known_for_every_framework_with_gradients():
     assert set(memory.GPU) == set(framework.TRAIN)
 

@@ -243,6 +243,16 @@ def test_doctor_says_what_keras_runs_on(packages, variable, wrong, told, probes,
     assert part.wrong == wrong
 
 
+def test_doctor_has_keras_on_the_backend_that_it_tries(there, monkeypatch):
+    started = {}
+    monkeypatch.setattr(doctor, "_start", lambda of, name, **variables: started.update({name: variables}))
+    monkeypatch.setattr(doctor, "_finish", lambda process: {})
+    there("keras numpy torch tensorflow", "torch")
+    doctor.compare()
+    assert started
+    assert all(variables["KERAS_BACKEND"] == name for name, variables in started.items())
+
+
 def test_a_process_of_doctor_answers_or_says_how_it_failed():
     answers = [doctor._finish(doctor._start("mask", name)) for name in ("numpy", "theano")]
     assert answers[0] == {"version": np.__version__, "digest": doctor.KNOWN_ANSWER}

@@ -44,6 +44,16 @@ def test_demo_refuses_wrong_settings(argv, message, capsys):
 
 
 @trains
+@pytest.mark.once
+def test_help_lists_the_variants(capsys):
+    from pernodedrop.commands import demo
+
+    assert exits(["demo", "--help"]) == 0
+    assert f"some of {', '.join(demo.VARIANTS)} (default" in " ".join(capsys.readouterr().out.split())
+    assert len(demo.VARIANTS) - 1 == 7  # beside none, as the text says
+
+
+@trains
 @pytest.mark.parametrize("output", IMPOSSIBLE)
 def test_an_output_that_cannot_be_written_is_refused_in_one_line(output, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import inspect
 import io
+import json
 import pathlib
 import re
 import runpy
@@ -62,6 +63,33 @@ def test_the_reference_has_every_command():
     assert page == set(re.findall(r"^ {4}(\w+)", commands, re.MULTILINE))
 
 
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        ("y[n, j] = sum_i x[n, i] W[i, j], E[M] = 1", r":math:`y_{n, j} = \sum_i x_{n, i} W_{i, j}, E[M] = 1`"),
+        ("q = 1 - sigmoid(z) where it is kept", r":math:`q = 1 - \mathrm{sigmoid}(z)` where it is kept"),
+        ("a = 1 / sqrt((1 - p) (1 + s**2)),", r":math:`a = 1 / \sqrt{(1 - p) (1 + s^{ 2 })}`\ ,"),
+        ("h~[t] where a unit is dropped, else `rate`", r":math:`{\tilde{h}}_{t}` where a unit is dropped, else `rate`"),
+    ],
+)
+def test_formulas_of_docstrings_are_set_and_the_words_among_them_stay(line, shown):
+    pytest.importorskip("docutils", reason="the site is made with it")
+    assert runpy.run_path(str(ROOT / "docs" / "formulas.py"))["mixed"](line) == shown
+
+
+def test_a_site_of_many_versions_leads_to_the_newest(tmp_path):
+    main = runpy.run_path(str(ROOT / "docs" / "versions.py"))["main"]
+    with pytest.raises(SystemExit, match=r"no folder like 1\.2\.3"):
+        main(tmp_path)
+    for name in ("0.9.0", "0.10.0", "0.2.1", "unfinished", "0.11.0"):
+        (tmp_path / name).mkdir()
+    for name in ("0.9.0", "0.10.0", "0.2.1", "unfinished"):
+        (tmp_path / name / "index.html").touch()
+    main(tmp_path)
+    assert json.loads((tmp_path / "versions.json").read_text()) == ["0.10.0", "0.9.0", "0.2.1"]
+    assert 'href="0.10.0/index.html"' in (tmp_path / "index.html").read_text()
+
+
 def test_the_pictures_are_those_that_their_scripts_draw():
     script = runpy.run_path(str(PICTURES / "mask.py"))
     for theme in script["THEMES"]:
@@ -75,6 +103,14 @@ def test_the_gallery_has_every_regularizer_and_every_picture():
     assert layers <= sections
     shown = re.findall(r"pictures/gallery/(\w+)\.png$", page, re.MULTILINE)
     assert sorted(shown) == sorted(file.stem for file in (PICTURES / "gallery").glob("*.png"))
+
+
+def test_the_guide_of_pytorch_has_every_module():
+    """Read from the source: the test needs no torch."""
+    listed = (ROOT / "pernodedrop" / "torch" / "__init__.py").read_text().partition("__all__ = [")[2].partition("]")[0]
+    page = (ROOT / "docs" / "guides" / "pytorch.md").read_text().partition("## The modules")[2].partition("\n## ")[0]
+    page = re.sub(r"`(\w+)1d` to `3d`", r"`\g<1>1d` `\g<1>2d` `\g<1>3d`", page)
+    assert {*re.findall(r'"([A-Z]\w+)"', listed)} <= {*re.findall(r"`(\w+)`", page)}
 
 
 def test_every_section_of_the_gallery_says_how_to_begin_and_leads_to_the_reference():

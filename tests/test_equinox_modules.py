@@ -173,7 +173,7 @@ def linear(**arguments):
 
 REFUSALS = {
     "no model": (lambda: pnde.apply(3, "all-linear"), "`model`. Expected a equinox.Module"),
-    "nothing": (lambda: pnde.apply(eqx.nn.MLP(1, 1, 1, 1, key=key()), "tail"), "at least one .* of: 2 Linear"),
+    "nothing": (lambda: pnde.apply(eqx.nn.MLP(1, 1, 1, 1, key=key()), "tail"), "takes noise: 'layers.0', 'layers.1'"),
     "own call": (lambda: pnde.apply(Own(1, 1, key=key()), "all-linear"), "a `__call__` of its own"),
     "twice": (lambda: pnde.apply(linear(), "all-linear"), "has noise already"),
     "bank": (lambda: pnde.fold(linear(regime="bank", bank_size=2)), "`regime`"),
@@ -202,11 +202,14 @@ REFUSALS = {
     ),
     "number": (lambda: linear()(1.0, key=key()), "`x`.*a tensor of jax.*float"),
     "number of all": (lambda: pnde.Dropout(0.5)(1.0, key=key()), "`x`.*a tensor of jax.*float"),
+    "texts": (lambda: pnde.DropConnectLinear(3, 4, key=key())(np.array(["x"]), key=key()), "`x`.*an array of numbers"),
     "integers": (lambda: pnde.Dropout(0.5)(jnp.arange(3), key=key()), "`x`. Expected a floating dtype"),
     "rank": (lambda: pnde.SpatialDropout(0.5)(inputs(3), key=key()), "rank from 2"),
     "with_key": (lambda: pnde.with_key(linear(), jax.random.split(key(), 3)), "one jax.random.key"),
+    "key of objects": (lambda: pnde.with_key(linear(), np.array([None])), "`key`.*one jax.random.key"),
     "quiet": (lambda: pnde.uncertainty.predict(eqx.nn.Identity(), inputs(5, 3)), "with noise modules"),
     "no module": (lambda: pnde.uncertainty.predict(3, inputs(5, 3)), "a equinox.Module, or a list"),
+    "objects": (lambda: pnde.uncertainty.predict(pnde.Dropout(0.5), np.array([None])), "`x`.*an array of numbers"),
     "no noise": (lambda: pnde.with_key(eqx.nn.Identity(), key()), "noisy modules"),
 }
 

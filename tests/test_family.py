@@ -125,6 +125,21 @@ def test_a_seed_is_not_set_and_the_error_says_how_a_layer_gets_another(case):
     assert again.seed == 5
 
 
+def test_a_drawn_seed_is_read_and_makes_the_same_masks_again():
+    layer = pnd.PerNodeDense(3)
+    again = pnd.PerNodeDense(3, seed=layer.seed)
+    np.testing.assert_array_equal(host(layer.draw()), host(again.draw()))
+    assert layer.get_config()["seed"] is None  # a copy draws its own
+    assert pnd.PerNodeDrop.from_config(layer.get_config()).seed != layer.seed
+
+
+@pytest.mark.parametrize("name", ["per_node_drop", "noisy_rnn"])
+def test_the_summary_of_a_model_shows_the_inner_layer(name):
+    layer, lines = FAMILY[name].make(), []
+    keras.Sequential([keras.Input(FAMILY[name].shape), layer]).summary(expand_nested=True, print_fn=lines.append)
+    assert f"└ {layer.layer.name}" in "".join(lines)
+
+
 @every_layer
 def test_equal_seeds_give_equal_calls_and_others_do_not(case):
     x = case.inputs(4)

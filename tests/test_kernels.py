@@ -169,13 +169,19 @@ def test_another_noise_is_refused():
         masked_dense(x, w, Shaped(0.5), KEY, method="kernel")
 
 
+def decisions(rows, inputs, outputs):
+    """Those of a mask at a rate of 1/2, of which every row is a sample."""
+    words = [np.array([n], "uint32") for n in KEY]
+    words += [np.arange(n, dtype="uint32") for n in (rows, rows, inputs, outputs)]
+    return methods.Decisions(np.int32(2**23), *words)
+
+
 @pytest.mark.only_backend("numpy", reason="the same threads on every backend but JAX, where XLA has its own")
 def test_sums_do_not_depend_on_how_they_are_shared_out(monkeypatch):
-    from pernodedrop.backends import cpu_kernels, methods
+    from pernodedrop.backends import cpu_kernels
 
     x, w, upstream = operands((9, 2, 37), 11, "float32")
-    words = [np.array([n], "uint32") for n in KEY] + [np.arange(n, dtype="uint32") for n in (9, 9, 37, 11)]
-    mask = methods.Decisions(np.int32(2**23), *words)
+    mask = decisions(9, 37, 11)
     found = set()
     for few, spans in ((2**20, 1), (0, 1), (0, 3), (0, 100)):
         monkeypatch.setattr(cpu_kernels, "FEW", few)
@@ -184,6 +190,22 @@ def test_sums_do_not_depend_on_how_they_are_shared_out(monkeypatch):
         dx, dw = cpu_kernels.gradients(upstream, x, w, mask)
         found.add((y.tobytes(), dx.tobytes(), dw.tobytes()))
     assert len(found) == 1
+
+
+@pytest.mark.only_backend("numpy", reason="the same programs on every backend but JAX, where XLA has its own")
+def test_operands_that_may_be_written_or_not_are_of_one_program():
+    """TensorFlow's and JAX' arrays may not; numba takes seconds for a program."""
+    from pernodedrop.backends import cpu_kernels, decision_kernels
+
+    x, w, upstream = operands((3, 1, 7), 16, "float32")
+    mask, programs = decisions(3, 7, 16), set()
+    for written in range(4):
+        for n, operand in enumerate((x, w)):
+            operand.flags.writeable = bool(written >> n & 1)
+        cpu_kernels.product(x, w, mask)
+        cpu_kernels.gradients(upstream, x, w, mask)
+        programs.add((len(decision_kernels.forward.signatures), len(decision_kernels.backward.signatures)))
+    assert len(programs) == 1
 
 
 @pytest.mark.only_backend("jax", reason="checks the handlers that are given to XLA")

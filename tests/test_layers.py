@@ -327,14 +327,15 @@ def test_keras_file_round_trip(case, tmp_path):
 def test_fit_trains_with_a_ragged_last_batch(case, jit_compile):
     keras.utils.set_random_seed(1)  # of the weights
     model = case.model()
-    ragged = BACKEND != "jax" or case in [FAMILY[name] for name in OF_EACH_KIND]  # JAX compiles each size of a batch
+    # the others compile each size of a batch
+    ragged = BACKEND == "torch" or case in [FAMILY[name] for name in OF_EACH_KIND]
     rows = 50 if ragged else 48
     x, y = inputs(rows, 6), inputs(rows, 2)
     model.compile(keras.optimizers.Adam(0.03), "mse", jit_compile=jit_compile)
-    before = model.evaluate(x, y, batch_size=rows, verbose=0)
+    before = np.mean((host(model(x)) - y) ** 2)  # `evaluate` would trace a second graph
     history = model.fit(x, y, batch_size=16, epochs=3, verbose=0)
     assert np.isfinite(history.history["loss"]).all()
-    assert model.evaluate(x, y, batch_size=rows, verbose=0) < before
+    assert np.mean((host(model(x)) - y) ** 2) < before
     layer = noisy_layer(model)
     assert layer.updates == (3 * math.ceil(rows / 16) if layer.mask.regime == "dynamic" else 0)
 

@@ -543,6 +543,7 @@ def test_training_without_the_loss_is_refused():
         (lambda: losses.RDrop(from_logits(), from_logits=False), r"`from_logits`.*True, as its loss has it"),
         (lambda: losses.RDrop("kl_divergence", from_logits="yes"), r"`from_logits`.*from_logits='yes'"),
         (lambda: losses.symmetric_kl(np.ones((1, 2)), np.ones((1, 2)), kl="both"), r"`kl`.*kl='both'"),
+        (lambda: losses.symmetric_kl(np.ones((2, 3)), np.ones((2, 4))), r"`q`.*shape of `p`, \(2, 3\).*q=\(2, 4\)"),
         (lambda: losses.RDrop(from_logits(), paired="yes"), r"`paired`.*paired='yes'"),
         (
             lambda: losses.RDrop(from_logits())(np.zeros(4), normal(4, 3)),

@@ -319,12 +319,12 @@ def linear(**arguments):
 
 REFUSALS = {
     "no model": (lambda: pndx.apply(3, "all-linear"), "`model`. Expected a flax.nnx.Module"),
-    "nothing": (lambda: pndx.apply(Network(), "tail", rate=0.5), "at least one that takes noise of: 4 Linear"),
+    "nothing": (lambda: pndx.apply(Network(), "tail", rate=0.5), "what takes noise: .*'head'"),
     "nothing excluded": (lambda: pndx.apply(Network(), "head", exclude="conv", seed=1), "`exclude`"),
     "rule": (lambda: pndx.apply(Network(), 3), "`rule`"),
     "own call": (lambda: pndx.apply(nnx.Sequential(Own(1, 1, rngs=rngs())), "all-linear"), r"leaves out 'layers\.0'"),
     "twice": (lambda: pndx.apply(linear(), "all-linear"), "has noise already"),
-    "result": (lambda: pndx.apply(Network(), lambda *_: 3), "returns a module or None"),
+    "result": (lambda: pndx.apply(Network(), lambda *_: 3), "returns a flax.nnx.Module or None"),
     "bank": (lambda: pndx.fold(linear(regime="bank", bank_size=2)), "`regime`"),
     "positions": (lambda: pndx.fold(linear(regime="fixed", sharing=())), "`sharing`.*one for all positions"),
     "class": (lambda: pndx.PerNodeLinear.from_linear(Network().conv), "an nnx.Linear without noise"),
@@ -350,6 +350,7 @@ REFUSALS = {
     "rank": (lambda: pndx.SpatialDropout(0.5, seed=1)(inputs(5, 3)), "rank from 3"),
     "no noise": (lambda: pndx.uncertainty.predict(nnx.Linear(3, 4, rngs=rngs()), inputs(5, 3)), "with noise modules"),
     "no module": (lambda: pndx.uncertainty.predict(3, inputs(5, 3)), "a flax.nnx.Module, or a list"),
+    "objects": (lambda: pndx.uncertainty.predict(pndx.Dropout(0.5), np.array([None])), "`x`.*an array of numbers"),
     "outputs": (
         lambda: pndx.uncertainty.predict(nnx.Sequential(pndx.Dropout(0.5), jnp.sum), inputs(5, 3)),
         "5 samples",

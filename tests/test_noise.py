@@ -310,6 +310,7 @@ BAD = [
     (pnd.Uniform, {"rate": 0.5, "half_width": 1.0}, ValueError, f"{ONE_OF.format('half_width')}rate=0.5, half_"),
     (noises.get, {"noise": "bernouli"}, ValueError, "argument `noise`. Expected one of 'bernoulli', 'gaussian', "),
     (noises.get, {"noise": "bernouli"}, ValueError, "Received: noise='bernouli' (did you mean 'bernoulli'?)"),
+    (noises.get, {"noise": "Normal"}, ValueError, "Received: noise='Normal' (did you mean 'gaussian'?)"),
     (noises.get, {"noise": 0.5}, TypeError, "argument `noise`. Expected a pernodedrop.Noise or the name of one. Rec"),
     (noises.get, {"noise": "bernoulli"}, TypeError, f"{RATE}. Received: rate=None"),
     (noises.get, {"noise": "partial_gaussian", "rate": 0.5}, ValueError, "its stddev has no default. Received: noise="),

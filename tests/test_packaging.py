@@ -2,12 +2,13 @@
 
 import pathlib
 import re
+import runpy
 import tomllib
 
 import pytest
 
 import pernodedrop
-from tests import release
+from tests import package, release
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -53,6 +54,33 @@ def test_extras_that_are_advised_exist_and_the_readme_names_all_for_users(pyproj
 def advised(text):
     """The extras of what a text says to install."""
     return [extra for names in re.findall(r"pernodedrop\[([\w,]+)\]", text) for extra in names.split(",")]
+
+
+def test_the_recipe_for_conda_forge_is_that_of_the_metadata(pyproject):
+    recipe, project = (ROOT / "recipe.yaml").read_text(encoding="utf-8"), pyproject["project"]
+    (needed,) = re.findall(r"^  run:\n((?:    - .+\n)+)", recipe, re.MULTILINE)
+    python, *others = re.findall(r"- (.+)", needed)
+    assert python.replace("${{ python_min }}", *re.findall(r'python_min: "(.+)"', recipe)) == (
+        f"python {project['requires-python']}"
+    )
+    assert [name.replace(" ", "") for name in others] == project["dependencies"]
+    ((command, target),) = project["scripts"].items()
+    assert f"- {command} = {target}\n" in recipe
+    assert f"- {pyproject['build-system']['requires'][0].replace('>=', ' >=')}\n" in recipe
+    assert f"license: {project['license']}\n" in recipe
+
+
+def test_on_pypi_the_links_of_the_readme_lead_to_the_project_or_are_left_out():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    description = runpy.run_path(str(ROOT / "setup.py"))["description"]
+    own = package.relative_links(readme)
+    assert {"docs/gallery.md", "docs/pictures/mask-dark.svg"} <= {*own}
+    assert [name for name in own if not (ROOT / name).exists()] == []
+    assert package.relative_links(description(readme)) == []
+    there = description(readme, "https://example.org/pernodedrop", "v1.2.3")
+    assert package.relative_links(there) == []
+    assert re.findall(r'https://example.org/pernodedrop/(?:blob|raw)/v1.2.3/([^)"]+)', there) == own
+    assert description("see [a](b.md) and [c](https://d)") == "see a and [c](https://d)"
 
 
 def test_every_exception_from_a_rule_says_why():

@@ -127,6 +127,26 @@ def test_only_seeds_in_common_are_compared():
     assert (b.seeds, b.difference, b.p_holm, b.verdict) == (0, None, None, "unknown")
 
 
+def test_a_list_has_a_loss_of_each_seed_and_other_values_are_refused():
+    none, dropout = [0.5, 0.6, 0.4], np.float32([0.4, 0.45, 0.5])
+    by_seed = {"none": dict(enumerate(none)), "dropout": dict(enumerate(map(float, dropout)))}
+    assert statistics.compare({"none": none, "dropout": dropout}, "none") == statistics.compare(by_seed, "none")
+    assert [one.seeds for one in statistics.compare({"none": none, "dropout": dropout[:2]}, "none")] == [2]
+    for values, message in ((none, "`values`"), ({"none": 0.5}, r"values\['none'\]"), ({"none": ["a"]}, r"\['none'\]")):
+        with pytest.raises(TypeError, match=message):
+            statistics.compare(values, "none")
+
+
+def test_a_comparison_says_its_verdict_in_a_line():
+    found = statistics.compare(
+        {"none": [0.5, 0.6], "dropout": [0.4, 0.49], "mine": [0.4, float("nan")], "new": {7: 1}}, "none"
+    )
+    line = "dropout against none: less, -0.105 (-0.169 to -0.0415), p 0.03; 2 seeds, detectable 0.24"
+    assert str(found[0]) == line
+    assert str(found[1]) == "mine against none: failed, 2 seeds in common"
+    assert str(found[2]) == "new against none: unknown, 0 seeds in common"
+
+
 def test_one_seed_tells_no_interval_and_equal_losses_are_a_tie():
     (one,) = statistics.compare({"none": {0: 1.0}, "a": {0: 0.5}}, "none")
     assert (one.difference, one.interval, one.verdict) == (-0.5, None, "unknown")

@@ -7,6 +7,7 @@ import os
 import pathlib
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 
@@ -21,8 +22,8 @@ from pernodedrop.study.epoch_end import Batches, evaluate
 from pernodedrop.study.slot import Slot
 from pernodedrop.study.storage import Queue, Records
 from tests import postgresql, studies
-from tests.commands import exits
-from tests.processes import SCRIPTS, child
+from tests.commands import IMPOSSIBLE, exits
+from tests.processes import DEADLOCK, SCRIPTS, child
 
 trains = pytest.mark.skip_backend("numpy", reason="Keras on NumPy cannot train")
 in_processes = pytest.mark.only_backend("jax", reason="what is kept does not depend on the framework")
@@ -453,18 +454,24 @@ def test_a_study_selects_and_confirms_and_goes_on_with_more_seeds(tmp_path):
     assert len(more.records()) == 8
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """What a run that nothing ends finds."""
+    study = studies.small(tmp_path_factory.mktemp("undisturbed"))
+    assert study.run(progress=False)
+    return found(study.records())
+
+
 @in_processes
-def test_after_kill_9_the_records_are_those_of_an_undisturbed_run(tmp_path):
+def test_after_kill_9_the_records_are_those_of_an_undisturbed_run(undisturbed, tmp_path):
     """Killed in the selection, and in the middle of the confirmation."""
     for fatal in (2, 3):
         process = started(tmp_path / "killed", fatal)
-        process.communicate()
+        process.communicate(timeout=DEADLOCK)
         assert process.returncode == -signal.SIGKILL
     finished, begun = child("study_run.py", tmp_path / "killed", 0)
     assert (finished, begun) == (True, 6 - (1 + 2))
-    whole = studies.small(tmp_path / "whole")
-    assert whole.run(progress=False)
-    assert found(whole.records()) == found(studies.small(tmp_path / "killed").records())
+    assert found(studies.small(tmp_path / "killed").records()) == undisturbed
     lines = (tmp_path / "killed" / "records.jsonl").read_text().splitlines()
     assert len(lines) == len({plan.key(json.loads(line)) for line in lines}) == 6
 
@@ -480,22 +487,20 @@ def started(*arguments):
 @in_processes
 @pytest.mark.slow
 @pytest.mark.skipif(postgresql.BINARIES is None, reason="there is no PostgreSQL here")
-def test_workers_on_one_postgresql_of_which_one_is_killed_do_every_trial_once(tmp_path):
+def test_workers_on_one_postgresql_of_which_one_is_killed_do_every_trial_once(undisturbed, tmp_path):
     with postgresql.server() as url:
         killed = started(tmp_path / "killed", 2, url)
-        killed.communicate()
+        killed.communicate(timeout=DEADLOCK)
         assert killed.returncode == -signal.SIGKILL
         workers = [started(tmp_path / str(n), 0, url) for n in range(2)]
-        ends = [worker.communicate() for worker in workers]
+        ends = [worker.communicate(timeout=DEADLOCK) for worker in workers]
         assert [worker.returncode for worker in workers] == [0, 0], ends
     answers = [json.loads(output.splitlines()[-1]) for output, _ in ends]
     assert [finished for finished, _ in answers] == [True, True]
     assert sum(begun for _, begun in answers) == 6 - 1  # the killed one finished one trial
     studies_of = [studies.small(tmp_path / str(n)).records() for n in range(2)]
     assert found(studies_of[0]) == found(studies_of[1])
-    whole = studies.small(tmp_path / "whole")
-    assert whole.run(progress=False)
-    assert found(whole.records()) == found(studies_of[0])
+    assert found(studies_of[0]) == undisturbed
 
 
 def faked(study, monkeypatch, end=None, error=None):
@@ -625,6 +630,19 @@ def test_a_trial_that_ends_its_process_again_and_again_is_told(tmp_path):
 
 
 @pytest.mark.once
+@pytest.mark.filterwarnings("ignore:Heartbeat of storage is supposed to be used with Study.optimize")
+def test_a_trial_that_dies_before_its_first_heartbeat_is_queued_again(tmp_path):
+    planned = plan.plan(design(variants={"none": False}, select_seeds=1), "select")
+    dying, other = (Queue(None, "s", tmp_path) for _ in range(2))
+    dying.fill(planned)
+    dying.study.ask()  # it runs, and no heart beats
+    assert other.fill(planned) == {"complete": 0, "running": 1, "waiting": 0}
+    with sqlite3.connect(tmp_path / "study.db") as database:
+        database.execute("UPDATE trial_heartbeats SET heartbeat = '2000-01-01 00:00:00.000000'")
+    assert other.fill(planned) == {"complete": 0, "running": 0, "waiting": 1}
+
+
+@pytest.mark.once
 def test_a_worker_that_was_taken_for_dead_goes_on_and_its_trial_counts_once(tmp_path):
     queue = Queue(None, "s", tmp_path)
     planned = plan.plan(design(variants={"none": False}), "select")
@@ -735,6 +753,17 @@ def test_a_file_has_layers_of_its_own(tmp_path):
 
 
 @command
+@pytest.mark.parametrize("folder", IMPOSSIBLE)
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_runs(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "taken").write_text("mine")
+    assert exits(["study", "run", "digits", "--folder", folder]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(r"argument `folder`. Expected a (folder that can be written|path\.)", line)
+    assert (tmp_path / "taken").read_text() == "mine"
+
+
+@command
 def test_an_interrupted_command_says_how_to_go_on(tmp_path, monkeypatch, capsys):
     def interrupted(self, planned, on_epoch=None):
         raise KeyboardInterrupt
@@ -752,7 +781,9 @@ def test_an_interrupted_command_says_how_to_go_on(tmp_path, monkeypatch, capsys)
 @pytest.mark.once
 def test_the_command_lists_studies_and_all_of_them_can_be_planned(capsys):
     assert main(["study", "list"]) == 0
-    listed = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    lines = capsys.readouterr().out.splitlines()
+    assert "Minutes on any machine: the data come with scikit-learn." in [line.strip() for line in lines]
+    listed = [line.split()[0] for line in lines if not line.startswith(" ")]
     assert listed == list(named.names())
     for name in listed:
         study = named.load(name)

@@ -117,7 +117,9 @@ def test_what_cannot_be_said_yet_is_said_to_be_so():
     assert said(stages=("select",))[0].startswith(
         "Whether anything helps on made-up data cannot be said yet: settings are"
     )
-    assert "flatters" in said(stages=("select",))[1]
+    assert re.search(r" is that of .+, \d\.\d+ at 0\.\d+: the best of .* flatters", said(stages=("select",))[1])
+    plain = [one for one in made_up.records(EFFECTS, stages=("select",)) if one["variant"] == "none"]
+    assert re.search(r" is that of no regularizer, \d\.\d+: the best of", said(records=plain)[1])
     assert "the paper's protocol has no test set" in said(stages=("grid",))[0]
     assert said(seeds=1)[0] == "Whether PerNodeDrop wins on made-up data cannot be said yet: 1 seed in common."
     assert any("3 seeds are few: by signs alone, p cannot be below 0.25." in line for line in said(seeds=3))
@@ -356,4 +358,5 @@ def test_the_overview_is_that_of_the_records_beside_it():
         if record["stage"] == "confirm" and record["variant"] in losses:
             losses[record["variant"]].append(record["test"]["loss"])
     none, dropout = map(sum, losses.values())
+    assert "| Dropout | 0.3 | 0.05 | " in text.partition("Rates that the studies selected")[2]
     assert float(re.search(r"[+−][0-9.]+", shown)[0].replace("−", "-")) == round(100 * (dropout / none - 1), 1)

@@ -88,6 +88,18 @@ def test_a_fast_run_leaves_out_what_is_slow(monkeypatch):
     assert {job.marks for job in asked} == {"once and not slow", "not once and not slow"}
 
 
+@pytest.mark.parametrize("own", [None, "mine"])
+def test_processes_share_what_jax_compiles_in_a_folder_that_may_be_ones_own(own, monkeypatch):
+    folders = set()
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    if own:
+        monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", own)
+    monkeypatch.setattr(suite, "run", lambda job, env: folders.add(env["JAX_COMPILATION_CACHE_DIR"]) or (0, "", 1.0))
+    assert suite.main([]) == 0
+    (folder,) = folders
+    assert (folder == own) == (own is not None)
+
+
 def test_a_backend_that_is_none_is_refused(monkeypatch):
     monkeypatch.setenv("BACKENDS", "numpy theano")
     with pytest.raises(SystemExit, match=r"BACKENDS: expected names of .*\. Received: numpy theano"):

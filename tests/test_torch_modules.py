@@ -1,11 +1,15 @@
 """Native modules of torch: the masks of NumPy and of the Keras layers, in what torch does with any module."""
 
 import copy
+import doctest
+import importlib
+import importlib.util
 import io
 import os
 import pickle
 import subprocess
 import sys
+import types
 
 import keras
 import numpy as np
@@ -120,11 +124,14 @@ def test_a_network_trains_to_the_weights_of_the_same_network_in_keras():
 
 @pytest.mark.slow
 def test_ranks_of_a_process_group_train_like_one_process_with_the_whole_batch():
+    """By DDP and by FSDP2, which frees the memory of gathered weights: nothing may hold on to it."""
     seen = child("torch_ranks.py")
-    (first, _), (second, _), (alone, _) = *seen["ranks"], seen["alone"]
-    assert first == second
-    np.testing.assert_allclose(first, alone, atol=1e-6)
-    assert [updates for _, updates in (*seen["ranks"], seen["alone"])] == [3, 3, 3]
+    alone, updates = seen["alone"]
+    assert updates == 3
+    assert len(seen["ranks"]) == 4
+    for weights, updates in seen["ranks"]:
+        np.testing.assert_allclose(weights, alone, atol=1e-6)
+        assert updates == 3
 
 
 def test_a_replica_of_data_parallel_is_refused():
@@ -153,20 +160,24 @@ def test_a_plain_checkpoint_loads_and_an_own_one_resumes():
     assert torch.equal(again(x), model(x))
 
 
-@pytest.mark.parametrize(
-    "state",
-    [
-        None,
-        {"key": [1, 0], "noise": "Gaussian", "numbers": {"stddev": 0}},
-        {"key": [1, 0], "noise": "Bernoulli", "numbers": {"threshold": 2**24 + 1}},
-        {"key": [-1, 0], "noise": "Bernoulli", "numbers": {"threshold": 2**23}},
-    ],
-)
-def test_the_state_of_another_noise_is_refused(state):
+def test_the_state_of_another_noise_is_refused():
     layer = pndt.PerNodeLinear(3, 4, rate=0.5, seed=7)
-    with pytest.raises((ValueError, RuntimeError)):
-        layer.load_state_dict({**layer.state_dict(), "_extra_state": state})
+    own = layer.get_extra_state()
+    too_high = torch.cat([own[:-1], torch.tensor([2**24 + 1], dtype=torch.int32)])
+    other = pndt.PerNodeLinear(3, 4, rate=0.5, noise="gaussian").get_extra_state()
+    for state in (None, {"key": [1, 0]}, own[:-1], own.long(), own.numpy(), other, too_high):
+        with pytest.raises((ValueError, RuntimeError)):
+            layer.load_state_dict({**layer.state_dict(), "_extra_state": state})
     assert (layer.updates, layer.rate) == (0, 0.5)
+    changed = torch.cat([own[:2], torch.tensor([5, 2**22], dtype=torch.int32)])
+    layer.load_state_dict({**layer.state_dict(), "_extra_state": changed})
+    assert (layer.seed, layer.updates, layer.rate) == (7, 5, 0.75)
+
+
+def test_a_checkpoint_is_made_of_tensors():
+    """As files of safetensors are."""
+    model = torch.nn.Sequential(pndt.PerNodeLinear(3, 4, noise=pnd.PartialGaussian(0.5, 2.0)), pndt.DropPath(0.5))
+    assert all(isinstance(one, torch.Tensor) for one in model.state_dict().values())
 
 
 @pytest.mark.parametrize("make", [copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))])
@@ -283,6 +294,132 @@ def test_functional_transforms():
         torch.testing.assert_close(each["weight"][n], torch.func.grad(loss)(parameters, x[n : n + 1], (1, 0))["weight"])
 
 
+# attention
+
+
+@pytest.mark.parametrize("sizes", [(6, 6), (4, 5)], ids=["one_weight", "three_weights"])
+def test_attention_is_that_of_keras(sizes):
+    projections = ("query", "value", "output")
+    module = pndt.DropConnectMultiheadAttention(
+        6, 2, kdim=sizes[0], vdim=sizes[1], batch_first=True, rate=0.3, projections=projections, seed=7
+    )
+    layer = pnd.NoisyAttention(
+        keras.layers.MultiHeadAttention(2, 3), pnd.DropConnect, rate=0.3, projections=projections, seed=7
+    )
+    query, key, value = inputs(5, 3, 6), inputs(5, 4, sizes[0]), inputs(5, 4, sizes[1])
+    layer.build(query.shape, value.shape, key.shape)
+    kernels = (
+        module.in_proj_weight.chunk(3)
+        if sizes == (6, 6)
+        else (module.q_proj_weight, module.k_proj_weight, module.v_proj_weight)
+    )
+    with torch.no_grad():
+        module.in_proj_bias.normal_()
+        module.out_proj.bias.normal_()
+    weights = []
+    for kernel, bias in zip(kernels, module.in_proj_bias.chunk(3), strict=True):
+        weights += [host(kernel).T.reshape(-1, 2, 3), host(bias).reshape(2, 3)]
+    layer.layer.set_weights([*weights, host(module.out_proj.weight).T.reshape(2, 3, 6), host(module.out_proj.bias)])
+    for training in (True, True, False):
+        found, scores = module.train(training)(query, key, value, average_attn_weights=False)
+        expected = layer(query, value, key=key, return_attention_scores=True, training=training)
+        torch.testing.assert_close((found, scores), tuple(expected), atol=1e-6, rtol=1e-5)
+    assert {one.updates for one in module.masks.values()} == {2}
+    torch.testing.assert_close(module.fold()(query, key, value), module(query, key, value))
+
+
+def test_attention_inside_an_encoder_takes_noise():
+    plain, x = torch.nn.TransformerEncoderLayer(4, 2, 8, 0.0, batch_first=True), inputs(3, 5, 4)
+    expected, model = plain(x), copy.deepcopy(plain)
+    rule = ["all-attention", "all-linear"]
+    pndt.apply(model, rule, "drop_connect", rate=0.5, seed=1)
+    assert type(model.self_attn) is pndt.DropConnectMultiheadAttention
+    assert set(model.self_attn.parameters()) == set(model.self_attn.fold().parameters())
+    model.load_state_dict(plain.state_dict(), strict=True)
+    model(x).sum().backward()
+    assert all(one.updates == 1 for one in model.self_attn.masks.values())
+    assert model.self_attn.in_proj_weight.grad.any()
+    again = pndt.apply(copy.deepcopy(plain), rule, "drop_connect", rate=0.2, seed=2)
+    again.load_state_dict(torch.load(io.BytesIO(saved(model)), weights_only=True))
+    assert torch.equal(pickle.loads(pickle.dumps(again))(x), model(x))
+    for one in (model.eval(), pndt.fold(model)):
+        torch.testing.assert_close(one(x), expected)
+    assert pndt.fold(model).state_dict().keys() == plain.state_dict().keys()
+    found = pndt.uncertainty.predict(model, x, samples=3, seed=1, layers=["self_attn"])
+    assert found.variance.any()
+
+
+# recurrent modules
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+@pytest.mark.parametrize("regime", ["dynamic", "fixed"])
+def test_layers_of_a_recurrent_module_take_parts_of_one_mask(regime):
+    """In torch's own modules, whose weights are multiplied by a mask from NumPy."""
+    arguments = {"num_layers": 2, "bidirectional": True, "proj_size": 2, "batch_first": True}
+    module, x = pndt.NoisyLSTM(3, 4, rate=0.3, seed=7, regime=regime, **arguments), inputs(5, 6, 3)
+    mask = pnd.ops.sample_mask(module.noise, (7, 0), (1, 24, 16), sharing="sample+time", backend="numpy")[0]
+    plain = torch.nn.LSTM(3, 4, **arguments)
+    plain.load_state_dict(module.state_dict(), strict=False)
+    for suffix, row in (("l0", 3), ("l0_reverse", 8), ("l1", 14), ("l1_reverse", 20)):
+        weight = getattr(plain, f"weight_hh_{suffix}")
+        weight.data *= torch.tensor(mask[row : row + 2].T)
+    expected, hx = plain(x), tuple(one[:, :1].expand(-1, 5, -1).contiguous() for one in plain(x)[1])
+    found, again = module(x), module(x, hx, key=(7, 0))
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(again, plain(x, hx))
+    packed = torch.nn.utils.rnn.pack_padded_sequence(x, [6, 5, 3, 3, 1], batch_first=True)
+    torch.testing.assert_close(module(packed, key=(7, 0))[0].data, plain(packed)[0].data)
+    if regime == "fixed":
+        torch.testing.assert_close(module.eval()(x), expected)
+        torch.testing.assert_close(module.fold()(x), expected)
+
+
+def test_a_recurrent_module_trains_resumes_and_folds():
+    plain, x = torch.nn.GRU(3, 4, 2, dropout=0.5), inputs(6, 5, 3)
+    model = pndt.apply(torch.nn.Sequential(copy.deepcopy(plain)), "all-recurrent", "noisy_rnn", rate=0.5, seed=1)
+    assert {name for name in model.state_dict() if "extra" not in name} == {f"0.{name}" for name in plain.state_dict()}
+    model(x)[0].sum().backward()
+    assert all(one.grad is not None and one.grad.any() for one in model.parameters())
+    again = copy.deepcopy(model)
+    again.load_state_dict(torch.load(io.BytesIO(saved(model)), weights_only=True))
+    torch.manual_seed(0)
+    expected = pickle.loads(pickle.dumps(model))(x)[0]
+    torch.manual_seed(0)
+    assert torch.equal(again(x)[0], expected)
+    for one in (model.eval(), pndt.fold(model)):
+        torch.testing.assert_close(one(x)[0], plain.eval()(x)[0])
+    fixed = pndt.NoisyGRU.from_plain(plain, rate=0.5, regime="fixed")
+    before, folded = fixed(x)[0], fixed.fold()
+    assert torch.equal(fixed(x)[0], before)
+    assert torch.equal(folded(x)[0], before)
+    assert folded.weight_hh_l0 is not fixed.weight_hh_l0
+    assert folded.weight_ih_l0 is fixed.weight_ih_l0
+
+
+def saved(model):
+    file = io.BytesIO()
+    torch.save(model.state_dict(), file)
+    return file.getvalue()
+
+
+def test_a_prediction_with_a_recurrent_module_keeps_its_first_state():
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn = pndt.NoisyRNN(3, 4, batch_first=True, rate=0.5, seed=1)
+
+        def forward(self, x):
+            return self.rnn(x, torch.full((1, x.shape[0], 4), 9.0))[0]
+
+    model, x = Model(), inputs(5, 1, 3)
+    found = pndt.uncertainty.predict(model, x, samples=2, seed=3, keep=True)
+    with torch.no_grad():
+        model.rnn.weight_hh_l0.zero_()
+        assert np.abs(found.outputs - host(model(x))).max() > 0.5
+    assert found.variance.any()
+
+
 # models
 
 
@@ -346,6 +483,23 @@ def test_a_function_says_what_stands_where():
     assert type(single) is pndt.PerNodeLinear
 
 
+def test_apply_warns_of_a_module_whose_weight_is_read_by_the_one_around_it():
+    class Reads(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = torch.nn.Linear(3, 3), torch.nn.Linear(3, 3)
+
+        def forward(self, x):
+            return torch.nn.functional.linear(self.one(x.to(self.one.weight.dtype)), weight=self.two.weight)
+
+    model = torch.nn.Sequential(Reads())
+    assert pndt.apply(model, "one", rate=0.5, seed=1)[0].one.updates == 0
+    with pytest.warns(UserWarning, match=r"Reads reads the weight of '0\.two'"):
+        pndt.apply(model, "two", rate=0.5, seed=1)
+    model(inputs(5, 3))
+    assert [model[0].one.updates, model[0].two.updates] == [1, 0]
+
+
 def test_hooks_and_the_mode_stay():
     plain = torch.nn.Linear(3, 4)
     plain.register_forward_hook(lambda module, x, y: y + 1)
@@ -373,7 +527,7 @@ class Own(torch.nn.Linear if torch else object):
 
 REFUSALS = {
     "no model": (lambda: pndt.apply(3, "all-linear"), "`model`"),
-    "nothing": (lambda: pndt.apply(Network(), "tail", rate=0.5), "at least one that takes noise of: 4 Linear"),
+    "nothing": (lambda: pndt.apply(Network(), "tail", rate=0.5), "what takes noise: .*'head'"),
     "nothing excluded": (lambda: pndt.apply(Network(), "head", rate=0.5, exclude="conv"), "`exclude`"),
     "rule": (lambda: pndt.apply(Network(), 3), "`rule`"),
     "regularizer": (lambda: pndt.apply(Network(), "all-linear", "per_node"), "did you mean 'per_node_drop'"),
@@ -382,7 +536,7 @@ REFUSALS = {
     "function": (lambda: pndt.apply(Network(), lambda name, module: None, rate=0.5), "no function beside"),
     "attention": (
         lambda: pndt.apply(torch.nn.MultiheadAttention(4, 2), "all-linear", rate=0.5),
-        r"leaves out 'out_proj': .* never calls it \(exclude='out_proj'\)",
+        r"leaves out 'out_proj': .* never calls it; .* \(exclude='out_proj'\)",
     ),
     "encoder": (
         lambda: pndt.apply(torch.nn.TransformerEncoderLayer(4, 2, 8), "linear1", rate=0.5, regime="fixed"),
@@ -390,6 +544,24 @@ REFUSALS = {
     ),
     "bank": (lambda: pndt.fold(pndt.PerNodeLinear(3, 4, regime="bank", bank_size=2)), "`regime`"),
     "positions": (lambda: pndt.fold(pndt.PerNodeLinear(3, 4, regime="fixed", sharing=())), "`sharing`.*one for all"),
+    "kernels": (lambda: pndt.NoisyLSTM(3, 4, kernels=("bias",)), "`kernels`"),
+    "no kernels": (lambda: pndt.NoisyGRU(3, 4, kernels=()), "`kernels`.*one or more"),
+    "members of a loop": (lambda: pndt.NoisyRNN(3, 4, regime="bank"), "`regime`"),
+    "recurrent and linear": (lambda: pndt.apply(torch.nn.LSTM(3, 4), "all-linear"), "takes noise: nothing does"),
+    "projections": (lambda: pndt.DropConnectMultiheadAttention(4, 2, projections=("keys",)), "`projections`"),
+    "no projections": (lambda: pndt.DropConnectMultiheadAttention(4, 2, projections=()), "one or more"),
+    "noisy attention": (
+        lambda: pndt.DropConnectMultiheadAttention.from_plain(pndt.DropConnectMultiheadAttention(4, 2)),
+        "MultiheadAttention without noise",
+    ),
+    "attention twice": (
+        lambda: pndt.apply(pndt.DropConnectMultiheadAttention(4, 2), "all-attention", "drop_connect"),
+        "has noise already",
+    ),
+    "attention of samples": (
+        lambda: pndt.apply(torch.nn.MultiheadAttention(4, 2), "all-attention"),
+        "takes noise: 'out_proj'",
+    ),
     "class": (lambda: pndt.PerNodeLinear.from_linear(torch.nn.Conv1d(1, 1, 1)), "a torch.nn.Linear without noise"),
     "rate": (lambda: pndt.PerNodeLinear(3, 4, rate=1.0), "`rate`"),
     "ids": (lambda: pndt.DropConnectLinear(3, 4)(inputs(5, 3), sample_ids=torch.arange(5)), "the same for all samples"),
@@ -436,6 +608,96 @@ def test_a_script_inside_the_folder_of_the_package_is_told_what_stands_in_its_wa
     code = f"import sys; sys.path.insert(0, {os.path.dirname(pnd.__file__)!r}); import torch"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "pernodedrop.torch stands in the way of torch" in done.stderr
+
+
+# models of transformers
+
+
+def stand_in():
+    """A package like transformers, with a module of the form of its `Conv1D`."""
+
+    class Conv1D(torch.nn.Module):
+        def __init__(self, nf, nx):
+            super().__init__()
+            self.nf, self.nx = nf, nx
+            self.weight, self.bias = torch.nn.Parameter(torch.randn(nx, nf)), torch.nn.Parameter(torch.randn(nf))
+
+        def forward(self, x):
+            return torch.addmm(self.bias, x.reshape(-1, self.nx), self.weight).reshape(*x.shape[:-1], self.nf)
+
+        def __repr__(self):
+            return "Conv1D()"
+
+    package, inner = types.ModuleType("transformers"), types.ModuleType("transformers.pytorch_utils")
+    inner.Conv1D, Conv1D.__module__ = Conv1D, inner.__name__
+    return {"transformers": package, "transformers.pytorch_utils": inner}
+
+
+@pytest.fixture
+def transformers(monkeypatch):
+    """`pernodedrop.torch.transformers`."""
+    if importlib.util.find_spec("transformers") is None:
+        for name, module in stand_in().items():
+            monkeypatch.setitem(sys.modules, name, module)
+    name = "pernodedrop.torch.transformers"
+    yield importlib.import_module(name)
+    del sys.modules[name], pndt.transformers
+
+
+@pytest.mark.parametrize("regime", ["dynamic", "fixed"])
+def test_a_conv1d_has_the_masks_of_numpy(transformers, regime):
+    plain, x = transformers.Conv1D(4, 3), inputs(5, 2, 3)
+    expected, arguments = plain(x), {"rate": 0.3, "seed": 7, "regime": regime, "method": "recomputed"}
+    module = transformers.PerNodeConv1D.from_plain(plain, **arguments)
+    fixed = regime == "fixed"
+    mask = pnd.ops.sample_mask(module.noise, (7, 0), (1 if fixed else 5, 3, 4), backend="numpy")
+    weights = np.broadcast_to(host(plain.weight) * mask, (5, 3, 4))
+    noisy = np.einsum("bti,bio->bto", host(x), weights) + host(plain.bias)
+    np.testing.assert_allclose(host(module(x)), noisy, atol=1e-6)
+    for one in (module.eval(), module.fold()):
+        np.testing.assert_allclose(host(one(x)), noisy if fixed else host(expected), atol=1e-6)
+    assert type(module.fold()) is transformers.Conv1D
+    assert "nf=4, nx=3, noise=Bernoulli(rate=0.3)" in repr(module)
+
+
+@pytest.mark.parametrize("arguments", [{}, {"scaling": "none", "mask_bias": True}], ids=["inverted", "not_inverted"])
+def test_a_conv1d_drops_the_connections_of_the_same_linear(transformers, arguments):
+    plain, linear, x = transformers.Conv1D(4, 3), torch.nn.Linear(3, 4), inputs(5, 2, 3)
+    linear.weight, linear.bias = torch.nn.Parameter(plain.weight.detach().T), plain.bias
+    found = transformers.DropConnectConv1D.from_plain(plain, rate=0.3, seed=7, **arguments)
+    expected = pndt.DropConnectLinear.from_linear(linear, rate=0.3, seed=7, **arguments)
+    for training in (True, False):
+        torch.testing.assert_close(found.train(training)(x), expected.train(training)(x))
+
+
+def test_apply_knows_conv1d_and_leaves_tied_weights_tied(transformers):
+    class Gpt(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.wte, self.c_attn = torch.nn.Embedding(6, 3), transformers.Conv1D(3, 3)
+            self.lm_head = torch.nn.Linear(3, 6, bias=False)
+            self.lm_head.weight = self.wte.weight
+
+        def forward(self, ids):
+            return self.lm_head(self.c_attn(self.wte(ids)))
+
+    model, ids = Gpt(), torch.arange(6)[:, None]
+    expected, checkpoint, parameters = model(ids), copy.deepcopy(model.state_dict()), set(model.parameters())
+    pndt.apply(model, "all-linear", rate=0.5, seed=1)
+    assert [type(one) for one in (model.c_attn, model.lm_head)] == [transformers.PerNodeConv1D, pndt.PerNodeLinear]
+    assert set(model.parameters()) == parameters
+    model.load_state_dict(checkpoint, strict=True)
+    assert not torch.equal(model(ids), expected)
+    for one in (pndt.fold(model), copy.deepcopy(model).eval()):
+        assert one.lm_head.weight is one.wte.weight
+        torch.testing.assert_close(one(ids), expected)
+    assert type(pndt.apply(Gpt(), transformers.Conv1D, "drop_connect").c_attn) is transformers.DropConnectConv1D
+
+
+def test_a_conv1d_of_another_class_is_refused(transformers):
+    with pytest.raises(TypeError, match="transformers's Conv1D without noise, whose `forward` is transformers's own"):
+        transformers.PerNodeConv1D.from_plain(torch.nn.Linear(3, 4))
+    assert doctest.testmod(transformers).failed == 0
 
 
 # uncertainty
@@ -488,11 +750,9 @@ def test_predictions_of_one_model_or_several_are_those_of_keras(options, in_kera
     for native, model in ((natives[0], models[0]), (list(natives), list(models))):
         found = pndt.uncertainty.predict(native, inputs(7, 6), **{"samples": 4, "seed": 3, "keep": True, **options})
         expected = pnd.uncertainty.predict(model, inputs(7, 6), **{"samples": 4, "seed": 3, "keep": True, **in_keras})
-        for name in ("outputs", "mean", "variance", "aleatoric"):
-            if getattr(expected, name) is None:
-                assert getattr(found, name) is None
-            else:
-                np.testing.assert_allclose(getattr(found, name), getattr(expected, name), atol=1e-5)
+        assert {*vars(found)} == {*vars(expected)}
+        for name in {"outputs", "mean", "variance", "aleatoric"} & {*vars(expected)}:
+            np.testing.assert_allclose(getattr(found, name), getattr(expected, name), atol=1e-5)
 
 
 def test_a_module_that_is_not_chosen_is_in_inference_and_a_bank_then_goes_by_places():
@@ -571,7 +831,7 @@ PREDICTIONS = {
     "no layer": (lambda: pndt.uncertainty.predict(pndt.Dropout(0.5), inputs(5, 3), layers=["x"]), "which make noise"),
     "no rows": (lambda: pndt.uncertainty.predict(pndt.Dropout(0.5), inputs(0, 3)), "of equal lengths from 1"),
     "no batch": (lambda: pndt.uncertainty.predict(pndt.Dropout(0.5), iter([])), "at least one batch"),
-    "objects": (lambda: pndt.uncertainty.predict(pndt.Dropout(0.5), np.array([None])), "`x`.*torch.as_tensor takes"),
+    "objects": (lambda: pndt.uncertainty.predict(pndt.Dropout(0.5), np.array([None])), "`x`.*an array of numbers"),
     "no tensor": (lambda: pndt.uncertainty.predict(pndt.Dropout(0.5), 3), "a tensor, a list or dict"),
     "batch_size": (lambda: pndt.uncertainty.predict(pndt.Dropout(0.5), iter([]), batch_size=2), "None where `x` gives"),
 }

@@ -158,11 +158,12 @@ def test_noises_of_eager_calls_are_not_kept():
 
 @pytest.mark.slow
 @only("torch", reason="torch.distributed is torch's")
-def test_ranks_are_warned_and_their_offsets_make_the_whole():
-    """Two processes of gloo: the second one's rows are the first one's, unless it says where they are."""
+def test_ranks_make_the_whole_in_layers_and_by_offsets_in_ops():
+    """Two processes of gloo: an op of the second one has the first one's masks unless told where its rows are."""
     seen = child("ranks.py")
-    assert seen["warnings"] == [0, 2]  # of an op, of a layer
+    assert seen["warnings"] == [0, 1]
     assert seen["with offsets"] == seen["whole"] != seen["without"]
+    assert [seen["whole layer"][rank::2] for rank in range(2)] == seen["layers"]
 
 
 # JAX

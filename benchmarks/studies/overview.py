@@ -32,6 +32,7 @@ TASKS = {
 """From the studies that compare regularizers to what readers call them, as far as they have finished."""
 
 SIGNS = {"less": "lower", "more": "higher"}
+ABREAST = 3  # panels, at whose size their text is read on a page of 640 pixels
 COLOURS = {"less": figures.GREEN, "more": figures.ORANGE}
 
 
@@ -77,12 +78,24 @@ def table(studies, base):
     return as_markdown(lines)
 
 
+def rates(studies):
+    """The rate that each study selected, a row for each regularizer, a column for each task."""
+    lines = [["regularizer", *studies]]
+    for name, title in rows(studies, "none"):
+        arms = [found.confirmed.get(name) for found in studies.values()]
+        lines.append([title, *("" if arm is None or arm.rate is None else f"{arm.rate:g}" for arm in arms)])
+    return as_markdown(line for line in lines if any(line[1:]))
+
+
 def chart(studies, base="none"):
     """A panel for each task, a line for each regularizer; filled where the difference is beyond chance."""
     shown = rows(studies, base)
-    figure = Figure(figsize=(2.2 + 1.9 * len(studies), 0.3 * len(shown) + 1.0), layout="constrained")
-    panels = figure.subplots(1, len(studies), sharey=True, squeeze=False)[0]
-    for axes, (task, found) in zip(panels, studies.items(), strict=True):
+    lines = -(-len(studies) // ABREAST)
+    figure = Figure(figsize=(6.4, lines * (0.2 * len(shown) + 0.5) + 0.3), layout="constrained")
+    panels = figure.subplots(lines, ABREAST, sharey=True, squeeze=False).ravel()
+    for axes in panels[len(studies) :]:
+        axes.set_visible(False)
+    for axes, (task, found) in zip(panels, studies.items(), strict=False):
         for place, (name, _) in enumerate(shown):
             if known := share(found, base, name):
                 mean, (low, high), verdict = known
@@ -101,12 +114,13 @@ def chart(studies, base="none"):
 
 
 def text(studies):
-    """The tables of both baselines."""
+    """The tables of both baselines, and of rates."""
     parts = []
     for base, title in (("none", "no regularizer"), ("dropout", "Dropout at its best rate")):
         parts.append(
             f"Test loss of each regularizer against {title}, in per cent of its loss:\n\n{table(studies, base)}\n"
         )
+    parts.append(f"Rates that the studies selected on validation data:\n\n{rates(studies)}\n")
     return "\n".join(parts)
 
 

@@ -13,10 +13,23 @@ import importlib
 import sys
 import typing
 
+from pernodedrop import backends
 from pernodedrop._version import __version__
 from pernodedrop.commands import framework
 
 Commands: typing.TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+BACKENDS = ", ".join(backends.NAMES)
+VARIANTS = (  # as the commands have them, which import Keras
+    "none, dropout, gaussian_dropout, drop_connect, masksembles, per_node_drop, per_node_drop_gaussian, "
+    "per_node_drop_fixed"
+)
+ROWS = (
+    "gaussian_dropout, drop_connect, drop_connect_sample, fixed, gaussian, gaussian_recomputed, uniform, bernoulli, "
+    "bernoulli_recomputed, bernoulli_materialized, bernoulli_kernel, by_hand, keras_dropout, keras_gaussian_dropout, "
+    "torch_dropout"
+)
+"""Choices as help has them."""
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
@@ -53,11 +66,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_demo(commands: Commands) -> None:
-    text = "train one small network on handwritten digits with six regularizers and without, and compare"
+    text = "train one small network on handwritten digits with seven regularizers and without, and compare; minutes"
     parser = commands.add_parser("demo", help=text, description=text)
     parser.add_argument("--seeds", type=int, default=5, metavar="N", help="fresh seeds that confirm (default: 5)")
     parser.add_argument("--epochs", type=int, default=25, metavar="N", help="epochs of each run (default: 25)")
-    parser.add_argument("--variants", nargs="+", metavar="NAME", help="some of the variants, by name (default: all)")
+    parser.add_argument("--variants", nargs="+", metavar="NAME", help=f"some of {VARIANTS} (default: all)")
     parser.add_argument("--output", metavar="DIR", help="where results go (default: demo-results/<backend>)")
 
     def run(args: argparse.Namespace) -> int:
@@ -74,7 +87,7 @@ def _add_study(commands: Commands) -> None:
     text = "find out which regularizer helps, at which rate, beyond chance: the papers' experiments, or your own"
     parser = commands.add_parser("study", help=text, description=text)
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True, dest="action")
-    _study_action(actions, "list", "the studies that come with the package")
+    _study_action(actions, "list", "the studies that come with the package, what they are and how long they take")
     for name, text in (
         ("run", "run a study, or go on with it; Ctrl-C, and even kill -9, lose nothing that has finished"),
         ("resume", "go on with a study that has begun, also from records.jsonl of another machine alone"),
@@ -112,11 +125,14 @@ def _add_bench(commands: Commands) -> None:
     text = "measure what a training step costs with the usual regularizers, on every backend, against the machine"
     parser = commands.add_parser("bench", help=text, description=text)
     parser.add_argument(
-        "--profile", default="quick", metavar="NAME", help="quick, paper, growth, auto, sparse, full (default: quick)"
+        "--profile",
+        default="quick",
+        metavar="NAME",
+        help="quick, paper, growth, auto, sparse, full (default: quick, a minute or two; the others take longer)",
     )
-    parser.add_argument("--backends", nargs="+", metavar="NAME", help="backends to measure (default: all installed)")
+    parser.add_argument("--backends", nargs="+", metavar="NAME", help=f"some of {BACKENDS} (default: all installed)")
     parser.add_argument(
-        "--rows", nargs="+", metavar="NAME", help="some of the rows, beside Dense and Dropout (default: all)"
+        "--rows", nargs="+", metavar="NAME", help=f"some of {ROWS}, beside dense and dropout (default: all)"
     )
     parser.add_argument("--rounds", type=int, metavar="N", help="times each case is timed (default: the profile's)")
     parser.add_argument(
@@ -154,8 +170,10 @@ def _add_check(commands: Commands) -> None:
     parser.add_argument(
         "target", metavar="MODULE:NAME", help="a noise, a Noise class or a Hypothesis strategy of noises"
     )
-    parser.add_argument("--backends", nargs="+", metavar="NAME", help="backends to try it on (default: all installed)")
-    parser.add_argument("--claims", nargs="+", metavar="NAME", help="some of the claims, by name (default: all)")
+    parser.add_argument("--backends", nargs="+", metavar="NAME", help=f"some of {BACKENDS} (default: all installed)")
+    parser.add_argument(
+        "--claims", nargs="+", metavar="NAME", help="some of the claims, as the report has them (default: all)"
+    )
     parser.add_argument("--examples", type=int, default=20, metavar="N", help="examples for a claim (default: 20)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the search for examples (default: 0)")
     parser.add_argument("--picture", metavar="FILE", help="where the picture goes (default: check-results/<NAME>.png)")

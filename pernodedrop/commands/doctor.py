@@ -62,7 +62,8 @@ def compare() -> dict[str, Answer | None]:
     Returns:
         A dict from backend to None if it is not installed, else to its "version" and "digest", or its "error".
     """
-    processes = {name: _start("mask", name) for name in installed_backends()}
+    # Keras, which TensorFlow imports, on the same one: TensorFlow and torch in one process may be one LLVM too many
+    processes = {name: _start("mask", name, KERAS_BACKEND=name) for name in installed_backends()}
     return {name: _finish(processes[name]) if name in processes else None for name in backends.NAMES}
 
 

@@ -1,8 +1,10 @@
 """`pernodedrop study`: studies by name, or of a file, run and gone on with, and what they found."""
 
 import argparse
+import itertools
 
 from pernodedrop import checks
+from pernodedrop.report.results import output_folder
 from pernodedrop.report.table import as_text
 from pernodedrop.study import (
     named,
@@ -13,15 +15,21 @@ from pernodedrop.study.study import Study
 
 
 def listing() -> str:
-    """The studies that come with the package, with their titles."""
-    return as_text([[name, named.read(name)["title"]] for name in named.names()])
+    """The studies that come with the package, with their titles and what the comment of each file says."""
+    rows = []
+    for name in named.names():
+        lines = (named.FOLDER / f"{name}.toml").read_text(encoding="utf-8").splitlines()
+        comment = itertools.takewhile(lambda line: line.startswith("# "), lines)
+        rows += [[name, named.read(name)["title"]], *(["", line[2:]] for line in comment)]
+    return as_text(rows)
 
 
 def load(args: argparse.Namespace) -> Study:
     """The study that the arguments of the command ask for.
 
     Raises:
-        TypeError, ValueError, OSError: a study or its data that are not there, or one that has not begun and must have.
+        TypeError, ValueError, OSError: a study or its data that are not there, one that has not begun and must have, or
+            a folder that cannot be written.
     """
     given = {name: value for name in ("folder", "storage", "seeds") if (value := getattr(args, name, None)) is not None}
     study = named.load(args.name, getattr(args, "data", None), **given)
@@ -30,6 +38,8 @@ def load(args: argparse.Namespace) -> Study:
         raise ValueError(checks.invalid("folder", expected, str(study.folder)))
     if (hours := getattr(args, "hours", None)) is not None:
         checks.check_positive(hours, "hours")
+    if args.action != "status":
+        output_folder(study.folder, "folder")
     if args.action in ("run", "resume"):
         study.data  # noqa: B018 - what is wrong with the data is known before anything is trained
     return study

@@ -8,13 +8,14 @@ if __name__ == "equinox":
     raise ImportError("pernodedrop.equinox stands in the way of equinox: run nothing inside the folder of the package")
 
 from pernodedrop.equinox import uncertainty
-from pernodedrop.equinox.activation_noise import Dropout, DropPath, GaussianDropout, SpatialDropout
+from pernodedrop.equinox.activation_noise import DropBlock, Dropout, DropPath, GaussianDropout, SpatialDropout
 from pernodedrop.equinox.drop_connect import DropConnectConv, DropConnectLinear
 from pernodedrop.equinox.noisy import with_key
 from pernodedrop.equinox.per_node_drop import PerNodeConv, PerNodeLinear
 from pernodedrop.equinox.surgery import apply, fold
 
 __all__ = [
+    "DropBlock",
     "DropConnectConv",
     "DropConnectLinear",
     "DropPath",

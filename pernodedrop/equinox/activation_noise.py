@@ -9,7 +9,7 @@ from pernodedrop import checks, schedules
 from pernodedrop._types import Key, Shape
 from pernodedrop.equinox.noisy import Noisy
 from pernodedrop.mask import Mask, check_noise_shape
-from pernodedrop.modules import ActivationModule, ChannelModule, PathModule, ShapedModule
+from pernodedrop.modules import ActivationModule, BlockModule, ChannelModule, PathModule, ShapedModule
 from pernodedrop.noise import Bernoulli, Gaussian, Noise
 from pernodedrop.schedules import Schedule
 
@@ -163,6 +163,49 @@ class SpatialDropout(ChannelModule, ActivationNoise):
     def __init__(self, rate: float, data_format: str = "channels_first", *, inference: bool = False) -> None:
         start, schedule = schedules.get(rate)
         self.data_format = checks.check_choice(data_format, "data_format", ("channels_last", "channels_first"))
+        self.start(Mask(Bernoulli(start), "out"), schedule, inference)
+
+    def check_shape(self, shape: Shape) -> None:
+        if len(shape) < 3:
+            raise ValueError(checks.invalid("x", "rank from 2, one sample", shape[1:]))
+
+
+class DropBlock(BlockModule, ActivationNoise):
+    """Sets blocks of feature maps to zero in training (Ghiasi, Lin and Le, arXiv 1810.12890).
+
+    It is `pernodedrop.DropBlock1D`, `2D` and `3D` as one module; there it says where blocks are. What is kept of a
+    sample is scaled by the share that is kept of it.
+
+    Args:
+        rate: the share that would be dropped if blocks did not overlap, in [0, 1). No schedule: `with_rate` sets it.
+        block_size: side of a block, an int from 1; 7, the paper's. Along a shorter axis a block is as long as the axis.
+        per_channel: whether each channel has blocks of its own; True.
+        data_format: "channels_first", as Equinox has them, or "channels_last". Masks do not depend on it.
+        inference: as for `pernodedrop.equinox.Dropout`.
+
+    Call arguments, shapes, dtypes and errors: as for `pernodedrop.equinox.Dropout`, of rank from 2.
+
+    >>> import jax, pernodedrop.equinox as pnde
+    >>> pnde.DropBlock(0.3, block_size=2)(jax.numpy.ones((8, 4, 4)), key=jax.random.key(1)).shape
+    (8, 4, 4)
+    """
+
+    block_size: int = eqx.field(static=True)
+    per_channel: bool = eqx.field(static=True)
+    normalize: str = eqx.field(static=True)
+    data_format: str = eqx.field(static=True)
+
+    def __init__(
+        self,
+        rate: float,
+        block_size: int = 7,
+        per_channel: bool = True,
+        data_format: str = "channels_first",
+        *,
+        inference: bool = False,
+    ) -> None:
+        start, schedule = schedules.get(rate)
+        self.check_blocks(block_size, per_channel, data_format)
         self.start(Mask(Bernoulli(start), "out"), schedule, inference)
 
     def check_shape(self, shape: Shape) -> None:

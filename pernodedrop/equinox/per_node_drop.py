@@ -39,10 +39,14 @@ class PerNodeDrop(WeightNoise):
 class PerNodeLinear(PerNodeDrop, LinearProduct, eqx.nn.Linear):
     """An `equinox.nn.Linear` whose every connection has its own noise for every sample (arXiv 2512.12663).
 
-    y[j] = sum_i x[i] * weight[j, i] * M[i, j] + bias[j] with E[M] = 1. A call is that of one sample, and `jax.vmap`
-    makes a batch of it. What tells samples apart is their key or their `sample_id`: a call without an id has 0, so that
-    equal keys have equal masks. The mask of key (seed, call) and sample_id n is that of row n in
-    `pernodedrop.PerNodeDrop` around a `keras.layers.Dense`, to the bit; those of a `jax.random.key` are its two words.
+    In training, with E[M] = 1,
+
+        y[j] = sum_i x[i] * weight[j, i] * M[i, j] + bias[j]
+
+    A call is that of one sample, and `jax.vmap` makes a batch of it. What tells samples apart is their key or their
+    `sample_id`: a call without an id has 0, so that equal keys have equal masks. The mask of key (seed, call) and
+    sample_id n is that of row n in `pernodedrop.PerNodeDrop` around a `keras.layers.Dense`, to the bit; those of a
+    `jax.random.key` are its two words.
 
     With `inference=True` the regimes "dynamic" and "example" are Linear itself; "fixed" and "bank" keep their masks.
     Under `jax.vmap` the gradient of the weight is that of each sample first, (batch, out, in) in memory, as with any

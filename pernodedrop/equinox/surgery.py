@@ -63,11 +63,11 @@ def apply(
     FAMILY.check_model(model)
     chosen = Rule(FAMILY, rule, regularizer, exclude, seed, noise)
     changed: list[str] = []
-    seen: list[typing.Any] = []
+    seen: dict[str, eqx.Module] = {}
 
     def put(name: str, module: eqx.Module) -> eqx.Module | None:
         new = chosen(name, module)
-        seen.append(module)
+        seen[name] = module
         changed.extend([] if new is None else [name])
         return new
 

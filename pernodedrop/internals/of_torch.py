@@ -66,6 +66,8 @@ def share(source: typing.Any, target: typing.Any, leave_out: collections.abc.Col
             value = type(value)({**dict(own), **{key: value[key] for key in value if key not in leave_out}})
         elif isinstance(value, set):
             value = {*own, *value} - {*leave_out}
+        elif isinstance(value, list):  # of the weights of a recurrent module, which its attributes are put into
+            value = list(value)
         if name not in leave_out:
             vars(target)[name] = value
 

@@ -5,13 +5,14 @@ layers of `pernodedrop`, to the bit.
 """
 
 from pernodedrop.nnx import uncertainty
-from pernodedrop.nnx.activation_noise import Dropout, DropPath, GaussianDropout, SpatialDropout
+from pernodedrop.nnx.activation_noise import DropBlock, Dropout, DropPath, GaussianDropout, SpatialDropout
 from pernodedrop.nnx.drop_connect import DropConnectConv, DropConnectLinear
 from pernodedrop.nnx.noisy import NoiseState
 from pernodedrop.nnx.per_node_drop import PerNodeConv, PerNodeLinear
 from pernodedrop.nnx.surgery import apply, fold
 
 __all__ = [
+    "DropBlock",
     "DropConnectConv",
     "DropConnectLinear",
     "DropPath",

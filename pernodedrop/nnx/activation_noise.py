@@ -8,7 +8,7 @@ from flax import nnx
 from pernodedrop import backends, checks, schedules
 from pernodedrop._types import Key, Shape
 from pernodedrop.mask import Mask, check_noise_shape
-from pernodedrop.modules import ActivationModule, ChannelModule, PathModule, ShapedModule, sharing_of
+from pernodedrop.modules import ActivationModule, BlockModule, ChannelModule, PathModule, ShapedModule, sharing_of
 from pernodedrop.nnx.noisy import Noisy, Rngs
 from pernodedrop.noise import Bernoulli, Gaussian, Noise
 from pernodedrop.schedules import Schedule
@@ -209,6 +209,49 @@ class SpatialDropout(ChannelModule, ActivationNoise):
     ) -> None:
         start, schedule = schedules.get(rate)
         self.data_format = checks.check_choice(data_format, "data_format", ("channels_last", "channels_first"))
+        self.start(Mask(Bernoulli(start), "out"), seed, schedule, rngs, deterministic)
+
+    def check_shape(self, shape: Shape) -> None:
+        if len(shape) < 3:
+            raise ValueError(checks.invalid("inputs", "rank from 3, samples first", shape))
+
+
+class DropBlock(BlockModule, ActivationNoise):
+    """Sets blocks of feature maps to zero in training (Ghiasi, Lin and Le, arXiv 1810.12890).
+
+    It is `pernodedrop.DropBlock1D`, `2D` and `3D` as one module; there it says where blocks are.
+
+    Args:
+        rate: the share that would be dropped if blocks did not overlap, in [0, 1), or a schedule of
+            `pernodedrop.schedules`; the paper lets it rise linearly.
+        block_size: side of a block, an int from 1; 7, the paper's. Along a shorter axis a block is as long as the axis.
+        per_channel: whether each channel has blocks of its own; True.
+        normalize: over what the share that is kept is counted, by which what is kept is scaled: "sample", or "batch",
+            as in the authors' code.
+        data_format: "channels_last", as NNX has them, or "channels_first". Masks do not depend on it.
+        seed, deterministic, rngs: as for `pernodedrop.nnx.Dropout`.
+
+    Call arguments, shapes, dtypes and errors: as for `pernodedrop.nnx.Dropout`, of rank from 3.
+
+    >>> import jax, pernodedrop.nnx as pndx
+    >>> pndx.DropBlock(0.3, block_size=2, seed=1)(jax.numpy.ones((1, 4, 4, 8))).shape
+    (1, 4, 4, 8)
+    """
+
+    def __init__(
+        self,
+        rate: float | Schedule,
+        block_size: int = 7,
+        per_channel: bool = True,
+        normalize: str = "sample",
+        data_format: str = "channels_last",
+        seed: int | None = None,
+        *,
+        deterministic: bool = False,
+        rngs: Streams = None,
+    ) -> None:
+        start, schedule = schedules.get(rate)
+        self.check_blocks(block_size, per_channel, data_format, normalize)
         self.start(Mask(Bernoulli(start), "out"), seed, schedule, rngs, deterministic)
 
     def check_shape(self, shape: Shape) -> None:

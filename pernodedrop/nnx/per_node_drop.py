@@ -41,9 +41,12 @@ class PerNodeDrop(WeightNoise):
 class PerNodeLinear(PerNodeDrop, LinearProduct, nnx.Linear):
     """An `nnx.Linear` whose every connection has its own noise for every sample in training (arXiv 2512.12663).
 
-    y[n, ..., j] = sum_i x[n, ..., i] * kernel[i, j] * M[n, i, j] + bias[j] with E[M] = 1. It is the module of
-    `pernodedrop.PerNodeDrop` around a `keras.layers.Dense`: equal masks for equal (seed, call), to the bit. After
-    `eval()` the regimes "dynamic" and "example" are Linear itself; "fixed" and "bank" keep their masks.
+    In training, with E[M] = 1,
+
+        y[n, ..., j] = sum_i x[n, ..., i] * kernel[i, j] * M[n, i, j] + bias[j]
+
+    It is the module of `pernodedrop.PerNodeDrop` around a `keras.layers.Dense`: equal masks for equal (seed, call), to
+    the bit. After `eval()` the regimes "dynamic" and "example" are Linear itself; "fixed" and "bank" keep their masks.
 
     Keys come from an `nnx.RngStream` of its own, tagged "noise": its key is the seed, and its count the call number. So
     `nnx.split_rngs` and `nnx.reseed` do with it what they do with that of `nnx.Dropout`. Masks that are fixed have

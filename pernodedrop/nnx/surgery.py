@@ -68,7 +68,7 @@ def apply(
     changed: list[str] = []
 
     def put(path: tuple[typing.Any, ...], node: typing.Any) -> typing.Any:
-        name = ".".join(map(str, path))
+        name = _name(path)
         new = chosen(name, node) if isinstance(node, nnx.Module) else None
         if new is None:
             return node
@@ -76,8 +76,12 @@ def apply(
         return new
 
     model = nnx.recursive_map(put, model)
-    chosen.check(changed, [module for _, module in nnx.iter_modules(model)])
+    chosen.check(changed, {_name(path): module for path, module in nnx.iter_modules(model)})
     return model
+
+
+def _name(path: tuple[typing.Any, ...]) -> str:
+    return ".".join(map(str, path))
 
 
 def fold(model: nnx.Module) -> nnx.Module:

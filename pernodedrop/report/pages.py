@@ -23,4 +23,8 @@ table { border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabu
 th, td { padding: .35rem .7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line) }
 tr:last-child td { border-bottom: 0 } th { background: var(--card); font-weight: 600 }
 td:first-child, th:first-child { text-align: left } summary { cursor: pointer; font-weight: 600 }
+@media (max-width: 40rem) {
+  table { font-size: .78rem } th, td { padding: .35rem .3rem }
+  td:first-child, th:first-child { white-space: normal; min-width: 7.5rem }
+}
 """

@@ -1,6 +1,17 @@
-"""Does it help? Regularizers compared on data and a model of one's own: which one, at which rate, beyond chance."""
+"""Does it help? Regularizers compared on data and a model of one's own: which one, at which rate, beyond chance.
 
-from pernodedrop.study.epoch_end import EpochEndLoss
-from pernodedrop.study.study import Study
+A `Study` trains Keras models, and needs Keras, which is imported for it; `compare` takes losses from anywhere.
+"""
 
-__all__ = ["EpochEndLoss", "Study"]
+import typing
+
+from pernodedrop import _lazy
+from pernodedrop.study.statistics import Comparison, compare
+
+if typing.TYPE_CHECKING:
+    from pernodedrop.study.epoch_end import EpochEndLoss
+    from pernodedrop.study.study import Study
+else:
+    __getattr__, __dir__ = _lazy.names(__name__, EpochEndLoss="epoch_end", Study="study")
+
+__all__ = ["Comparison", "EpochEndLoss", "Study", "compare"]

@@ -35,6 +35,7 @@ __all__ = [
 Record: typing.TypeAlias = dict[str, typing.Any]
 Records: typing.TypeAlias = collections.abc.Iterable[Record]
 Block: typing.TypeAlias = tuple[str, int]
+Losses: typing.TypeAlias = collections.abc.Mapping[typing.Any, float] | collections.abc.Sequence[float]
 
 LEVEL = 0.05
 POWER = 0.8
@@ -72,6 +73,15 @@ class Comparison:
     detectable: float | None = None
     failed: int = 0
 
+    def __str__(self) -> str:
+        if self.p_holm is None or self.interval is None:
+            return f"{self.variant} against {self.baseline}: {self.verdict}, {self.seeds} seeds in common"
+        low, high = self.interval
+        return (
+            f"{self.variant} against {self.baseline}: {self.verdict}, {self.difference:+.3g} ({low:+.3g} to "
+            f"{high:+.3g}), p {self.p_holm:.2g}; {self.seeds} seeds, detectable {self.detectable:.2g}"
+        )
+
     @property
     def verdict(self) -> str:
         """ "less", "more" or "tie", at 5 % after Holm's correction; "failed" or "unknown" if it has no p."""
@@ -80,35 +90,55 @@ class Comparison:
         return "tie" if self.p_holm >= LEVEL else "less" if self.difference < 0 else "more"
 
 
-def compare(
-    values: collections.abc.Mapping[str, collections.abc.Mapping[typing.Any, float]], baseline: str
-) -> list[Comparison]:
-    """Each variant against a baseline.
+def compare(values: collections.abc.Mapping[str, Losses], baseline: str) -> list[Comparison]:
+    """Each variant against a baseline: is its loss lower, beyond chance?
+
+    Losses may come from any framework and any loop. Differences are paired: within a seed let all variants start with
+    the same weights and see the same batches, and choose rates on other data than these losses are of.
 
     Args:
-        values: from the name of each variant to its values by block (a seed).
+        values: from the name of each variant to its losses by seed, as a dict, or as a sequence in which the n-th loss
+            of all variants is of one seed.
         baseline: one of these names.
 
     Returns:
-        A list of `Comparison`, in the order of the variants, the baseline left out.
+        A list of `Comparison`, in the order of the variants, the baseline left out. It compares seeds in common.
 
     Raises:
-        ValueError: a baseline that is none of the variants.
+        TypeError, ValueError: values that are no such mapping, or a baseline that is none of the variants.
 
-    >>> losses = {"none": {1: 0.50, 2: 0.54, 3: 0.49}, "dropout": {1: 0.41, 2: 0.46, 3: 0.40}}
+    >>> losses = {"none": [0.50, 0.54, 0.49], "dropout": [0.41, 0.46, 0.40]}
     >>> found, = compare(losses, "none")
-    >>> round(found.difference, 3), found.verdict
-    (-0.087, 'less')
+    >>> found.verdict
+    'less'
+    >>> print(found)
+    dropout against none: less, -0.0867 (-0.101 to -0.0723), p 0.0015; 3 seeds, detectable 0.019
     """
-    checks.check_choice(baseline, "baseline", tuple(values))
-    others = [name for name in values if name != baseline]
+    by_name = {name: _by_block(name, own) for name, own in _checked(values).items()}
+    checks.check_choice(baseline, "baseline", tuple(by_name))
+    others = [name for name in by_name if name != baseline]
     found = []
     for name in others:
-        blocks = [block for block in values[name] if block in values[baseline]]
-        pairs = [(values[name][block], values[baseline][block]) for block in blocks]
+        blocks = [block for block in by_name[name] if block in by_name[baseline]]
+        pairs = [(by_name[name][block], by_name[baseline][block]) for block in blocks]
         found.append(paired(name, baseline, pairs, len(others)))
     corrected = holm([one.p_t for one in found if one.p_t is not None])
     return [dataclasses.replace(one, p_holm=next(corrected)) if one.p_t is not None else one for one in found]
+
+
+def _checked(values: typing.Any) -> collections.abc.Mapping[str, Losses]:
+    if not isinstance(values, collections.abc.Mapping):
+        raise TypeError(checks.invalid("values", "a dict from names of variants to their losses", values))
+    return values
+
+
+def _by_block(name: str, losses: Losses) -> dict[typing.Any, float]:
+    """The losses of a variant by seed."""
+    try:
+        by_block = losses.items() if isinstance(losses, collections.abc.Mapping) else enumerate(losses)
+        return {block: float(loss) for block, loss in by_block}
+    except (TypeError, ValueError) as error:
+        raise TypeError(checks.invalid(f"values[{name!r}]", "losses, numbers", losses)) from error
 
 
 def paired(

@@ -96,6 +96,7 @@ class Queue:
                 storage=self.storage, study_name=name, sampler=sampler, load_if_exists=True
             )
         self.first = len(self.trials())
+        self.seen: set[int] = set()
 
     def trials(self) -> list[optuna.trial.FrozenTrial]:
         """All trials that are planned ones."""
@@ -119,6 +120,7 @@ class Queue:
             RuntimeError: a trial that ends the process again and again.
         """
         with quiet(), self._alone():
+            self._watch()
             optuna.storages.fail_stale_trials(self.study)
             states: dict[str, set[TrialState]] = collections.defaultdict(set)
             deaths: collections.Counter[str] = collections.Counter()
@@ -176,6 +178,14 @@ class Queue:
             for trial in self.trials():
                 if trial.state == TrialState.RUNNING:
                     self.study.tell(trial.number, state=TrialState.FAIL)
+
+    def _watch(self) -> None:
+        """Note a heartbeat of each trial first seen running: one that died before its own would run for ever."""
+        of_study = self.storage.get_study_id_from_name(self.study.study_name)
+        running = {trial.number for trial in self.trials() if trial.state == TrialState.RUNNING}
+        for number in running - self.seen:
+            self.storage.record_heartbeat(self.storage.get_trial_id_from_study_id_trial_number(of_study, number))
+        self.seen |= running
 
     def _add(self, record: Trial) -> None:
         parameters = _parameters(record)

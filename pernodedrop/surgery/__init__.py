@@ -2,27 +2,39 @@
 
 The first two copy the model (`copying`), ask a rule about every layer of the copy, and put what it answers in the
 layer's place (`places`): a node of a Sequential or functional graph (`graphs`), or an attribute of a composite layer,
-alone or in a list, tuple or dict. What no config describes afterwards, `configs` refuses to save.
+alone or in a list, tuple or dict. What no config describes afterwards, `configs` refuses to save. A rule may be a
+function, or names of layers around which `wrappers` go.
 """
 
-import collections
 import collections.abc
+import functools
 import typing
 
 import keras
 
 from pernodedrop import checks
 from pernodedrop.layers.base.noise_layer import NoiseLayer
+from pernodedrop.rules import Choice, Rule
 from pernodedrop.surgery import configs, copying, places
 from pernodedrop.surgery.graphs import Changes, Layer
 from pernodedrop.surgery.weights import copy_weights
+from pernodedrop.surgery.wrappers import FAMILY
 
 __all__ = ["apply", "copy_weights", "fold"]
 
-Rule: typing.TypeAlias = collections.abc.Callable[[Layer], Layer | None]
+Function: typing.TypeAlias = collections.abc.Callable[[Layer], Layer | None]
+Named: typing.TypeAlias = collections.abc.Callable[[str, Layer], Layer | None]
 
 
-def apply(model: keras.Model, rule: Rule) -> keras.Model:
+def apply(
+    model: keras.Model,
+    rule: Choice | Function,
+    regularizer: str | None = None,
+    *,
+    exclude: Choice | None = None,
+    seed: int | None = None,
+    **noise: typing.Any,
+) -> keras.Model:
     """A copy of a model with other layers, such as noisy ones, where a rule says.
 
     The copy has the original's class, name, output names and weights (equal values in variables of its own) and the
@@ -46,15 +58,24 @@ def apply(model: keras.Model, rule: Rule) -> keras.Model:
     Args:
         model: any built model that can be rebuilt from its config: Sequential, functional or subclassed. A layer that
             is held in several places stays one layer.
-        rule: function from a layer of the copy, which has its weights, to the layer that stands in its place (often a
-            wrapper around it), or to None to keep it.
+        rule: which layers get the regularizer around them, under their names. "all-linear" (Dense and EinsumDense,
+            those in attention too), "all-conv" or "all-recurrent"; a regular expression for a part of a layer's name
+            that is whole between dots, the names of what it is in coming first ("encoder.dense"); a class of Keras; or
+            a list of such. Or a function from a layer of the copy, which has its weights, to the layer that stands in
+            its place (often a wrapper around it), or to None to keep it.
+        regularizer: "per_node_drop", or another wrapper of this library: "drop_connect", "dynamic_drop_connect",
+            "noisy_rnn" and so on. Not beside a function, as all that follow.
+        exclude: what the rule is not to choose, in the same words.
+        seed: int from which each layer gets a seed of its own, by its name. None draws them.
+        **noise: arguments of the regularizer, such as `rate=0.2, noise="gaussian"`.
 
     Returns:
         The changed copy.
 
     Raises:
         TypeError: a model that is no model, or a rule that answers something else.
-        ValueError: a model that is not built or not rebuilt by its config, or a rule that changes nothing.
+        ValueError: a model that is not built or not rebuilt by its config, a rule that changes nothing, an `exclude`
+            that excludes nothing, or an argument that is not as described.
 
     The author code of PerNodeDrop (arXiv 2512.12663) calls this a strategy adder.
 
@@ -63,27 +84,25 @@ def apply(model: keras.Model, rule: Rule) -> keras.Model:
     >>> import keras, numpy as np, pernodedrop as pnd
     >>> dense = [keras.layers.Dense(4, activation="relu"), keras.layers.Dense(1)]
     >>> model = keras.Sequential([keras.Input((3,)), *dense])
-    >>> def rule(layer):
-    ...     if isinstance(layer, keras.layers.Dense) and layer.units > 1:
-    ...         return pnd.PerNodeDrop(layer, rate=0.2, seed=1)
-    >>> noisy = pnd.apply(model, rule)
+    >>> noisy = pnd.apply(model, "all-linear", rate=0.2, seed=1, exclude=model.layers[-1].name)
     >>> [type(layer).__name__ for layer in noisy.layers]
     ['PerNodeDrop', 'Dense']
     >>> x = np.ones((2, 3), "float32")
     >>> bool((noisy.predict(x, verbose=0) == model.predict(x, verbose=0)).all())
     True
+    >>> def rule(layer):
+    ...     if isinstance(layer, keras.layers.Dense) and layer.units > 1:
+    ...         return keras.Sequential([layer, pnd.Dropout(0.2, seed=1)])
+    >>> [type(layer).__name__ for layer in pnd.apply(model, rule).layers]
+    ['Sequential', 'Dense']
     """
-    if not callable(rule):
-        raise TypeError(checks.invalid("rule", "a function from a layer to a layer or None", rule))
+    chosen = Rule(FAMILY, _by_name(rule), regularizer, exclude, seed, noise)
     copy = copying.copy_of(model)
     put = configs.give_again(copy)
     changes: Changes = {}
-    asked: dict[Layer, None] = {}
-    _change(copy, rule, changes, asked)
-    if not changes:
-        kinds = collections.Counter(type(layer).__name__ for layer in asked)
-        had = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
-        raise ValueError(checks.invalid("rule", f"a rule that changes at least one layer of: {had or 'none'}", rule))
+    asked: dict[Layer, str] = {}
+    _change(copy, chosen, changes, asked)
+    chosen.check(changes, {name: layer for layer, name in asked.items()})
     configs.refuse(copy, {*put, *changes.values()} - changes.keys())
     places.list_variables(copy)
     return copy
@@ -123,9 +142,9 @@ def fold(model: keras.Model) -> keras.Model:
     copy = copying.copy_of(model if whole is None else whole)
     put = configs.give_again(copy)
     changes: Changes = {}
-    asked: dict[Layer, None] = {}
+    asked: dict[Layer, str] = {}
 
-    def rule(layer: Layer) -> Layer | None:
+    def rule(name: str, layer: Layer) -> Layer | None:
         plain = _folded(layer)
         if plain is None:
             return None
@@ -151,17 +170,22 @@ def _folded(layer: Layer, kind: type[Layer] = keras.layers.Layer) -> typing.Any:
     return plain
 
 
-def _change(holder: Layer, rule: Rule, changes: Changes, asked: dict[Layer, None]) -> None:
-    """Ask the rule about what is inside `holder`, and put its answers there."""
+def _by_name(rule: typing.Any) -> typing.Any:
+    """A function of a layer as one of its name, too; any other rule as it is."""
+    if not callable(rule) or isinstance(rule, type):
+        return rule
+    return functools.wraps(rule)(lambda name, layer: rule(layer))
+
+
+def _change(holder: Layer, rule: Named, changes: Changes, asked: dict[Layer, str]) -> None:
+    """Ask the rule about what is inside `holder`, by name, and put its answers there."""
+    outer = f"{asked[holder]}." if holder in asked else ""
     for layer in places.inside(holder).values():
         if layer in asked:
             continue
-        asked[layer] = None
-        new = rule(layer)
-        if new is not None and not isinstance(new, keras.layers.Layer):
-            expected = f"a function that returns a layer or None; for the layer {layer.name!r} it returned {new!r}"
-            raise TypeError(checks.invalid("rule", expected, rule))
-        if new is not None and new is not layer:
+        asked[layer] = f"{outer}{layer.name}"
+        new = rule(asked[layer], layer)
+        if new is not None:
             changes[layer] = new
         elif not isinstance(layer, NoiseLayer):
             _change(layer, rule, changes, asked)

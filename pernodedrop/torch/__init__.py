@@ -9,6 +9,9 @@ if __name__ == "torch":
 
 from pernodedrop.torch import uncertainty
 from pernodedrop.torch.activation_noise import (
+    DropBlock1d,
+    DropBlock2d,
+    DropBlock3d,
     Dropout,
     DropPath,
     GaussianDropout,
@@ -16,19 +19,28 @@ from pernodedrop.torch.activation_noise import (
     SpatialDropout2d,
     SpatialDropout3d,
 )
+from pernodedrop.torch.attention import DropConnectMultiheadAttention
 from pernodedrop.torch.drop_connect import DropConnectConv1d, DropConnectConv2d, DropConnectConv3d, DropConnectLinear
 from pernodedrop.torch.noisy import drawn_keys, set_replica
 from pernodedrop.torch.per_node_drop import PerNodeConv1d, PerNodeConv2d, PerNodeConv3d, PerNodeLinear
+from pernodedrop.torch.recurrent import NoisyGRU, NoisyLSTM, NoisyRNN
 from pernodedrop.torch.surgery import apply, fold
 
 __all__ = [
+    "DropBlock1d",
+    "DropBlock2d",
+    "DropBlock3d",
     "DropConnectConv1d",
     "DropConnectConv2d",
     "DropConnectConv3d",
     "DropConnectLinear",
+    "DropConnectMultiheadAttention",
     "DropPath",
     "Dropout",
     "GaussianDropout",
+    "NoisyGRU",
+    "NoisyLSTM",
+    "NoisyRNN",
     "PerNodeConv1d",
     "PerNodeConv2d",
     "PerNodeConv3d",

@@ -7,7 +7,7 @@ import torch
 from pernodedrop import checks, schedules
 from pernodedrop._types import Key, Shape
 from pernodedrop.mask import Mask, check_noise_shape
-from pernodedrop.modules import ActivationModule, ChannelModule, PathModule, ShapedModule, sharing_of
+from pernodedrop.modules import ActivationModule, BlockModule, ChannelModule, PathModule, ShapedModule, sharing_of
 from pernodedrop.noise import Bernoulli, Gaussian, Noise
 from pernodedrop.schedules import Schedule
 from pernodedrop.torch.noisy import Noisy
@@ -147,20 +147,24 @@ class DropPath(PathModule, ActivationNoise):
         self.start(Mask(Bernoulli(start), "time+in+out"), seed, schedule)
 
 
-class SpatialDropout(ChannelModule, ActivationNoise):
-    """Base of the three: one Bernoulli entry for each sample and channel, the same at all positions."""
+class FeatureMaps(ActivationNoise):
+    """Base of noise on feature maps with a number of axes of space, `dims`."""
 
     dims: typing.ClassVar[int]
+
+    def check_shape(self, shape: Shape) -> None:
+        if len(shape) != self.dims + 2:
+            raise ValueError(checks.invalid("input", f"rank {self.dims + 2}, samples first", shape))
+
+
+class SpatialDropout(ChannelModule, FeatureMaps):
+    """Base of the three: one Bernoulli entry for each sample and channel, the same at all positions."""
 
     def __init__(self, rate: float | Schedule, data_format: str = "channels_first", seed: int | None = None) -> None:
         start, schedule = schedules.get(rate)
         super().__init__()
         self.data_format = checks.check_choice(data_format, "data_format", ("channels_last", "channels_first"))
         self.start(Mask(Bernoulli(start), "out"), seed, schedule)
-
-    def check_shape(self, shape: Shape) -> None:
-        if len(shape) != self.dims + 2:
-            raise ValueError(checks.invalid("input", f"rank {self.dims + 2}, samples first", shape))
 
 
 class SpatialDropout2d(SpatialDropout):
@@ -201,6 +205,71 @@ class SpatialDropout3d(SpatialDropout):
 
     >>> import torch, pernodedrop.torch as pndt
     >>> pndt.SpatialDropout3d(0.5, seed=1)(torch.ones(1, 8, 4, 4, 4)).shape
+    torch.Size([1, 8, 4, 4, 4])
+    """
+
+    dims = 3
+
+
+class DropBlock(BlockModule, FeatureMaps):
+    """Base of the three: blocks of feature maps."""
+
+    def __init__(
+        self,
+        rate: float | Schedule,
+        block_size: int = 7,
+        per_channel: bool = True,
+        normalize: str = "sample",
+        data_format: str = "channels_first",
+        seed: int | None = None,
+    ) -> None:
+        start, schedule = schedules.get(rate)
+        super().__init__()
+        self.check_blocks(block_size, per_channel, data_format, normalize)
+        self.start(Mask(Bernoulli(start), "out"), seed, schedule)
+
+
+class DropBlock2d(DropBlock):
+    """Sets blocks of feature maps to zero in training (Ghiasi, Lin and Le, arXiv 1810.12890).
+
+    It is `pernodedrop.DropBlock2D` as a module, with channels first, as torch has them; there it says where blocks are.
+
+    Args:
+        rate: the share that would be dropped if blocks did not overlap, in [0, 1), or a schedule of
+            `pernodedrop.schedules`; the paper lets it rise linearly.
+        block_size: side of a block, an int from 1; 7, the paper's. Along a shorter axis a block is as long as the axis.
+        per_channel: whether each channel has blocks of its own; True.
+        normalize: over what the share that is kept is counted, by which what is kept is scaled: "sample", or "batch",
+            as in the authors' code, which is the part of it that a process has.
+        data_format: "channels_first" or "channels_last", which axis of the shape is that of the channels.
+        seed: int, any; None takes one from Python's `random`.
+
+    Call arguments, shapes, dtypes and errors: as for `pernodedrop.torch.Dropout`, of rank 4.
+
+    >>> import torch, pernodedrop.torch as pndt
+    >>> (pndt.DropBlock2d(0.3, block_size=2, seed=1)(torch.ones(1, 1, 4, 4))[0, 0] > 0).int().tolist()
+    [[1, 1, 0, 0], [1, 1, 0, 0], [1, 1, 0, 0], [1, 1, 1, 1]]
+    """
+
+    dims = 2
+
+
+class DropBlock1d(DropBlock):
+    """Sets stretches of sequences to zero in training: `pernodedrop.torch.DropBlock2d` of rank 3.
+
+    >>> import torch, pernodedrop.torch as pndt
+    >>> pndt.DropBlock1d(0.3, block_size=3, seed=1)(torch.ones(1, 8, 4)).shape
+    torch.Size([1, 8, 4])
+    """
+
+    dims = 1
+
+
+class DropBlock3d(DropBlock):
+    """Sets blocks of volumes to zero in training: `pernodedrop.torch.DropBlock2d` of rank 5.
+
+    >>> import torch, pernodedrop.torch as pndt
+    >>> pndt.DropBlock3d(0.3, block_size=2, seed=1)(torch.ones(1, 8, 4, 4, 4)).shape
     torch.Size([1, 8, 4, 4, 4])
     """
 

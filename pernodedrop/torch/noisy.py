@@ -3,6 +3,7 @@
 import collections.abc
 import contextlib
 import typing
+import zlib
 
 import numpy as np
 import torch
@@ -40,6 +41,8 @@ class Noisy(Regularizer, torch.nn.Module):
     """
 
     xp = xp
+    inputs: typing.ClassVar[int] = 1
+    """How many of the call's first arguments are not the noise's."""
     noise_key: torch.Tensor
     noise_numbers: torch.Tensor
 
@@ -109,18 +112,18 @@ class Noisy(Regularizer, torch.nn.Module):
         """
         if sample_ids is None and of_torch.is_replica(self):
             raise RuntimeError(IN_DATA_PARALLEL)
-        rank, ranks = self.replica or (_rank(), _ranks())
-        if sample_ids is None and ranks > 1 and "sample" not in self.sharing and self.regime != "example":
+        has_rows = "sample" not in self.sharing and self.regime != "example"
+        if sample_ids is None and has_rows and self.replica is not None:
+            rank, ranks = self.replica
             sample_ids = torch.arange(x.shape[0], dtype=torch.int32, device=x.device) * ranks + rank
         return super().samples(x, sample_ids)
 
-    def get_extra_state(self) -> dict[str, typing.Any]:
-        """The key and the noise, as `state_dict` has them: plain numbers."""
-        return {
-            "key": self._bits("noise_key").view("uint32").tolist(),
-            "noise": type(self.state.mask.noise).__name__,
-            "numbers": dict(zip(self.state.first_numbers, self._bits("noise_numbers").tolist(), strict=True)),
-        }
+    def get_extra_state(self) -> torch.Tensor:
+        """The noise, the key and the noise's numbers, as `state_dict` has them: int32 words.
+
+        A tensor, as in files of safetensors there is nothing else.
+        """
+        return torch.from_numpy(np.concatenate([self._mark(), *map(self._bits, BUFFERS)]))
 
     def set_extra_state(self, state: typing.Any) -> None:
         """Take what `get_extra_state` gave.
@@ -129,13 +132,14 @@ class Noisy(Regularizer, torch.nn.Module):
             ValueError: the state of another noise.
         """
         own = self.get_extra_state()
-        same = isinstance(state, dict) and state.keys() == own.keys() and state["noise"] == own["noise"]
-        if not same or state["numbers"].keys() != own["numbers"].keys():
-            expected = f"the key of a {type(self).__name__} with {own['noise']} noise and {list(own['numbers'])}"
+        same = isinstance(state, torch.Tensor) and (state.dtype, state.shape) == (own.dtype, own.shape)
+        if not same or state[0] != own[0]:
+            noise, names = type(self.noise).__name__, list(self.state.first_numbers)
+            expected = f"the key of a {type(self).__name__} with {noise} noise and {names}, int32 {tuple(own.shape)}"
             raise ValueError(checks.invalid("state", expected, state))
-        key = np.array([checks.check_word(word, "key") for word in state["key"]], "uint32").view("int32")
-        numbers = np.array(list(state["numbers"].values()), "int32")
-        if own["numbers"]:  # refuses what is out of range
+        words = state.detach().cpu().numpy()
+        key, numbers = np.split(words[1:], [2])
+        if len(numbers):  # refuses what is out of range
             self.state.mask.with_params(self.state.numbers_on_host(numbers))
         for name, bits in zip(BUFFERS, (key, numbers), strict=True):
             self._put(name, bits)
@@ -144,6 +148,11 @@ class Noisy(Regularizer, torch.nn.Module):
         """The arguments of the plain module, and the noise."""
         noise = f"noise={self.noise if self.schedule is None else self.schedule!r}, regime={self.regime!r}"
         return ", ".join(filter(None, [super().extra_repr(), noise, f"seed={self.seed}"]))
+
+    def _mark(self) -> np.typing.NDArray[np.int32]:
+        """A word that tells one kind of noise from others, by the names of its class and of its numbers."""
+        names = " ".join([type(self.state.mask.noise).__name__, *self.state.first_numbers])
+        return np.array([zlib.crc32(names.encode())], "uint32").view("int32")
 
     def _put(self, name: str, bits: np.typing.NDArray[np.int32]) -> None:
         buffer = getattr(self, name)
@@ -243,17 +252,3 @@ def _check_model(model: typing.Any) -> None:
 def _device_of(module: torch.nn.Module) -> torch.device:
     first = next(module.parameters(recurse=False), None)
     return torch.get_default_device() if first is None else first.device
-
-
-@of_torch.constant_in_graphs
-def _rank() -> int:
-    return torch.distributed.get_rank() if _is_distributed() else 0
-
-
-@of_torch.constant_in_graphs
-def _ranks() -> int:
-    return torch.distributed.get_world_size() if _is_distributed() else 1
-
-
-def _is_distributed() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()

@@ -39,9 +39,13 @@ class PerNodeDrop(WeightNoise):
 class PerNodeLinear(PerNodeDrop, LinearProduct, torch.nn.Linear):
     """A `torch.nn.Linear` whose every connection has its own noise for every sample in training (arXiv 2512.12663).
 
-    y[n, ..., j] = sum_i x[n, ..., i] * weight[j, i] * M[n, i, j] + bias[j] with E[M] = 1. It is the module of
-    `pernodedrop.PerNodeDrop` around a `keras.layers.Dense`: equal masks for equal (seed, call), to the bit. In the mode
-    `eval()` the regimes "dynamic" and "example" are Linear itself; "fixed" and "bank" keep their masks.
+    In training, with E[M] = 1,
+
+        y[n, ..., j] = sum_i x[n, ..., i] * weight[j, i] * M[n, i, j] + bias[j]
+
+    It is the module of `pernodedrop.PerNodeDrop` around a `keras.layers.Dense`: equal masks for equal (seed, call), to
+    the bit. In the mode `eval()` the regimes "dynamic" and "example" are Linear itself; "fixed" and "bank" keep their
+    masks.
 
     A `state_dict` has the parameters under Linear's names, and the key as extra state. One of a plain model loads with
     `strict=True`, and then the key stays what it is.

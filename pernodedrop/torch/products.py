@@ -20,21 +20,28 @@ CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
-class Product(torch.nn.Module):
-    """Base of what a module with a `weight` and a `bias` computes; `plain` is the class of torch that it is one of."""
+class Form(torch.nn.Module):
+    """Base of modules that are one of a class of torch, `plain`, too."""
 
     plain: typing.ClassVar[type[torch.nn.Module]]
-    weight: typing.Any
-    bias: typing.Any
-
     form: typing.ClassVar[tuple[str, ...]]
-    """The arguments of torch's constructor that are attributes too."""
+    """The arguments of its constructor that are attributes too."""
 
     @classmethod
     def form_of(cls, module: typing.Any) -> dict[str, typing.Any]:
-        """The arguments that make a module of the form of another, with its parameters on the device "meta"."""
-        form = {name: getattr(module, name) for name in cls.form}
-        return {**form, "bias": module.bias is not None, "device": "meta", "dtype": module.weight.dtype}
+        """The arguments that make a module of the form of another."""
+        return {name: getattr(module, name) for name in cls.form}
+
+
+class Product(Form):
+    """Base of what a module with a `weight` and a `bias` computes."""
+
+    weight: typing.Any
+    bias: typing.Any
+
+    @classmethod
+    def form_of(cls, module: typing.Any) -> dict[str, typing.Any]:
+        return {**super().form_of(module), "bias": module.bias is not None, "dtype": module.weight.dtype}
 
     def check_batch(self, x: torch.Tensor) -> None:
         """Raise unless a batch fits the module."""

@@ -1,27 +1,63 @@
 """Changing a model: noise put into the modules that a rule names (`apply`), a copy with noise taken out (`fold`)."""
 
 import copy
+import dataclasses
+import dis
+import sys
 import typing
+import warnings
 
 import torch
 
 from pernodedrop import checks
 from pernodedrop.rules import Choice, Family, Function, Rule
+from pernodedrop.torch.attention import DropConnectMultiheadAttention
 from pernodedrop.torch.drop_connect import DropConnectConv1d, DropConnectConv2d, DropConnectConv3d, DropConnectLinear
 from pernodedrop.torch.noisy import Noisy
 from pernodedrop.torch.per_node_drop import PerNodeConv1d, PerNodeConv2d, PerNodeConv3d, PerNodeLinear
+from pernodedrop.torch.recurrent import NoisyGRU, NoisyLSTM, NoisyRNN
 
+NOISY = (Noisy, DropConnectMultiheadAttention)
 FAMILY = Family(
     torch.nn.Module,
     "torch.nn.Module",
-    Noisy,
+    NOISY,
     "forward",
-    {"all-linear": (torch.nn.Linear,), "all-conv": (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d)},
+    {
+        "all-linear": (torch.nn.Linear,),
+        "all-conv": (torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d),
+        "all-attention": (torch.nn.MultiheadAttention,),
+        "all-recurrent": (torch.nn.RNN, torch.nn.LSTM, torch.nn.GRU),
+    },
     {
         "per_node_drop": (PerNodeLinear, PerNodeConv1d, PerNodeConv2d, PerNodeConv3d),
-        "drop_connect": (DropConnectLinear, DropConnectConv1d, DropConnectConv2d, DropConnectConv3d),
+        "drop_connect": (
+            DropConnectLinear,
+            DropConnectConv1d,
+            DropConnectConv2d,
+            DropConnectConv3d,
+            DropConnectMultiheadAttention,
+        ),
+        "noisy_rnn": (NoisyRNN, NoisyLSTM, NoisyGRU),
     },
 )
+
+
+def _family() -> Family:
+    """The modules of torch, and those of transformers if it has been imported, without which no model has them."""
+    if "transformers.pytorch_utils" not in sys.modules:
+        return FAMILY
+    from pernodedrop.torch import transformers
+
+    return dataclasses.replace(
+        FAMILY,
+        kinds={**FAMILY.kinds, "all-linear": (*FAMILY.kinds["all-linear"], transformers.Conv1D)},
+        regularizers={
+            **FAMILY.regularizers,
+            "per_node_drop": (*FAMILY.regularizers["per_node_drop"], transformers.PerNodeConv1D),
+            "drop_connect": (*FAMILY.regularizers["drop_connect"], transformers.DropConnectConv1D),
+        },
+    )
 
 
 def apply(
@@ -41,15 +77,18 @@ def apply(
 
     Args:
         model: any `torch.nn.Module`.
-        rule: which modules. "all-linear": every Linear; "all-conv": every Conv1d, Conv2d and Conv3d. Another string: a
-            regular expression for a part of a module's name that is whole between dots, so that "mlp" or
-            r"layers\\.[0-3]" choose what is inside too, and "head" does not choose "multihead". A class of torch. A
+        rule: which modules. "all-linear": every Linear, and every `Conv1D` of transformers; "all-conv": every Conv1d,
+            Conv2d and Conv3d; "all-recurrent": every RNN, LSTM and GRU; "all-attention": every MultiheadAttention.
+            Another string: a regular expression for a part of a module's name that is whole between dots, so that "mlp"
+            or r"layers\\.[0-3]" choose what is inside too, and "head" does not choose "multihead". A class of torch. A
             list of these. Or a function of (name, module) that returns the module to stand there, or None to keep it.
-        regularizer: "per_node_drop" or "drop_connect"; None is the first. Not beside a function.
+        regularizer: "per_node_drop", for linear modules and convolutions; "drop_connect", for attention too; or
+            "noisy_rnn", for recurrent modules. None is the first. Not beside a function.
         exclude: which modules of these stay as they are, in the same words but for a function.
         seed: int, any, from which every module has a seed of its own by its name; None takes them from Python's
             `random`. Not beside a function.
-        **noise: arguments of the noisy modules, such as `rate=0.2`; see `PerNodeLinear` and `DropConnectLinear`.
+        **noise: arguments of the noisy modules, such as `rate=0.2`; see `PerNodeLinear`, `DropConnectLinear`,
+            `DropConnectMultiheadAttention` and `NoisyLSTM`.
 
     Returns:
         The model, or the noisy module where the model is one module itself.
@@ -58,6 +97,9 @@ def apply(
         TypeError, ValueError: a rule, or an `exclude`, that chooses nothing; a module that is chosen and takes no
             noise, such as the `out_proj` of a `torch.nn.MultiheadAttention`, which reads its weight and never calls it;
             or an argument that is not as described.
+
+    Warns:
+        UserWarning: the module around one that is chosen reads its weight, and so may not call it.
 
     Example:
 
@@ -68,9 +110,9 @@ def apply(
     ['PerNodeLinear', 'ReLU', 'Linear']
     """
     FAMILY.check_model(model)
-    chosen = Rule(FAMILY, rule, regularizer, exclude, seed, noise)
+    chosen = Rule(_family(), rule, regularizer, exclude, seed, noise)
     changes = _changes(model, chosen)
-    chosen.check(changes, model.modules())
+    chosen.check(changes, dict(model.named_modules()))
     return _put(model, changes)
 
 
@@ -98,7 +140,7 @@ def fold(model: torch.nn.Module) -> torch.nn.Module:
     """
     FAMILY.check_model(model)
     folded = copy.deepcopy(model)
-    return _put(folded, _changes(folded, lambda _, module: module.fold() if isinstance(module, Noisy) else None))
+    return _put(folded, _changes(folded, lambda _, module: module.fold() if isinstance(module, NOISY) else None))
 
 
 def _changes(model: torch.nn.Module, rule: Function) -> dict[str, torch.nn.Module]:
@@ -131,11 +173,33 @@ def _refuse_what_is_not_called(model: torch.nn.Module, name: str, new: torch.nn.
         return
     holder = model.get_submodule(name.rpartition(".")[0])
     if isinstance(holder, torch.nn.MultiheadAttention):
-        expected = f"one that leaves out {name!r}: torch.nn.MultiheadAttention reads its weight and never calls it"
-    elif isinstance(holder, torch.nn.TransformerEncoderLayer) and getattr(new, "changes_at_inference", False):
+        expected = (
+            f"one that leaves out {name!r}: torch.nn.MultiheadAttention reads its weight and never calls it; "
+            "'all-attention' with regularizer='drop_connect' puts noise into its projections"
+        )
+    elif isinstance(holder, torch.nn.TransformerEncoderLayer):  # which calls in training, but in `eval` may read
+        if not getattr(new, "changes_at_inference", False):
+            return
         expected = (
             f"one without noise at inference for {name!r}, which torch.nn.TransformerEncoderLayer may not call then"
         )
     else:
+        if _reads_weight(holder, name.rpartition(".")[2]):
+            warnings.warn(
+                f"{type(holder).__name__} reads the weight of {name!r}: where it does not call the module, the noise "
+                "is passed by. It was not called if its `updates` is 0 after a step that trains.",
+                stacklevel=4,
+            )
         return
     raise ValueError(checks.invalid("rule", f"{expected} (exclude={name.rpartition('.')[2]!r})", type(new)))
+
+
+def _reads_weight(holder: torch.nn.Module, attribute: str) -> bool:
+    """Whether a `forward` takes `self.attribute.weight`, for more than its dtype and the like."""
+    code = getattr(type(holder).forward, "__code__", None)
+    steps = [] if code is None else [one for one in dis.get_instructions(code) if one.opname != "CACHE"]
+    taken = [one.argval if one.opname in ("LOAD_ATTR", "LOAD_METHOD") else None for one in steps]
+    return any(
+        trio[:2] == (attribute, "weight") and trio[2] is None
+        for trio in zip(taken, taken[1:], [*taken[2:], None], strict=False)
+    )

@@ -136,17 +136,17 @@ class _Passes(Passes):
             x = _input(args, kwargs)
             first = start * (x.shape[0] // size)
             ids = first + torch.arange(x.shape[0], dtype=torch.int32, device=x.device)
-            return args[:1], {**kwargs, "sample_ids": ids}
+            return args[: module.inputs], {**kwargs, "sample_ids": ids}
 
         def make_noise(module: Noisy, args: typing.Any, kwargs: dict[str, typing.Any]) -> typing.Any:
             if "sample" not in module.sharing and kwargs.get("sample_ids") is None:
                 args, kwargs = be_member_of_place(module, args, kwargs)
-            return args[:1], {**kwargs, "key": (self.word(module, sample), self.calls[module])}
+            return args[: module.inputs], {**kwargs, "key": (self.word(module, sample), self.calls[module])}
 
         def be_member(module: Noisy, args: typing.Any, kwargs: dict[str, typing.Any]) -> typing.Any:
             x = _input(args, kwargs)
             ids = torch.full(x.shape[:1], sample, dtype=torch.int32, device=x.device)
-            return args[:1], {**kwargs, "sample_ids": ids}
+            return args[: module.inputs], {**kwargs, "sample_ids": ids}
 
         modes = [(module, module.training) for module in self.model.modules()]
         with contextlib.ExitStack() as stack:

@@ -13,10 +13,48 @@ from pernodedrop.modules import WeightModule, check_tensor
 from pernodedrop.rules import is_plain
 from pernodedrop.schedules import Schedule
 from pernodedrop.torch.noisy import BUFFERS, Noisy, xp
-from pernodedrop.torch.products import Product
+from pernodedrop.torch.products import Form, Product
 
 
-class WeightNoise(Noisy, Product, WeightModule):
+class OfPlain(Noisy, Form):
+    """Base of noisy modules that each derive from a plain one's class too."""
+
+    @classmethod
+    def from_plain(cls, module: torch.nn.Module, **noise: typing.Any) -> typing.Self:
+        """The noisy module of a plain one, with which it has its parameters and hooks in common.
+
+        Args:
+            module: an instance of the class that this one derives from, with that class's own `forward`.
+            **noise: the arguments of this class that the plain one has not, such as `rate` and `seed`.
+
+        Raises:
+            TypeError, ValueError: a module of another class, or a parametrized one; or an argument that is not as
+                described.
+        """
+        if isinstance(module, Noisy) or not is_plain(module, cls.plain, "forward"):
+            library = cls.plain.__module__.partition(".")[0]
+            name = f"torch.nn.{cls.plain.__name__}" if library == "torch" else f"{library}'s {cls.plain.__name__}"
+            expected = f"a {name} without noise, whose `forward` is {library}'s own"
+            raise TypeError(checks.invalid("module", expected, module))
+        if parametrize.is_parametrized(module):
+            expected = "a module without parametrizations: parametrize the noisy module instead"
+            raise ValueError(checks.invalid("module", expected, module))
+        with torch.device("meta"):
+            noisy = cls(**cls.form_of(module), **noise)
+        of_torch.share(module, noisy)
+        noisy.begin_again()
+        return noisy
+
+    def made_plain(self) -> typing.Any:
+        """A plain module of the form of this one, which has its parameters and hooks in common with it."""
+        self.check_folds()
+        with torch.device("meta"):
+            plain = self.plain(**self.form_of(self))
+        of_torch.share(self, plain, leave_out={*BUFFERS, *vars(self).keys() - vars(plain).keys()})
+        return plain
+
+
+class WeightNoise(OfPlain, Product, WeightModule):
     """Base of modules of torch whose weight is multiplied by a mask, entry by entry.
 
     A class that is used also derives from one of `pernodedrop.torch.products` and from the class of torch. Where a call
@@ -38,29 +76,6 @@ class WeightNoise(Noisy, Product, WeightModule):
             raise TypeError(checks.invalid("dtype", "a floating dtype", self.weight.dtype))
         self.start(mask, seed, schedule, persistence)
         self.method = self.state.check_method(method)
-
-    @classmethod
-    def from_plain(cls, module: torch.nn.Module, **noise: typing.Any) -> typing.Self:
-        """The noisy module of a plain one, with which it has its parameters and hooks in common.
-
-        Args:
-            module: an instance of the class of torch that this one derives from, with torch's own `forward`.
-            **noise: the arguments of this class that the plain one has not, such as `rate` and `seed`.
-
-        Raises:
-            TypeError, ValueError: a module of another class, or a parametrized one; or an argument that is not as
-                described.
-        """
-        if isinstance(module, Noisy) or not is_plain(module, cls.plain, "forward"):
-            expected = f"a torch.nn.{cls.plain.__name__} without noise, whose `forward` is torch's own"
-            raise TypeError(checks.invalid("module", expected, module))
-        if parametrize.is_parametrized(module):
-            expected = "a module without parametrizations: parametrize the noisy module instead"
-            raise ValueError(checks.invalid("module", expected, module))
-        noisy = cls(**cls.form_of(module), **noise)
-        of_torch.share(module, noisy)
-        noisy.begin_again()
-        return noisy
 
     def forward(
         self,
@@ -103,9 +118,7 @@ class WeightNoise(Noisy, Product, WeightModule):
         Raises:
             ValueError: a bank, whose members are no one module; or a fixed mask that is another one at each position.
         """
-        self.check_folds()
-        plain: typing.Any = self.plain(**self.form_of(self))
-        of_torch.share(self, plain, leave_out={*BUFFERS, *vars(self).keys() - vars(plain).keys()})
+        plain = self.made_plain()
         if self.changes_at_inference:
             for name, value in zip(("weight", "bias"), self.weights_at_inference(), strict=True):
                 if value is not None:

@@ -13,6 +13,6 @@ from pernodedrop.uncertainty.report import Disagreement, Report
 if typing.TYPE_CHECKING:
     from pernodedrop.uncertainty.models import predict
 else:
-    __getattr__, __dir__ = _lazy.names(__name__, "models", "predict")
+    __getattr__, __dir__ = _lazy.names(__name__, predict="models")
 
 __all__ = ["Disagreement", "Prediction", "Report", "predict"]

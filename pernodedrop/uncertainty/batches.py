@@ -52,9 +52,9 @@ def _arrays(x: typing.Any) -> tuple[typing.Any, int]:
         return leaf.tocsr() if hasattr(leaf, "tocsr") else keras.ops.convert_to_numpy(leaf)
 
     arrays = keras.tree.map_structure(of_numpy, x)
-    dtypes = {leaf.dtype for leaf in keras.tree.flatten(arrays)}
-    if keras.backend.backend() == "jax" and any(dtype.kind in "OSUmM" for dtype in dtypes):  # elsewhere texts may do
-        raise TypeError(checks.invalid("x", "arrays of numbers", dtypes))
+    if keras.backend.backend() == "jax":  # elsewhere texts may do
+        for leaf in keras.tree.flatten(arrays):
+            checks.check_numbers(leaf, "x")
     return arrays, sizes.pop()[0]
 
 

@@ -202,6 +202,8 @@ def _size(x: typing.Any) -> int:
     expected = "a tensor with samples first, or a list or dict of them, of equal lengths from 1"
     if not all(backends.name_of(leaf) for leaf in leaves):
         raise TypeError(checks.invalid("x", expected, x))
+    for leaf in leaves:
+        checks.check_numbers(leaf, "x")
     sizes = {tuple(leaf.shape)[:1] for leaf in leaves}
     if len(sizes) != 1 or sizes & {(), (0,)}:
         raise ValueError(checks.invalid("x", expected, [tuple(leaf.shape) for leaf in leaves]))

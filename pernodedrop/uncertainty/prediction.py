@@ -25,6 +25,9 @@ Layer = typing.TypeVar("Layer")
 
 DISAGREEMENTS = ("mutual_information", "variation_ratio")
 
+OF_PROBABILITIES = ("predictive_entropy", "aleatoric", "mutual_information", "variation_ratio", "votes")
+"""What a `Prediction` has of outputs that are probabilities only."""
+
 Outputs: typing.TypeAlias = dict[typing.Any, Array]
 """The outputs of a pass, by their names in a dict, or places in a list; one that stands alone has the name None."""
 
@@ -43,7 +46,8 @@ class Prediction:
             what pass s predicts as the mean, half of the output.
         variance: (1/S) sum_s (p_s - mean)**2, of the same shape.
         predictive_entropy: H(mean), of that shape without its last axis: the whole uncertainty. This and the next four
-            are None where the outputs are not probabilities, but for `aleatoric` with `gaussian=True`.
+            are there where the outputs are probabilities, and `aleatoric` also with `gaussian=True`; else they raise an
+            AttributeError that says so. Of logits say `from_logits=True`.
         aleatoric: (1/S) sum_s H(p_s), the part that more training data would leave. With `gaussian=True` the mean of
             the variances that the passes predict, of the shape of `mean`: of a measurement it is to be added to
             `variance`.
@@ -58,14 +62,30 @@ class Prediction:
 
     mean: Array
     variance: Array
-    predictive_entropy: Array | None
-    aleatoric: Array | None
-    mutual_information: Array | None
-    variation_ratio: Array | None
-    votes: np.typing.NDArray[np.int64] | None
+    predictive_entropy: Array = dataclasses.field(repr=False)
+    aleatoric: Array = dataclasses.field(repr=False)
+    mutual_information: Array = dataclasses.field(repr=False)
+    variation_ratio: Array = dataclasses.field(repr=False)
+    votes: np.typing.NDArray[np.int64] = dataclasses.field(repr=False)
     outputs: Array | None
     samples: int
     seed: int
+
+    def __post_init__(self) -> None:
+        # an attribute that is None would be sorted and compared by NumPy without a word
+        for name in OF_PROBABILITIES:
+            if vars(self)[name] is None:
+                object.__delattr__(self, name)
+
+    if not typing.TYPE_CHECKING:  # to a type checker it would mean that every name is there
+
+        def __getattr__(self, name: str) -> typing.NoReturn:
+            if name in OF_PROBABILITIES:
+                raise AttributeError(
+                    f"this prediction has no {name}: its outputs are no probabilities. Of a model that ends in logits "
+                    "make it with from_logits=True."
+                )
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def report(self, y: typing.Any, noise_variance: float = 0.0, examples: int = 5) -> reports.Report:
         """What its figures are, once the truth is known: of `uncertainty.metrics`, with their defaults.
@@ -89,11 +109,16 @@ class Prediction:
         """
         noise_variance = checks.check_positive(noise_variance, "noise_variance", zero=True)
         examples = checks.check_count(examples, "examples", least=0)
-        if noise_variance and self.aleatoric is not None:
+        aleatoric = getattr(self, "aleatoric", None)
+        if noise_variance and aleatoric is not None:
             expected = "0 for outputs that are probabilities, or that have a variance of their own"
             raise ValueError(checks.invalid("noise_variance", expected, noise_variance))
-        if self.predictive_entropy is None:
-            return reports.of_numbers(y, self.mean, self.variance, noise_variance, self.aleatoric)
+        if not hasattr(self, "predictive_entropy"):
+            shape = np.shape(y)
+            if self.mean.shape[-1] > 1 and shape == self.mean.shape[:-1]:
+                expected = f"numbers {self.mean.shape}: outputs are no probabilities. Of logits say from_logits=True"
+                raise ValueError(checks.invalid("y", expected, shape))
+            return reports.of_numbers(y, self.mean, self.variance, noise_variance, aleatoric)
         found = reports.of_classes(y, self.mean, self.predictive_entropy)
         found.examples = self.disagreements(examples, y) if examples else []
         return found
@@ -124,9 +149,10 @@ class Prediction:
         [(1, {0: 1, 1: 1}), (0, {0: 2})]
         """
         count, by = checks.check_count(count, "count"), checks.check_choice(by, "by", DISAGREEMENTS)
+        if not hasattr(self, "votes"):
+            expected = "a prediction of probabilities, of which there are votes; of logits, by from_logits=True"
+            raise ValueError(checks.invalid("by", expected, by))
         information, ratio, votes = self.mutual_information, self.variation_ratio, self.votes
-        if information is None or ratio is None or votes is None:
-            raise ValueError(checks.invalid("by", "a prediction of probabilities, of which there are votes", by))
         labels = None if y is None else reports.labels_at(y, self.mean).reshape(information.shape)
         predicted = classes_of(self.mean).argmax(-1)
 
@@ -303,13 +329,13 @@ class Statistics:
         """The arrays of a `Prediction`."""
         outputs = None if self.outputs is None else np.stack(self.outputs)
         found = {"mean": self.mean, "variance": self.squares / self.samples, "outputs": outputs}
-        names = ("predictive_entropy", "aleatoric", "mutual_information", "variation_ratio", "votes")
         if self.entropies is None:
             noise = self.noise / self.samples if self.reading.gaussian else None
-            return {**found, **dict.fromkeys(names), "aleatoric": noise}
+            return {**found, **dict.fromkeys(OF_PROBABILITIES), "aleatoric": noise}
         whole, part = _entropy(classes_of(self.mean)), self.entropies / self.samples
         ratio = 1 - self.votes.max(-1) / self.samples
-        return {**found, **dict(zip(names, (whole, part, np.maximum(whole - part, 0), ratio, self.votes), strict=True))}
+        own = whole, part, np.maximum(whole - part, 0), ratio, self.votes
+        return {**found, **dict(zip(OF_PROBABILITIES, own, strict=True))}
 
 
 def _readings(outputs: Outputs, arguments: dict[str, typing.Any]) -> dict[typing.Any, Reading]:

@@ -1,9 +1,13 @@
-"""Two processes of one group, and one alone with the whole batch: prints as JSON the weights that each comes to."""
+"""Two processes of one group, by DDP and by FSDP2, and one alone with the whole batch.
+
+Prints as JSON the weights that each comes to, and how many keys it drew.
+"""
 
 import json
 import tempfile
 
 import torch
+import torch.distributed.fsdp
 
 import pernodedrop.torch as pndt
 
@@ -22,14 +26,22 @@ def trained(model, x):
         (model(x) ** 2).mean().backward()
         optimizer.step()
     layer = getattr(model, "module", model)[0]
-    return layer.weight.flatten().tolist(), layer.updates
+    weight = getattr(layer.weight, "full_tensor", layer.weight.detach)()
+    return weight.flatten().tolist(), layer.updates
+
+
+def sharded(model):
+    mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (2,))
+    for part in (model[0], model[3], model):
+        torch.distributed.fsdp.fully_shard(part, mesh=mesh)
+    return model
 
 
 def rank(number, file, results):
     torch.distributed.init_process_group("gloo", f"file://{file}", rank=number, world_size=2)
     x = torch.linspace(-1, 1, 40).reshape(8, 5)
-    model = torch.nn.parallel.DistributedDataParallel(network())
-    results[number] = trained(model, x[number::2])  # as DistributedSampler deals samples out
+    models = torch.nn.parallel.DistributedDataParallel(network()), sharded(network())
+    results[number] = [trained(model, x[number::2]) for model in models]  # as DistributedSampler deals samples out
     torch.distributed.destroy_process_group()
 
 
@@ -39,4 +51,4 @@ if __name__ == "__main__":
         # forked, so that torch is imported once
         torch.multiprocessing.start_processes(rank, (f"{folder}/ranks", results), nprocs=2, start_method="fork")
     alone = trained(network(), torch.linspace(-1, 1, 40).reshape(8, 5))
-    print(json.dumps({"ranks": [results[0], results[1]], "alone": alone}))
+    print(json.dumps({"ranks": [*results[0], *results[1]], "alone": alone}))

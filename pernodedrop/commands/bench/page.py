@@ -1,6 +1,7 @@
 """One HTML page of the figures, which needs nothing but itself."""
 
 import html as escape
+import re
 
 from pernodedrop.commands.bench import charts, matrix, table
 from pernodedrop.report.pages import STYLE
@@ -14,15 +15,15 @@ def html(plain):
     """
     about = "".join(f"<p class='soft'>{escape.escape(line)}</p>" for line in table.where(plain))
     title = "What a step costs"
-    blocks = [f"<h1>{title}</h1>", f"<p>{escape.escape(table.NOTES['step'])}</p>", about]
+    blocks = [f"<h1>{title}</h1>", f"<p>{note('step')}</p>", about]
     if len(short := table.ratios(plain)) > 1:
-        blocks += [f"<h2>In short</h2><p>{escape.escape(table.NOTES['ratios'])}</p>", as_html(short)]
+        blocks += [f"<h2>In short</h2><p>{note('ratios')}</p>", as_html(short)]
     for part in table.parts(plain):
         blocks += part_blocks(plain, part)
     if plain["networks"]:
         blocks += [
             "<h2>The paper's CIFAR-10 network</h2>",
-            f"<p>{escape.escape(table.NOTES['network'])}</p>",
+            f"<p>{note('network')}</p>",
             gallery([("All backends", charts.networks(plain))]),
             as_html(table.networks(plain)),
         ]
@@ -37,11 +38,16 @@ def html(plain):
     )
 
 
+def note(name):
+    """A note of the tables, its words in backticks as code."""
+    return re.sub("`(.+?)`", r"<code>\1</code>", escape.escape(table.NOTES[name]))
+
+
 def part_blocks(plain, part):
     """What the page says of one shape and dtype."""
     blocks = [
         f"<h2>{escape.escape(table.part_title(part))}</h2>",
-        f"<p>{escape.escape(table.NOTES['time'])} {escape.escape(table.NOTES['limit'])}</p>",
+        f"<p>{note('time')} {note('limit')}</p>",
     ]
     timed = [record for record in table.of_part(plain, part).values() if "seconds" in record]
     drawn = [name for name in matrix.MODES if charts.of_backend(plain, part, name)]
@@ -57,7 +63,7 @@ def part_blocks(plain, part):
         compared.append(("Peak memory", charts.memory(plain, part)))
     blocks.append(gallery(compared))
     if peaks:
-        blocks += [f"<p>{escape.escape(table.NOTES['memory'])} In MB.</p>", as_html(table.memory(plain, part))]
+        blocks += [f"<p>{note('memory')} In MB.</p>", as_html(table.memory(plain, part))]
     return blocks
 
 

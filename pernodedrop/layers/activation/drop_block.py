@@ -1,14 +1,12 @@
 """DropBlock: blocks of feature maps are dropped (Ghiasi, Lin and Le, arXiv 1810.12890)."""
 
-import math
 import typing
 
 import keras
-import numpy as np
 
 from pernodedrop import checks, schedules
 from pernodedrop._types import Config, Key, Shape, Tensor
-from pernodedrop.layers.base.convolution import padded
+from pernodedrop.blocks import Blocks
 from pernodedrop.layers.base.noisy import xp
 from pernodedrop.layers.base.spatial_noise import SpatialNoise
 from pernodedrop.noise import Bernoulli
@@ -35,20 +33,10 @@ class DropBlock(SpatialNoise):
         super().__init__(Bernoulli(start), data_format=data_format, seed=seed, schedule=schedule, **kwargs)
 
     def entries_channels_last(self, inputs: Tensor, shape: Shape, key: Key | None, sample_ids: Tensor | None) -> Tensor:
-        _, *sizes, channels = shape
         if None in inputs.shape[1:]:
             raise ValueError(checks.invalid("inputs", "known sizes, but for the batch's", tuple(inputs.shape)))
-        if 0 in (*sizes, channels):  # an empty map, of which there is no share; its call counts as any
-            self.field(key, xp.device(inputs))
-            return keras.ops.ones((1,) * len(shape))
-        block = [min(self.block_size, size) for size in sizes]
-        dropped = self._seeds(inputs, sizes, block, channels if self.per_channel else 1, key, sample_ids)
-        for axis, length in enumerate(block, start=1):
-            dropped = _grown(dropped, axis, length)
-        kept = 1 - dropped
-        of = None if self.normalize == "batch" else tuple(range(1, self.dims + 2))
-        share = keras.ops.mean(kept, axis=of, keepdims=True)
-        return kept / keras.ops.maximum(share, 2.0**-62)  # 0 / 0 where nothing is kept
+        samples, field = self.samples(inputs, sample_ids), self.field(key, xp.device(inputs))
+        return Blocks(self.block_size, self.per_channel, self.normalize).mask(shape, field, samples, inputs, xp)
 
     def get_config(self) -> Config:
         return {
@@ -58,44 +46,6 @@ class DropBlock(SpatialNoise):
             "per_channel": self.per_channel,
             "normalize": self.normalize,
         }
-
-    def _seeds(
-        self,
-        inputs: Tensor,
-        sizes: list[int],
-        block: list[int],
-        channels: int,
-        key: Key | None,
-        sample_ids: Tensor | None,
-    ) -> Tensor:
-        """1.0 where a block has its first corner, else 0.0: (batch, size - block + 1, ..., channels)."""
-        corners = [size - length + 1 for size, length in zip(sizes, block, strict=True)]
-        time = xp.arange(corners[0], like=inputs)
-        for size, count in zip(sizes[1:], corners[1:], strict=True):
-            time = time[..., None] * xp.word(size) + xp.arange(count, like=inputs)
-        sample = xp.reshape(self.samples(inputs, sample_ids), (-1, *(1 for _ in sizes), 1))
-        zero = xp.arange(1, like=inputs)
-        field = self.field(key, xp.device(inputs))
-        seeds_per_drop = np.float32(math.prod(sizes) / (math.prod(block) * math.prod(corners)))
-        share = xp.asarray(seeds_per_drop, device=xp.device(inputs))
-        field = field._replace(params=typing.cast(Bernoulli, field.noise).thinned(field.params, share, xp))
-        entries = field.entries(time[..., None], sample, xp.arange(channels, like=inputs), zero, xp)
-        return xp.astype(entries == 0, "float32")
-
-
-def _grown(seeds: Tensor, axis: int, length: int) -> Tensor:
-    """Each 1.0 and the length - 1 entries after it along an axis, which gets as much longer.
-
-    By doubling: pooling of stride 1 takes far longer on JAX and torch.
-    """
-    padding = [(0, 0)] * len(seeds.shape)
-    padding[axis] = (length - 1, length - 1)
-    grown, before, reach = padded(seeds, padding), (slice(None),) * axis, 1
-    while reach < length:
-        step = min(reach, length - reach)
-        grown = keras.ops.maximum(grown[(*before, slice(None, -step))], grown[(*before, slice(step, None))])
-        reach += step
-    return grown
 
 
 @keras.saving.register_keras_serializable("pernodedrop")

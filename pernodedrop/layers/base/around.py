@@ -38,6 +38,11 @@ class Around(keras.layers.Wrapper):
             raise AttributeError(message, name=name, obj=self)
         return value
 
+    @property
+    def layers(self) -> list[keras.layers.Layer]:
+        """The inner layer, which `model.summary(expand_nested=True)` then shows."""
+        return [self.layer]
+
     def __setattr__(self, name: str, value: typing.Any) -> None:
         if self._is_of_inner(name):
             setattr(self.layer, name, value)

@@ -25,13 +25,16 @@ class NoiseLayer(of_keras.Placed, Module):
         has_noise(training): whether a call has noise.
         draw(): the next key, for a call that is to have no other.
         fold(): a plain Keras layer, built, with weights of its own, that computes what this one does at inference.
-        seed: the seed that was given, which cannot be set.
+        seed: the seed that was given or drawn, which cannot be set.
     """
 
     @property
     def seed(self) -> int | None:
-        """The seed that was given. Another one makes another layer, since the key is a variable that was made of it."""
-        return self.given_seed
+        """The seed that was given, or drawn instead; None of a layer whose parts have drawn theirs.
+
+        It cannot be set. Another one makes another layer, since the key is a variable that was made of it.
+        """
+        return self.drawn_seed if self.given_seed is None else self.given_seed
 
     @seed.setter
     def seed(self, seed: typing.Any) -> typing.NoReturn:
@@ -43,8 +46,13 @@ class NoiseLayer(of_keras.Placed, Module):
 
     @property
     def given_seed(self) -> int | None:
-        """What `seed` is."""
+        """The seed that was given, which `get_config` gives; None: it was drawn, and copies draw others."""
         raise NotImplementedError(f"{type(self).__name__} must define `given_seed`")
+
+    @property
+    def drawn_seed(self) -> int | None:
+        """The seed that was drawn where none was given; None: each part has its own."""
+        return None
 
     def get_config(self) -> Config:
         return saving.with_format(super().get_config())

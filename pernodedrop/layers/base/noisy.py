@@ -57,8 +57,11 @@ class Noisy(NoiseLayer, Regularizer):
 
     @property
     def given_seed(self) -> int | None:
-        """What `seed` is."""
         return self.state.seed
+
+    @property
+    def drawn_seed(self) -> int:
+        return int(self.words_of_key()[0])
 
     def words_of_key(self) -> np.typing.NDArray[np.uint32]:
         return keras.ops.convert_to_numpy(self._key).view("uint32")
@@ -115,7 +118,7 @@ class Noisy(NoiseLayer, Regularizer):
         return lambda *args, **_: again(*args)
 
     def get_config(self) -> Config:
-        return {**super().get_config(), "seed": self.seed}
+        return {**super().get_config(), "seed": self.given_seed}
 
     def save_own_variables(self, store: typing.Any) -> None:
         saving.write(self, self._kind, store)

@@ -136,7 +136,7 @@ class NoisyAttention(Composite, Around):
             **super().get_config(),
             "wrapper": keras.saving.get_registered_name(self.wrapper),
             "projections": list(self.projections),
-            "seed": self.seed,
+            "seed": self.given_seed,
         }
 
     @classmethod
@@ -159,12 +159,11 @@ class NoisyAttention(Composite, Around):
 
     @property
     def given_seed(self) -> int | None:
-        """What `seed` is."""
         return self._seed
 
     def _wrapped(self, name: str) -> typing.Any:
         projection = of_keras.projection(self.layer, name)
-        seed = None if self.seed is None else generator.sibling_seed(self.seed, PROJECTIONS.index(name))
+        seed = None if self._seed is None else generator.sibling_seed(self._seed, PROJECTIONS.index(name))
         # not by the name of the projection: the path of its noise would be a folder and a variable, as `key/key`
         wrapper = self.wrapper(projection, seed=seed, name=f"{name}_noise", **self._arguments())
         wrapper.build(projection.get_build_config()["input_shape"])

@@ -19,8 +19,11 @@ STIR_TYPES = {"drop": "bernoulli", "binary": "bernoulli"}
 class PerNodeDrop(MaskedProduct):
     """Gives every connection of a layer its own multiplicative noise for every sample (arXiv 2512.12663).
 
-    In training, y[n, j] = activation(sum_i x[n, i] * W[i, j] * M[n, i, j] + b[j]) with E[M] = 1. At inference the
-    dynamic and example regimes are the inner layer itself; the fixed and bank regimes keep their masks.
+    In training, with E[M] = 1,
+
+        y[n, j] = activation(sum_i x[n, i] * W[i, j] * M[n, i, j] + b[j])
+
+    At inference the dynamic and example regimes are the inner layer itself; fixed and bank keep their masks.
 
     The paper's texts differ on scale: its code scales what is kept in training, as here, and one of its sections scales
     at inference instead. That is `pernodedrop.DropConnect(layer, sharing="time", scaling="none")`.
@@ -48,8 +51,9 @@ class PerNodeDrop(MaskedProduct):
         persistence: the probability in [0, 1] that an entry keeps its value from one position of (batch, time, in) to
             the next, and is not drawn anew, or a schedule of it; `sharing` has no "time" then, and its None
             shares nothing. None leaves positions to `sharing`.
-        seed: int, any; None takes one from Python's `random` (`keras.utils.set_random_seed` makes that repeatable).
-            Seeds s and s + 1 give independent masks. It is saved with the config, the present key with the weights.
+        seed: int, any; None takes one from Python's `random` (`keras.utils.set_random_seed` makes that repeatable),
+            which `layer.seed` then is. Seeds s and s + 1 give independent masks. What was given is saved with the
+            config, the present key with the weights.
         method: how the product is computed, as in `pernodedrop.ops.masked_dense`.
         **kwargs: those of `keras.layers.Layer`; the dtype policy is the inner layer's unless given.
 

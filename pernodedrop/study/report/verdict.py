@@ -136,9 +136,11 @@ def unconfirmed(found: Findings) -> list[str]:
     lines = [f"Whether anything helps on {found.data} cannot be said {when}: {why}."]
     if chosen:
         first = min(chosen, key=lambda name: rank(chosen[name].loss))
+        choice = found.choice(chosen[first].arm)
+        at = f" at {', '.join(choice)}" if choice else ""
         lines.append(
-            f"So far the least validation loss is that of {found.title(first)}, {number(chosen[first].loss)} at "
-            f"{found.settings(chosen[first].arm)}: the best of several tries, which flatters whoever has more of them."
+            f"So far the least validation loss is that of {found.title(first)}, {number(chosen[first].loss)}{at}: the "
+            "best of several tries, which flatters whoever has more of them."
         )
     return lines
 

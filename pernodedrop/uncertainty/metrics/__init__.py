@@ -32,7 +32,7 @@ from pernodedrop.uncertainty.metrics.selection import Detection, RiskCoverage, d
 if typing.TYPE_CHECKING:
     from pernodedrop.uncertainty.metrics.accumulated import BrierScore, CalibrationError
 else:
-    __getattr__, __dir__ = _lazy.names(__name__, "accumulated", "BrierScore", "CalibrationError")
+    __getattr__, __dir__ = _lazy.names(__name__, BrierScore="accumulated", CalibrationError="accumulated")
 
 __all__ = [
     "BrierDecomposition",
