@@ -42,14 +42,15 @@ WORD_OPS = ("word", "as_word", "arange", "shift_right", "bits24", "uniform", "fl
 
 TENSOR_OPS = (
     "dtype", "layout", "device", "shape", "astype", "reshape", "permute_dims", "broadcast_to", "take",
-    "take_along_axis", "running_maximum", "matmul", "sum", "stop_gradient", "once", "triples", "segment_sum",
-    "sparse_matmul",
+    "take_along_axis", "running_maximum", "matmul", "sum", "stop_gradient", "optimization_barrier", "triples",
+    "segment_sum", "sparse_matmul",
 )  # fmt: skip
 """Ops on tensors of any dtype."""
 
 ENTRY_OPS = (
-    "asarray", "to_numpy", "is_integer", "fused", "recomputed", "convolved", "kernel", "kernel_obstacle",
-    "sparse_recomputed", "sparse_kernel", "draw", "global_rows", "warn_of_replicas", "refuse_redraw",
+    "asarray", "to_numpy", "is_integer", "fused", "recomputed", "masked", "convolved", "kernel",
+    "kernel_obstacle", "sparse_recomputed", "sparse_kernel", "draw", "global_rows", "warn_of_replicas",
+    "refuse_redraw",
 )  # fmt: skip
 """Ops that lead into a framework and out of it, and those that are its own way to do a thing."""
 

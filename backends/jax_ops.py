@@ -6,9 +6,8 @@ import sys
 
 import jax
 import numpy as np
-from jax.lax import erf, stop_gradient
+from jax.lax import erf, optimization_barrier, stop_gradient
 from jax.lax import erf_inv as erfinv
-from jax.lax import optimization_barrier as once
 from jax.numpy import (
     abs,
     acos,
@@ -239,7 +238,7 @@ def _kernel(noise, grid, x, w):
 def _by_kernel(noise, grid, x, w):
     from pernodedrop.backends import xla_kernels
 
-    y, _ = _varying_alike(xla_kernels.product(x, w, methods.Decisions.of(grid)), x)
+    y, _ = _varying_alike(xla_kernels.product(x, w, methods.flat(_with_noise(noise, grid), xp)), x)
     return y
 
 
@@ -255,7 +254,7 @@ def _kernel_backward(noise, saved, dy):
 def _kernel_gradients(noise, grid, x, w, dy):
     from pernodedrop.backends import xla_kernels
 
-    dx, dw, _ = _varying_alike(*xla_kernels.gradients(dy, x, w, methods.Decisions.of(grid)), x)
+    dx, dw, _ = _varying_alike(*xla_kernels.gradients(dy, x, w, methods.flat(_with_noise(noise, grid), xp)), x)
     return dx, dw
 
 
@@ -267,6 +266,33 @@ _kernel.defvjp(_kernel_forward, _kernel_backward)
 _by_kernel.defvjp(_kernel_forward, _kernel_backward)
 _kernel_gradients.defvjp(_kernel_gradients_forward, _gradients_backward)
 _jitted_kernel = jax.jit(_kernel, static_argnums=0)
+
+
+def masked(w, grid):
+    if grid.field.persists or 0 in grid.time.shape or kernel_obstacle(w, grid.field.noise, dtype(w)):
+        return methods.masked(w, grid, xp)
+    noise, grid = _static(grid)
+    return _jitted_masked(noise, *_varying_alike(grid, w))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _masked(noise, grid, w):
+    return methods.masked(w, _with_noise(noise, grid), xp)  # which may be exported
+
+
+def _masked_forward(noise, grid, w):
+    from pernodedrop.backends import xla_kernels
+
+    made, _ = _varying_alike(xla_kernels.entries(methods.Entries.of(_with_noise(noise, grid), xp)), w)
+    return w * made, made
+
+
+def _masked_backward(noise, made, dy):
+    return None, sum(dy * made, axis=0)
+
+
+_masked.defvjp(_masked_forward, _masked_backward)
+_jitted_masked = jax.jit(_masked, static_argnums=0)
 
 
 def _over_blocks(x, w, step, carry):
@@ -392,14 +418,14 @@ def _by_listed_kernel(noise, mask, values, w):
     from pernodedrop.backends import xla_kernels
 
     rows, columns, grid = mask
-    return xla_kernels.sparse_product(values, rows, columns, w, methods.Decisions.of(grid))
+    return xla_kernels.sparse_product(values, rows, columns, w, methods.flat(_with_noise(noise, grid), xp))
 
 
 def _gradients_by_listed_kernel(noise, mask, values, w, dy):
     from pernodedrop.backends import xla_kernels
 
     rows, columns, grid = mask
-    return xla_kernels.sparse_gradients(dy, values, rows, columns, w, methods.Decisions.of(grid))
+    return xla_kernels.sparse_gradients(dy, values, rows, columns, w, methods.flat(_with_noise(noise, grid), xp))
 
 
 _jitted_listed = jax.jit(_bilinear(_listed, _listed_gradients), static_argnums=0)

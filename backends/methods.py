@@ -17,6 +17,7 @@ import numpy as np
 
 from pernodedrop import checks
 from pernodedrop._types import Namespace, Tensor, Words
+from pernodedrop.backends import programs
 from pernodedrop.mask import Grid
 from pernodedrop.noise import Bernoulli, Noise, normal
 
@@ -56,20 +57,74 @@ class Decisions(typing.NamedTuple):
         return cls(grid.field.params["threshold"], *grid.field.key, *grid[1:])
 
     def check(self, x: Tensor, w: Tensor, dy: Tensor | None = None) -> None:
-        """Raise a ValueError unless operands x (r, t, i), w (i, o) and dy (r, t, o) are those of these coordinates.
+        """Raise a ValueError unless operands x (r, t, i), w (i, o) and dy (r, t, o) are those of these coordinates."""
+        _check_operands(self, x, w, dy)
 
-        Kernels read and write where sizes say, so they ask first.
-        """
-        rows, positions, inputs = x.shape
-        outputs = self.out.shape[0]
-        fits = tuple(self.time.shape) == tuple(self.sample.shape) == (rows,) and tuple(self.in_.shape) == (inputs,)
-        fits = fits and tuple(w.shape) == (inputs, outputs)
-        if not fits or (dy is not None and tuple(dy.shape) != (rows, positions, outputs)):
-            coordinates = [tuple(words.shape) for words in (self.time, self.sample, self.in_, self.out)]
-            shapes = [tuple(tensor.shape) for tensor in (x, w, dy) if tensor is not None]
-            raise ValueError(
-                f"Expected operands of the coordinates time, sample, in, out {coordinates}. Received: {shapes}"
-            )
+
+class Entries(typing.NamedTuple):
+    """A grid of entries of any other noise that is a program, flat, as the kernels take it.
+
+    Attributes:
+        code, numbers: those of a `pernodedrop.backends.programs.Program`, as tensors.
+        seed, call, time, sample, in_, out: as of `Decisions`.
+    """
+
+    code: Tensor
+    numbers: Tensor
+    seed: Words
+    call: Words
+    time: Words
+    sample: Words
+    in_: Words
+    out: Words
+
+    def check(self, x: Tensor, w: Tensor, dy: Tensor | None = None) -> None:
+        """Raise a ValueError unless operands x (r, t, i), w (i, o) and dy (r, t, o) are those of these coordinates."""
+        _check_operands(self, x, w, dy)
+
+    @classmethod
+    def of(cls, grid: Grid, xp: Namespace) -> "Entries":
+        """The entries of a grid whose noise is a program."""
+        field, device = grid.field, xp.device(grid.time)
+        program = programs.of(field.noise)
+        if program is None:
+            raise TypeError(checks.invalid("noise", PROGRAM, field.noise))
+        code = xp.asarray(np.array(program.code, np.int32), device=device)
+        numbers = xp.asarray(np.array(program.numbers, np.float32), device=device)
+        places = xp.arange(len(program.numbers), like=grid.time)
+        for n, name in enumerate(program.names):
+            numbers = xp.where(places == xp.word(n), xp.float32(field.params[name]), numbers)
+        return cls(code, numbers, *field.key, *grid[1:])
+
+
+def _check_operands(mask: "Decisions | Entries", x: Tensor, w: Tensor, dy: Tensor | None) -> None:
+    """Raise a ValueError unless operands are those of the coordinates of a mask.
+
+    Kernels read and write where sizes say, so they ask first.
+    """
+    rows, positions, inputs = x.shape
+    outputs = mask.out.shape[0]
+    fits = tuple(mask.time.shape) == tuple(mask.sample.shape) == (rows,) and tuple(mask.in_.shape) == (inputs,)
+    fits = fits and tuple(w.shape) == (inputs, outputs)
+    if not fits or (dy is not None and tuple(dy.shape) != (rows, positions, outputs)):
+        coordinates = [tuple(words.shape) for words in (mask.time, mask.sample, mask.in_, mask.out)]
+        shapes = [tuple(tensor.shape) for tensor in (x, w, dy) if tensor is not None]
+        raise ValueError(
+            f"Expected operands of the coordinates time, sample, in, out {coordinates}. Received: {shapes}"
+        )
+
+
+PROGRAM = "a noise of elementwise ops of `pernodedrop.backends.NOISE_OPS` alone"
+
+
+def flat(grid: Grid, xp: Namespace) -> Decisions | Entries:
+    """A grid as the kernels take it."""
+    return Entries.of(grid, xp) if kernel_noise_obstacle(grid.field.noise) else Decisions.of(grid)
+
+
+def from_flat(tensors: collections.abc.Sequence[Tensor]) -> Decisions | Entries:
+    """What `flat` gave, of its tensors."""
+    return (Decisions if len(tensors) == len(Decisions._fields) else Entries)(*tensors)
 
 
 def materialized(x: Tensor, w: Tensor, grid: Grid, xp: Namespace) -> Tensor:
@@ -109,7 +164,11 @@ def shared_over_in_or_out(x: Tensor, w: Tensor, grid: Grid, xp: Namespace) -> Te
 
 
 def chosen(method: str, grid: Grid, sharing: frozenset[str], x: Tensor, dtype: str, xp: Namespace) -> str:
-    """The method that "auto" means for x (row, position, in); another one as it is, unless it cannot be."""
+    """The method that "auto" means for x (row, position, in); another one as it is, unless it cannot be.
+
+    Where an entry has a word of its own it is the kernel wherever that can be had: `docs/speed.md` has the times of
+    noises and shapes on each backend, of which none was shorter otherwise.
+    """
     noise = grid.field.noise
     few, one_position, persists = sharing & {"in", "out"}, x.shape[1] == 1, grid.field.persists
     check_method(method, noise, few or "sample" in sharing or not one_position or persists, x, dtype, xp)
@@ -140,6 +199,11 @@ def check_method(method: str, noise: Noise, shared: object, x: Tensor, dtype: st
     else:
         expected += "a mask of its own for every row of x, and here entries are shared"
     raise ValueError(checks.invalid("method", expected, method))
+
+
+def masked(w: Tensor, grid: Grid, xp: Namespace) -> Tensor:
+    """The kernel of each row, w times its mask: (r, i, o)."""
+    return w * xp.astype(grid.entries(xp), xp.dtype(w))
 
 
 class Window(typing.NamedTuple):
@@ -259,7 +323,7 @@ def kernel_gradient_block(x: Tensor, mask: Tensor, dy: Tensor, xp: Namespace) ->
 
 
 def kernel_noise_obstacle(noise: Noise) -> str | None:
-    """What the kernels ask for and `noise` is not, as text for an error, or None."""
+    """What the kernels of decisions ask for and `noise` is not, as text for an error, or None."""
     return None if type(noise).from_words is Bernoulli.from_words else "Bernoulli noise"
 
 
@@ -274,8 +338,8 @@ def numba_obstacle() -> str | None:
 
 
 def cpu_kernel_obstacle(noise: Noise) -> str | None:
-    """What the kernels of cpu_kernels.py ask for and do not have here, as text for an error, or None."""
-    return kernel_noise_obstacle(noise) or numba_obstacle()
+    """What the kernels on CPUs ask for and do not have here, as text for an error, or None."""
+    return (None if programs.of(noise) else PROGRAM) or numba_obstacle()
 
 
 REDRAW = (

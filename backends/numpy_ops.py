@@ -148,7 +148,7 @@ def stop_gradient(x):
     return x
 
 
-def once(x):
+def optimization_barrier(x):
     """`x`, which a compiler does not compute again where it is used, as in every step of a loop."""
     return x
 
@@ -190,7 +190,7 @@ def sparse_kernel(values, rows, columns, w, grid):
     """The masked product of triples by a kernel written by hand."""
     from pernodedrop.backends import cpu_kernels
 
-    return cpu_kernels.sparse_product(values, rows, columns, w, methods.Decisions.of(grid))
+    return cpu_kernels.sparse_product(values, rows, columns, w, methods.flat(grid, xp))
 
 
 def fused(function):
@@ -204,6 +204,15 @@ def recomputed(x, w, grid):
     for block, mask in methods.blocks(x, w, grid, xp):
         y += methods.forward_block(x[:, :, block], w[block], mask, xp)
     return y
+
+
+def masked(w, grid):
+    """The kernel of each row, w times its mask, (r, i, o), in memory; the mask is made by a kernel where one can be."""
+    if grid.field.persists or methods.cpu_kernel_obstacle(grid.field.noise):
+        return methods.masked(w, grid, xp)
+    from pernodedrop.backends import cpu_kernels
+
+    return w * cpu_kernels.entries(methods.Entries.of(grid, xp))
 
 
 def convolved(x, kernels, window):
@@ -220,7 +229,7 @@ def kernel(x, w, grid):
     """The masked product by a kernel written by hand, which has the mask in registers only."""
     from pernodedrop.backends import cpu_kernels
 
-    return cpu_kernels.product(x, w, methods.Decisions.of(grid))
+    return cpu_kernels.product(x, w, methods.flat(grid, xp))
 
 
 def draw(variable):

@@ -118,7 +118,7 @@ def is_integer(x):
     return x.dtype.is_integer
 
 
-def once(x):
+def optimization_barrier(x):
     return x
 
 
@@ -227,24 +227,37 @@ def kernel(x, w, grid):
         return recomputed(x, w, grid)
     from pernodedrop.backends import cpu_kernels
 
-    def forward(x, w, *decisions):
-        def product(x, w, *decisions):
-            return (cpu_kernels.product(x, w, methods.Decisions(*decisions)),)
+    def forward(x, w, *mask):
+        def product(x, w, *mask):
+            return (cpu_kernels.product(x, w, methods.from_flat(mask)),)
 
-        (y,) = _in_python(product, (x, w, *decisions), [w.dtype])
+        (y,) = _in_python(product, (x, w, *mask), [w.dtype])
         y.set_shape((*x.shape[:2], w.shape[1]))
         return y
 
-    def backward(dy, x, w, *decisions):
-        def gradients(dy, x, w, *decisions):
-            return cpu_kernels.gradients(dy, x, w, methods.Decisions(*decisions))
+    def backward(dy, x, w, *mask):
+        def gradients(dy, x, w, *mask):
+            return cpu_kernels.gradients(dy, x, w, methods.from_flat(mask))
 
-        dx, dw = _in_python(gradients, (dy, x, w, *decisions), [x.dtype, w.dtype])
+        dx, dw = _in_python(gradients, (dy, x, w, *mask), [x.dtype, w.dtype])
         dx.set_shape(x.shape)
         dw.set_shape(w.shape)
         return dx, dw
 
-    return _differentiable(forward, backward, x, w, *methods.Decisions.of(grid))
+    return _differentiable(forward, backward, x, w, *methods.flat(grid, xp))
+
+
+def masked(w, grid):
+    if grid.field.persists or not of_tensorflow.is_recorded() or kernel_obstacle(w, grid.field.noise, w.dtype):
+        return methods.masked(w, grid, xp)
+    from pernodedrop.backends import cpu_kernels
+
+    def entries(*mask):
+        return (cpu_kernels.entries(methods.from_flat(mask)),)
+
+    (made,) = _in_python(entries, tuple(methods.Entries.of(grid, xp)), [tf.float32])
+    made.set_shape((*grid.time.shape, *w.shape))
+    return w * tf.cast(tf.stop_gradient(made), w.dtype)
 
 
 def _in_python(function, tensors, dtypes):
@@ -439,24 +452,24 @@ def sparse_kernel(values, rows, columns, w, grid):
     outputs = w.shape[1]
     w, columns, grid = _of_used_rows(w, columns, grid)
 
-    def forward(values, w, rows, columns, *decisions):
-        def product(values, w, rows, columns, *decisions):
-            return (cpu_kernels.sparse_product(values, rows, columns, w, methods.Decisions(*decisions)),)
+    def forward(values, w, rows, columns, *mask):
+        def product(values, w, rows, columns, *mask):
+            return (cpu_kernels.sparse_product(values, rows, columns, w, methods.from_flat(mask)),)
 
-        (y,) = _in_python(product, (values, w, rows, columns, *decisions), [w.dtype])
+        (y,) = _in_python(product, (values, w, rows, columns, *mask), [w.dtype])
         y.set_shape((None, outputs))
         return y
 
-    def backward(dy, values, w, rows, columns, *decisions):
-        def gradients(dy, values, w, rows, columns, *decisions):
-            return cpu_kernels.sparse_gradients(dy, values, rows, columns, w, methods.Decisions(*decisions))
+    def backward(dy, values, w, rows, columns, *mask):
+        def gradients(dy, values, w, rows, columns, *mask):
+            return cpu_kernels.sparse_gradients(dy, values, rows, columns, w, methods.from_flat(mask))
 
-        dvalues, dw = _in_python(gradients, (dy, values, w, rows, columns, *decisions), [values.dtype, w.dtype])
+        dvalues, dw = _in_python(gradients, (dy, values, w, rows, columns, *mask), [values.dtype, w.dtype])
         dvalues.set_shape(values.shape)
         dw.set_shape(w.shape)
         return dvalues, dw
 
-    return _differentiable(forward, backward, values, w, rows, columns, *methods.Decisions.of(grid))
+    return _differentiable(forward, backward, values, w, rows, columns, *methods.flat(grid, xp))
 
 
 def draw(variable):

@@ -164,7 +164,7 @@ def stop_gradient(x):
     return x.detach()
 
 
-def once(x):
+def optimization_barrier(x):
     return x
 
 
@@ -284,15 +284,15 @@ def _filed(noise):
 
 
 @of_torch.constant_in_graphs
-def _numba_obstacle():
-    return methods.numba_obstacle()
+def _cpu_kernel_obstacle(noise):
+    return methods.cpu_kernel_obstacle(noise)
 
 
 def kernel_obstacle(x, noise, dtype):
     if layout(x) == "sparse" and x.device.type != "cpu":
         return "a tensor on a CPU where x is sparse"
     if x.device.type == "cpu":
-        return methods.kernel_noise_obstacle(noise) or _numba_obstacle()
+        return _cpu_kernel_obstacle(noise)
     if x.device.type != "cuda":
         return "a tensor on a CPU or on CUDA"
     if products.TRITON_KERNELS is None:
@@ -303,13 +303,21 @@ def kernel_obstacle(x, noise, dtype):
 
 
 def kernel(x, w, grid):
-    decisions = methods.Decisions.of(grid)
+    mask = methods.flat(grid, xp)
     if torch.compiler.is_compiling():
-        return products.kernel(x, w, list(decisions))
-    return products.Product.apply(products.Kernels(), x, w, tuple(decisions))
+        return products.kernel(x, w, list(mask))
+    return products.Product.apply(products.Kernels(), x, w, tuple(mask))
 
 
-for _operator in (_recomputed, _recomputed_backward, products.kernel, products.kernel_backward):
+def masked(w, grid):
+    if grid.field.persists or w.device.type != "cpu" or _cpu_kernel_obstacle(grid.field.noise):
+        return methods.masked(w, grid, xp)
+    mask = methods.Entries.of(grid, xp)
+    made = products.entries(list(mask)) if torch.compiler.is_compiling() else products.Entries.apply(tuple(mask))
+    return w * made.to(w.dtype)
+
+
+for _operator in (_recomputed, _recomputed_backward, products.kernel, products.kernel_backward, products.entries):
     _operator.register_vmap(functools.partial(products.one_by_one, _operator))
 
 
@@ -350,7 +358,7 @@ def sparse_recomputed(values, rows, columns, w, grid):
 
 
 def sparse_kernel(values, rows, columns, w, grid):
-    return products.Product.apply(products.ListedKernels(), values, w, (rows, columns, *methods.Decisions.of(grid)))
+    return products.Product.apply(products.ListedKernels(), values, w, (rows, columns, *methods.flat(grid, xp)))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -132,29 +132,29 @@ class Kernels:
         return (_backward_on_cuda if x.is_cuda else _backward_on_cpu)(dy, x, w, mask)
 
 
-def _on_cpu(x, w, decisions):
+def _on_cpu(x, w, mask):
     from pernodedrop.backends import cpu_kernels
 
-    return torch.from_numpy(cpu_kernels.product(_array(x), _array(w), _host(decisions)))
+    return torch.from_numpy(cpu_kernels.product(_array(x), _array(w), _host(mask)))
 
 
-def _on_cuda(x, w, decisions):
+def _on_cuda(x, w, mask):
     if 0 in x.shape:
         return x.new_zeros((*x.shape[:2], w.shape[1]))
-    return TRITON_KERNELS.forward(x[:, 0], w, methods.Decisions(*decisions))[:, None]
+    return TRITON_KERNELS.forward(x[:, 0], w, methods.from_flat(mask))[:, None]
 
 
-def _backward_on_cpu(dy, x, w, decisions):
+def _backward_on_cpu(dy, x, w, mask):
     from pernodedrop.backends import cpu_kernels
 
-    dx, dw = cpu_kernels.gradients(_array(dy), _array(x), _array(w), _host(decisions))
+    dx, dw = cpu_kernels.gradients(_array(dy), _array(x), _array(w), _host(mask))
     return torch.from_numpy(dx), torch.from_numpy(dw)
 
 
-def _backward_on_cuda(dy, x, w, decisions):
+def _backward_on_cuda(dy, x, w, mask):
     if 0 in x.shape:
         return torch.zeros_like(x), torch.zeros_like(w)
-    dx, dw = TRITON_KERNELS.backward(dy[:, 0], x[:, 0], w, methods.Decisions(*decisions))
+    dx, dw = TRITON_KERNELS.backward(dy[:, 0], x[:, 0], w, methods.from_flat(mask))
     return dx[:, None], dw
 
 
@@ -163,32 +163,71 @@ def _array(tensor):
     return np.from_dlpack(tensor.detach())
 
 
-def _host(decisions):
-    threshold, *words = (tensor.numpy() for tensor in decisions)
-    return methods.Decisions(threshold, *(word.view("uint32") for word in words))
+def _host(mask):
+    *noise, seed, call, time, sample, in_, out = (tensor.numpy() for tensor in mask)
+    words = (word.view("uint32") for word in (seed, call, time, sample, in_, out))
+    return methods.from_flat([*noise, *words])
+
+
+def _entries_on_cpu(mask):
+    from pernodedrop.backends import cpu_kernels
+
+    return torch.from_numpy(cpu_kernels.entries(_host(mask)))
+
+
+class Entries(torch.autograd.Function):
+    """A mask by the kernel that is written by hand, of which there is no gradient."""
+
+    @staticmethod
+    def forward(mask):
+        return _entries_on_cpu(mask)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.mark_non_differentiable(output)
+
+    @staticmethod
+    def backward(ctx, _):
+        return None
+
+    @staticmethod
+    def vmap(info, in_dims, *inputs):
+        return one_by_one(Entries.apply, info, in_dims, *inputs)
+
+
+@torch.library.custom_op("pernodedrop::entries", mutates_args=(), device_types="cpu")
+def entries(mask: Tensors) -> torch.Tensor:
+    """The same in a graph."""
+    return _entries_on_cpu(mask)
+
+
+@entries.register_fake
+def _(mask):
+    *_, time, _, in_, out = mask
+    return mask[1].new_empty((len(time), len(in_), len(out)))
 
 
 @torch.library.custom_op("pernodedrop::kernel", mutates_args=(), device_types="cpu")
-def kernel(x: torch.Tensor, w: torch.Tensor, decisions: Tensors) -> torch.Tensor:
+def kernel(x: torch.Tensor, w: torch.Tensor, mask: Tensors) -> torch.Tensor:
     """The product by the kernels that are written by hand, in a graph."""
-    return _on_cpu(x, w, decisions)
+    return _on_cpu(x, w, mask)
 
 
 @kernel.register_fake
-def _(x, w, decisions):
+def _(x, w, mask):
     return x.new_empty((*x.shape[:2], w.shape[1]))
 
 
 @torch.library.custom_op("pernodedrop::kernel_backward", mutates_args=(), device_types="cpu")
 def kernel_backward(
-    dy: torch.Tensor, x: torch.Tensor, w: torch.Tensor, decisions: Tensors
+    dy: torch.Tensor, x: torch.Tensor, w: torch.Tensor, mask: Tensors
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Its gradients dx and dw."""
-    return _backward_on_cpu(dy, x, w, decisions)
+    return _backward_on_cpu(dy, x, w, mask)
 
 
 @kernel_backward.register_fake
-def _(dy, x, w, decisions):
+def _(dy, x, w, mask):
     return x.new_empty(x.shape), w.new_empty(w.shape)
 
 
@@ -197,13 +236,13 @@ kernel_backward.register_kernel("cuda")(_backward_on_cuda)
 
 
 def _setup_kernel_context(ctx, inputs, output):
-    x, w, decisions = inputs
-    ctx.save_for_backward(x, w, *decisions)
+    x, w, mask = inputs
+    ctx.save_for_backward(x, w, *mask)
 
 
 def _backward_of_kernel(ctx, dy):
-    x, w, *decisions = ctx.saved_tensors
-    return *kernel_backward(dy, x, w, decisions), [None] * len(decisions)
+    x, w, *mask = ctx.saved_tensors
+    return *kernel_backward(dy, x, w, mask), [None] * len(mask)
 
 
 kernel.register_autograd(_backward_of_kernel, setup_context=_setup_kernel_context)
@@ -247,14 +286,14 @@ class ListedKernels:
     def forward(self, values, w, mask):
         from pernodedrop.backends import cpu_kernels
 
-        rows, columns, *decisions = mask
+        rows, columns, *mask = mask
         values, rows, columns, w = (_array(tensor) for tensor in (values, rows, columns, w))
-        return torch.from_numpy(cpu_kernels.sparse_product(values, rows, columns, w, _host(decisions)))
+        return torch.from_numpy(cpu_kernels.sparse_product(values, rows, columns, w, _host(mask)))
 
     def backward(self, dy, values, w, mask):
         from pernodedrop.backends import cpu_kernels
 
-        rows, columns, *decisions = mask
+        rows, columns, *mask = mask
         dy, values, rows, columns, w = (_array(tensor) for tensor in (dy, values, rows, columns, w))
-        dvalues, dw = cpu_kernels.sparse_gradients(dy, values, rows, columns, w, _host(decisions))
+        dvalues, dw = cpu_kernels.sparse_gradients(dy, values, rows, columns, w, _host(mask))
         return torch.from_numpy(dvalues), torch.from_numpy(dw)

@@ -1,4 +1,4 @@
-"""The kernels of cpu_kernels.py as custom calls of XLA on a CPU, for JAX: nothing of Python runs in a step.
+"""The kernels of numba as custom calls of XLA on a CPU, for JAX: nothing of Python runs in a step.
 
 A product is cut into spans, each a call of its own, since a call runs on one thread and XLA runs calls side by side.
 XLA hands a call the address of a frame whose layout is that of its C interface, `xla/ffi/api/c_api.h` in
@@ -7,10 +7,7 @@ XLA hands a call the address of a frame whose layout is that of its C interface,
 
 import ctypes
 import functools
-import inspect
 import os
-import pathlib
-import zlib
 
 import jax
 import jax.numpy as jnp
@@ -20,11 +17,12 @@ from numba import types
 from numba.extending import intrinsic
 
 from pernodedrop import generator, noise
-from pernodedrop.backends import cpu_kernels, methods
-from pernodedrop.backends.methods import Decisions
+from pernodedrop.backends import cpu_kernels, decision_kernels, methods
+from pernodedrop.backends.methods import Decisions, Entries
 
 _METADATA = 1  # the extension of a call that only asks
 _UNNAMED = 1 << 32  # version 0.1, that of JAX 0.6.0 to 0.8.0, whose question comes without the interface
+_ALL = (0, 2**62)
 _CALLS = 4 * max(4, os.cpu_count() or 1)  # below a dozen steps XLA takes them one after the other
 
 
@@ -34,7 +32,7 @@ def product(x, w, mask):
     outputs, w, mask = w.shape[1], cpu_kernels.padded(w, jnp), mask._replace(out=cpu_kernels.padded(mask.out, jnp))
     operands = (x, w, *mask)
     parts = [
-        _call("forward", span, operands, (span[1] - span[0], x.shape[1], w.shape[1]))[0]
+        _call("forward", mask, span, operands, (span[1] - span[0], x.shape[1], w.shape[1]))[0]
         for span in cpu_kernels.spans(len(x), _parts(x, w))
     ]
     return jnp.concatenate(parts)[:, :, :outputs]
@@ -46,7 +44,7 @@ def gradients(dy, x, w, mask):
     outputs, dy, w, out = w.shape[1], *(cpu_kernels.padded(a, jnp) for a in (dy, w, mask.out))
     operands = (dy, x, w, *mask._replace(out=out))
     parts = [
-        _call("backward", span, operands, (*x.shape[:2], span[1] - span[0]), (span[1] - span[0], w.shape[1]))
+        _call("backward", mask, span, operands, (*x.shape[:2], span[1] - span[0]), (span[1] - span[0], w.shape[1]))
         for span in cpu_kernels.spans(len(w), _parts(x, w))
     ]
     dx, dw = zip(*parts, strict=True)
@@ -57,25 +55,37 @@ def _parts(x, w):
     return 1 if cpu_kernels.is_small(x, w) else _CALLS
 
 
+def entries(mask):
+    """As `cpu_kernels.entries`, on traced arrays."""
+    inputs, outputs = len(mask.in_), len(mask.out)
+    size = len(mask.time) * inputs
+    parts = [
+        _call("fill", mask, span, mask, (span[1] - span[0], outputs))[0]
+        for span in cpu_kernels.spans(size, _CALLS if size * outputs > cpu_kernels.FEW else 1)
+    ]
+    return jnp.concatenate(parts).reshape(len(mask.time), inputs, outputs)
+
+
 def sparse_product(values, rows, columns, w, mask):
     """As `cpu_kernels.sparse_product`, on traced arrays and one thread; places are inside of x."""
-    return _call_listed("sparse_forward", (values, rows, columns, w, *mask), (len(mask.time), w.shape[1]))[0]
+    return _call_listed("sparse_forward", mask, (values, rows, columns, w, *mask), (len(mask.time), w.shape[1]))[0]
 
 
 def sparse_gradients(dy, values, rows, columns, w, mask):
     """As `cpu_kernels.sparse_gradients`, on traced arrays and one thread."""
-    return _call_listed("sparse_backward", (values, rows, columns, w, *mask, dy), values.shape, w.shape)
+    return _call_listed("sparse_backward", mask, (values, rows, columns, w, *mask, dy), values.shape, w.shape)
 
 
-def _call_listed(name, operands, *shapes):
+def _call_listed(name, mask, operands, *shapes):
     values, rows, columns, *rest = operands
-    return _call(name, (0, len(values)), (values, rows.astype(np.int32), columns.astype(np.int32), *rest), *shapes)
+    operands = (values, rows.astype(np.int32), columns.astype(np.int32), *rest)
+    return _call(name, mask, (0, len(values)), operands, *shapes)
 
 
-def _call(name, span, operands, *shapes):
+def _call(name, mask, span, operands, *shapes):
+    target = _registered(name, cpu_kernels.kernels_of(mask))
     results = [jax.ShapeDtypeStruct(shape, np.float32) for shape in shapes]
-    call = jax.ffi.ffi_call(f"pernodedrop_{name}", results, vmap_method="sequential")
-    return call(np.asarray(span, np.int32), *operands)
+    return jax.ffi.ffi_call(target, results, vmap_method="sequential")(np.asarray(span, np.int32), *operands)
 
 
 @intrinsic
@@ -92,6 +102,13 @@ def _pointer(typing_context, address, dtype):
 @numba.njit
 def _array(address, shape, dtype):
     return numba.carray(_pointer(address, dtype), shape)
+
+
+@numba.njit
+def _zeros(address, shape):
+    array = _array(address, shape, types.float32)
+    array[:] = 0
+    return array
 
 
 @numba.njit
@@ -125,100 +142,135 @@ def _operands(frame):
 
 
 @numba.njit
-def _decisions(addresses, rows, inputs, outputs):
+def _decisions(addresses, shapes, rows, inputs):
+    """The mask of some rows and inputs, (start, stop), whose operands begin there."""
     threshold = _array(addresses[0], 1, types.int32)[0]
-    seed, call = _array(addresses[1], 1, types.uint32)[0], _array(addresses[2], 1, types.uint32)[0]
-    time, sample = _array(addresses[3], rows, types.uint32), _array(addresses[4], rows, types.uint32)
-    in_, out = _array(addresses[5], inputs, types.uint32), _array(addresses[6], outputs, types.uint32)
+    seed, call, time, sample, in_, out = _coordinates(addresses[1:], shapes[1:], rows, inputs)
     return Decisions(threshold, seed, call, time, sample, in_, out)
 
 
 @numba.njit
+def _entries(addresses, shapes, rows, inputs):
+    """As `_decisions`."""
+    code = _array(addresses[0], (shapes[0][0], 5), types.int32)
+    numbers = _array(addresses[1], shapes[1][0], types.float32)
+    seed, call, time, sample, in_, out = _coordinates(addresses[2:], shapes[2:], rows, inputs)
+    return Entries(code, numbers, seed, call, time, sample, in_, out)
+
+
+@numba.njit
+def _coordinates(addresses, shapes, rows, inputs):
+    seed, call = _array(addresses[0], 1, types.uint32)[0], _array(addresses[1], 1, types.uint32)[0]
+    time, sample = _array(addresses[2], shapes[2][0], types.uint32), _array(addresses[3], shapes[3][0], types.uint32)
+    in_, out = _array(addresses[4], shapes[4][0], types.uint32), _array(addresses[5], shapes[5][0], types.uint32)
+    (start, stop), (left, right) = rows, inputs
+    return seed, call, time[start:stop], sample[start:stop], in_[left:right], out
+
+
+@numba.njit
 def _listed(addresses, shapes):
-    """values, rows, columns, w and the decisions of a call for a sparse x."""
+    """values, rows, columns and w of a call for a sparse x."""
     n, inputs, outputs = shapes[1][0], shapes[4][0], shapes[4][1]
     values = _array(addresses[1], (n,), types.float32)
     rows, columns = _array(addresses[2], (n,), types.int32), _array(addresses[3], (n,), types.int32)
-    w = _array(addresses[4], (inputs, outputs), types.float32)
-    return values, rows, columns, w, _decisions(addresses[5:], shapes[8][0], inputs, outputs)
+    return values, rows, columns, _array(addresses[4], (inputs, outputs), types.float32)
 
 
-def _handlers(sources):
-    """The handlers; numba keeps them on disk by this file and by `sources`, which stands for what they call."""
+def _handler(name, kernels):
+    """The handler of one name, which calls a module of kernels."""
+    of_entries = kernels is not decision_kernels
 
     def forward(address):
         frame = _words(address, 15)
-        if _asks_for_version(frame) or sources == 0:
+        if _asks_for_version(frame):
             return 0
         addresses, shapes, results = _operands(frame)
         start, stop = _array(addresses[0], 2, types.int32)
         (rows, positions, inputs), outputs = (shapes[1][0], shapes[1][1], shapes[1][2]), shapes[2][1]
         x = _array(addresses[1], (rows, positions, inputs), types.float32)
         w = _array(addresses[2], (inputs, outputs), types.float32)
-        m = _decisions(addresses[3:], rows, inputs, outputs)
-        part = Decisions(m.threshold, m.seed, m.call, m.time[start:stop], m.sample[start:stop], m.in_, m.out)
-        y = _array(results[0], (stop - start, positions, outputs), types.float32)
-        y[:] = 0
-        cpu_kernels.forward(0, stop - start, y, x[start:stop], w, part)
+        y = _zeros(results[0], (stop - start, positions, outputs))
+        if of_entries:
+            part = _entries(addresses[3:], shapes[3:], (start, stop), (0, inputs))
+        else:
+            part = _decisions(addresses[3:], shapes[3:], (start, stop), (0, inputs))
+        kernels.forward(0, stop - start, y, x[start:stop], w, part)
         return 0
 
     def backward(address):
         frame = _words(address, 15)
-        if _asks_for_version(frame) or sources == 0:
+        if _asks_for_version(frame):
             return 0
         addresses, shapes, results = _operands(frame)
         start, stop = _array(addresses[0], 2, types.int32)
         (rows, positions, inputs), outputs = (shapes[2][0], shapes[2][1], shapes[2][2]), shapes[3][1]
         dy = _array(addresses[1], (rows, positions, outputs), types.float32)
-        x = _array(addresses[2], (rows, positions, inputs), types.float32)
-        w = _array(addresses[3], (inputs, outputs), types.float32)
-        m = _decisions(addresses[4:], rows, inputs, outputs)
-        part = Decisions(m.threshold, m.seed, m.call, m.time, m.sample, m.in_[start:stop], m.out)
+        x = _array(addresses[2], (rows, positions, inputs), types.float32)[:, :, start:stop]
+        w = _array(addresses[3], (inputs, outputs), types.float32)[start:stop]
         dx = _array(results[0], (rows, positions, stop - start), types.float32)
-        dw = _array(results[1], (stop - start, outputs), types.float32)
-        dw[:] = 0
-        cpu_kernels.backward(0, stop - start, dx, dw, dy, x[:, :, start:stop], w[start:stop], part)
+        dw = _zeros(results[1], (stop - start, outputs))
+        if of_entries:
+            part = _entries(addresses[4:], shapes[4:], (0, rows), (start, stop))
+        else:
+            part = _decisions(addresses[4:], shapes[4:], (0, rows), (start, stop))
+        kernels.backward(0, stop - start, dx, dw, dy, x, w, part)
         return 0
 
     def sparse_forward(address):
         frame = _words(address, 15)
-        if _asks_for_version(frame) or sources == 0:
+        if _asks_for_version(frame):
             return 0
         addresses, shapes, results = _operands(frame)
-        values, rows, columns, w, mask = _listed(addresses, shapes)
-        y = _array(results[0], (len(mask.time), w.shape[1]), types.float32)
-        y[:] = 0
-        cpu_kernels.sparse_forward(0, len(values), y, values, rows, columns, w, mask)
+        values, rows, columns, w = _listed(addresses, shapes)
+        if of_entries:
+            mask = _entries(addresses[5:], shapes[5:], _ALL, _ALL)
+        else:
+            mask = _decisions(addresses[5:], shapes[5:], _ALL, _ALL)
+        y = _zeros(results[0], (len(mask.time), w.shape[1]))
+        kernels.sparse_forward(0, len(values), y, values, rows, columns, w, mask)
         return 0
 
     def sparse_backward(address):
         frame = _words(address, 15)
-        if _asks_for_version(frame) or sources == 0:
+        if _asks_for_version(frame):
             return 0
         addresses, shapes, results = _operands(frame)
-        values, rows, columns, w, mask = _listed(addresses, shapes)
-        dy = _array(addresses[12], (len(mask.time), w.shape[1]), types.float32)
-        dvalues = _array(results[0], (len(values),), types.float32)
-        dw = _array(results[1], (w.shape[0], w.shape[1]), types.float32)
-        dw[:] = 0
-        cpu_kernels.sparse_backward(0, len(values), dvalues, dw, values, rows, columns, w, dy, mask)
+        values, rows, columns, w = _listed(addresses, shapes)
+        dvalues, dw = _array(results[0], (len(values),), types.float32), _zeros(results[1], w.shape)
+        dy = _array(addresses[-1], (shapes[-1][0], w.shape[1]), types.float32)
+        if of_entries:
+            mask = _entries(addresses[5:], shapes[5:], _ALL, _ALL)
+        else:
+            mask = _decisions(addresses[5:], shapes[5:], _ALL, _ALL)
+        kernels.sparse_backward(0, len(values), dvalues, dw, values, rows, columns, w, dy, mask)
         return 0
 
-    return forward, backward, sparse_forward, sparse_backward
+    def fill(address):
+        frame = _words(address, 15)
+        if _asks_for_version(frame):
+            return 0
+        addresses, shapes, results = _operands(frame)
+        start, stop = _array(addresses[0], 2, types.int32)
+        mask = _entries(addresses[1:], shapes[1:], _ALL, _ALL)
+        kernels.fill(start, stop, _array(results[0], (stop - start, len(mask.out)), types.float32), mask)
+        return 0
+
+    return {f.__name__: f for f in (forward, backward, sparse_forward, sparse_backward, fill)}[name]
 
 
-def _register():
+@functools.cache
+def _registered(name, kernels):
+    """The name by which XLA knows a handler, once it is compiled."""
     capsule = ctypes.pythonapi.PyCapsule_New
     capsule.restype, capsule.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
-    files = (inspect.getfile(module) for module in (cpu_kernels, generator, methods, noise))
-    sources = b"".join(pathlib.Path(file).read_bytes() for file in files)
-    decorator = functools.partial(numba.cfunc, types.intp(types.intp))
-    for function in _handlers(1 + zlib.crc32(sources)):
-        handler = cpu_kernels.kept_on_disk(decorator, function)
-        handlers.append(handler)
-        target = capsule(handler.address, None, None)
-        jax.ffi.register_ffi_target(f"pernodedrop_{function.__name__}", target, platform="cpu")
+    decorator, sources = functools.partial(numba.cfunc, types.intp(types.intp)), (generator, methods, noise, kernels)
+    handler = decision_kernels.kept_on_disk(decorator, _handler(name, kernels), *sources, decision_kernels)
+    handlers.append(handler)
+    target = f"{kernels.__name__.replace('.', '_')}_{name}"
+    jax.ffi.register_ffi_target(target, capsule(handler.address, None, None), platform="cpu")
+    return target
 
 
 handlers: list = []  # kept, since their code lives as long as they do
-_register()
+for _name in ("forward", "backward", "sparse_forward", "sparse_backward"):
+    _registered(_name, decision_kernels)

@@ -77,9 +77,10 @@ def masked_dense(
             rate that changes after compilation.
         method: "materialized" has the whole mask in memory, 4 * batch * in * out bytes, and serves as oracle.
             "recomputed" evaluates it block by block, again in the backward pass; its memory does not grow with the
-            mask. "kernel" does so by a kernel written by hand, with the mask in
-            registers only: for `Bernoulli`, on a CPU with numba (`pip install 'pernodedrop[fast]'`); on TensorFlow and
-            JAX where a gradient is taken, so that what is exported stays the framework's own.
+            mask. "kernel" does so by a kernel written by hand, with the mask in a core's registers or cache only: on a
+            CPU with numba (`pip install 'pernodedrop[fast]'`), for every noise whose `from_uniform` is made of
+            operators and of the ops in `pernodedrop.backends.NOISE_OPS`; for `Bernoulli` on CUDA; on TensorFlow and JAX
+            where a gradient is taken, so that what is exported stays the framework's own.
             "local_reparameterization" has no mask and draws y itself from the same distribution: for a Gaussian noise
             with a mask of its own for every row of x. "auto" takes the last where it holds, else "kernel" where it can
             be had, else "recomputed"; masks that are small because they are shared are plain products. All can be
@@ -426,11 +427,12 @@ def convolve(
     """
     groups, inputs, outputs = w.shape
     in_, out = (coordinate(n, size, sharing, x, xp) for n, size in (("in", groups * inputs), ("out", outputs)))
-    in_ = xp.reshape(xp.broadcast_to(in_, (groups * inputs,)), (groups, inputs, 1))
-    dtype = accumulation_dtype(x, w, xp=xp)
-    mask = field.entries(xp.arange(1, like=x), samples[:, None, None, None], in_, out, xp)
-    y = xp.convolved(xp.astype(x, dtype), xp.astype(w, dtype) * xp.astype(mask, dtype), window)
-    y = xp.reshape(y, (xp.shape(x)[0], math.prod(window.outputs), groups, outputs))
+    in_, out = xp.broadcast_to(in_, (groups * inputs,)), xp.broadcast_to(out, (outputs,))
+    rows, dtype = xp.shape(x)[0], accumulation_dtype(x, w, xp=xp)
+    grid = Grid(field, xp.broadcast_to(xp.arange(1, like=x), (rows,)), samples, in_, out)
+    kernels = xp.masked(xp.reshape(xp.astype(w, dtype), (groups * inputs, outputs)), grid)
+    y = xp.convolved(xp.astype(x, dtype), xp.reshape(kernels, (rows, groups, inputs, outputs)), window)
+    y = xp.reshape(y, (rows, math.prod(window.outputs), groups, outputs))
     return xp.astype(xp.permute_dims(y, (2, 0, 1, 3)), xp.dtype(x))
 
 

@@ -44,6 +44,7 @@ CORE = (
     "test_ops",
     "test_packaging",
     "test_persistence",
+    "test_programs",
     "test_properties",
     "test_refusals",
     "test_reparameterization",

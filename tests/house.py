@@ -22,9 +22,12 @@ HOUSE = """
     mask
     blocks
     backends
+    backends.programs
     backends.methods
     backends.sparse_methods
-    backends.cpu_kernels backends.triton_kernels
+    backends.decision_kernels backends.triton_kernels
+    backends.program_kernels
+    backends.cpu_kernels
     backends.torch_products backends.xla_kernels
     backends.*_ops
     ops

@@ -10,11 +10,13 @@ import pytest
 import pernodedrop as pnd
 from pernodedrop.backends import methods
 from pernodedrop.layers.base.convolution import Convolution
+from tests import noises
 from tests.family import first_call
 from tests.frameworks import needs_gradients, needs_training, tensor, value_and_gradients
 
 BACKEND = keras.backend.backend()
 NOISE = pnd.Bernoulli(0.5)
+CONTINUOUS = pnd.PartialGaussian(0.4, 0.7), noises.Laplace(0.3)
 
 LAYERS = {
     "conv1d": (lambda **kw: keras.layers.Conv1D(4, 3, **kw), (2, 9, 3)),
@@ -145,15 +147,20 @@ def with_kernel(layer):
 
 
 @needs_gradients
-@each_layer
-def test_gradients_are_those_of_the_product_with_the_mask_in_memory(make, shape):
+@pytest.mark.parametrize(
+    ("name", "noise"),
+    [*((name, NOISE) for name in LAYERS), *(("conv2d_groups", noise) for noise in CONTINUOUS)],
+    ids=str,
+)
+def test_gradients_are_those_of_the_product_with_the_mask_in_memory(name, noise):
+    make, shape = LAYERS[name]
     inner = make()
     inner.build(shape)
     arguments = inputs(shape), host(inner.kernel)
     upstream = inputs(inner.compute_output_shape(shape))
     results = [
         value_and_gradients(
-            with_kernel(pnd.PerNodeDrop(inner, noise=NOISE, seed=1, method=method)), *arguments, upstream=upstream
+            with_kernel(pnd.PerNodeDrop(inner, noise=noise, seed=1, method=method)), *arguments, upstream=upstream
         )
         for method in ("auto", "materialized")
     ]

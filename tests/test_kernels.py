@@ -8,6 +8,7 @@ import pytest
 
 import pernodedrop as pnd
 from pernodedrop.backends import methods
+from tests import noises
 from tests.frameworks import NAME, XP, array, compiled, tensor, value_and_gradients
 from tests.processes import child
 from tests.products import BERNOULLI, FAR, KEY, SMALL, check, masked_dense, numpy_mask, operands, product
@@ -33,10 +34,22 @@ def test_products_and_gradients_are_the_sums_over_the_mask(shape, outputs, shari
     check(x, w, upstream, mask, 1e-5, sharing=sharing, sample_offset=FAR, method="kernel")
 
 
+NOISES = [pnd.Uniform(0.4), pnd.PartialGaussian(0.4, 0.7), pnd.Gaussian(0.4), noises.Steps((0.5, 1.0, 4.0))]
+
+
+@pytest.mark.parametrize(("shape", "outputs", "sharing"), SHAPES, ids=str)
+@pytest.mark.parametrize("noise", NOISES, ids=lambda noise: type(noise).__name__)
+def test_products_and_gradients_of_any_noise_are_the_sums_over_its_mask(noise, shape, outputs, sharing):
+    x, w, upstream = operands(shape, outputs, "float32")
+    mask = numpy_mask(noise, x, w, sharing=sharing, sample_offset=FAR)
+    check(x, w, upstream, mask, 2e-5, noise=noise, sharing=sharing, sample_offset=FAR, method="kernel")
+
+
 @pytest.mark.skip_backend("jax", reason="JAX' kernel takes float32 only")
 def test_float64_is_summed_in_float64():
     x, w, upstream = operands((5, 3, 37), 11)
     check(x, w, upstream, numpy_mask(BERNOULLI, x, w), 1e-14, method="kernel")
+    check(x, w, upstream, numpy_mask(NOISES[0], x, w), 1e-14, noise=NOISES[0], method="kernel")
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.3, 1 - 2**-24])
@@ -67,20 +80,40 @@ def test_a_threshold_of_ones_own_is_taken_as_elsewhere(threshold, kept):
             np.testing.assert_allclose(got, kept * wanted, rtol=1e-4, atol=1e-5)
 
 
+def test_numbers_are_those_that_are_handed_in_by_name():
+    """In whatever order, for noises that were traced with others."""
+    given = pnd.PartialGaussian(0.4, 0.7)
+    for noise in (given, pnd.PartialGaussian(0.6, 0.2)):
+        params = {name: tensor(value) for name, value in reversed(noise.params().items())}
+        x, w, upstream = operands(*SMALL, "float32")
+        check(x, w, upstream, numpy_mask(noise, x, w), 2e-5, noise=given, params=params, method="kernel")
+
+
 def test_empty_axes_give_empty_sums():
-    for shape in ((0, 4), (3, 0, 4)):
-        x, w, upstream = operands(shape, 5, "float32")
-        check(x, w, upstream, numpy_mask(BERNOULLI, x, w), 0, method="kernel")
+    for noise in (BERNOULLI, NOISES[0]):
+        for shape in ((0, 4), (3, 0, 4)):
+            x, w, upstream = operands(shape, 5, "float32")
+            check(x, w, upstream, numpy_mask(noise, x, w), 0, noise=noise, method="kernel")
 
 
-def test_auto_takes_the_kernel_for_bernoulli_noise_alone(monkeypatch):
+class Shaped(pnd.Noise):
+    """It is none of elementwise ops: it asks how many entries there are."""
+
+    size: float
+    variance = 1.0
+
+    def from_uniform(self, u, params, xp):
+        return 1 + 0 * params["size"] * u * len(u.shape)
+
+
+def test_auto_takes_the_kernel_for_noises_of_elementwise_ops(monkeypatch):
     taken = []
     monkeypatch.setattr(XP, "kernel", lambda x, w, *rest: taken.append("kernel") or XP.matmul(x, w))
     monkeypatch.setattr(XP, "recomputed", lambda x, w, *rest: taken.append("recomputed") or XP.matmul(x, w))
     x, w, _ = (tensor(a) for a in operands(*SMALL, "float32"))
-    for noise in (BERNOULLI, pnd.Uniform(0.5), Uncalibrated(0.5)):
+    for noise in (BERNOULLI, pnd.Uniform(0.5), Uncalibrated(0.5), Shaped(0.5)):
         masked_dense(x, w, noise, KEY)
-    assert taken == ["kernel", "recomputed", "recomputed"]
+    assert taken == ["kernel", "kernel", "kernel", "recomputed"]
 
 
 CHOICES = [
@@ -91,7 +124,14 @@ CHOICES = [
     (BERNOULLI, "sample+time", 64, None, "materialized"),
     (BERNOULLI, "time+out", 64, None, "shared_over_in_or_out"),
     (pnd.Gaussian(0.5), "time", 1, None, "local_reparameterization"),
-    (pnd.Gaussian(0.5), "time", 64, "Bernoulli noise", "recomputed"),
+    (pnd.Gaussian(0.5), "time", 64, None, "kernel"),
+    (pnd.Gaussian(0.5), "time", 64, "numba", "recomputed"),
+    (pnd.PartialGaussian(0.5, 0.5), "time", 1, None, "kernel"),
+    (pnd.PartialGaussian(0.5, 0.5), "time", 64, None, "kernel"),
+    (pnd.Uniform(0.5), "time", 1, None, "kernel"),
+    (pnd.Uniform(0.5), "time", 64, None, "kernel"),
+    (noises.Laplace(0.3), "time", 1, None, "kernel"),
+    (noises.Laplace(0.3), "time", 64, "numba", "recomputed"),
 ]
 
 
@@ -125,8 +165,8 @@ def test_without_numba_auto_goes_on_and_kernel_says_what_to_install(monkeypatch)
 
 def test_another_noise_is_refused():
     x, w, _ = (tensor(a) for a in operands(*SMALL, "float32"))
-    with pytest.raises(ValueError, match=r"`method`.*Bernoulli noise.*'kernel'"):
-        masked_dense(x, w, pnd.Uniform(0.5), KEY, method="kernel")
+    with pytest.raises(ValueError, match=r"`method`.*elementwise ops of `pernodedrop.backends.NOISE_OPS`.*'kernel'"):
+        masked_dense(x, w, Shaped(0.5), KEY, method="kernel")
 
 
 def decisions(rows, inputs, outputs):
@@ -144,7 +184,7 @@ def test_sums_do_not_depend_on_how_they_are_shared_out(monkeypatch):
     mask = decisions(9, 37, 11)
     found = set()
     for few, spans in ((2**20, 1), (0, 1), (0, 3), (0, 100)):
-        monkeypatch.setattr(cpu_kernels, "_FEW", few)
+        monkeypatch.setattr(cpu_kernels, "FEW", few)
         monkeypatch.setattr(cpu_kernels, "_SPANS_A_THREAD", spans)
         y = cpu_kernels.product(x, w, mask)
         dx, dw = cpu_kernels.gradients(upstream, x, w, mask)
@@ -155,7 +195,7 @@ def test_sums_do_not_depend_on_how_they_are_shared_out(monkeypatch):
 @pytest.mark.only_backend("numpy", reason="the same programs on every backend but JAX, where XLA has its own")
 def test_operands_that_may_be_written_or_not_are_of_one_program():
     """TensorFlow's and JAX' arrays may not; numba takes seconds for a program."""
-    from pernodedrop.backends import cpu_kernels
+    from pernodedrop.backends import cpu_kernels, decision_kernels
 
     x, w, upstream = operands((3, 1, 7), 16, "float32")
     mask, programs = decisions(3, 7, 16), set()
@@ -164,7 +204,7 @@ def test_operands_that_may_be_written_or_not_are_of_one_program():
             operand.flags.writeable = bool(written >> n & 1)
         cpu_kernels.product(x, w, mask)
         cpu_kernels.gradients(upstream, x, w, mask)
-        programs.add((len(cpu_kernels.forward.signatures), len(cpu_kernels.backward.signatures)))
+        programs.add((len(decision_kernels.forward.signatures), len(decision_kernels.backward.signatures)))
     assert len(programs) == 1
 
 
@@ -266,11 +306,12 @@ def test_products_are_mapped():
         np.testing.assert_allclose(one, gradient(x_one, upstream_one), rtol=1e-5, atol=1e-5)
 
 
-def test_compiled_and_eager_products_agree():
+@pytest.mark.parametrize("noise", [BERNOULLI, NOISES[1]], ids=lambda noise: type(noise).__name__)
+def test_compiled_and_eager_products_agree(noise):
     x, w, _ = operands(*SMALL, "float32")
-    run = compiled(lambda x, w: masked_dense(x, w, BERNOULLI, KEY))
+    run = compiled(lambda x, w: masked_dense(x, w, noise, KEY))
     np.testing.assert_allclose(
-        array(run(tensor(x), tensor(w))), product(x, w, BERNOULLI, method="materialized"), rtol=1e-5, atol=1e-5
+        array(run(tensor(x), tensor(w))), product(x, w, noise, method="materialized"), rtol=1e-5, atol=1e-5
     )
 
 
@@ -279,4 +320,4 @@ def test_compiled_and_eager_products_agree():
 def test_no_shape_reads_or_writes_out_of_bounds(tmp_path):
     """With numba's checks of bounds, on shapes that fit and on shapes that do not."""
     seen = child("fuzz_shapes.py", NUMBA_BOUNDSCHECK="1", NUMBA_CACHE_DIR=str(tmp_path))
-    assert seen == {"right": 60, "refused": 60 * 7}
+    assert seen == {"right": 120, "refused": 120 * 7}

@@ -117,12 +117,13 @@ def test_nan_and_infinity_show_where_they_are_dropped_and_pass_by_what_is_not_li
                 np.testing.assert_array_equal(np.isinf(one), np.isinf(other))
 
 
+@pytest.mark.parametrize("method", ["kernel", "recomputed"])
 @pytest.mark.parametrize("noise", [UNIFORM, GAUSSIAN], ids=repr)
-def test_products_of_a_continuous_noise_have_its_mask(noise, monkeypatch):
+def test_products_of_a_continuous_noise_have_its_mask(noise, method, monkeypatch):
     monkeypatch.setattr(sparse_methods, "LEAST_WIDTH", 12)
     monkeypatch.setattr(sparse_methods, "BLOCK_ENTRIES", 1)  # several blocks and a ragged rest
     x, w, upstream = whole(5, INPUTS, share=0.3), whole(INPUTS, OUTPUTS), whole(5, OUTPUTS)
-    check(x, w, upstream, numpy_mask(noise, x, w), 1e-3, noise=noise, method="recomputed")
+    check(x, w, upstream, numpy_mask(noise, x, w), 1e-3, noise=noise, method=method)
 
 
 @pytest.mark.parametrize("sharing", [None, "sample", "sample+time"], ids=str)

@@ -6,6 +6,7 @@ Prints how many products were right and how many were refused; an index out of b
 import functools
 import json
 import os
+import sys
 
 import numba
 import numpy as np
@@ -16,8 +17,11 @@ from pernodedrop.backends import cpu_kernels, methods
 
 assert os.environ["NUMBA_BOUNDSCHECK"] == "1"
 assert numba.config.BOUNDSCHECK
-xp, noise, random = backends.get("numpy"), pnd.Bernoulli(0.5), np.random.default_rng(0)
+xp, random = backends.get("numpy"), np.random.default_rng(0)
+NOISES = pnd.Bernoulli(0.5), pnd.PartialGaussian(0.5, 0.5)
 SIZES = (0, 1, 2, 3, 15, 16, 17, 33)
+ignored = []
+sys.unraisablehook = ignored.append  # the interpreter of programs, called by address, has nobody to raise to
 
 
 def operands(rows, positions, inputs, outputs):
@@ -25,30 +29,39 @@ def operands(rows, positions, inputs, outputs):
     return [random.normal(size=shape).astype("float32") for shape in shapes]
 
 
-def right(rows, positions, inputs, outputs):
-    """One product and its gradients, against the mask in memory."""
+def right(noise, rows, positions, inputs, outputs):
+    """One product and its gradients, and those of a sparse x, against the mask in memory."""
     x, w, dy = operands(rows, positions, inputs, outputs)
-    threshold, words = np.int32(noise.threshold), [xp.arange(n, x) for n in (rows, rows, inputs, outputs)]
-    grid = pnd.mask.Grid.from_tensors(noise, ["threshold"], [threshold, xp.as_word(5), xp.as_word(7), *words])
-    mask, decisions = grid.entries(xp), methods.Decisions.of(grid)
-    np.testing.assert_allclose(cpu_kernels.product(x, w, decisions), x @ (w * mask), atol=1e-3)
-    dx, dw = cpu_kernels.gradients(dy, x, w, decisions)
-    np.testing.assert_allclose(dx, dy @ (w * mask).transpose(0, 2, 1), atol=1e-3)
-    np.testing.assert_allclose(dw, (mask * (x.transpose(0, 2, 1) @ dy)).sum(0), atol=1e-3)
-    return decisions
+    words = [xp.as_word(5), xp.as_word(7), *(xp.arange(n, x) for n in (rows, rows, inputs, outputs))]
+    grid = pnd.mask.Grid.from_tensors(noise, list(noise.params()), [*noise.params().values(), *words])
+    mask, flat = grid.entries(xp), methods.flat(grid, xp)
+    close = functools.partial(np.testing.assert_allclose, atol=1e-3)
+    close(cpu_kernels.product(x, w, flat), x @ (w * mask))
+    dx, dw = cpu_kernels.gradients(dy, x, w, flat)
+    close(dx, dy @ (w * mask).transpose(0, 2, 1))
+    close(dw, (mask * (x.transpose(0, 2, 1) @ dy)).sum(0))
+    if positions:
+        x, dy = x[:, :1] * (random.random((rows, 1, inputs)) < 0.5), dy[:, :1]
+        row, column = places = np.nonzero(x[:, 0])
+        close(cpu_kernels.sparse_product(x[:, 0][places], row, column, w, flat), (x @ (w * mask))[:, 0])
+        dvalues, dw = cpu_kernels.sparse_gradients(dy[:, 0], x[:, 0][places], row, column, w, flat)
+        close(dvalues, (dy @ (w * mask).transpose(0, 2, 1))[:, 0][places])
+        close(dw, (mask * (x.transpose(0, 2, 1) @ dy)).sum(0))
+    close(cpu_kernels.entries(methods.Entries.of(grid, xp)), mask, atol=1e-5)
+    return flat
 
 
-def refused(shape, decisions):
+def refused(shape, mask):
     """Operands of one shape, more here or there, with the coordinates of another product: each must be refused."""
     calls = []
     for axis in range(4):
         other = [size + (1 + int(random.integers(3))) * (n == axis) for n, size in enumerate(shape)]
         x, w, dy = operands(*other)
         if axis == 1:  # positions have no coordinates, but dy has those of x
-            calls.append(functools.partial(cpu_kernels.gradients, dy[:, 1:], x, w, decisions))
+            calls.append(functools.partial(cpu_kernels.gradients, dy[:, 1:], x, w, mask))
         else:
-            calls.append(functools.partial(cpu_kernels.gradients, dy, x, w, decisions))
-            calls.append(functools.partial(cpu_kernels.product, x, w, decisions))
+            calls.append(functools.partial(cpu_kernels.gradients, dy, x, w, mask))
+            calls.append(functools.partial(cpu_kernels.product, x, w, mask))
     for call in calls:
         try:
             call()
@@ -58,5 +71,7 @@ def refused(shape, decisions):
     return len(calls)
 
 
-shapes = [tuple(int(n) for n in random.choice(SIZES, 4)) for _ in range(60)]
-print(json.dumps({"right": len(shapes), "refused": sum(refused(shape, right(*shape)) for shape in shapes)}))
+cases = [(noise, tuple(int(n) for n in random.choice(SIZES, 4))) for _ in range(60) for noise in NOISES]
+total = sum(refused(shape, right(noise, *shape)) for noise, shape in cases)
+assert not ignored, ignored[0]
+print(json.dumps({"right": len(cases), "refused": total}))

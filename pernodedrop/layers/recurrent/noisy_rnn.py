@@ -192,7 +192,7 @@ class NoisyRNN(RecurrentNoise):
                 if name in self.kernels:
                     zero = xp.arange(1, like=kernel)
                     mask = self._grid(row, kernel, cell.units, field, zero, zero).entries(xp)[0]
-                    masked[-1][name] = apply_mask(kernel, xp.once(mask))
+                    masked[-1][name] = apply_mask(kernel, xp.optimization_barrier(mask))
                 row += kernel.shape[0]
         return masked
 
@@ -275,7 +275,7 @@ class NoisyRNN(RecurrentNoise):
     def _materialized(self, kernel: Tensor, grid: Grid) -> typing.Callable[[Tensor | None], Product]:
         """The same with masks that are made before the loop."""
         time, sample = grid.time[:, None, None, None], grid.sample[:, None, None]
-        masks = xp.once(grid.field.entries(time, sample, grid.in_[:, None], grid.out, xp))
+        masks = xp.optimization_barrier(grid.field.entries(time, sample, grid.in_[:, None], grid.out, xp))
         masks = xp.astype(masks, xp.dtype(kernel))
         whole = kernel * masks[0] if "time" in self.sharing else None  # once, before the loop
 
@@ -290,8 +290,8 @@ class NoisyRNN(RecurrentNoise):
         inputs, columns = kernel.shape
         gates = 1 if "out" in self.sharing else columns // units
         time, sample, out = grid.time[:, None, None, None], grid.sample[:, None, None], xp.arange(gates, like=kernel)
-        masks = xp.once(grid.field.entries(time, sample, grid.in_, out[:, None], xp))  # (time, sample, gate, in)
-        masks = xp.astype(masks, xp.dtype(kernel))
+        masks = grid.field.entries(time, sample, grid.in_, out[:, None], xp)  # (time, sample, gate, in)
+        masks = xp.astype(xp.optimization_barrier(masks), xp.dtype(kernel))
         kernels = keras.ops.transpose(keras.ops.reshape(kernel, (inputs, gates, columns // gates)), (1, 0, 2))
 
         def at(position: Tensor | None) -> Product:
