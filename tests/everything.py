@@ -60,6 +60,7 @@ NOT_CALLED = {
         *("calibration.Isotonic", "calibration.Temperature", "calibration.Vector"),
         *("decisions.ConformalSets", "decisions.Rejection"),
         *("uncertainty.Disagreement", "uncertainty.Prediction", "uncertainty.Report", "variants.Variant"),
+        "study.Comparison",
         *(f"testing.{name}" for name in ("Broken", "Finding", "Outcome", "Refused", "Report")),
         "nnx.NoiseState",
     },
@@ -329,6 +330,8 @@ def functions():
     yield Target("Masksembles.repeated", masks.repeated, {"data": lambda: np.ones((3, 4))})
     registered = {"name": lambda: f"variant-{next(NUMBER)}", "function": lambda: lambda dense, rate, seed: [dense]}
     yield Target("variants.register", variants.register, good(variants.register, **registered))
+    losses = {"none": [0.5, 0.6, 0.4], "dropout": [0.4, 0.45, 0.5]}
+    yield Target("study.compare", pnd.study.compare, {"values": lambda: losses, "baseline": lambda: "none"}, hashed)
     yield Target("variants.get", variants.get, {"name": lambda: "dropout"}, aliases=("variants",))
 
 
