@@ -82,7 +82,7 @@ class State:
         return hash(self._identity)
 
     def __repr__(self) -> str:
-        return f"State({self.mask!r}, schedule={self.schedule!r})"
+        return f"State(first={self.mask!r}, schedule={self.schedule!r})"
 
     @property
     def _identity(self) -> tuple[Mask, Schedule | None, Schedule | None]:

@@ -100,6 +100,12 @@ class Noisy(Regularizer, nnx.Module):
         else:
             self.rngs, self.noise_seed = nnx.data(None), NoiseState(word_of(stream.key[...])[0])
 
+    def __setattr__(self, name: str, value: typing.Any) -> None:
+        if isinstance(getattr(type(self), name, None), property):
+            object.__setattr__(self, name, value)  # NNX would note it among the attributes, and jit compile once more
+        else:
+            super().__setattr__(name, value)
+
     def words_of_key(self) -> np.typing.NDArray[np.uint32]:
         key = self.peek()
         if key.ndim != 1:
@@ -234,6 +240,6 @@ def chosen(rngs: typing.Any) -> nnx.RngStream:
     if not isinstance(rngs, nnx.Rngs):
         raise TypeError(checks.invalid("rngs", "nnx.Rngs, an nnx.RngStream or None", rngs))
     if STREAM not in rngs and "default" not in rngs:
-        expected = f"streams with {STREAM!r} or 'default' among them, or a seed"
+        expected = f"streams with {STREAM!r} or 'default' among them, or `seed=` in their place"
         raise ValueError(checks.invalid("rngs", expected, list(rngs)))
     return rngs[STREAM]
