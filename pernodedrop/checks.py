@@ -45,6 +45,16 @@ def shown(value: object) -> str:
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}... ({len(text)} characters)"
 
 
+NATIVE = {"torch": "pernodedrop.torch", "flax": "pernodedrop.nnx", "equinox": "pernodedrop.equinox"}
+
+
+def keras_model(received: object) -> str:
+    """What is expected where a Keras model is, in an error about something else, such as a module of Flax."""
+    packages = [kind.__module__.partition(".")[0] for kind in type(received).__mro__]
+    ours = next((f"; {NATIVE[name]} has the same for modules of {name}" for name in packages if name in NATIVE), "")
+    return f"a keras.Model{ours}"
+
+
 def is_real(value: object) -> typing.TypeGuard[float]:
     """Whether `value` is a plain real number (NumPy scalars included, booleans not)."""
     return isinstance(value, numbers.Real) and not isinstance(value, NOT_NUMBERS)

@@ -569,6 +569,8 @@ REFUSALS = {
         lambda: pndt.apply(torch.nn.MultiheadAttention(4, 2), "all-attention"),
         "takes noise: 'out_proj'",
     ),
+    "apply of Keras": (lambda: pnd.apply(torch.nn.Linear(3, 4), "all-linear"), r"a keras.Model; pernodedrop.torch has"),
+    "predict of Keras": (lambda: pnd.uncertainty.predict(torch.nn.Linear(3, 4), inputs(2, 3)), "pernodedrop.torch has"),
     "class": (lambda: pndt.PerNodeLinear.from_linear(torch.nn.Conv1d(1, 1, 1)), "a torch.nn.Linear without noise"),
     "rate": (lambda: pndt.PerNodeLinear(3, 4, rate=1.0), "`rate`"),
     "ids": (lambda: pndt.DropConnectLinear(3, 4)(inputs(5, 3), sample_ids=torch.arange(5)), "the same for all samples"),

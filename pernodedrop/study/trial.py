@@ -173,7 +173,8 @@ def _model(
 
 def _checked(model: typing.Any) -> keras.Model:
     if not isinstance(model, keras.Model):
-        raise TypeError(checks.invalid("model", "a function that returns a Keras model", model))
+        advice = "" if checks.keras_model(model) == "a keras.Model" else "; pernodedrop.study.compare takes any losses"
+        raise TypeError(checks.invalid("model", f"a function that returns a Keras model{advice}", model))
     return model
 
 

@@ -24,7 +24,7 @@ def copy_of(model: keras.Model) -> keras.Model:
         TypeError, ValueError: a model that is none, is not built, or is not rebuilt by its config.
     """
     if not isinstance(model, keras.Model):
-        raise TypeError(checks.invalid("model", "a keras.Model", model))
+        raise TypeError(checks.invalid("model", checks.keras_model(model), model))
     if not model.built:
         raise ValueError(checks.invalid("model", "a built model: give it an Input or call it once", model))
     copies: Changes = {}

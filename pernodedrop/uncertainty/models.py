@@ -110,7 +110,7 @@ def predict(
     """
     models = model if isinstance(model, list | tuple) else [model]
     if not models or not all(isinstance(one, keras.Model) for one in models):
-        raise TypeError(checks.invalid("model", "a keras.Model, or a list of them", model))
+        raise TypeError(checks.invalid("model", f"a list of models, or {checks.keras_model(model)}", model))
     reading = {"from_logits": from_logits, "probabilities": probabilities, "gaussian": gaussian}
     seed = check_arguments(seed, keep, **reading)
     batches, number = batches_of(x, batch_size)
