@@ -103,8 +103,9 @@ class Rule:
             return None
         kind = next((one for one in self.classes if is_plain(module, one.plain, family.method)), None)
         if isinstance(module, family.noisy) or kind is None:
-            expected = f"a rule that leaves out {name!r}, which has noise already or a `{family.method}` of its own"
-            raise ValueError(checks.invalid("rule", expected, type(module)))
+            noisy = "has noise already: set its `rate`, or `fold` the model before"
+            why = noisy if isinstance(module, family.noisy) else f"has a `{family.method}` of its own"
+            raise ValueError(checks.invalid("rule", f"a rule that leaves out {name!r}, which {why}", self.rule))
         own = {} if self.seed is None else {"seed": generator.sibling_seed(self.seed, name)}
         return kind.from_plain(module, **own, **self.noise)
 
