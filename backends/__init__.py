@@ -48,7 +48,7 @@ TENSOR_OPS = (
 """Ops on tensors of any dtype."""
 
 ENTRY_OPS = (
-    "asarray", "to_numpy", "is_integer", "fused", "recomputed", "masked", "convolved", "kernel",
+    "asarray", "to_numpy", "is_integer", "fused", "recomputed", "entries", "masked", "convolved", "kernel",
     "kernel_obstacle", "sparse_recomputed", "sparse_kernel", "draw", "global_rows", "warn_of_replicas",
     "refuse_redraw",
 )  # fmt: skip

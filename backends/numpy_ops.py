@@ -208,11 +208,16 @@ def recomputed(x, w, grid):
 
 def masked(w, grid):
     """The kernel of each row, w times its mask, (r, i, o), in memory; the mask is made by a kernel where one can be."""
+    return w * entries(grid)
+
+
+def entries(grid):
+    """The mask (r, i, o), float32, in memory; it is made by a kernel where that is faster."""
     if grid.field.persists or methods.cpu_kernel_obstacle(grid.field.noise):
-        return methods.masked(w, grid, xp)
+        return grid.entries(xp)
     from pernodedrop.backends import cpu_kernels
 
-    return w * cpu_kernels.entries(methods.Entries.of(grid, xp))
+    return cpu_kernels.entries(methods.Entries.of(grid, xp))
 
 
 def convolved(x, kernels, window):

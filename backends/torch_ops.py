@@ -310,11 +310,21 @@ def kernel(x, w, grid):
 
 
 def masked(w, grid):
-    if grid.field.persists or w.device.type != "cpu" or _cpu_kernel_obstacle(grid.field.noise):
-        return methods.masked(w, grid, xp)
-    mask = methods.Entries.of(grid, xp)
-    made = products.entries(list(mask)) if torch.compiler.is_compiling() else products.Entries.apply(tuple(mask))
-    return w * made.to(w.dtype)
+    if torch.compiler.is_compiling() and not _entries_obstacle(grid):
+        return w * products.entries(list(methods.Entries.of(grid, xp))).to(w.dtype)
+    return w * entries(grid).to(w.dtype)
+
+
+def entries(grid):
+    if torch.compiler.is_compiling() or _entries_obstacle(grid):  # what is compiled may become part of what uses it
+        return grid.entries(xp)
+    mask = tuple(methods.Entries.of(grid, xp))
+    # a function of autograd costs as much as a small mask, which has no gradient
+    return products.Entries.apply(mask) if of_torch.in_transform() else products.entries_on_cpu(mask)
+
+
+def _entries_obstacle(grid):
+    return grid.field.persists or grid.time.device.type != "cpu" or _cpu_kernel_obstacle(grid.field.noise)
 
 
 for _operator in (_recomputed, _recomputed_backward, products.kernel, products.kernel_backward, products.entries):

@@ -169,7 +169,8 @@ def _host(mask):
     return methods.from_flat([*noise, *words])
 
 
-def _entries_on_cpu(mask):
+def entries_on_cpu(mask):
+    """The entries of `methods.Entries`, a tuple of tensors."""
     from pernodedrop.backends import cpu_kernels
 
     return torch.from_numpy(cpu_kernels.entries(_host(mask)))
@@ -180,7 +181,7 @@ class Entries(torch.autograd.Function):
 
     @staticmethod
     def forward(mask):
-        return _entries_on_cpu(mask)
+        return entries_on_cpu(mask)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -198,7 +199,7 @@ class Entries(torch.autograd.Function):
 @torch.library.custom_op("pernodedrop::entries", mutates_args=(), device_types="cpu")
 def entries(mask: Tensors) -> torch.Tensor:
     """The same in a graph."""
-    return _entries_on_cpu(mask)
+    return entries_on_cpu(mask)
 
 
 @entries.register_fake

@@ -17,7 +17,7 @@ import numpy as np
 from pernodedrop import checks, generator, ops
 from pernodedrop._types import Key, Namespace, Params, Shape, Tensor, Words
 from pernodedrop.backends import methods
-from pernodedrop.mask import Field, Mask, coordinate, persistence_params
+from pernodedrop.mask import Field, Grid, Mask, coordinate, persistence_params
 from pernodedrop.noise import Noise
 from pernodedrop.schedules import Schedule
 
@@ -424,8 +424,9 @@ def entries_of_inputs(shape: Shape, like: Tensor, field: Field, samples: Words, 
     """The entries of a field, float32, in a shape (batch, *time, in) or (batch,), made where `like` is."""
     _, *middle, last = shape if len(shape) > 1 else (*shape, 1)
     zero, time = xp.arange(1, like=like), xp.arange(math.prod(middle), like=like)
-    entries = field.entries(time[:, None], samples[:, None, None], xp.arange(last, like=like), zero, xp)
-    return xp.reshape(entries, shape)
+    times, samples = xp.zeros_like(samples)[:, None] + time, samples[:, None] + xp.zeros_like(time)
+    grid = Grid(field, xp.reshape(times, (-1,)), xp.reshape(samples, (-1,)), xp.arange(last, like=like), zero)
+    return xp.reshape(xp.entries(grid), shape)
 
 
 def apply_mask(inputs: Tensor, mask: Tensor, xp: Namespace) -> Tensor:

@@ -9,7 +9,6 @@ import numpy as np
 from pernodedrop import checks, schedules
 from pernodedrop._types import Config, Tensor, Words
 from pernodedrop.internals import of_keras
-from pernodedrop.layers.base.activation_noise import entries_of_inputs
 from pernodedrop.layers.base.noisy import xp
 from pernodedrop.layers.recurrent.cells import cells_of, check_steps, is_last, with_cells
 from pernodedrop.layers.recurrent.noisy_rnn import NoisyRNN
@@ -109,9 +108,9 @@ class Zoneout(RecurrentNoise):
     def with_noise(
         self, layer: keras.layers.Layer, inputs: Tensor, field: Field, samples: Words
     ) -> tuple[keras.layers.Layer, Tensor]:
-        batch, steps, _ = xp.shape(inputs)
-        field = self._of_units(field)
-        drawn = entries_of_inputs((batch, steps, self._units), inputs, field, samples) > 0
+        steps, field = xp.shape(inputs)[1], self._of_units(field)
+        zero, time, unit = (xp.arange(size, like=inputs) for size in (1, steps, self._units))
+        drawn = field.entries(time[:, None], samples[:, None, None], unit, zero, xp) > 0  # units have a rate each
         # beside the inputs, so that the loop over the steps hands each its own
         inputs = keras.ops.concatenate([inputs, keras.ops.cast(drawn, inputs.dtype)], axis=-1)
         return self._zoned(layer, None), inputs
