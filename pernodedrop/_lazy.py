@@ -22,11 +22,17 @@ def loaded(module: str) -> types.ModuleType:
 
 
 def names(package: str, **late: str) -> tuple[collections.abc.Callable[..., typing.Any], ...]:
-    """`__getattr__` and `__dir__` of a package that has names of modules inside it, which are imported for them."""
+    """`__getattr__` and `__dir__` of a package that has names of modules inside it, which are imported for them.
+
+    Args:
+        package: its name.
+        **late: from each name to the module that has it; a module itself has its own name.
+    """
 
     def get(name: str) -> typing.Any:
         if name not in late:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        return vars(sys.modules[package]).setdefault(name, getattr(loaded(f"{package}.{late[name]}"), name))
+        module = loaded(f"{package}.{late[name]}")
+        return vars(sys.modules[package]).setdefault(name, module if late[name] == name else getattr(module, name))
 
     return get, lambda: sorted({*vars(sys.modules[package]), *late})

@@ -9,9 +9,12 @@ from pernodedrop import _lazy
 from pernodedrop.study.statistics import Comparison, compare
 
 if typing.TYPE_CHECKING:
+    from pernodedrop.study import named, variants
     from pernodedrop.study.epoch_end import EpochEndLoss
     from pernodedrop.study.study import Study
 else:
-    __getattr__, __dir__ = _lazy.names(__name__, EpochEndLoss="epoch_end", Study="study")
+    __getattr__, __dir__ = _lazy.names(
+        __name__, EpochEndLoss="epoch_end", Study="study", named="named", variants="variants"
+    )
 
-__all__ = ["Comparison", "EpochEndLoss", "Study", "compare"]
+__all__ = ["Comparison", "EpochEndLoss", "Study", "compare", "named", "variants"]
