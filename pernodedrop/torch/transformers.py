@@ -33,7 +33,7 @@ class TransposedProduct(LinearProduct):
         return self.nx
 
     @property
-    def out_features(self) -> int:  # type: ignore[override]
+    def out_features(self) -> int:  # type: ignore[override] # likewise
         """The number of output features."""
         return self.nf
 
