@@ -625,6 +625,28 @@ def test_a_rule_by_name_puts_wrappers_around_layers_under_their_names():
     assert repr(noisy.get_layer("head").noise) == repr(pnd.PerNodeDrop(layers.Dense(1), 0.3, "gaussian").noise)
 
 
+class Unnamed(keras.Model):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.first, self.last = layers.Dense(3), layers.Dense(2)
+
+    def call(self, x):
+        return self.last(self.first(x))
+
+
+def test_names_are_those_of_the_original_also_where_a_copy_names_its_layers_anew():
+    model = called(Unnamed())
+    name = model.first.name
+    seeds = []
+    for _ in range(2):
+        noisy = apply(model, name, rate=0.2, seed=1)
+        assert isinstance(noisy.first, pnd.PerNodeDrop)
+        assert type(noisy.last) is layers.Dense
+        seeds.append(noisy.first.seed)
+    assert seeds[0] == seeds[1]
+    assert type(apply(model, "all-linear", exclude=name).first) is layers.Dense
+
+
 def test_layers_that_a_rule_chooses_by_name_have_seeds_of_their_own_by_their_names():
     def seeds(seed):
         noisy = apply(sequential(), "all-linear", rate=0.2, seed=seed)

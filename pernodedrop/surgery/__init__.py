@@ -97,11 +97,11 @@ def apply(
     ['Sequential', 'Dense']
     """
     chosen = Rule(FAMILY, _by_name(rule), regularizer, exclude, seed, noise)
-    copy = copying.copy_of(model)
+    copy, originals = copying.copy_of(model)
     put = configs.give_again(copy)
     changes: Changes = {}
     asked: dict[Layer, str] = {}
-    _change(copy, chosen, changes, asked)
+    _change(copy, chosen, changes, asked, originals)
     chosen.check(changes, {name: layer for layer, name in asked.items()})
     configs.refuse(copy, {*put, *changes.values()} - changes.keys())
     places.list_variables(copy)
@@ -139,7 +139,7 @@ def fold(model: keras.Model) -> keras.Model:
     ['Dense', 'Dense']
     """
     whole = _folded(model, keras.Model) if isinstance(model, keras.Model) else None
-    copy = copying.copy_of(model if whole is None else whole)
+    copy, _ = copying.copy_of(model if whole is None else whole)
     put = configs.give_again(copy)
     changes: Changes = {}
     asked: dict[Layer, str] = {}
@@ -177,16 +177,18 @@ def _by_name(rule: typing.Any) -> typing.Any:
     return functools.wraps(rule)(lambda name, layer: rule(layer))
 
 
-def _change(holder: Layer, rule: Named, changes: Changes, asked: dict[Layer, str]) -> None:
-    """Ask the rule about what is inside `holder`, by name, and put its answers there."""
+def _change(
+    holder: Layer, rule: Named, changes: Changes, asked: dict[Layer, str], originals: Changes | None = None
+) -> None:
+    """Ask the rule about what is inside `holder`, by the names of the originals, and put its answers there."""
     outer = f"{asked[holder]}." if holder in asked else ""
     for layer in places.inside(holder).values():
         if layer in asked:
             continue
-        asked[layer] = f"{outer}{layer.name}"
+        asked[layer] = outer + (originals or {}).get(layer, layer).name
         new = rule(asked[layer], layer)
         if new is not None:
             changes[layer] = new
         elif not isinstance(layer, NoiseLayer):
-            _change(layer, rule, changes, asked)
+            _change(layer, rule, changes, asked, originals)
     places.put(holder, changes)

@@ -17,8 +17,11 @@ from pernodedrop.surgery import configs, places
 from pernodedrop.surgery.graphs import Changes, Layer
 
 
-def copy_of(model: keras.Model) -> keras.Model:
-    """The copy of a model, not compiled, with equal values in variables of its own.
+def copy_of(model: keras.Model) -> tuple[keras.Model, Changes]:
+    """The copy of a model, not compiled, with equal values in variables of its own, and the layers that it copies.
+
+    Returns:
+        The copy, and from each layer of it to that of the model.
 
     Raises:
         TypeError, ValueError: a model that is none, is not built, or is not rebuilt by its config.
@@ -39,7 +42,7 @@ def copy_of(model: keras.Model) -> keras.Model:
     if len(variables) != len(originals) or not variables <= matched:
         expected = f"a model whose config rebuilds which layers share their weights, {len(originals)} in all"
         raise ValueError(checks.invalid("model", expected, f"{model.name!r}, whose copy has {len(variables)}"))
-    return copy
+    return copy, {copied: layer for layer, copied in copies.items()}
 
 
 def _copy(layer: Layer, copies: Changes) -> Layer:

@@ -184,7 +184,7 @@ class SnapshotEnsemble(keras.callbacks.Callback):
             TypeError, ValueError: a model that cannot be copied (see `pernodedrop.apply`) or is not built; or no
                 snapshot is there.
         """
-        return self._kept.models(lambda: copy_of(self.model if model is None else model))
+        return self._kept.models(lambda: copy_of(self.model if model is None else model)[0])
 
     def _end(self) -> int:
         """The epoch after the last snapshot."""
