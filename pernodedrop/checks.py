@@ -50,9 +50,16 @@ NATIVE = {"torch": "pernodedrop.torch", "flax": "pernodedrop.nnx", "equinox": "p
 
 def keras_model(received: object) -> str:
     """What is expected where a Keras model is, in an error about something else, such as a module of Flax."""
+    return f"a keras.Model{native_advice(received)}"
+
+
+def native_advice(received: object) -> str:
+    """What to take for a module of another library, or nothing."""
     packages = [kind.__module__.partition(".")[0] for kind in type(received).__mro__]
-    ours = next((f"; {NATIVE[name]} has the same for modules of {name}" for name in packages if name in NATIVE), "")
-    return f"a keras.Model{ours}"
+    name = next((name for name in packages if name in NATIVE), None)
+    if name is None or "keras" in packages:  # whose layers are modules of torch too
+        return ""
+    return f"; {NATIVE[name]} has the same for modules of {name}"
 
 
 def is_real(value: object) -> typing.TypeGuard[float]:

@@ -131,15 +131,18 @@ def test_a_list_has_a_loss_of_each_seed_and_other_values_are_refused():
     none, dropout = [0.5, 0.6, 0.4], np.float32([0.4, 0.45, 0.5])
     by_seed = {"none": dict(enumerate(none)), "dropout": dict(enumerate(map(float, dropout)))}
     assert statistics.compare({"none": none, "dropout": dropout}, "none") == statistics.compare(by_seed, "none")
-    assert [one.seeds for one in statistics.compare({"none": none, "dropout": dropout[:2]}, "none")] == [2]
-    for values, message in ((none, "`values`"), ({"none": 0.5}, r"values\['none'\]"), ({"none": ["a"]}, r"\['none'\]")):
+    with pytest.raises(ValueError, match=r"`values`.*as many losses.*\[2, 3\]"):
+        statistics.compare({"none": none, "dropout": dropout[:2]}, "none")
+    with pytest.raises(TypeError, match=r"`values`.*by seed of all variants, or of none"):
+        statistics.compare({"none": none, "dropout": {1: 0.4, 2: 0.5, 3: 0.6}}, "none")
+    for values, message in ((none, "`values`"), ({"none": 0.5}, r"values\['none'\]"), ({"none": "12"}, r"\['none'\]")):
         with pytest.raises(TypeError, match=message):
             statistics.compare(values, "none")
 
 
 def test_a_comparison_says_its_verdict_in_a_line():
     found = statistics.compare(
-        {"none": [0.5, 0.6], "dropout": [0.4, 0.49], "mine": [0.4, float("nan")], "new": {7: 1}}, "none"
+        {"none": {1: 0.5, 2: 0.6}, "dropout": {1: 0.4, 2: 0.49}, "mine": {1: 0.4, 2: math.nan}, "new": {7: 1}}, "none"
     )
     line = "dropout against none: less, -0.105 (-0.169 to -0.0415), p 0.03; 2 seeds, detectable 0.24"
     assert str(found[0]) == line

@@ -97,15 +97,16 @@ def compare(values: collections.abc.Mapping[str, Losses], baseline: str) -> list
     the same weights and see the same batches, and choose rates on other data than these losses are of.
 
     Args:
-        values: from the name of each variant to its losses by seed, as a dict, or as a sequence in which the n-th loss
-            of all variants is of one seed.
+        values: from the name of each variant to its losses: a list with one for each seed, the seeds in the same order
+            for all variants, or a dict from seeds to losses. Of dicts the seeds are compared that both variants have.
         baseline: one of these names.
 
     Returns:
-        A list of `Comparison`, in the order of the variants, the baseline left out. It compares seeds in common.
+        A list of `Comparison`, in the order of the variants, the baseline left out.
 
     Raises:
-        TypeError, ValueError: values that are no such mapping, or a baseline that is none of the variants.
+        TypeError, ValueError: values that are no such mapping, lists of unequal lengths, lists beside dicts, or a
+            baseline that is none of the variants.
 
     >>> losses = {"none": [0.50, 0.54, 0.49], "dropout": [0.41, 0.46, 0.40]}
     >>> found, = compare(losses, "none")
@@ -114,7 +115,7 @@ def compare(values: collections.abc.Mapping[str, Losses], baseline: str) -> list
     >>> print(found)
     dropout against none: less, -0.0867 (-0.101 to -0.0723), p 0.0015; 3 seeds, detectable 0.019
     """
-    by_name = {name: _by_block(name, own) for name, own in _checked(values).items()}
+    by_name = _by_block(values)
     checks.check_choice(baseline, "baseline", tuple(by_name))
     others = [name for name in by_name if name != baseline]
     found = []
@@ -126,15 +127,24 @@ def compare(values: collections.abc.Mapping[str, Losses], baseline: str) -> list
     return [dataclasses.replace(one, p_holm=next(corrected)) if one.p_t is not None else one for one in found]
 
 
-def _checked(values: typing.Any) -> collections.abc.Mapping[str, Losses]:
+def _by_block(values: typing.Any) -> dict[str, dict[typing.Any, float]]:
+    """The losses of each variant by seed."""
     if not isinstance(values, collections.abc.Mapping):
         raise TypeError(checks.invalid("values", "a dict from names of variants to their losses", values))
-    return values
+    by_seed = {name: isinstance(losses, collections.abc.Mapping) for name, losses in values.items()}
+    if any(by_seed.values()) and not all(by_seed.values()):
+        raise TypeError(checks.invalid("values", "losses by seed of all variants, or of none", by_seed))
+    found = {name: _numbers(name, losses) for name, losses in values.items()}
+    if not any(by_seed.values()) and len(counts := {len(losses) for losses in found.values()}) > 1:
+        expected = "as many losses of each variant; with seeds, {1: 0.5, ...}, some may be missing"
+        raise ValueError(checks.invalid("values", expected, sorted(counts)))
+    return found
 
 
-def _by_block(name: str, losses: Losses) -> dict[typing.Any, float]:
-    """The losses of a variant by seed."""
+def _numbers(name: str, losses: typing.Any) -> dict[typing.Any, float]:
     try:
+        if isinstance(losses, str | bytes | set | frozenset):  # neither losses, nor in an order
+            raise TypeError
         by_block = losses.items() if isinstance(losses, collections.abc.Mapping) else enumerate(losses)
         return {block: float(loss) for block, loss in by_block}
     except (TypeError, ValueError) as error:

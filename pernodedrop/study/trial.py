@@ -173,7 +173,7 @@ def _model(
 
 def _checked(model: typing.Any) -> keras.Model:
     if not isinstance(model, keras.Model):
-        advice = "" if checks.keras_model(model) == "a keras.Model" else "; pernodedrop.study.compare takes any losses"
+        advice = "; pernodedrop.study.compare takes any losses" if checks.native_advice(model) else ""
         raise TypeError(checks.invalid("model", f"a function that returns a Keras model{advice}", model))
     return model
 

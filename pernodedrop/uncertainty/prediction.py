@@ -82,7 +82,7 @@ class Prediction:
         def __getattr__(self, name: str) -> typing.NoReturn:
             if name in OF_PROBABILITIES:
                 raise AttributeError(
-                    f"this prediction has no {name}: its outputs are no probabilities. Of a model that ends in logits "
+                    f"this prediction has no {name}: its outputs are numbers, not probabilities. If they are logits, "
                     "make it with from_logits=True."
                 )
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
