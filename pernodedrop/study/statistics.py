@@ -97,12 +97,13 @@ def compare(values: collections.abc.Mapping[str, Losses], baseline: str) -> list
     the same weights and see the same batches, and choose rates on other data than these losses are of.
 
     Args:
-        values: from the name of each variant to its losses by seed, as a dict, or as a sequence in which the n-th loss
-            of all variants is of one seed.
+        values: the losses of each variant, by its name: a dict from seed to loss, or a sequence that has the same seed
+            at the same place for all variants.
         baseline: one of these names.
 
     Returns:
-        A list of `Comparison`, in the order of the variants, the baseline left out. It compares seeds in common.
+        A list of `Comparison`, in the order of the variants, without the baseline. A variant and the baseline are
+        compared on the seeds that both have.
 
     Raises:
         TypeError, ValueError: values that are no such mapping, or a baseline that is none of the variants.
