@@ -69,7 +69,7 @@ def latex(text):
     text = re.sub(r"(\d)e(-?\d+)", r"\1 \\cdot 10^{\2}", text).replace(r"1 \cdot 10", "10")
     text = re.sub(r"\b([a-zA-Z])(\d)\b", r"\1_\2", text)
     text = text.replace("||", r" \parallel ").replace("*", r"\cdot")
-    text = re.sub(r"(?<![\\\w{])([A-Za-z]{2,}(?:_[A-Za-z]+)*)(?![\w}])", named, text)
+    text = re.sub(r"(?<![\\\w])(?=\w*[A-Za-z]{2})([A-Za-z][A-Za-z0-9]*(?:_[A-Za-z0-9]+)*)", named, text)
     while found := re.search(r"\\sqrt\((?:[^()]|\([^()]*\)|\((?:[^()]|\([^()]*\))*\))*\)", text):
         text = text.replace(found[0], rf"\sqrt{{{found[0][6:-1]}}}")
     return text

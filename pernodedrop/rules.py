@@ -117,11 +117,11 @@ class Rule:
             raise ValueError(checks.invalid("rule", f"a rule that changes at least one of: {had or 'none'}", self.rule))
         if not changes:
             names = [name for name, module in modules.items() if any(isinstance(module, k.plain) for k in self.classes)]
-            expected = f"one that chooses, by whole names between dots, what takes noise: {_listed(names)}"
+            expected = f"names, or their parts between dots, or classes of what takes noise: {_listed(names)}"
             raise ValueError(checks.invalid("rule", expected, self.rule))
         if self.exclude is not None and not self.excluded:
             names = [name for name, module in modules.items() if self._chooses(name, module)]
-            expected = f"names, whole between dots, or classes of what the rule chooses: {_listed(names)}"
+            expected = f"names, or their parts between dots, or classes of what the rule chooses: {_listed(names)}"
             raise ValueError(checks.invalid("exclude", expected, self.exclude))
 
     def _chooses(self, name: str, module: Module) -> bool:

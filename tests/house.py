@@ -68,7 +68,7 @@ HOUSE = """
     torch.noisy torch.products
     torch.activation_noise torch.attention torch.weight_noise
     torch.drop_connect torch.per_node_drop torch.recurrent
-    torch.transformers
+    torch.of_transformers
     torch.surgery torch.uncertainty
     torch
     nnx.noisy nnx.products
@@ -132,7 +132,7 @@ KERNELS = {
     "backends.xla_kernels": {"jax"},
     "internals.of_tensorflow": {"tensorflow"},
     "internals.of_torch": {"torch"},
-    "torch.transformers": {"transformers"},
+    "torch.of_transformers": {"transformers"},
 }
 """Files that are written against a framework and imported where that one is used alone, and which one."""
 
@@ -257,6 +257,8 @@ def problems(name):
     if row(name) is None:
         yield f"{name} has no place in HOUSE of tests/house.py"
         return
+    if name not in WINGS and name.rpartition(".")[2] in FRAMEWORKS | {"keras", "numpy"}:
+        yield f"{name} is named like a framework, which a script run beside it could not import"
     for inner in graph()[name]:
         if (name, inner) not in UPWARD and row(inner) is not None and row(inner) > row(name):
             yield f"{name} imports {inner}, which comes later in the house"

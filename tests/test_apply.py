@@ -697,7 +697,7 @@ def test_what_cannot_be_done_is_refused_by_name(make, rule, words):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"rule": "c"}, r"`rule`.*whole names between dots, what takes noise: 'a', 'b'.*rule='c'"),
+        ({"rule": "c"}, r"`rule`.*parts between dots, or classes of what takes noise: 'a', 'b'.*rule='c'"),
         ({"rule": "all-conv"}, r"`rule`.*'a', 'b'"),
         ({"rule": "all-linear", "regularizer": "noisy_rnn"}, r"`rule`.*takes noise: nothing does"),
         ({"rule": "a", "exclude": "b"}, r"`exclude`.*what the rule chooses: 'a'.*exclude='b'"),

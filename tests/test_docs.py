@@ -1,5 +1,6 @@
 """The API reference, the lists of public names and the code agree; read from the pages' sources, without Sphinx."""
 
+import ast
 import contextlib
 import importlib
 import inspect
@@ -75,6 +76,20 @@ def test_the_reference_has_every_command():
 def test_formulas_of_docstrings_are_set_and_the_words_among_them_stay(line, shown):
     pytest.importorskip("docutils", reason="the site is made with it")
     assert runpy.run_path(str(ROOT / "docs" / "formulas.py"))["mixed"](line) == shown
+
+
+def test_no_name_of_two_letters_or_more_is_set_as_a_product_of_letters():
+    pytest.importorskip("docutils", reason="the site is made with it")
+    formulas = runpy.run_path(str(ROOT / "docs" / "formulas.py"))
+    found = {formulas["latex"](line) for line in ("weight[j, i] + bias[j]", "W[in, out] x_batch", "kernel~ bits24")}
+    for file in (ROOT / "pernodedrop").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ClassDef | ast.FunctionDef):
+                lines = (ast.get_docstring(node) or "").split("\n")
+                formulas["in_docstrings"](None, None, None, None, None, lines)
+                found |= {*re.findall(":math:`(.*?)`", "\n".join(lines))}
+    assert len(found) > 30
+    assert not [one for one in found if re.search("[A-Za-z]{2}", re.sub(r"\\mathrm{.*?}|\\[A-Za-z]+", "", one))]
 
 
 def test_a_site_of_many_versions_leads_to_the_newest(tmp_path):

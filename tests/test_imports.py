@@ -169,6 +169,17 @@ def test_the_house_refuses(line, words, tmp_path, monkeypatch):
 
 
 @pytest.mark.once
+def test_a_file_named_like_a_framework_is_found(monkeypatch):
+    monkeypatch.setattr(house, "HOUSE", "torch torch.transformers nnx.torch")
+    monkeypatch.setattr(house, "graph", lambda: dict.fromkeys(house.HOUSE.split(), ()))
+    monkeypatch.setattr(house, "imports", lambda name: ())
+    found = {name: list(house.problems(name)) for name in house.graph()}
+    for name in ("torch.transformers", "nnx.torch"):
+        assert found[name] == [f"{name} is named like a framework, which a script run beside it could not import"]
+    assert found["torch"] == []
+
+
+@pytest.mark.once
 def test_a_circle_is_found():
     turns = ("a imports b imports c imports a", "b imports c imports a imports b", "c imports a imports b imports c")
     assert house.circle({"a": ["b"], "b": ["c"], "c": ["a"], "d": ["a"]}) in [f"a circle: {turn}" for turn in turns]

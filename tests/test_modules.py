@@ -189,7 +189,7 @@ def test_the_modules_need_no_keras_and_no_other_framework(library):
 @every_library
 def test_the_examples_of_docstrings_run(library):
     for name in (name for name in house.modules() if name.startswith(f"{library.folder}.") or name == library.folder):
-        if name == "torch.transformers":  # see tests/test_torch_modules.py
+        if name == "torch.of_transformers":  # see tests/test_torch_modules.py
             continue
         found = doctest.testmod(importlib.import_module(f"pernodedrop.{name}"))
         assert found.failed == 0

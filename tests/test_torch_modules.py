@@ -643,21 +643,21 @@ def stand_in():
 
 
 @pytest.fixture
-def transformers(monkeypatch):
-    """`pernodedrop.torch.transformers`."""
+def of_transformers(monkeypatch):
+    """`pernodedrop.torch.of_transformers`."""
     if importlib.util.find_spec("transformers") is None:
         for name, module in stand_in().items():
             monkeypatch.setitem(sys.modules, name, module)
-    name = "pernodedrop.torch.transformers"
+    name = "pernodedrop.torch.of_transformers"
     yield importlib.import_module(name)
-    del sys.modules[name], pndt.transformers
+    del sys.modules[name], pndt.of_transformers
 
 
 @pytest.mark.parametrize("regime", ["dynamic", "fixed"])
-def test_a_conv1d_has_the_masks_of_numpy(transformers, regime):
-    plain, x = transformers.Conv1D(4, 3), inputs(5, 2, 3)
+def test_a_conv1d_has_the_masks_of_numpy(of_transformers, regime):
+    plain, x = of_transformers.Conv1D(4, 3), inputs(5, 2, 3)
     expected, arguments = plain(x), {"rate": 0.3, "seed": 7, "regime": regime, "method": "recomputed"}
-    module = transformers.PerNodeConv1D.from_plain(plain, **arguments)
+    module = of_transformers.PerNodeConv1D.from_plain(plain, **arguments)
     fixed = regime == "fixed"
     mask = pnd.ops.sample_mask(module.noise, (7, 0), (1 if fixed else 5, 3, 4), backend="numpy")
     weights = np.broadcast_to(host(plain.weight) * mask, (5, 3, 4))
@@ -665,25 +665,25 @@ def test_a_conv1d_has_the_masks_of_numpy(transformers, regime):
     np.testing.assert_allclose(host(module(x)), noisy, atol=1e-6)
     for one in (module.eval(), module.fold()):
         np.testing.assert_allclose(host(one(x)), noisy if fixed else host(expected), atol=1e-6)
-    assert type(module.fold()) is transformers.Conv1D
+    assert type(module.fold()) is of_transformers.Conv1D
     assert "nf=4, nx=3, noise=Bernoulli(rate=0.3)" in repr(module)
 
 
 @pytest.mark.parametrize("arguments", [{}, {"scaling": "none", "mask_bias": True}], ids=["inverted", "not_inverted"])
-def test_a_conv1d_drops_the_connections_of_the_same_linear(transformers, arguments):
-    plain, linear, x = transformers.Conv1D(4, 3), torch.nn.Linear(3, 4), inputs(5, 2, 3)
+def test_a_conv1d_drops_the_connections_of_the_same_linear(of_transformers, arguments):
+    plain, linear, x = of_transformers.Conv1D(4, 3), torch.nn.Linear(3, 4), inputs(5, 2, 3)
     linear.weight, linear.bias = torch.nn.Parameter(plain.weight.detach().T), plain.bias
-    found = transformers.DropConnectConv1D.from_plain(plain, rate=0.3, seed=7, **arguments)
+    found = of_transformers.DropConnectConv1D.from_plain(plain, rate=0.3, seed=7, **arguments)
     expected = pndt.DropConnectLinear.from_linear(linear, rate=0.3, seed=7, **arguments)
     for training in (True, False):
         torch.testing.assert_close(found.train(training)(x), expected.train(training)(x))
 
 
-def test_apply_knows_conv1d_and_leaves_tied_weights_tied(transformers):
+def test_apply_knows_conv1d_and_leaves_tied_weights_tied(of_transformers):
     class Gpt(torch.nn.Module):
         def __init__(self):
             super().__init__()
-            self.wte, self.c_attn = torch.nn.Embedding(6, 3), transformers.Conv1D(3, 3)
+            self.wte, self.c_attn = torch.nn.Embedding(6, 3), of_transformers.Conv1D(3, 3)
             self.lm_head = torch.nn.Linear(3, 6, bias=False)
             self.lm_head.weight = self.wte.weight
 
@@ -693,20 +693,20 @@ def test_apply_knows_conv1d_and_leaves_tied_weights_tied(transformers):
     model, ids = Gpt(), torch.arange(6)[:, None]
     expected, checkpoint, parameters = model(ids), copy.deepcopy(model.state_dict()), set(model.parameters())
     pndt.apply(model, "all-linear", rate=0.5, seed=1)
-    assert [type(one) for one in (model.c_attn, model.lm_head)] == [transformers.PerNodeConv1D, pndt.PerNodeLinear]
+    assert [type(one) for one in (model.c_attn, model.lm_head)] == [of_transformers.PerNodeConv1D, pndt.PerNodeLinear]
     assert set(model.parameters()) == parameters
     model.load_state_dict(checkpoint, strict=True)
     assert not torch.equal(model(ids), expected)
     for one in (pndt.fold(model), copy.deepcopy(model).eval()):
         assert one.lm_head.weight is one.wte.weight
         torch.testing.assert_close(one(ids), expected)
-    assert type(pndt.apply(Gpt(), transformers.Conv1D, "drop_connect").c_attn) is transformers.DropConnectConv1D
+    assert type(pndt.apply(Gpt(), of_transformers.Conv1D, "drop_connect").c_attn) is of_transformers.DropConnectConv1D
 
 
-def test_a_conv1d_of_another_class_is_refused(transformers):
+def test_a_conv1d_of_another_class_is_refused(of_transformers):
     with pytest.raises(TypeError, match="transformers's Conv1D without noise, whose `forward` is transformers's own"):
-        transformers.PerNodeConv1D.from_plain(torch.nn.Linear(3, 4))
-    assert doctest.testmod(transformers).failed == 0
+        of_transformers.PerNodeConv1D.from_plain(torch.nn.Linear(3, 4))
+    assert doctest.testmod(of_transformers).failed == 0
 
 
 # uncertainty

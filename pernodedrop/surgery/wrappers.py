@@ -1,4 +1,4 @@
-"""The wrappers that `apply` puts around layers of a model by their names: which go around what."""
+"""The wrappers that `apply` puts around layers, by name, and the kinds of layers that each of them takes."""
 
 import typing
 

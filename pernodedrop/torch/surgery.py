@@ -47,15 +47,15 @@ def _family() -> Family:
     """The modules of torch, and those of transformers if it has been imported, without which no model has them."""
     if "transformers.pytorch_utils" not in sys.modules:
         return FAMILY
-    from pernodedrop.torch import transformers
+    from pernodedrop.torch import of_transformers
 
     return dataclasses.replace(
         FAMILY,
-        kinds={**FAMILY.kinds, "all-linear": (*FAMILY.kinds["all-linear"], transformers.Conv1D)},
+        kinds={**FAMILY.kinds, "all-linear": (*FAMILY.kinds["all-linear"], of_transformers.Conv1D)},
         regularizers={
             **FAMILY.regularizers,
-            "per_node_drop": (*FAMILY.regularizers["per_node_drop"], transformers.PerNodeConv1D),
-            "drop_connect": (*FAMILY.regularizers["drop_connect"], transformers.DropConnectConv1D),
+            "per_node_drop": (*FAMILY.regularizers["per_node_drop"], of_transformers.PerNodeConv1D),
+            "drop_connect": (*FAMILY.regularizers["drop_connect"], of_transformers.DropConnectConv1D),
         },
     )
 
