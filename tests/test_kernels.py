@@ -11,7 +11,7 @@ from pernodedrop.backends import methods
 from tests import noises
 from tests.frameworks import NAME, XP, array, compiled, tensor, value_and_gradients
 from tests.processes import child
-from tests.products import BERNOULLI, FAR, KEY, SMALL, check, masked_dense, numpy_mask, operands, product
+from tests.products import BERNOULLI, FAR, KEY, SMALL, check, einsums, masked_dense, numpy_mask, operands, product
 
 SHAPES = [
     ((5, 37), 11, None),  # outputs that do not fill a vector
@@ -230,6 +230,23 @@ def test_a_handler_answers_which_version_of_xla_s_interface_it_is_for(interface,
         frame = structure(ctypes.addressof(extension), ctypes.addressof(api) if api else 0, *[0] * 12)
         assert handler.ctypes(ctypes.addressof(frame)) == 0
         assert metadata[3] == version(*answer)
+
+
+@pytest.mark.only_backend("torch", reason="its tensors may have the numbers' negatives in memory")
+def test_a_tensor_that_is_only_marked_as_negative_is_negative():
+    import torch
+
+    def marked(values):
+        return torch.complex(torch.zeros(values.shape), -torch.from_numpy(values)).conj().imag
+
+    arrays = x, w, upstream = operands(*SMALL, "float32")
+    x, w, upstream = (marked(values) for values in arrays)
+    assert x.is_neg()
+    y = masked_dense(x.requires_grad_(), w.requires_grad_(), BERNOULLI, KEY, method="kernel")
+    y.backward(upstream)
+    wanted = einsums(*arrays, numpy_mask(BERNOULLI, *arrays[:2]))
+    for found, sums in zip((y.detach(), x.grad, w.grad), wanted, strict=True):
+        np.testing.assert_allclose(found, sums, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.slow
