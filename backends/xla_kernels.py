@@ -8,6 +8,7 @@ XLA hands a call the address of a frame whose layout is that of its C interface,
 import ctypes
 import functools
 import os
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -258,9 +259,18 @@ def _handler(name, kernels):
     return {f.__name__: f for f in (forward, backward, sparse_forward, sparse_backward, fill)}[name]
 
 
-@functools.cache
 def _registered(name, kernels):
     """The name by which XLA knows a handler, once it is compiled."""
+    with _REGISTERING:
+        return _register(name, kernels)
+
+
+_REGISTERING = threading.Lock()
+"""Held until a handler is registered: XLA refuses to know another one by its name."""
+
+
+@functools.cache
+def _register(name, kernels):
     capsule = ctypes.pythonapi.PyCapsule_New
     capsule.restype, capsule.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
     decorator, sources = functools.partial(numba.cfunc, types.intp(types.intp)), (generator, methods, noise, kernels)

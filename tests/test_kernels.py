@@ -1,6 +1,9 @@
 """Kernels written by hand: the masks and sums of the other ways, where and only where they can be had."""
 
+import concurrent.futures
+import contextlib
 import ctypes
+import threading
 import types
 
 import numpy as np
@@ -230,6 +233,30 @@ def test_a_handler_answers_which_version_of_xla_s_interface_it_is_for(interface,
         frame = structure(ctypes.addressof(extension), ctypes.addressof(api) if api else 0, *[0] * 12)
         assert handler.ctypes(ctypes.addressof(frame)) == 0
         assert metadata[3] == version(*answer)
+
+
+@pytest.mark.only_backend("jax", reason="checks the handlers that are given to XLA")
+def test_threads_that_need_a_handler_at_once_register_it_once(monkeypatch):
+    import jax
+
+    from pernodedrop.backends import decision_kernels, xla_kernels
+
+    registered, both = [], threading.Barrier(2)
+    handler = xla_kernels.handlers[0]
+
+    def compiled(*_):
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait(0.2)  # for another thread that compiles as well
+        return handler
+
+    monkeypatch.setattr(decision_kernels, "kept_on_disk", compiled)
+    monkeypatch.setattr(jax.ffi, "register_ffi_target", lambda target, *_, **__: registered.append(target))
+    monkeypatch.setattr(xla_kernels, "handlers", [])
+    kernels = types.ModuleType("kernels_of_a_test")
+    kernels.__file__ = __file__
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        targets = list(pool.map(lambda _: xla_kernels._registered("forward", kernels), range(2)))
+    assert targets == registered * 2 == ["kernels_of_a_test_forward"] * 2
 
 
 @pytest.mark.only_backend("torch", reason="its tensors may have the numbers' negatives in memory")
