@@ -30,7 +30,7 @@ _CALLS = 4 * max(4, os.cpu_count() or 1)  # below a dozen steps XLA takes them o
 def product(x, w, mask):
     """As `cpu_kernels.product`, on traced arrays."""
     mask.check(x, w)
-    outputs, w, mask = w.shape[1], cpu_kernels.padded(w, jnp), mask._replace(out=cpu_kernels.padded(mask.out, jnp))
+    outputs, w = w.shape[1], cpu_kernels.padded(w, jnp)
     operands = (x, w, *mask)
     parts = [
         _call("forward", mask, span, operands, (span[1] - span[0], x.shape[1], w.shape[1]))[0]
@@ -42,8 +42,8 @@ def product(x, w, mask):
 def gradients(dy, x, w, mask):
     """As `cpu_kernels.gradients`, on traced arrays."""
     mask.check(x, w, dy)
-    outputs, dy, w, out = w.shape[1], *(cpu_kernels.padded(a, jnp) for a in (dy, w, mask.out))
-    operands = (dy, x, w, *mask._replace(out=out))
+    outputs, dy, w = w.shape[1], cpu_kernels.padded(dy, jnp), cpu_kernels.padded(w, jnp)
+    operands = (dy, x, w, *mask)
     parts = [
         _call("backward", mask, span, operands, (*x.shape[:2], span[1] - span[0]), (span[1] - span[0], w.shape[1]))
         for span in cpu_kernels.spans(len(w), _parts(x, w))

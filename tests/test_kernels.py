@@ -3,6 +3,8 @@
 import concurrent.futures
 import contextlib
 import ctypes
+import functools
+import math
 import threading
 import types
 
@@ -12,7 +14,7 @@ import pytest
 import pernodedrop as pnd
 from pernodedrop.backends import methods
 from tests import noises
-from tests.frameworks import NAME, XP, array, compiled, tensor, value_and_gradients
+from tests.frameworks import NAME, XP, array, compiled, needs_gradients, tensor, value_and_gradients
 from tests.processes import child
 from tests.products import BERNOULLI, FAR, KEY, SMALL, check, einsums, masked_dense, numpy_mask, operands, product
 
@@ -46,6 +48,27 @@ def test_products_and_gradients_of_any_noise_are_the_sums_over_its_mask(noise, s
     x, w, upstream = operands(shape, outputs, "float32")
     mask = numpy_mask(noise, x, w, sharing=sharing, sample_offset=FAR)
     check(x, w, upstream, mask, 2e-5, noise=noise, sharing=sharing, sample_offset=FAR, method="kernel")
+
+
+class Sometimes(pnd.Noise):
+    """Infinite for half of the entries."""
+
+    variance = math.inf
+
+    def from_uniform(self, u, params, xp):
+        return 1 / xp.maximum(u - 0.5, 0.0)
+
+
+@needs_gradients
+def test_infinite_entries_are_of_true_outputs_alone():
+    """What fills vectors up is 0 times them, and would be NaN."""
+    x, w, upstream = np.ones((8, 6), "float32"), np.ones((6, 3), "float32"), np.ones((8, 3), "float32")
+    run = functools.partial(masked_dense, noise=Sometimes(), key=KEY, method="kernel")
+    y, (dx, dw) = value_and_gradients(run, x, w, upstream=upstream)
+    with np.errstate(divide="ignore"):
+        mask = pnd.ops.sample_mask(Sometimes(), KEY, (8, 6, 3), backend="numpy")
+    for found, axis in ((y, 1), (dx, 2), (dw, 0)):
+        np.testing.assert_allclose(found, mask.sum(axis), rtol=1e-5)
 
 
 @pytest.mark.skip_backend("jax", reason="JAX' kernel takes float32 only")
