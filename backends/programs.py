@@ -169,6 +169,8 @@ class _Trace:
         return self.symbol("bool", name, *(self.place(value, "float", "int") for value in operands))
 
     def logical(self, name: str, *operands: typing.Any) -> _Symbol:
+        if not all(isinstance(value, _Symbol | bool) for value in operands):
+            raise TypeError("an operation on bits")
         return self.symbol("bool", name, *(self.place(value, "bool") for value in operands))
 
     def program(self, result: typing.Any, lanes: int, names: tuple[str, ...]) -> Program:

@@ -175,6 +175,7 @@ OTHERS = {
     "an array": lambda u, xp: u + np.ones(3, "float32"),
     "a bool": lambda u, xp: u < 0.5,
     "a number": lambda u, xp: 1.0,
+    "bits of a number": lambda u, xp: xp.float32((u < 0.5) & 2),
     "too many steps": lambda u, xp: sum(xp.sin(n * u) for n in range(300)),
 }
 
