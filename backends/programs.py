@@ -234,7 +234,9 @@ class _Symbolic:
     def __getattr__(self, name: str) -> typing.Callable[..., _Symbol]:
         if name not in (*UNARY[1:], "minimum", "maximum"):
             raise AttributeError(name)
-        return functools.partial(self._trace.step, name)
+        if name in UNARY:
+            return lambda x: self._trace.step(name, x)
+        return lambda a, b: self._trace.step(name, a, b)
 
     def uniform(self, word: _Symbol) -> _Symbol:
         return self._trace.symbol("float", "uniform", self._trace.place(word, "word"))

@@ -176,6 +176,9 @@ OTHERS = {
     "a bool": lambda u, xp: u < 0.5,
     "a number": lambda u, xp: 1.0,
     "bits of a number": lambda u, xp: xp.float32((u < 0.5) & 2),
+    "an operand too many": lambda u, xp: xp.sqrt(u, u),
+    "no operand": lambda u, xp: u + xp.sqrt(),
+    "four operands": lambda u, xp: xp.maximum(u, u, u, u),
     "too many steps": lambda u, xp: sum(xp.sin(n * u) for n in range(300)),
 }
 
