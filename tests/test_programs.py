@@ -196,6 +196,37 @@ class Listed(pnd.Noise):
         return self.values[0] * u
 
 
+class Levels(pnd.Noise):
+    """A decision on integers, which float32 holds up to 2**24."""
+
+    decide: object
+    variance = 1.0
+
+    def params(self):
+        return {"n": np.int32(2**24 + 1), "m": np.int32(2**24)}
+
+    def from_words(self, words, params, xp):
+        return xp.float32(self.decide(xp.bits24(words[0]), params))
+
+
+@pytest.mark.parametrize(
+    ("decide", "exact"),
+    [
+        (lambda bits, params: bits < params["m"], True),
+        (lambda bits, params: params["n"] > 2**24 - 1, True),
+        (lambda bits, params: bits < 8388608.0, True),
+        (lambda bits, params: params["n"] == params["m"], False),
+        (lambda bits, params: params["n"] <= 2**24, False),
+        (lambda bits, params: bits < 1e7 + 0.25, False),
+    ],
+)
+def test_integers_are_compared_where_float32_tells_them_apart(decide, exact):
+    noise = Levels(decide)
+    assert (programs.of(noise) is not None) == exact
+    if exact:
+        np.testing.assert_array_equal(*both(noise))
+
+
 def test_a_noise_without_a_hash_is_no_program():
     assert programs.of(Listed([2.0])) is None
 
