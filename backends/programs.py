@@ -5,6 +5,7 @@ makes a list of steps for blocks of entries: numbers that any framework hands to
 So the kernel is compiled once for all noises, a user's own too. Arithmetic rounds as NumPy's does.
 """
 
+import dataclasses
 import functools
 import typing
 
@@ -51,13 +52,18 @@ def of(noise: Noise) -> Program | None:
     Called with symbols such a noise fails, by whatever error, and is left to those who call it with tensors.
     """
     try:
-        return _of(noise)
+        return _of(noise, written(noise))
     except TypeError:  # of a noise that has no hash
         return None
 
 
+def written(noise: Noise) -> tuple[typing.Any, ...]:
+    """All of what a noise is: equal ones may differ in the sign of 0, or in a field that is not compared."""
+    return type(noise), *(repr(getattr(noise, field.name)) for field in dataclasses.fields(noise))
+
+
 @functools.lru_cache(maxsize=256)
-def _of(noise: Noise) -> Program | None:
+def _of(noise: Noise, _: tuple[typing.Any, ...]) -> Program | None:
     trace = _Trace()
     try:
         params = {name: trace.number(value.dtype.name) for name, value in noise.params().items()}

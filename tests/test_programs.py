@@ -249,6 +249,27 @@ def test_registers_are_used_again():
     np.testing.assert_array_equal(*both(polynomial(20)))
 
 
+class Scaled(pnd.Noise):
+    """Its scale is no number that is handed in, and no part of what is compared."""
+
+    shift: float
+    scale: float = dataclasses.field(default=1.0, compare=False)
+    variance = 1.0
+
+    def params(self):
+        return {}
+
+    def from_uniform(self, u, params, xp):
+        return xp.maximum(1 / (self.shift * u), -9.0) + self.scale * u
+
+
+@pytest.mark.parametrize("noises", [(Scaled(1.0, 1.0), Scaled(1.0, 2.0)), (Scaled(0.0), Scaled(-0.0))], ids=str)
+def test_noises_that_are_equal_and_written_otherwise_have_programs_of_their_own(noises):
+    one, other = noises
+    assert one == other
+    assert repr(programs.of(one)) != repr(programs.of(other))
+
+
 def test_a_program_is_made_once_for_equal_noises():
     noise = pnd.PartialGaussian(0.3, 0.5)
     assert programs.of(noise) is programs.of(dataclasses.replace(noise))
