@@ -212,7 +212,7 @@ def entries(mask: Tensors) -> torch.Tensor:
 @entries.register_fake
 def _(mask):
     *_, time, _, in_, out = mask
-    return mask[1].new_empty((len(time), len(in_), len(out)))
+    return mask[1].new_empty((time.shape[0], in_.shape[0], out.shape[0]))
 
 
 @torch.library.custom_op("pernodedrop::kernel", mutates_args=(), device_types="cpu")
