@@ -15,7 +15,7 @@ import os
 import numba
 import numpy as np
 
-from pernodedrop.backends import decision_kernels
+from pernodedrop.backends import decision_kernels, methods
 from pernodedrop.backends.methods import Decisions
 
 _LANES = 16  # outputs are padded to a multiple of it
@@ -155,6 +155,7 @@ def sparse_gradients(dy, values, rows, columns, w, mask):
 
 def _check_listed(rows, columns, w, mask):
     """Raise unless entries and w are those of the mask's coordinates: kernels read and write where these say."""
+    methods.check_rows(mask)
     if w.shape != (len(mask.in_), len(mask.out)):
         raise ValueError(f"Expected w of the coordinates in, out {len(mask.in_), len(mask.out)}. Received: {w.shape}")
     for name, index, size in (("rows", rows, len(mask.time)), ("columns", columns, len(mask.in_))):
@@ -173,6 +174,7 @@ def _in_groups(kernel, groups, results, operands, mask):
 
 def entries(mask):
     """The mask itself, (r, i, o), float32, of any noise's `Entries`."""
+    methods.check_rows(mask)
     rows, inputs, outputs = len(mask.time), len(mask.in_), len(mask.out)
     filled = _zeros((rows, inputs, outputs), np.dtype(np.float32))
     if filled.size:

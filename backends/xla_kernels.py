@@ -58,6 +58,7 @@ def _parts(x, w):
 
 def entries(mask):
     """As `cpu_kernels.entries`, on traced arrays."""
+    methods.check_rows(mask)
     inputs, outputs = len(mask.in_), len(mask.out)
     size = len(mask.time) * inputs
     parts = [
@@ -78,6 +79,7 @@ def sparse_gradients(dy, values, rows, columns, w, mask):
 
 
 def _call_listed(name, mask, operands, *shapes):
+    methods.check_rows(mask)
     values, rows, columns, *rest = operands
     operands = (values, rows.astype(np.int32), columns.astype(np.int32), *rest)
     return _call(name, mask, (0, len(values)), operands, *shapes)

@@ -45,6 +45,18 @@ KINDS = [
 ]
 
 
+def test_rows_whose_samples_are_too_few_are_refused():
+    """The kernel would read beyond them."""
+    mask = methods.Entries.of(grid_of(pnd.Uniform(0.3), (5, 3, 4)), numpy_ops)
+    short, listed = mask._replace(sample=mask.sample[:1]), np.zeros(1, "int32")
+    for call in (
+        lambda: cpu_kernels.entries(short),
+        lambda: cpu_kernels.sparse_product(np.ones(1, "float32"), listed, listed, np.ones((3, 4), "float32"), short),
+    ):
+        with pytest.raises(ValueError, match=r"as many coordinates sample as time \(5,\)\. Received: \(1,\)"):
+            call()
+
+
 @pytest.mark.parametrize("positions", [1, 3])
 @pytest.mark.parametrize("noise", KINDS, ids=repr)
 def test_products_and_gradients_are_the_sums_over_the_mask(noise, positions):
