@@ -40,7 +40,7 @@ def kept_on_disk(decorator, function, *modules):
     function.__qualname__ += f"_{_checksum(modules):08x}"
     try:
         return decorator(cache=True)(function)
-    except RuntimeError:
+    except (RuntimeError, OSError):  # no folder can be written, or the disk is full
         return decorator()(function)
 
 

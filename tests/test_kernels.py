@@ -3,6 +3,7 @@
 import concurrent.futures
 import contextlib
 import ctypes
+import errno
 import functools
 import math
 import threading
@@ -256,6 +257,25 @@ def test_a_handler_answers_which_version_of_xla_s_interface_it_is_for(interface,
         frame = structure(ctypes.addressof(extension), ctypes.addressof(api) if api else 0, *[0] * 12)
         assert handler.ctypes(ctypes.addressof(frame)) == 0
         assert metadata[3] == version(*answer)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("error", [RuntimeError("no folder can be written"), OSError(errno.ENOSPC, "full")], ids=repr)
+def test_what_cannot_be_kept_on_disk_is_compiled_all_the_same(error):
+    from pernodedrop.backends import decision_kernels
+
+    def decorator(cache=False):
+        def decorate(function):
+            if cache:
+                raise error
+            return function
+
+        return decorate
+
+    def kernel():
+        pass
+
+    assert decision_kernels.kept_on_disk(decorator, kernel) is kernel
 
 
 @pytest.mark.only_backend("jax", reason="checks the handlers that are given to XLA")
