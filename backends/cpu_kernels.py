@@ -15,7 +15,7 @@ import os
 import numba
 import numpy as np
 
-from pernodedrop.backends import decision_kernels
+from pernodedrop.backends import decision_kernels, methods
 from pernodedrop.backends.methods import Decisions
 
 _LANES = 16  # outputs are padded to a multiple of it
@@ -27,7 +27,7 @@ FEW = 300_000  # multiply-adds that take less time than to wake another thread
 def product(x, w, mask):
     """y (r, t, o) = sum_i x[r, t, i] * w[i, o] * m[r, i, o]."""
     mask.check(x, w)
-    outputs, w, mask = w.shape[1], padded(w), mask._replace(out=padded(mask.out))
+    outputs, w = w.shape[1], padded(w)
     y = _zeros((*x.shape[:2], w.shape[1]), w.dtype)
     kernel = kernels_of(mask).forward
     _in_spans(kernel, len(x), (y,), (x, w), mask, is_small(x, w))
@@ -37,7 +37,7 @@ def product(x, w, mask):
 def gradients(dy, x, w, mask):
     """dx, of the shape of x, and dw, of the shape of w, of the very mask of `product`."""
     mask.check(x, w, dy)
-    outputs, dy, w, mask = w.shape[1], padded(dy), padded(w), mask._replace(out=padded(mask.out))
+    outputs, dy, w = w.shape[1], padded(dy), padded(w)
     dx, dw = _zeros(x.shape, x.dtype), _zeros(w.shape, w.dtype)
     kernel = kernels_of(mask).backward
     _in_spans(kernel, len(w), (dx, dw), (dy, x, w), mask, is_small(x, w))
@@ -62,7 +62,10 @@ def _zeros(shape, dtype):
 
 
 def padded(array, xp=np):
-    """With zeros behind, so that the outputs fill whole vectors: what is left over would go one by one."""
+    """With zeros behind, so that the outputs fill whole vectors: what is left over would go one by one.
+
+    Kernels know by the mask, which is not padded, of which there are entries: 0 times an infinite one would be NaN.
+    """
     missing = -array.shape[-1] % _LANES
     return xp.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, missing)]) if missing else array
 
@@ -152,6 +155,7 @@ def sparse_gradients(dy, values, rows, columns, w, mask):
 
 def _check_listed(rows, columns, w, mask):
     """Raise unless entries and w are those of the mask's coordinates: kernels read and write where these say."""
+    methods.check_rows(mask)
     if w.shape != (len(mask.in_), len(mask.out)):
         raise ValueError(f"Expected w of the coordinates in, out {len(mask.in_), len(mask.out)}. Received: {w.shape}")
     for name, index, size in (("rows", rows, len(mask.time)), ("columns", columns, len(mask.in_))):
@@ -170,6 +174,7 @@ def _in_groups(kernel, groups, results, operands, mask):
 
 def entries(mask):
     """The mask itself, (r, i, o), float32, of any noise's `Entries`."""
+    methods.check_rows(mask)
     rows, inputs, outputs = len(mask.time), len(mask.in_), len(mask.out)
     filled = _zeros((rows, inputs, outputs), np.dtype(np.float32))
     if filled.size:

@@ -40,7 +40,7 @@ def kept_on_disk(decorator, function, *modules):
     function.__qualname__ += f"_{_checksum(modules):08x}"
     try:
         return decorator(cache=True)(function)
-    except RuntimeError:
+    except (RuntimeError, OSError):  # no folder can be written, or the disk is full
         return decorator()(function)
 
 
@@ -64,9 +64,9 @@ def shifted(x):
 
 
 @inlined
-def all_shifted(words):
-    """`shifted` of an array."""
-    result = np.empty_like(words)
+def all_shifted(words, size):
+    """`shifted` of an array, with zeros behind up to a size."""
+    result = np.zeros(size, u32)
     for n in range(len(words)):
         result[n] = shifted(words[n])
     return result
@@ -122,7 +122,7 @@ def forward(start, stop, y, x, w, mask):
         _last(mask.threshold),
         np.empty((DEPTH, outputs), w.dtype),
     )
-    time, sample, in_, out = mask.time, mask.sample, mask.in_, all_shifted(mask.out)
+    time, sample, in_, out = mask.time, mask.sample, mask.in_, all_shifted(mask.out, outputs)
     tile = min(inputs, TILE // outputs + 1)
     first, second = np.empty(tile, u32), np.empty(tile, u32)
     for begin in range(0, inputs, tile):
@@ -193,7 +193,7 @@ def backward(start, stop, dx, dw, dy, x, w, mask):
         _last(mask.threshold),
         np.empty((3, outputs), w.dtype),
     )
-    time, sample, in_, out = mask.time, mask.sample, mask.in_, all_shifted(mask.out)
+    time, sample, in_, out = mask.time, mask.sample, mask.in_, all_shifted(mask.out, outputs)
     scale = _scale(mask.threshold, w.dtype)
     tile = min(rows, TILE // max(1, positions * outputs) + 1)
     first, second = np.empty(tile, u32), np.empty(tile, u32)
@@ -294,7 +294,8 @@ def _scale(threshold, dtype):
 @compiled
 def sparse_forward(start, stop, y, values, rows, columns, w, mask):
     """Add the entries `start` ... `stop` to y."""
-    halves, last, out = halves_of_keys(mask.seed, mask.call, u32(0)), _last(mask.threshold), all_shifted(mask.out)
+    halves, last = halves_of_keys(mask.seed, mask.call, u32(0)), _last(mask.threshold)
+    out = all_shifted(mask.out, len(mask.out))
     scale, zero = _scale(mask.threshold, w.dtype), w.dtype.type(0)
     for n in range(start, stop):
         r, i = rows[n], columns[n]
@@ -307,7 +308,8 @@ def sparse_forward(start, stop, y, values, rows, columns, w, mask):
 @compiled
 def sparse_backward(start, stop, dvalues, dw, values, rows, columns, w, dy, mask):
     """Fill the entries `start` ... `stop` of dvalues, and add them to dw."""
-    halves, last, out = halves_of_keys(mask.seed, mask.call, u32(0)), _last(mask.threshold), all_shifted(mask.out)
+    halves, last = halves_of_keys(mask.seed, mask.call, u32(0)), _last(mask.threshold)
+    out = all_shifted(mask.out, len(mask.out))
     scale, zero = _scale(mask.threshold, w.dtype), w.dtype.type(0)
     for n in range(start, stop):
         r, i = rows[n], columns[n]

@@ -279,23 +279,31 @@ def masked(w, grid):
     return _jitted_masked(noise, *_varying_alike(grid, w))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _masked(noise, grid, w):
     return methods.masked(w, _with_noise(noise, grid), xp)  # which may be exported
 
 
-def _masked_forward(noise, grid, w):
+@_masked.defjvp
+def _derivative_of_masked(noise, primals, tangents):
+    (grid, w), (_, of_w) = primals, tangents
+    made, _ = _varying_alike(_made(noise, grid), w)
+    return w * made, of_w * made
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _made(noise, grid):
     from pernodedrop.backends import xla_kernels
 
-    made, _ = _varying_alike(xla_kernels.entries(methods.Entries.of(_with_noise(noise, grid), xp)), w)
-    return w * made, made
+    return xla_kernels.entries(methods.Entries.of(_with_noise(noise, grid), xp))
 
 
-def _masked_backward(noise, made, dy):
-    return None, sum(dy * made, axis=0)
+@_made.defjvp
+def _no_derivative(noise, primals, _):
+    made = _made(noise, *primals)
+    return made, zeros_like(made)
 
 
-_masked.defvjp(_masked_forward, _masked_backward)
 _jitted_masked = jax.jit(_masked, static_argnums=0)
 
 

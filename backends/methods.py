@@ -97,6 +97,13 @@ class Entries(typing.NamedTuple):
         return cls(code, numbers, *field.key, *grid[1:])
 
 
+def check_rows(mask: "Decisions | Entries") -> None:
+    """Raise a ValueError unless each row has its time and its sample."""
+    times, samples = tuple(mask.time.shape), tuple(mask.sample.shape)
+    if times != samples:
+        raise ValueError(f"Expected as many coordinates sample as time {times}. Received: {samples}")
+
+
 def _check_operands(mask: "Decisions | Entries", x: Tensor, w: Tensor, dy: Tensor | None) -> None:
     """Raise a ValueError unless operands are those of the coordinates of a mask.
 

@@ -246,8 +246,8 @@ def _each_two(function, registers, to, a, b, n):
 def _run(code, start, stop, registers, words, begin, n):
     """Carry out the lines `start` ... `stop` of code on n entries, whose words (lane, entry) begin there."""
     # a row of registers as an array of its own would be counted, by an atomic operation
-    for line in range(start, stop):
-        step, to, a, b, c = code[line, 0], code[line, 1], code[line, 2], code[line, 3], code[line, 4]
+    for at in range(start, stop):
+        step, to, a, b, c = code[at, 0], code[at, 1], code[at, 2], code[at, 3], code[at, 4]
         if step == _UNIFORM:
             line = words[a, begin : begin + n]
             for k in range(n):
@@ -270,24 +270,24 @@ def _run(code, start, stop, registers, words, begin, n):
 
 _SIGNATURE = types.void(
     types.CPointer(types.int32), types.intp, types.CPointer(types.float32), types.intp, types.uint32, types.uint32,
-    types.CPointer(types.uint32), types.intp, types.CPointer(types.uint32), types.intp, types.CPointer(types.float32),
+    types.CPointer(types.uint32), types.intp, types.CPointer(types.uint32), types.intp, types.CPointer(types.float32), types.intp,
 )  # fmt: skip
 
 
-def _make(code, lines, numbers, known, seed, call, places, count, out, outputs, made):
-    """Fill made (count, outputs) with the entries of rows of outputs at places (count, [time, sample, in])."""
+def _make(code, lines, numbers, known, seed, call, places, count, out, outputs, made, width):
+    """Fill made (count, width) with the entries of rows of outputs at places (count, [time, sample, in]), and zeros."""
     code, numbers = numba.carray(code, (lines, 5)), numba.carray(numbers, known)
-    places, out = numba.carray(places, (count, 3)), all_shifted(numba.carray(out, outputs))
-    size = count * outputs
+    places, out = numba.carray(places, (count, 3)), all_shifted(numba.carray(out, outputs), width)
+    size = count * width
     made = numba.carray(made, size)
     lanes, common, result = code[0, 0], code[0, 2], code[0, 3]
     registers = np.empty((code[0, 1], _BLOCK), np.float32)
     for n in range(known):
         registers[n] = numbers[n]
-    words = np.empty((lanes, count, outputs), u32)
+    words = np.empty((lanes, count, width), u32)
     for lane in range(lanes):
         halves = halves_of_keys(seed, call, u32(lane))
-        if outputs == 1:  # so that places fill vectors
+        if width == 1:  # so that places fill vectors
             line = words[lane, :, 0]
             for n in range(count):
                 first, second = key_of_row(halves, places[n, 0], places[n, 1], places[n, 2])
@@ -295,7 +295,7 @@ def _make(code, lines, numbers, known, seed, call, places, count, out, outputs, 
             continue
         for n in range(count):
             first, second = key_of_row(halves, places[n, 0], places[n, 1], places[n, 2])
-            for o in range(outputs):
+            for o in range(width):
                 words[lane, n, o] = finished(u32(out[o] ^ first), second)
     flat = words.reshape((len(words), size))
     for begin in range(-_BLOCK, size, _BLOCK):  # at first the steps that are the same for all entries
@@ -308,6 +308,9 @@ def _make(code, lines, numbers, known, seed, call, places, count, out, outputs, 
             block = made[left : left + n]
             for k in range(n):
                 block[k] = registers[result, k]
+    for n in range(count):
+        for o in range(outputs, width):
+            made[n * width + o] = f32(0)
 
 
 _interpreter = kept_on_disk(
@@ -321,11 +324,11 @@ _by_name = types.ExternalFunction("pernodedrop_entries", _SIGNATURE)
 
 @inlined
 def _make_entries(made, places, count, mask):
-    """The first `count` rows of made (row, out), of places as of `_make`."""
+    """The first `count` rows of made, of places as of `_make`."""
     code, numbers, out = mask.code, mask.numbers, mask.out
     _by_name(
         code.ctypes, len(code), numbers.ctypes, len(numbers), mask.seed, mask.call,
-        places.ctypes, count, out.ctypes, len(out), made.ctypes,
+        places.ctypes, count, out.ctypes, len(out), made.ctypes, made.shape[1],
     )  # fmt: skip
 
 

@@ -5,13 +5,14 @@ makes a list of steps for blocks of entries: numbers that any framework hands to
 So the kernel is compiled once for all noises, a user's own too. Arithmetic rounds as NumPy's does.
 """
 
+import dataclasses
 import functools
 import typing
 
 import numpy as np
 
 from pernodedrop.internals import of_torch
-from pernodedrop.noise import Noise
+from pernodedrop.noise import LEVELS, Noise
 
 OF_LANE = ("uniform", "bits24")
 UNARY = (
@@ -51,13 +52,18 @@ def of(noise: Noise) -> Program | None:
     Called with symbols such a noise fails, by whatever error, and is left to those who call it with tensors.
     """
     try:
-        return _of(noise)
+        return _of(noise, written(noise))
     except TypeError:  # of a noise that has no hash
         return None
 
 
+def written(noise: Noise) -> tuple[typing.Any, ...]:
+    """All of what a noise is: equal ones may differ in the sign of 0, or in a field that is not compared."""
+    return type(noise), *(repr(getattr(noise, field.name)) for field in dataclasses.fields(noise))
+
+
 @functools.lru_cache(maxsize=256)
-def _of(noise: Noise) -> Program | None:
+def _of(noise: Noise, _: tuple[typing.Any, ...]) -> Program | None:
     trace = _Trace()
     try:
         params = {name: trace.number(value.dtype.name) for name, value in noise.params().items()}
@@ -68,7 +74,7 @@ def _of(noise: Noise) -> Program | None:
 
 
 class _Symbol:
-    """A float32 tensor ("float"), an int32 one ("int"), decisions ("bool") or words ("word") of a trace."""
+    """A float32 tensor ("float"), an int32 number ("int"), decisions ("bool"), words ("word") or their bits ("bits")."""
 
     __array_ufunc__ = None  # NumPy's scalars leave operators to it
     __hash__ = None  # type: ignore[assignment] # no key, since == gives a symbol
@@ -144,7 +150,7 @@ class _Trace:
         return _Symbol(self, "word", lane)
 
     def number(self, dtype: str) -> _Symbol:
-        """A number of the noise's own. An int32 may be rounded: it is compared with what is below 2**24."""
+        """A number of the noise's own. An int32 is rounded to float32 from 2**24."""
         return self.symbol({"float32": "float", "int32": "int"}[dtype], "number", len(self.values))
 
     def constant(self, value: typing.Any) -> _Symbol:
@@ -166,9 +172,19 @@ class _Trace:
         return self.symbol("float", name, *(self.place(value, "float") for value in operands))
 
     def compare(self, name: str, *operands: typing.Any) -> _Symbol:
-        return self.symbol("bool", name, *(self.place(value, "float", "int") for value in operands))
+        """A decision. That on integers is right where all but one of them are below 2**24, which rounding keeps."""
+        kinds = {value.kind if isinstance(value, _Symbol) else "constant" for value in operands}
+        if "int" in kinds and kinds - {"int"} not in ({"bits"}, {"constant"}):
+            raise TypeError("rounded integers")
+        if "constant" in kinds and kinds & {"int", "bits"}:
+            (constant,) = (value for value in operands if not isinstance(value, _Symbol))
+            if constant != int(constant) or abs(constant) >= LEVELS:
+                raise TypeError("a rounded constant")
+        return self.symbol("bool", name, *(self.place(value, "float", "int", "bits") for value in operands))
 
     def logical(self, name: str, *operands: typing.Any) -> _Symbol:
+        if not all(isinstance(value, _Symbol | bool) for value in operands):
+            raise TypeError("an operation on bits")
         return self.symbol("bool", name, *(self.place(value, "bool") for value in operands))
 
     def program(self, result: typing.Any, lanes: int, names: tuple[str, ...]) -> Program:
@@ -232,16 +248,18 @@ class _Symbolic:
     def __getattr__(self, name: str) -> typing.Callable[..., _Symbol]:
         if name not in (*UNARY[1:], "minimum", "maximum"):
             raise AttributeError(name)
-        return functools.partial(self._trace.step, name)
+        if name in UNARY:
+            return lambda x: self._trace.step(name, x)
+        return lambda a, b: self._trace.step(name, a, b)
 
     def uniform(self, word: _Symbol) -> _Symbol:
         return self._trace.symbol("float", "uniform", self._trace.place(word, "word"))
 
     def bits24(self, word: _Symbol) -> _Symbol:
-        return self._trace.symbol("int", "bits24", self._trace.place(word, "word"))
+        return self._trace.symbol("bits", "bits24", self._trace.place(word, "word"))
 
     def float32(self, x: _Symbol) -> _Symbol:
-        return _Symbol(self._trace, "float", self._trace.place(x, "float", "int", "bool"))
+        return _Symbol(self._trace, "float", self._trace.place(x, "float", "int", "bits", "bool"))
 
     def where(self, condition: _Symbol, a: typing.Any, b: typing.Any) -> _Symbol:
         places = (self._trace.place(value, "float") for value in (a, b))

@@ -141,6 +141,7 @@ def _on_cpu(x, w, mask):
 def _on_cuda(x, w, mask):
     if 0 in x.shape:
         return x.new_zeros((*x.shape[:2], w.shape[1]))
+    x, w = map(_written_out, (x, w))
     return TRITON_KERNELS.forward(x[:, 0], w, methods.from_flat(mask))[:, None]
 
 
@@ -154,13 +155,19 @@ def _backward_on_cpu(dy, x, w, mask):
 def _backward_on_cuda(dy, x, w, mask):
     if 0 in x.shape:
         return torch.zeros_like(x), torch.zeros_like(w)
+    dy, x, w = map(_written_out, (dy, x, w))
     dx, dw = TRITON_KERNELS.backward(dy[:, 0], x[:, 0], w, methods.from_flat(mask))
     return dx[:, None], dw
 
 
 def _array(tensor):
     """The same memory for NumPy; `tensor.numpy()` would keep FSDP2 from ever freeing a gathered weight."""
-    return np.from_dlpack(tensor.detach())
+    return np.from_dlpack(_written_out(tensor))
+
+
+def _written_out(tensor):
+    """A tensor whose memory has its numbers, and not those of its negative, as that of a conjugate's imaginary part."""
+    return tensor.detach().resolve_neg()
 
 
 def _host(mask):
@@ -205,7 +212,7 @@ def entries(mask: Tensors) -> torch.Tensor:
 @entries.register_fake
 def _(mask):
     *_, time, _, in_, out = mask
-    return mask[1].new_empty((len(time), len(in_), len(out)))
+    return mask[1].new_empty((time.shape[0], in_.shape[0], out.shape[0]))
 
 
 @torch.library.custom_op("pernodedrop::kernel", mutates_args=(), device_types="cpu")

@@ -8,6 +8,7 @@ XLA hands a call the address of a frame whose layout is that of its C interface,
 import ctypes
 import functools
 import os
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +30,7 @@ _CALLS = 4 * max(4, os.cpu_count() or 1)  # below a dozen steps XLA takes them o
 def product(x, w, mask):
     """As `cpu_kernels.product`, on traced arrays."""
     mask.check(x, w)
-    outputs, w, mask = w.shape[1], cpu_kernels.padded(w, jnp), mask._replace(out=cpu_kernels.padded(mask.out, jnp))
+    outputs, w = w.shape[1], cpu_kernels.padded(w, jnp)
     operands = (x, w, *mask)
     parts = [
         _call("forward", mask, span, operands, (span[1] - span[0], x.shape[1], w.shape[1]))[0]
@@ -41,8 +42,8 @@ def product(x, w, mask):
 def gradients(dy, x, w, mask):
     """As `cpu_kernels.gradients`, on traced arrays."""
     mask.check(x, w, dy)
-    outputs, dy, w, out = w.shape[1], *(cpu_kernels.padded(a, jnp) for a in (dy, w, mask.out))
-    operands = (dy, x, w, *mask._replace(out=out))
+    outputs, dy, w = w.shape[1], cpu_kernels.padded(dy, jnp), cpu_kernels.padded(w, jnp)
+    operands = (dy, x, w, *mask)
     parts = [
         _call("backward", mask, span, operands, (*x.shape[:2], span[1] - span[0]), (span[1] - span[0], w.shape[1]))
         for span in cpu_kernels.spans(len(w), _parts(x, w))
@@ -57,6 +58,7 @@ def _parts(x, w):
 
 def entries(mask):
     """As `cpu_kernels.entries`, on traced arrays."""
+    methods.check_rows(mask)
     inputs, outputs = len(mask.in_), len(mask.out)
     size = len(mask.time) * inputs
     parts = [
@@ -77,6 +79,7 @@ def sparse_gradients(dy, values, rows, columns, w, mask):
 
 
 def _call_listed(name, mask, operands, *shapes):
+    methods.check_rows(mask)
     values, rows, columns, *rest = operands
     operands = (values, rows.astype(np.int32), columns.astype(np.int32), *rest)
     return _call(name, mask, (0, len(values)), operands, *shapes)
@@ -258,9 +261,18 @@ def _handler(name, kernels):
     return {f.__name__: f for f in (forward, backward, sparse_forward, sparse_backward, fill)}[name]
 
 
-@functools.cache
 def _registered(name, kernels):
     """The name by which XLA knows a handler, once it is compiled."""
+    with _REGISTERING:
+        return _register(name, kernels)
+
+
+_REGISTERING = threading.Lock()
+"""Held until a handler is registered: XLA refuses to know another one by its name."""
+
+
+@functools.cache
+def _register(name, kernels):
     capsule = ctypes.pythonapi.PyCapsule_New
     capsule.restype, capsule.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
     decorator, sources = functools.partial(numba.cfunc, types.intp(types.intp)), (generator, methods, noise, kernels)

@@ -194,6 +194,28 @@ def test_gradients_can_be_differentiated(name):
         np.testing.assert_allclose(got, wanted, rtol=1e-3, atol=1e-3 * abs(wanted).numpy().max())
 
 
+@pytest.mark.only_backend("jax", reason="TensorFlow's are above, and torch has no forward mode through Keras")
+def test_a_forward_mode_and_a_hessian_are_those_of_the_product_with_the_mask_in_memory():
+    import jax
+
+    make, shape = LAYERS["depthwise1d"]
+    inner = make()
+    inner.build(shape)
+    x, kernel = inputs(shape), inner.kernel.value
+
+    def derivatives(method):
+        run = with_kernel(pnd.PerNodeDrop(inner, noise=NOISE, seed=1, method=method))
+
+        def loss(kernel):
+            return (run(x, kernel) ** 3).sum()
+
+        return jax.jvp(lambda kernel: run(x, kernel), (kernel,), (kernel + 1,)), jax.hessian(loss)(kernel)
+
+    found, wanted = (jax.tree.leaves(derivatives(method)) for method in ("auto", "materialized"))
+    for got, want in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("name", ["conv2d", "depthwise2d"])
 def test_kernels_that_would_take_too_much_memory_are_not_made(name, monkeypatch):
     """Nor where each position has a mask of its own, or there is one position only: by patches it is the same."""

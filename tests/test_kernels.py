@@ -1,6 +1,12 @@
 """Kernels written by hand: the masks and sums of the other ways, where and only where they can be had."""
 
+import concurrent.futures
+import contextlib
 import ctypes
+import errno
+import functools
+import math
+import threading
 import types
 
 import numpy as np
@@ -9,9 +15,9 @@ import pytest
 import pernodedrop as pnd
 from pernodedrop.backends import methods
 from tests import noises
-from tests.frameworks import NAME, XP, array, compiled, tensor, value_and_gradients
+from tests.frameworks import NAME, XP, array, compiled, needs_gradients, tensor, value_and_gradients
 from tests.processes import child
-from tests.products import BERNOULLI, FAR, KEY, SMALL, check, masked_dense, numpy_mask, operands, product
+from tests.products import BERNOULLI, FAR, KEY, SMALL, check, einsums, masked_dense, numpy_mask, operands, product
 
 SHAPES = [
     ((5, 37), 11, None),  # outputs that do not fill a vector
@@ -43,6 +49,27 @@ def test_products_and_gradients_of_any_noise_are_the_sums_over_its_mask(noise, s
     x, w, upstream = operands(shape, outputs, "float32")
     mask = numpy_mask(noise, x, w, sharing=sharing, sample_offset=FAR)
     check(x, w, upstream, mask, 2e-5, noise=noise, sharing=sharing, sample_offset=FAR, method="kernel")
+
+
+class Sometimes(pnd.Noise):
+    """Infinite for half of the entries."""
+
+    variance = math.inf
+
+    def from_uniform(self, u, params, xp):
+        return 1 / xp.maximum(u - 0.5, 0.0)
+
+
+@needs_gradients
+def test_infinite_entries_are_of_true_outputs_alone():
+    """What fills vectors up is 0 times them, and would be NaN."""
+    x, w, upstream = np.ones((8, 6), "float32"), np.ones((6, 3), "float32"), np.ones((8, 3), "float32")
+    run = functools.partial(masked_dense, noise=Sometimes(), key=KEY, method="kernel")
+    y, (dx, dw) = value_and_gradients(run, x, w, upstream=upstream)
+    with np.errstate(divide="ignore"):
+        mask = pnd.ops.sample_mask(Sometimes(), KEY, (8, 6, 3), backend="numpy")
+    for found, axis in ((y, 1), (dx, 2), (dw, 0)):
+        np.testing.assert_allclose(found, mask.sum(axis), rtol=1e-5)
 
 
 @pytest.mark.skip_backend("jax", reason="JAX' kernel takes float32 only")
@@ -230,6 +257,66 @@ def test_a_handler_answers_which_version_of_xla_s_interface_it_is_for(interface,
         frame = structure(ctypes.addressof(extension), ctypes.addressof(api) if api else 0, *[0] * 12)
         assert handler.ctypes(ctypes.addressof(frame)) == 0
         assert metadata[3] == version(*answer)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("error", [RuntimeError("no folder can be written"), OSError(errno.ENOSPC, "full")], ids=repr)
+def test_what_cannot_be_kept_on_disk_is_compiled_all_the_same(error):
+    from pernodedrop.backends import decision_kernels
+
+    def decorator(cache=False):
+        def decorate(function):
+            if cache:
+                raise error
+            return function
+
+        return decorate
+
+    def kernel():
+        pass
+
+    assert decision_kernels.kept_on_disk(decorator, kernel) is kernel
+
+
+@pytest.mark.only_backend("jax", reason="checks the handlers that are given to XLA")
+def test_threads_that_need_a_handler_at_once_register_it_once(monkeypatch):
+    import jax
+
+    from pernodedrop.backends import decision_kernels, xla_kernels
+
+    registered, both = [], threading.Barrier(2)
+    handler = xla_kernels.handlers[0]
+
+    def compiled(*_):
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both.wait(0.2)  # for another thread that compiles as well
+        return handler
+
+    monkeypatch.setattr(decision_kernels, "kept_on_disk", compiled)
+    monkeypatch.setattr(jax.ffi, "register_ffi_target", lambda target, *_, **__: registered.append(target))
+    monkeypatch.setattr(xla_kernels, "handlers", [])
+    kernels = types.ModuleType("kernels_of_a_test")
+    kernels.__file__ = __file__
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        targets = list(pool.map(lambda _: xla_kernels._registered("forward", kernels), range(2)))
+    assert targets == registered * 2 == ["kernels_of_a_test_forward"] * 2
+
+
+@pytest.mark.only_backend("torch", reason="its tensors may have the numbers' negatives in memory")
+def test_a_tensor_that_is_only_marked_as_negative_is_negative():
+    import torch
+
+    def marked(values):
+        return torch.complex(torch.zeros(values.shape), -torch.from_numpy(values)).conj().imag
+
+    arrays = x, w, upstream = operands(*SMALL, "float32")
+    x, w, upstream = (marked(values) for values in arrays)
+    assert x.is_neg()
+    y = masked_dense(x.requires_grad_(), w.requires_grad_(), BERNOULLI, KEY, method="kernel")
+    y.backward(upstream)
+    wanted = einsums(*arrays, numpy_mask(BERNOULLI, *arrays[:2]))
+    for found, sums in zip((y.detach(), x.grad, w.grad), wanted, strict=True):
+        np.testing.assert_allclose(found, sums, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.slow

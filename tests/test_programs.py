@@ -45,6 +45,18 @@ KINDS = [
 ]
 
 
+def test_rows_whose_samples_are_too_few_are_refused():
+    """The kernel would read beyond them."""
+    mask = methods.Entries.of(grid_of(pnd.Uniform(0.3), (5, 3, 4)), numpy_ops)
+    short, listed = mask._replace(sample=mask.sample[:1]), np.zeros(1, "int32")
+    for call in (
+        lambda: cpu_kernels.entries(short),
+        lambda: cpu_kernels.sparse_product(np.ones(1, "float32"), listed, listed, np.ones((3, 4), "float32"), short),
+    ):
+        with pytest.raises(ValueError, match=r"as many coordinates sample as time \(5,\)\. Received: \(1,\)"):
+            call()
+
+
 @pytest.mark.parametrize("positions", [1, 3])
 @pytest.mark.parametrize("noise", KINDS, ids=repr)
 def test_products_and_gradients_are_the_sums_over_the_mask(noise, positions):
@@ -175,6 +187,10 @@ OTHERS = {
     "an array": lambda u, xp: u + np.ones(3, "float32"),
     "a bool": lambda u, xp: u < 0.5,
     "a number": lambda u, xp: 1.0,
+    "bits of a number": lambda u, xp: xp.float32((u < 0.5) & 2),
+    "an operand too many": lambda u, xp: xp.sqrt(u, u),
+    "no operand": lambda u, xp: u + xp.sqrt(),
+    "four operands": lambda u, xp: xp.maximum(u, u, u, u),
     "too many steps": lambda u, xp: sum(xp.sin(n * u) for n in range(300)),
 }
 
@@ -190,6 +206,37 @@ class Listed(pnd.Noise):
 
     def from_uniform(self, u, params, xp):
         return self.values[0] * u
+
+
+class Levels(pnd.Noise):
+    """A decision on integers, which float32 holds up to 2**24."""
+
+    decide: object
+    variance = 1.0
+
+    def params(self):
+        return {"n": np.int32(2**24 + 1), "m": np.int32(2**24)}
+
+    def from_words(self, words, params, xp):
+        return xp.float32(self.decide(xp.bits24(words[0]), params))
+
+
+@pytest.mark.parametrize(
+    ("decide", "exact"),
+    [
+        (lambda bits, params: bits < params["m"], True),
+        (lambda bits, params: params["n"] > 2**24 - 1, True),
+        (lambda bits, params: bits < 8388608.0, True),
+        (lambda bits, params: params["n"] == params["m"], False),
+        (lambda bits, params: params["n"] <= 2**24, False),
+        (lambda bits, params: bits < 1e7 + 0.25, False),
+    ],
+)
+def test_integers_are_compared_where_float32_tells_them_apart(decide, exact):
+    noise = Levels(decide)
+    assert (programs.of(noise) is not None) == exact
+    if exact:
+        np.testing.assert_array_equal(*both(noise))
 
 
 def test_a_noise_without_a_hash_is_no_program():
@@ -212,6 +259,27 @@ def test_registers_are_used_again():
     assert long[0][1] == short[0][1]
     assert len(long) > len(short)
     np.testing.assert_array_equal(*both(polynomial(20)))
+
+
+class Scaled(pnd.Noise):
+    """Its scale is no number that is handed in, and no part of what is compared."""
+
+    shift: float
+    scale: float = dataclasses.field(default=1.0, compare=False)
+    variance = 1.0
+
+    def params(self):
+        return {}
+
+    def from_uniform(self, u, params, xp):
+        return xp.maximum(1 / (self.shift * u), -9.0) + self.scale * u
+
+
+@pytest.mark.parametrize("noises", [(Scaled(1.0, 1.0), Scaled(1.0, 2.0)), (Scaled(0.0), Scaled(-0.0))], ids=str)
+def test_noises_that_are_equal_and_written_otherwise_have_programs_of_their_own(noises):
+    one, other = noises
+    assert one == other
+    assert repr(programs.of(one)) != repr(programs.of(other))
 
 
 def test_a_program_is_made_once_for_equal_noises():
