@@ -677,7 +677,15 @@ def test_what_cannot_be_done_is_refused_by_name(make, rule, words):
     [
         ({"rule": "c"}, r"`rule`.*whole names between dots, what takes noise: 'a', 'b'.*rule='c'"),
         ({"rule": "all-conv"}, r"`rule`.*'a', 'b'"),
-        ({"rule": "all-linear", "regularizer": "noisy_rnn"}, r"`rule`.*takes noise: nothing does"),
+        (
+            {"rule": "all-linear", "regularizer": "noisy_rnn"},
+            r"`regularizer`.*'all-linear' chooses: 'per_node_drop', 'drop",
+        ),
+        ({"rule": ["a", "all-conv"]}, r"`rule`.*'a', 'b'; its element 'all-conv' chooses none"),
+        ({"rule": ["a", "b"], "exclude": ["a", "c"]}, r"`exclude`.*'a', 'b'; its element 'c' chooses none"),
+        ({"rule": "a", "name": "q"}, r"`name`. Expected only what .*'per_node_drop' takes for the Dense 'a': rate, "),
+        ({"rule": "a", "projections": ["query"]}, r"`projections`.*takes for the Dense 'a'"),
+        ({"rule": layers.Dense(4)}, r"`rule`.*'all-linear'.*a class of keras.layers.Layer.*rule=<Dense"),
         ({"rule": "a", "exclude": "b"}, r"`exclude`.*what the rule chooses: 'a'.*exclude='b'"),
         ({"rule": "a", "regularizer": "dropout"}, r"`regularizer`.*'per_node_drop'"),
         ({"rule": noise, "rate": 0.2}, r"`rule`.*no function beside"),

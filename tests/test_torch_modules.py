@@ -486,6 +486,10 @@ def test_a_function_says_what_stands_where():
         return pndt.Dropout(module.p, seed=1) if isinstance(module, torch.nn.Dropout) else None
 
     assert type(pndt.apply(model, rule)[1]) is pndt.Dropout
+    shared = torch.nn.Identity()
+    model = torch.nn.Sequential(shared, shared)
+    pndt.apply(model, lambda name, module: torch.nn.Sequential() if module is shared else None)  # which is false
+    assert model[0] is model[1] is not shared
     single = pndt.apply(torch.nn.Linear(3, 4), torch.nn.Linear, rate=0.5)
     assert type(single) is pndt.PerNodeLinear
 
@@ -555,6 +559,37 @@ REFUSALS = {
     "no kernels": (lambda: pndt.NoisyGRU(3, 4, kernels=()), "`kernels`.*one or more"),
     "members of a loop": (lambda: pndt.NoisyRNN(3, 4, regime="bank"), "`regime`"),
     "recurrent and linear": (lambda: pndt.apply(torch.nn.LSTM(3, 4), "all-linear"), "takes noise: nothing does"),
+    "recurrent": (lambda: pndt.apply(torch.nn.LSTM(3, 4), "all-recurrent"), "`regularizer`.*'noisy_rnn'.*='per_node"),
+    "recurrent by name": (
+        lambda: pndt.apply(torch.nn.Sequential(torch.nn.LSTM(3, 4)), "0"),
+        "`regularizer`. Expected one that takes what the rule '0' chooses: 'noisy_rnn'",
+    ),
+    "a kind of a list": (
+        lambda: pndt.apply(
+            torch.nn.Sequential(torch.nn.LSTM(3, 4), torch.nn.Linear(4, 1)), ["all-recurrent", "all-linear"]
+        ),
+        "`regularizer`.*the rule 'all-recurrent' chooses: 'noisy_rnn'",
+    ),
+    "a name of a list": (
+        lambda: pndt.apply(Network(), ["all-conv", "haed"], "drop_connect"),
+        r"`rule`.*'head'; its element 'haed' chooses none.*rule=\['all-conv', 'haed'\]",
+    ),
+    "a list in a list": (lambda: pndt.apply(Network(), ["head", ("tail",)]), "`rule`.*its element 'tail'"),
+    "an empty list": (lambda: pndt.apply(Network(), []), r"`rule`.*what takes noise: .*rule=\[\]"),
+    "a name of a list of excluded": (
+        lambda: pndt.apply(Network(), "all-linear", exclude=["head", "tail"]),
+        r"`exclude`.*'heads', 'head'; its element 'tail' chooses none.*exclude=\['head', 'tail'\]",
+    ),
+    "all excluded": (
+        lambda: pndt.apply(Network(), "head", exclude="head"),
+        "`exclude`.*leaves something of what the rule chooses: 'head'",
+    ),
+    "argument of others": (
+        lambda: pndt.apply(Network(), "head", projections=("query",)),
+        r"`projections`.*'per_node_drop' takes for the Linear 'head': rate, .*\('query',\)",
+    ),
+    "argument of the plain": (lambda: pndt.apply(Network(), "head", bias=False), "`bias`.*takes for the Linear 'head'"),
+    "module for a rule": (lambda: pndt.apply(Network(), torch.nn.Linear(3, 4)), "`rule`.*a class of torch.nn.Module"),
     "projections": (lambda: pndt.DropConnectMultiheadAttention(4, 2, projections=("keys",)), "`projections`"),
     "no projections": (lambda: pndt.DropConnectMultiheadAttention(4, 2, projections=()), "one or more"),
     "noisy attention": (
@@ -567,7 +602,7 @@ REFUSALS = {
     ),
     "attention of samples": (
         lambda: pndt.apply(torch.nn.MultiheadAttention(4, 2), "all-attention"),
-        "takes noise: 'out_proj'",
+        "`regularizer`.*'all-attention' chooses: 'drop_connect'",
     ),
     "apply of Keras": (lambda: pnd.apply(torch.nn.Linear(3, 4), "all-linear"), r"a keras.Model; pernodedrop.torch has"),
     "predict of Keras": (lambda: pnd.uncertainty.predict(torch.nn.Linear(3, 4), inputs(2, 3)), "pernodedrop.torch has"),
