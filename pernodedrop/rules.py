@@ -3,6 +3,7 @@
 import collections
 import collections.abc
 import dataclasses
+import inspect
 import re
 import typing
 
@@ -11,6 +12,15 @@ from pernodedrop import checks, generator
 Module: typing.TypeAlias = typing.Any
 Choice: typing.TypeAlias = str | type | collections.abc.Sequence[typing.Any]
 Function: typing.TypeAlias = collections.abc.Callable[[str, Module], Module | None]
+
+LISTS = (list, tuple, set, frozenset)
+
+
+def arguments_of(kind: typing.Any) -> list[str]:
+    """The names of the arguments that a class has itself, and does not hand on to the plain one."""
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    found = inspect.signature(kind.__init__).parameters.items()
+    return [name for name, one in found if name != "self" and one.kind in named]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +34,7 @@ class Family:
         method: the name of the method that computes.
         kinds: by their names in rules, the classes that take noise.
         regularizers: by name, the noisy classes; each has its `plain` one, and is made `from_plain`.
+        arguments: a function from one of these classes to the names of what `from_plain` takes.
     """
 
     module: type
@@ -32,6 +43,7 @@ class Family:
     method: str
     kinds: dict[str, tuple[type, ...]]
     regularizers: dict[str, tuple[typing.Any, ...]]
+    arguments: collections.abc.Callable[[typing.Any], list[str]] = arguments_of
 
     def check_model(self, model: typing.Any) -> None:
         """Raise unless a model is a module."""
@@ -49,7 +61,7 @@ class Family:
                 raise ValueError(checks.invalid(argument, f"a regular expression ({error})", choice)) from error
         if isinstance(choice, type) and issubclass(choice, self.module):
             return isinstance(module, choice)
-        if isinstance(choice, list | tuple | set | frozenset):
+        if isinstance(choice, LISTS):
             return any(self.is_chosen(one, name, module, argument) for one in choice)
         kinds = ", ".join(map(repr, self.kinds))
         expected = f"{kinds}, a regular expression for names, a class of {self.name}, or a list of such"
@@ -82,15 +94,16 @@ class Rule:
         noise: dict[str, typing.Any],
     ) -> None:
         checks.check_seed(seed)
-        self.by_function = callable(rule) and not isinstance(rule, type)
+        self.by_function = callable(rule) and not isinstance(rule, type | family.module)
         if self.by_function and (noise or not all(one is None for one in (regularizer, exclude, seed))):
             expected = "no function beside `regularizer`, `exclude`, `seed` or noise"
             raise ValueError(checks.invalid("rule", expected, rule))
         names = tuple(family.regularizers)
         regularizer = names[0] if regularizer is None else regularizer
-        self.classes = family.regularizers[checks.check_choice(regularizer, "regularizer", names)]
+        self.regularizer = checks.check_choice(regularizer, "regularizer", names)
+        self.classes = family.regularizers[self.regularizer]
         self.family, self.rule, self.exclude, self.seed, self.noise = family, rule, exclude, seed, noise
-        self.excluded: list[str] = []
+        self.named: collections.Counter[str] = collections.Counter()
 
     def __call__(self, name: str, module: Module) -> Module | None:
         if self.by_function:
@@ -99,34 +112,75 @@ class Rule:
         if not self._chooses(name, module):
             return None
         if self.exclude is not None and family.is_chosen(self.exclude, name, module, "exclude"):
-            self.excluded.append(name)
             return None
         kind = next((one for one in self.classes if is_plain(module, one.plain, family.method)), None)
         if isinstance(module, family.noisy) or kind is None:
             noisy = "has noise already: set its `rate`, or `fold` the model before"
             why = noisy if isinstance(module, family.noisy) else f"has a `{family.method}` of its own"
             raise ValueError(checks.invalid("rule", f"a rule that leaves out {name!r}, which {why}", self.rule))
-        own = {} if self.seed is None else {"seed": generator.sibling_seed(self.seed, name)}
+        self._check_arguments(name, module, kind)
+        self.named[name] += 1
+        place = name if self.named[name] == 1 else f"{name} {self.named[name]}"  # Keras lets layers have equal names
+        own = {} if self.seed is None else {"seed": generator.sibling_seed(self.seed, place)}
         return kind.from_plain(module, **own, **self.noise)
 
     def check(self, changes: collections.abc.Sized, modules: collections.abc.Mapping[str, Module]) -> None:
-        """Raise if nothing was changed, or nothing excluded, of all modules by name."""
-        if not changes and self.by_function:
-            kinds = collections.Counter(type(module).__name__ for module in modules.values())
-            had = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
-            raise ValueError(checks.invalid("rule", f"a rule that changes at least one of: {had or 'none'}", self.rule))
+        """Raise if nothing was changed, or a part of the rule or of `exclude` chooses nothing, of modules by name."""
+        if self.by_function:
+            if not changes:
+                kinds = collections.Counter(type(module).__name__ for module in modules.values())
+                had = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+                expected = f"a rule that changes at least one of: {had or 'none'}"
+                raise ValueError(checks.invalid("rule", expected, self.rule))
+            return
+        takes = {name: module for name, module in modules.items() if self._takes_noise(module)}
+        for part in _parts(self.rule):
+            if not self._chosen(part, takes):
+                self._refuse(part, modules, takes)
+        if self.exclude is None:
+            return
+        chosen = {name: module for name, module in takes.items() if self._chooses(name, module)}
+        for part in _parts(self.exclude):
+            if not self._chosen(part, chosen, "exclude"):
+                of_list = _of_list(part, self.exclude)
+                expected = f"names, or their parts between dots, or classes of what the rule chooses: {_listed(chosen)}{of_list}"
+                raise ValueError(checks.invalid("exclude", expected, self.exclude))
         if not changes:
-            names = [name for name, module in modules.items() if any(isinstance(module, k.plain) for k in self.classes)]
-            expected = f"names, or their parts between dots, or classes of what takes noise: {_listed(names)}"
-            raise ValueError(checks.invalid("rule", expected, self.rule))
-        if self.exclude is not None and not self.excluded:
-            names = [name for name, module in modules.items() if self._chooses(name, module)]
-            expected = f"names, or their parts between dots, or classes of what the rule chooses: {_listed(names)}"
+            expected = f"a choice that leaves something of what the rule chooses: {_listed(chosen)}"
             raise ValueError(checks.invalid("exclude", expected, self.exclude))
 
+    def _refuse(self, part: Choice, modules: collections.abc.Mapping[str, Module], takes: dict[str, Module]) -> None:
+        """Raise, since a part of the rule chooses nothing that takes noise."""
+        others = [
+            name
+            for name, classes in self.family.regularizers.items()
+            if any(isinstance(one, kind.plain) for one in self._chosen(part, modules) for kind in classes)
+        ]
+        if others:
+            expected = f"one that takes what the rule {part!r} chooses: {_listed(others)}"
+            raise ValueError(checks.invalid("regularizer", expected, self.regularizer))
+        expected = f"names, or their parts between dots, or classes of what takes noise: {_listed(takes)}"
+        raise ValueError(checks.invalid("rule", f"{expected}{_of_list(part, self.rule)}", self.rule))
+
+    def _takes_noise(self, module: Module) -> bool:
+        return any(isinstance(module, one.plain) for one in self.classes)
+
     def _chooses(self, name: str, module: Module) -> bool:
-        takes_noise = any(isinstance(module, one.plain) for one in self.classes)
-        return takes_noise and self.family.is_chosen(self.rule, name, module)
+        return self._takes_noise(module) and self.family.is_chosen(self.rule, name, module)
+
+    def _chosen(
+        self, choice: typing.Any, modules: collections.abc.Mapping[str, Module], argument: str = "rule"
+    ) -> list[Module]:
+        return [one for name, one in modules.items() if self.family.is_chosen(choice, name, one, argument)]
+
+    def _check_arguments(self, name: str, module: Module, kind: typing.Any) -> None:
+        """Raise if an argument is none of those that make a noisy module of this one."""
+        taken = self.family.arguments(kind)
+        given = {**self.noise, **({} if self.seed is None else {"seed": self.seed})}
+        for argument in given.keys() - {*taken}:
+            of_kind = f"the {type(module).__name__} {name!r}"
+            expected = f"only what regularizer={self.regularizer!r} takes for {of_kind}: {', '.join(taken)}"
+            raise TypeError(checks.invalid(argument, expected, given[argument]))
 
     def _of_function(self, name: str, module: Module) -> Module | None:
         new = typing.cast(Function, self.rule)(name, module)
@@ -136,7 +190,20 @@ class Rule:
         return None if new is module else new
 
 
-def _listed(names: list[str], most: int = 20) -> str:
+def _parts(choice: typing.Any) -> list[typing.Any]:
+    """What a choice consists of, each of which has to choose something: the elements of a list, or itself."""
+    if not isinstance(choice, LISTS) or not choice:
+        return [choice]
+    return [part for one in choice for part in _parts(one)]
+
+
+def _of_list(part: typing.Any, choice: typing.Any) -> str:
+    """What an error about a part of a list adds."""
+    return f"; its element {checks.shown(part)} chooses none" if isinstance(choice, LISTS) and choice else ""
+
+
+def _listed(found: collections.abc.Iterable[str], most: int = 20) -> str:
     """Names for an error, the first ones of many."""
+    names = list(found)
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(map(repr, names[:most])) + more if names else "nothing does"

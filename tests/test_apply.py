@@ -657,6 +657,21 @@ def test_layers_that_a_rule_chooses_by_name_have_seeds_of_their_own_by_their_nam
     assert all(seed is not None for seed in seeds(None).values())
 
 
+class Twins(layers.Layer):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.left, self.right = layers.Dense(4, name="twin"), layers.Dense(4, name="twin")
+
+    def call(self, x):
+        return self.right(self.left(x))
+
+
+def test_layers_of_equal_names_have_seeds_of_their_own():
+    noisy = apply(called(keras.Sequential([Twins()])), "twin", rate=0.2, seed=1)
+    seeds = {layer.seed for layer in all_layers(noisy) if isinstance(layer, pnd.PerNodeDrop)}
+    assert len(seeds) == 2
+
+
 @pytest.mark.parametrize("regularizer", sorted(FAMILY.regularizers))
 def test_every_wrapper_is_known_to_rules_by_its_name_and_goes_around_what_it_says(regularizer):
     x, layer = keras.Input((5, 4)), layers.Dense(3, name="a")
@@ -699,7 +714,15 @@ def test_what_cannot_be_done_is_refused_by_name(make, rule, words):
     [
         ({"rule": "c"}, r"`rule`.*parts between dots, or classes of what takes noise: 'a', 'b'.*rule='c'"),
         ({"rule": "all-conv"}, r"`rule`.*'a', 'b'"),
-        ({"rule": "all-linear", "regularizer": "noisy_rnn"}, r"`rule`.*takes noise: nothing does"),
+        (
+            {"rule": "all-linear", "regularizer": "noisy_rnn"},
+            r"`regularizer`.*'all-linear' chooses: 'per_node_drop', 'drop",
+        ),
+        ({"rule": ["a", "all-conv"]}, r"`rule`.*'a', 'b'; its element 'all-conv' chooses none"),
+        ({"rule": ["a", "b"], "exclude": ["a", "c"]}, r"`exclude`.*'a', 'b'; its element 'c' chooses none"),
+        ({"rule": "a", "name": "q"}, r"`name`. Expected only what .*'per_node_drop' takes for the Dense 'a': rate, "),
+        ({"rule": "a", "projections": ["query"]}, r"`projections`.*takes for the Dense 'a'"),
+        ({"rule": layers.Dense(4)}, r"`rule`.*'all-linear'.*a class of keras.layers.Layer.*rule=<Dense"),
         ({"rule": "a", "exclude": "b"}, r"`exclude`.*what the rule chooses: 'a'.*exclude='b'"),
         ({"rule": "a", "regularizer": "dropout"}, r"`regularizer`.*'per_node_drop'"),
         ({"rule": noise, "rate": 0.2}, r"`rule`.*no function beside"),

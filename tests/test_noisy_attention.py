@@ -188,7 +188,7 @@ def test_in_a_model_of_any_class_it_is_there_before_the_first_call():
 
 
 def test_a_rule_is_not_asked_about_what_is_inside():
-    with pytest.raises(ValueError, match=r"layer of: 1 NoisyAttention\. Received"):
+    with pytest.raises(ValueError, match=r"one of: 1 NoisyAttention\. Received"):
         pnd.apply(noisy_inside(projections=["query"])[1], lambda layer: None)
 
 

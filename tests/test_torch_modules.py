@@ -352,6 +352,19 @@ def test_attention_inside_an_encoder_takes_noise():
     assert found.variance.any()
 
 
+def test_compiled_attention_breaks_the_graph_and_computes_the_same():
+    eager, x = pndt.DropConnectMultiheadAttention(6, 2, rate=0.5, seed=1), inputs(3, 5, 6)
+    model = copy.deepcopy(eager)
+    torch.compiler.reset()
+    compiled = torch.compile(model, backend="aot_eager")
+    for _ in range(2):
+        torch.testing.assert_close(compiled(x, x, x)[0], eager(x, x, x)[0])
+    torch.compiler.reset()
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="device"):
+        torch.compile(model, backend="aot_eager", fullgraph=True)(x, x, x)
+    torch.compiler.reset()
+
+
 # recurrent modules
 
 
@@ -486,6 +499,10 @@ def test_a_function_says_what_stands_where():
         return pndt.Dropout(module.p, seed=1) if isinstance(module, torch.nn.Dropout) else None
 
     assert type(pndt.apply(model, rule)[1]) is pndt.Dropout
+    shared = torch.nn.Identity()
+    model = torch.nn.Sequential(shared, shared)
+    pndt.apply(model, lambda name, module: torch.nn.Sequential() if module is shared else None)  # which is false
+    assert model[0] is model[1] is not shared
     single = pndt.apply(torch.nn.Linear(3, 4), torch.nn.Linear, rate=0.5)
     assert type(single) is pndt.PerNodeLinear
 
@@ -516,6 +533,36 @@ def test_hooks_and_the_mode_stay():
     assert torch.equal(noisy.fold()(x), plain(x))
 
 
+def test_attention_in_inference_stays_in_it():
+    plain, x = torch.nn.MultiheadAttention(6, 2).eval(), inputs(3, 5, 6)
+    expected = plain(x, x, x)
+    noisy = pndt.apply(torch.nn.Sequential(plain), "all-attention", "drop_connect", rate=0.5, seed=1)[0]
+    assert torch.equal(noisy(x, x, x)[0], expected[0])
+    assert noisy.updates == 0
+    assert not torch.equal(noisy.train()(x, x, x)[0], expected[0])
+
+
+def test_attention_has_the_rate_and_the_updates_of_its_masks():
+    attention, x = pndt.DropConnectMultiheadAttention(6, 2, rate=0.5, seed=1), inputs(3, 5, 6)
+    again = pndt.DropConnectMultiheadAttention(6, 2, rate=0.9, seed=1)
+    again.load_state_dict({**again.state_dict(), **dict(attention.named_parameters())})
+    attention.rate = 0.9
+    assert {one.rate for one in attention.masks.values()} == {attention.rate} == {again.rate}
+    assert torch.equal(attention(x, x, x)[0], again(x, x, x)[0])
+    assert attention.updates == 1
+    assert attention.seed == {name: one.seed for name, one in attention.masks.items()}
+    assert len({*attention.seed.values()}) == 4
+    for name in ("seed", "updates"):
+        with pytest.raises(AttributeError):
+            setattr(attention, name, 3)
+    with pytest.raises(ValueError, match="`rate`"):
+        attention.rate = 2
+    follows = pndt.DropConnectMultiheadAttention(6, 2, rate=pnd.schedules.Step([0.2, 0.7], [1]))
+    assert follows.schedule == pnd.schedules.Step([0.2, 0.7], [1])
+    with pytest.raises(AttributeError, match="cannot be set"):
+        follows.rate = 0.5
+
+
 @pytest.mark.parametrize("regime", ["dynamic", "fixed", "example"])
 def test_a_folded_module_is_plain_and_computes_the_same(regime):
     module, x = pndt.PerNodeLinear(3, 4, rate=0.5, regime=regime, seed=1).eval(), inputs(5, 3)
@@ -530,6 +577,12 @@ def test_a_folded_module_is_plain_and_computes_the_same(regime):
 class Own(torch.nn.Linear if torch else object):
     def forward(self, x):
         return x
+
+
+def with_weight_norm_inside():
+    attention = torch.nn.MultiheadAttention(4, 2)
+    torch.nn.utils.parametrizations.weight_norm(attention.out_proj)
+    return attention
 
 
 REFUSALS = {
@@ -555,6 +608,37 @@ REFUSALS = {
     "no kernels": (lambda: pndt.NoisyGRU(3, 4, kernels=()), "`kernels`.*one or more"),
     "members of a loop": (lambda: pndt.NoisyRNN(3, 4, regime="bank"), "`regime`"),
     "recurrent and linear": (lambda: pndt.apply(torch.nn.LSTM(3, 4), "all-linear"), "takes noise: nothing does"),
+    "recurrent": (lambda: pndt.apply(torch.nn.LSTM(3, 4), "all-recurrent"), "`regularizer`.*'noisy_rnn'.*='per_node"),
+    "recurrent by name": (
+        lambda: pndt.apply(torch.nn.Sequential(torch.nn.LSTM(3, 4)), "0"),
+        "`regularizer`. Expected one that takes what the rule '0' chooses: 'noisy_rnn'",
+    ),
+    "a kind of a list": (
+        lambda: pndt.apply(
+            torch.nn.Sequential(torch.nn.LSTM(3, 4), torch.nn.Linear(4, 1)), ["all-recurrent", "all-linear"]
+        ),
+        "`regularizer`.*the rule 'all-recurrent' chooses: 'noisy_rnn'",
+    ),
+    "a name of a list": (
+        lambda: pndt.apply(Network(), ["all-conv", "haed"], "drop_connect"),
+        r"`rule`.*'head'; its element 'haed' chooses none.*rule=\['all-conv', 'haed'\]",
+    ),
+    "a list in a list": (lambda: pndt.apply(Network(), ["head", ("tail",)]), "`rule`.*its element 'tail'"),
+    "an empty list": (lambda: pndt.apply(Network(), []), r"`rule`.*what takes noise: .*rule=\[\]"),
+    "a name of a list of excluded": (
+        lambda: pndt.apply(Network(), "all-linear", exclude=["head", "tail"]),
+        r"`exclude`.*'heads', 'head'; its element 'tail' chooses none.*exclude=\['head', 'tail'\]",
+    ),
+    "all excluded": (
+        lambda: pndt.apply(Network(), "head", exclude="head"),
+        "`exclude`.*leaves something of what the rule chooses: 'head'",
+    ),
+    "argument of others": (
+        lambda: pndt.apply(Network(), "head", projections=("query",)),
+        r"`projections`.*'per_node_drop' takes for the Linear 'head': rate, .*\('query',\)",
+    ),
+    "argument of the plain": (lambda: pndt.apply(Network(), "head", bias=False), "`bias`.*takes for the Linear 'head'"),
+    "module for a rule": (lambda: pndt.apply(Network(), torch.nn.Linear(3, 4)), "`rule`.*a class of torch.nn.Module"),
     "projections": (lambda: pndt.DropConnectMultiheadAttention(4, 2, projections=("keys",)), "`projections`"),
     "no projections": (lambda: pndt.DropConnectMultiheadAttention(4, 2, projections=()), "one or more"),
     "noisy attention": (
@@ -567,7 +651,17 @@ REFUSALS = {
     ),
     "attention of samples": (
         lambda: pndt.apply(torch.nn.MultiheadAttention(4, 2), "all-attention"),
-        "takes noise: 'out_proj'",
+        "`regularizer`.*'all-attention' chooses: 'drop_connect'",
+    ),
+    "parametrized attention": (
+        lambda: pndt.DropConnectMultiheadAttention.from_plain(
+            torch.nn.utils.parametrizations.weight_norm(torch.nn.MultiheadAttention(4, 2), "in_proj_weight")
+        ),
+        "parametrize the noisy module",
+    ),
+    "parametrized inside attention": (
+        lambda: pndt.DropConnectMultiheadAttention.from_plain(with_weight_norm_inside()),
+        "parametrize the noisy module",
     ),
     "apply of Keras": (lambda: pnd.apply(torch.nn.Linear(3, 4), "all-linear"), r"a keras.Model; pernodedrop.torch has"),
     "predict of Keras": (lambda: pnd.uncertainty.predict(torch.nn.Linear(3, 4), inputs(2, 3)), "pernodedrop.torch has"),

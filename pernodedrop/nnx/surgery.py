@@ -66,17 +66,20 @@ def apply(
     FAMILY.check_model(model)
     chosen = Rule(FAMILY, rule, regularizer, exclude, seed, noise)
     changed: list[str] = []
+    seen: dict[str, nnx.Module] = {}
 
     def put(path: tuple[typing.Any, ...], node: typing.Any) -> typing.Any:
         name = _name(path)
-        new = chosen(name, node) if isinstance(node, nnx.Module) else None
+        new = None
+        if isinstance(node, nnx.Module):
+            new, seen[name] = chosen(name, node), node
         if new is None:
             return node
         changed.append(name)
         return new
 
     model = nnx.recursive_map(put, model)
-    chosen.check(changed, {_name(path): module for path, module in nnx.iter_modules(model)})
+    chosen.check(changed, seen)
     return model
 
 

@@ -17,4 +17,4 @@ else:
         __name__, EpochEndLoss="epoch_end", Study="study", named="named", variants="variants"
     )
 
-__all__ = ["Comparison", "EpochEndLoss", "Study", "compare", "named", "variants"]
+__all__ = ["Comparison", "EpochEndLoss", "Study", "compare"]

@@ -172,7 +172,7 @@ def _folded(layer: Layer, kind: type[Layer] = keras.layers.Layer) -> typing.Any:
 
 def _by_name(rule: typing.Any) -> typing.Any:
     """A function of a layer as one of its name, too; any other rule as it is."""
-    if not callable(rule) or isinstance(rule, type):
+    if not callable(rule) or isinstance(rule, type | Layer):
         return rule
     return functools.wraps(rule)(lambda name, layer: rule(layer))
 

@@ -19,7 +19,7 @@ from pernodedrop.layers import (
 )
 from pernodedrop.layers.base.inner import CONTRACTIONS, PRODUCTS, STAGES
 from pernodedrop.layers.base.noise_layer import NoiseLayer
-from pernodedrop.rules import Family
+from pernodedrop.rules import Family, arguments_of
 
 RECURRENT = (keras.layers.SimpleRNN, keras.layers.GRU, keras.layers.LSTM, keras.layers.Bidirectional)
 
@@ -39,6 +39,11 @@ class Around(typing.NamedTuple):
     def from_plain(self, layer: keras.layers.Layer, **noise: typing.Any) -> keras.layers.Layer:
         """The wrapper around a layer, under its name."""
         return self.wrapper(layer, name=layer.name, **noise)
+
+    def arguments(self) -> list[str]:
+        """The names of those of `from_plain`, of the wrapper itself and then of every layer."""
+        own = arguments_of(self.wrapper) + arguments_of(keras.layers.Layer)
+        return [name for name in own if name not in ("layer", "name")]
 
 
 def _around(wrapper: type, kinds: tuple[type, ...]) -> tuple[Around, ...]:
@@ -64,4 +69,5 @@ FAMILY = Family(
         "standout": _around(Standout, Standout.kinds),
         "variational_dropout": _around(VariationalDropout, VariationalDropout.kinds),
     },
+    Around.arguments,
 )

@@ -10,7 +10,6 @@ from pernodedrop._types import Key
 from pernodedrop.internals import of_torch
 from pernodedrop.mask import Mask
 from pernodedrop.noise import Bernoulli
-from pernodedrop.rules import is_plain
 from pernodedrop.schedules import Schedule
 from pernodedrop.state import apply_mask
 from pernodedrop.torch.noisy import Noisy, xp
@@ -55,7 +54,8 @@ class DropConnectMultiheadAttention(Form, torch.nn.MultiheadAttention):
         seed: int, any, from which each projection has a seed of its own; None takes them from Python's `random`.
 
     Call arguments, output shapes and dtypes: those of `torch.nn.MultiheadAttention`. The keys are those of `masks`, a
-    module for each projection with noise.
+    module for each projection with noise. torch.compile breaks its graph at a call with noise, which
+    `fullgraph=True` refuses.
 
     Raises:
         TypeError, ValueError: an argument that is not as described, named in the message.
@@ -107,17 +107,40 @@ class DropConnectMultiheadAttention(Form, torch.nn.MultiheadAttention):
             **noise: `rate`, `projections` and `seed`.
 
         Raises:
-            TypeError, ValueError: another module; or an argument that is not as described.
+            TypeError, ValueError: another module, or a parametrized one; or an argument that is not as described.
         """
-        if not is_plain(module, cls.plain, "forward"):
-            expected = "a torch.nn.MultiheadAttention without noise, whose `forward` is torch's own"
-            raise TypeError(checks.invalid("module", expected, module))
+        cls.check_plain(module)
         with torch.device("meta"):
             noisy = cls(**cls.form_of(module), **noise)
         masks = noisy.masks
         of_torch.share(module, noisy)
-        noisy.masks = masks.to_empty(device=noisy.out_proj.weight.device)
+        noisy.masks = masks.to_empty(device=noisy.out_proj.weight.device).train(module.training)
         return noisy
+
+    @property
+    def rate(self) -> float | None:
+        """The present drop rate of its projections. Setting it sets it in all of them, as in any noisy module."""
+        return self._one.rate
+
+    @rate.setter
+    def rate(self, rate: float) -> None:
+        for mask in self.masks.values():
+            typing.cast(ProjectionMask, mask).rate = rate
+
+    @property
+    def schedule(self) -> Schedule | None:
+        """The rate over time, or None."""
+        return self._one.schedule
+
+    @property
+    def updates(self) -> int:
+        """How many keys each projection drew: the update number of a schedule."""
+        return self._one.updates
+
+    @property
+    def seed(self) -> dict[str, int | None]:
+        """The seed's word of each projection with noise."""
+        return {name: typing.cast(ProjectionMask, mask).seed for name, mask in self.masks.items()}
 
     def forward(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: typing.Any, **kwargs: typing.Any
@@ -148,6 +171,10 @@ class DropConnectMultiheadAttention(Form, torch.nn.MultiheadAttention):
             parts = zip(PROJECTIONS[:3], self.in_proj_weight.chunk(3), strict=True)
             found["in_proj_weight"] = torch.cat([self._masked(name, part) for name, part in parts])
         return found
+
+    @property
+    def _one(self) -> ProjectionMask:
+        return typing.cast(ProjectionMask, next(iter(self.masks.values())))
 
     def _masked(self, name: str, weight: torch.Tensor) -> torch.Tensor:
         return self.masks[name](weight) if name in self.masks else weight

@@ -10,10 +10,12 @@ import typing
 
 import torch
 from torch.nn import functional as F
+from torch.nn.utils import parametrize
 
 from pernodedrop import checks
 from pernodedrop.backends.methods import Window
 from pernodedrop.modules import Restore
+from pernodedrop.rules import is_plain
 from pernodedrop.state import Patches
 
 CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -31,6 +33,18 @@ class Form(torch.nn.Module):
     def form_of(cls, module: typing.Any) -> dict[str, typing.Any]:
         """The arguments that make a module of the form of another."""
         return {name: getattr(module, name) for name in cls.form}
+
+    @classmethod
+    def check_plain(cls, module: typing.Any) -> None:
+        """Raise unless a module is one of the class of torch, as that computes it, with parameters of its own."""
+        if not is_plain(module, cls.plain, "forward"):
+            library = cls.plain.__module__.partition(".")[0]
+            name = f"torch.nn.{cls.plain.__name__}" if library == "torch" else f"{library}'s {cls.plain.__name__}"
+            expected = f"a {name} without noise, whose `forward` is {library}'s own"
+            raise TypeError(checks.invalid("module", expected, module))
+        if any(parametrize.is_parametrized(part) for part in module.modules()):
+            expected = "a module without parametrizations: parametrize the noisy module instead"
+            raise ValueError(checks.invalid("module", expected, module))
 
 
 class Product(Form):

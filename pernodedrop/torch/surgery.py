@@ -112,7 +112,7 @@ def apply(
     FAMILY.check_model(model)
     chosen = Rule(_family(), rule, regularizer, exclude, seed, noise)
     changes = _changes(model, chosen)
-    chosen.check(changes, dict(model.named_modules()))
+    chosen.check(changes, dict(model.named_modules(remove_duplicate=False)))
     return _put(model, changes)
 
 
@@ -150,7 +150,7 @@ def _changes(model: torch.nn.Module, rule: Function) -> dict[str, torch.nn.Modul
     for name, module in list(model.named_modules(remove_duplicate=False)):
         if any(name.startswith(f"{outer}.") or outer == "" for outer in changes):
             continue
-        new = made.get(module) or rule(name, module)
+        new = made[module] if module in made else rule(name, module)
         if new is None:
             continue
         _refuse_what_is_not_called(model, name, new)

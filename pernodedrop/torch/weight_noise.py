@@ -3,14 +3,12 @@
 import typing
 
 import torch
-from torch.nn.utils import parametrize
 
 from pernodedrop import checks, ops
 from pernodedrop._types import Key
 from pernodedrop.internals import of_torch
 from pernodedrop.mask import Mask
 from pernodedrop.modules import WeightModule, check_tensor
-from pernodedrop.rules import is_plain
 from pernodedrop.schedules import Schedule
 from pernodedrop.torch.noisy import BUFFERS, Noisy, xp
 from pernodedrop.torch.products import Form, Product
@@ -31,14 +29,7 @@ class OfPlain(Noisy, Form):
             TypeError, ValueError: a module of another class, or a parametrized one; or an argument that is not as
                 described.
         """
-        if isinstance(module, Noisy) or not is_plain(module, cls.plain, "forward"):
-            library = cls.plain.__module__.partition(".")[0]
-            name = f"torch.nn.{cls.plain.__name__}" if library == "torch" else f"{library}'s {cls.plain.__name__}"
-            expected = f"a {name} without noise, whose `forward` is {library}'s own"
-            raise TypeError(checks.invalid("module", expected, module))
-        if parametrize.is_parametrized(module):
-            expected = "a module without parametrizations: parametrize the noisy module instead"
-            raise ValueError(checks.invalid("module", expected, module))
+        cls.check_plain(module)
         with torch.device("meta"):
             noisy = cls(**cls.form_of(module), **noise)
         of_torch.share(module, noisy)
