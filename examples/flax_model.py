@@ -7,7 +7,6 @@ A model that you already have, its training step, and one line that puts noise i
 Keras is not needed.
 """
 
-import jax
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
@@ -88,17 +87,14 @@ figure
 # And then
 # --------
 #
-# In ``train()`` each call has other masks: many of them tell what the model is sure of.
+# ``predict`` makes many passes with the noise on, which tell what the model is sure of.
 # ``fold`` gives a copy of plain modules for deployment.
 
-noisy.train()
-passes = np.stack([jax.nn.softmax(noisy(x_val)) for _ in range(20)])
-votes = passes.argmax(-1)
-agreed = (votes == votes[0]).all(0)
-wrong = passes.mean(0).argmax(-1) != y_val
+found = pndx.uncertainty.predict(noisy, x_val, samples=20, seed=1, from_logits=True)
+agreed = found.variation_ratio == 0
+wrong = found.mean.argmax(-1) != y_val
 print(f"all 20 passes agree on {agreed.mean():.0%} of the images")
 print(f"wrong among these: {wrong[agreed].mean():.1%}")
 print(f"wrong among others: {wrong[~agreed].mean():.1%}")
 
-noisy.eval()
 assert np.allclose(pndx.fold(noisy)(x_val), noisy(x_val))

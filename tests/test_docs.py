@@ -14,6 +14,7 @@ import pytest
 
 import pernodedrop as pnd
 from pernodedrop.commands import cli
+from pernodedrop.surgery import wrappers
 from tests import house
 from tests.test_public_api import MODULES
 
@@ -90,6 +91,11 @@ def test_no_name_of_two_letters_or_more_is_set_as_a_product_of_letters():
                 found |= {*re.findall(":math:`(.*?)`", "\n".join(lines))}
     assert len(found) > 30
     assert not [one for one in found if re.search("[A-Za-z]{2}", re.sub(r"\\mathrm{.*?}|\\[A-Za-z]+", "", one))]
+
+
+def test_apply_lists_every_regularizer():
+    listed = inspect.getdoc(pnd.apply).partition("regularizer: ")[2].partition("Not beside")[0]
+    assert re.findall(r'"(\w+)"', listed) == [*wrappers.FAMILY.regularizers]
 
 
 def test_a_site_of_many_versions_leads_to_the_newest(tmp_path):

@@ -63,8 +63,9 @@ def apply(
             that is whole between dots, the names of what it is in coming first ("encoder.dense"); a class of Keras; or
             a list of such. Or a function from a layer of the copy, which has its weights, to the layer that stands in
             its place (often a wrapper around it), or to None to keep it.
-        regularizer: "per_node_drop", or another wrapper of this library: "drop_connect", "dynamic_drop_connect",
-            "noisy_rnn" and so on. Not beside a function, as all that follow.
+        regularizer: the wrapper: "per_node_drop", which None stands for, "drop_connect", "dynamic_drop_connect",
+            "fast_dropout", "flipout", "noise_injection", "noisy_rnn", "shakeout", "sparse_variational_dropout",
+            "standout" or "variational_dropout". Not beside a function, as all that follow.
         exclude: what the rule is not to choose, in the same words.
         seed: int from which each layer gets a seed of its own, by its name. None draws them.
         **noise: arguments of the regularizer, such as `rate=0.2, noise="gaussian"`.
