@@ -270,7 +270,8 @@ def _run(code, start, stop, registers, words, begin, n):
 
 _SIGNATURE = types.void(
     types.CPointer(types.int32), types.intp, types.CPointer(types.float32), types.intp, types.uint32, types.uint32,
-    types.CPointer(types.uint32), types.intp, types.CPointer(types.uint32), types.intp, types.CPointer(types.float32), types.intp,
+    types.CPointer(types.uint32), types.intp, types.CPointer(types.uint32), types.intp,
+    types.CPointer(types.float32), types.intp,
 )  # fmt: skip
 
 

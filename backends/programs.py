@@ -74,7 +74,7 @@ def _of(noise: Noise, _: tuple[typing.Any, ...]) -> Program | None:
 
 
 class _Symbol:
-    """A float32 tensor ("float"), an int32 number ("int"), decisions ("bool"), words ("word") or their bits ("bits")."""
+    """A float32 tensor ("float"), an int32 number ("int"), decisions ("bool"), words ("word"), bits ("bits")."""
 
     __array_ufunc__ = None  # NumPy's scalars leave operators to it
     __hash__ = None  # type: ignore[assignment] # no key, since == gives a symbol

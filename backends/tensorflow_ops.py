@@ -260,7 +260,7 @@ def masked(w, grid):
         return (cpu_kernels.entries(methods.from_flat(mask)),)
 
     (made,) = _in_python(entries, tuple(methods.Entries.of(grid, xp)), [tf.float32])
-    made.set_shape((*grid.time.shape, *w.shape))
+    made.set_shape((*grid.time.shape, *grid.in_.shape, *grid.out.shape))
     return w * tf.cast(tf.stop_gradient(made), w.dtype)
 
 

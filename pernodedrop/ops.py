@@ -427,7 +427,6 @@ def convolve(
     """
     groups, inputs, outputs = w.shape
     in_, out = (coordinate(n, size, sharing, x, xp) for n, size in (("in", groups * inputs), ("out", outputs)))
-    in_, out = xp.broadcast_to(in_, (groups * inputs,)), xp.broadcast_to(out, (outputs,))
     rows, dtype = xp.shape(x)[0], accumulation_dtype(x, w, xp=xp)
     grid = Grid(field, xp.broadcast_to(xp.arange(1, like=x), (rows,)), samples, in_, out)
     kernels = xp.masked(xp.reshape(xp.astype(w, dtype), (groups * inputs, outputs)), grid)

@@ -12,7 +12,7 @@ from pernodedrop.backends import methods
 from pernodedrop.layers.base.convolution import Convolution
 from tests import noises
 from tests.family import first_call
-from tests.frameworks import needs_gradients, needs_training, tensor, value_and_gradients
+from tests.frameworks import XP, needs_gradients, needs_training, tensor, value_and_gradients
 
 BACKEND = keras.backend.backend()
 NOISE = pnd.Bernoulli(0.5)
@@ -117,6 +117,20 @@ def test_noisy_convolution_is_the_sum_over_its_mask(name, sharing):
     y = first_call(layer, x)
     assert y.shape == tuple(layer.compute_output_shape(shape))
     np.testing.assert_allclose(y, expected, atol=2e-5)
+
+
+@pytest.mark.parametrize(("shared", "size"), [("in", (1, 3)), ("out", (36, 1))])
+def test_entries_that_a_convolution_shares_are_made_once(shared, size, monkeypatch):
+    made, masked = [], XP.masked
+
+    def spy(w, grid):
+        made.append((grid.in_.shape[0], grid.out.shape[0]))
+        return masked(w, grid)
+
+    monkeypatch.setattr(XP, "masked", spy)
+    make, shape = LAYERS["conv2d_groups"]
+    pnd.PerNodeDrop(make(), noise=NOISE, sharing=f"time+{shared}", seed=1)(inputs(shape), training=True)
+    assert set(made) == {size}
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
