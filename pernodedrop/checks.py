@@ -181,6 +181,14 @@ def check_tuple(value: typing.Any, argument: str, of: str, most: int = 2**16) ->
     return found
 
 
+def check_names(value: typing.Any, argument: str, choices: tuple[str, ...]) -> tuple[str, ...]:
+    """Return one or more of the names `choices`, none of them twice, as a tuple, or raise."""
+    names = tuple(check_choice(name, argument, choices) for name in check_tuple(value, argument, f"some of {choices}"))
+    if not names or len({*names}) < len(names):
+        raise ValueError(invalid(argument, f"one or more of {choices}, each once", value))
+    return names
+
+
 def check_numbers(array: typing.Any, argument: str) -> None:
     """Raise if an array of NumPy, or one with its dtypes, holds no numbers but objects, texts or times."""
     dtype = getattr(array, "dtype", None)

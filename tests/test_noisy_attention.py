@@ -244,6 +244,10 @@ def test_it_trains_in_fit(jit_compile):
         (lambda: pnd.NoisyAttention(attention(), pnd.PerNodeDrop, projections=["queri"]), r"did you mean 'query'"),
         (lambda: pnd.NoisyAttention(attention(), pnd.PerNodeDrop, projections="query"), r"`projections`.*sequence"),
         (lambda: pnd.NoisyAttention(attention(), pnd.PerNodeDrop, projections=()), r"`projections`.*one or more of"),
+        (
+            lambda: pnd.NoisyAttention(attention(), pnd.DropConnect, projections=["key"] * 2),
+            r"`projections`.*each once",
+        ),
         (lambda: pnd.NoisyAttention(attention(), pnd.PerNodeDrop, rate=1.0), r"`rate`.*rate=1.0"),
         (lambda: pnd.NoisyAttention(attention(), pnd.PerNodeDrop, seed="one"), r"`seed`.*seed='one'"),
     ],

@@ -459,6 +459,7 @@ def test_it_trains_in_fit(name, jit_compile):
         (lambda: noisy(kernels=("recurent_kernel",)), r"did you mean 'recurrent_kernel'"),
         (lambda: noisy(kernels="kernel"), r"`kernels`.*sequence"),
         (lambda: noisy(kernels=()), r"`kernels`.*one or more of"),
+        (lambda: noisy(kernels=("kernel", "kernel")), r"`kernels`.*each once"),
         (lambda: noisy(rate=1.0), r"`rate`.*rate=1.0"),
         (lambda: noisy(seed="one"), r"`seed`.*seed='one'"),
         (lambda: noisy()(X[..., :1]), r"`inputs`.*size 2 along axis -1"),

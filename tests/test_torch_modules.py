@@ -605,6 +605,11 @@ REFUSALS = {
     "bank": (lambda: pndt.fold(pndt.PerNodeLinear(3, 4, regime="bank", bank_size=2)), "`regime`"),
     "positions": (lambda: pndt.fold(pndt.PerNodeLinear(3, 4, regime="fixed", sharing=())), "`sharing`.*one for all"),
     "kernels": (lambda: pndt.NoisyLSTM(3, 4, kernels=("bias",)), "`kernels`"),
+    "kernels twice": (lambda: pndt.NoisyGRU(3, 4, kernels=("kernel", "kernel")), "`kernels`.*each once"),
+    "projections twice": (
+        lambda: pndt.DropConnectMultiheadAttention(4, 2, projections=["key", "key"]),
+        "`projections`.*each once",
+    ),
     "no kernels": (lambda: pndt.NoisyGRU(3, 4, kernels=()), "`kernels`.*one or more"),
     "members of a loop": (lambda: pndt.NoisyRNN(3, 4, regime="bank"), "`regime`"),
     "recurrent and linear": (lambda: pndt.apply(torch.nn.LSTM(3, 4), "all-linear"), "takes noise: nothing does"),

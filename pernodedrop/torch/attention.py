@@ -81,10 +81,7 @@ class DropConnectMultiheadAttention(Form, torch.nn.MultiheadAttention):
         seed: int | None = None,
         **kwargs: typing.Any,
     ) -> None:
-        names = checks.check_tuple(projections, "projections", f"some of {PROJECTIONS}")
-        names = tuple(checks.check_choice(name, "projections", PROJECTIONS) for name in names)
-        if not names:
-            raise ValueError(checks.invalid("projections", f"one or more of {PROJECTIONS}", projections))
+        names = checks.check_names(projections, "projections", PROJECTIONS)
         checks.check_seed(seed)
         masks = {}
         for name in names:

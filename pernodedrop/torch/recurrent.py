@@ -43,10 +43,7 @@ class RecurrentNoise(OfPlain):
         seed: int | None = None,
         **kwargs: typing.Any,
     ) -> None:
-        names = checks.check_tuple(kernels, "kernels", f"some of {tuple(KERNELS)}")
-        if not names:
-            raise ValueError(checks.invalid("kernels", f"one or more of {tuple(KERNELS)}", kernels))
-        names = tuple(checks.check_choice(name, "kernels", tuple(KERNELS)) for name in names)
+        names = checks.check_names(kernels, "kernels", tuple(KERNELS))
         kind, schedule = schedules.get_noise(noise, rate)
         mask = Mask(kind, "sample+time", checks.check_choice(regime, "regime", ("dynamic", "fixed")))
         super().__init__(*args, **kwargs)

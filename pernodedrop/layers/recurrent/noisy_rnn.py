@@ -116,10 +116,7 @@ class NoisyRNN(RecurrentNoise):
             expected = "one of Keras', or a NoisyRNN with one mask for all samples and steps"
             raise ValueError(checks.invalid("layer", expected, layer))
         sharing, columns = _parse(sharing, persistence)
-        names = checks.check_tuple(kernels, "kernels", f"some of {KERNELS}")
-        names = tuple(checks.check_choice(name, "kernels", KERNELS) for name in names)
-        if not names:
-            raise ValueError(checks.invalid("kernels", f"one or more of {KERNELS}", kernels))
+        names = checks.check_names(kernels, "kernels", KERNELS)
         noise, schedule = schedules.get_noise(noise, rate)
         start, slow = schedules.get_persistence(persistence)
         mask = Mask(noise, sharing, regime, bank_size, start)

@@ -67,10 +67,7 @@ class NoisyAttention(Composite, Around):
         if not (isinstance(wrapper, type) and issubclass(wrapper, WeightNoise)):
             expected = "a class of weight noise, such as pernodedrop.PerNodeDrop"
             raise TypeError(checks.invalid("wrapper", expected, wrapper))
-        projections = checks.check_tuple(projections, "projections", f"some of {PROJECTIONS}")
-        names = tuple(checks.check_choice(name, "projections", PROJECTIONS) for name in projections)
-        if not names:
-            raise ValueError(checks.invalid("projections", f"one or more of {PROJECTIONS}", projections))
+        names = checks.check_names(projections, "projections", PROJECTIONS)
         of_layer = {name: kwargs.pop(name) for name in OF_LAYER if name in kwargs}
         # refuses its arguments here rather than when the projections are there
         like = wrapper(keras.layers.EinsumDense("abc,cd->abd", output_shape=(None, 1)), **kwargs)
