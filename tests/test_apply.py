@@ -662,6 +662,10 @@ class Twins(layers.Layer):
         super().__init__(**kwargs)
         self.left, self.right = layers.Dense(4, name="twin"), layers.Dense(4, name="twin")
 
+    def build(self, shape):
+        self.left.build(shape)
+        self.right.build((*shape[:-1], 4))
+
     def call(self, x):
         return self.right(self.left(x))
 

@@ -38,10 +38,10 @@ def load(args: argparse.Namespace) -> Study:
         raise ValueError(checks.invalid("folder", expected, str(study.folder)))
     if (hours := getattr(args, "hours", None)) is not None:
         checks.check_positive(hours, "hours")
+    if args.action in ("run", "resume"):
+        study.data  # noqa: B018 - what is wrong with the data is known before anything is trained, or a folder made
     if args.action != "status":
         output_folder(study.folder, "folder")
-    if args.action in ("run", "resume"):
-        study.data  # noqa: B018 - what is wrong with the data is known before anything is trained
     return study
 
 

@@ -9,7 +9,8 @@ from pernodedrop import _lazy
 from pernodedrop.study.statistics import Comparison, compare
 
 if typing.TYPE_CHECKING:
-    from pernodedrop.study import named, variants
+    from pernodedrop.study import named as named
+    from pernodedrop.study import variants as variants
     from pernodedrop.study.epoch_end import EpochEndLoss
     from pernodedrop.study.study import Study
 else:
