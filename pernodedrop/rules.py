@@ -142,9 +142,8 @@ class Rule:
         chosen = {name: module for name, module in takes.items() if self._chooses(name, module)}
         for part in _parts(self.exclude):
             if not self._chosen(part, chosen, "exclude"):
-                of = f"{_listed(chosen)}{_of_list(part, self.exclude)}"
-                expected = f"names, or their parts between dots, or classes of what the rule chooses: {of}"
-                raise ValueError(checks.invalid("exclude", expected, self.exclude))
+                expected = f"names, or their parts between dots, or classes of what the rule chooses: {_listed(chosen)}"
+                raise ValueError(checks.invalid("exclude", expected + _of_list(part, self.exclude), self.exclude))
         if not changes:
             expected = f"a choice that leaves something of what the rule chooses: {_listed(chosen)}"
             raise ValueError(checks.invalid("exclude", expected, self.exclude))

@@ -50,8 +50,8 @@ def apply(
         The model with noise.
 
     Raises:
-        TypeError, ValueError: a rule, or an `exclude`, that chooses nothing; a module that is chosen and takes no
-            noise; or an argument that is not as described.
+        TypeError, ValueError: a rule or an `exclude`, or an element of one, that chooses nothing; a module that is
+            chosen and takes no noise; or an argument that is not as described.
 
     Example:
 

@@ -74,9 +74,10 @@ def apply(
         The changed copy.
 
     Raises:
-        TypeError: a model that is no model, or a rule that answers something else.
+        TypeError: a model that is no model, a rule that answers something else, or an argument that the regularizer
+            does not take.
         ValueError: a model that is not built or not rebuilt by its config, a rule that changes nothing, an `exclude`
-            that excludes nothing, or an argument that is not as described.
+            that excludes nothing, an element of one that chooses nothing, or an argument that is not as described.
 
     The author code of PerNodeDrop (arXiv 2512.12663) calls this a strategy adder.
 

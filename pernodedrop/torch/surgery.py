@@ -94,9 +94,9 @@ def apply(
         The model, or the noisy module where the model is one module itself.
 
     Raises:
-        TypeError, ValueError: a rule, or an `exclude`, that chooses nothing; a module that is chosen and takes no
-            noise, such as the `out_proj` of a `torch.nn.MultiheadAttention`, which reads its weight and never calls it;
-            or an argument that is not as described.
+        TypeError, ValueError: a rule or an `exclude`, or an element of one, that chooses nothing; a module that is
+            chosen and takes no noise, such as the `out_proj` of a `torch.nn.MultiheadAttention`, which reads its weight
+            and never calls it; or an argument that is not as described.
 
     Warns:
         UserWarning: the module around one that is chosen reads its weight, and so may not call it.
