@@ -26,7 +26,7 @@ FEW = 300_000  # multiply-adds that take less time than to wake another thread
 
 def product(x, w, mask):
     """y (r, t, o) = sum_i x[r, t, i] * w[i, o] * m[r, i, o]."""
-    mask.check(x, w)
+    methods.check_operands(mask, x, w)
     outputs, w = w.shape[1], padded(w)
     y = _zeros((*x.shape[:2], w.shape[1]), w.dtype)
     kernel = kernels_of(mask).forward
@@ -36,7 +36,7 @@ def product(x, w, mask):
 
 def gradients(dy, x, w, mask):
     """dx, of the shape of x, and dw, of the shape of w, of the very mask of `product`."""
-    mask.check(x, w, dy)
+    methods.check_operands(mask, x, w, dy)
     outputs, dy, w = w.shape[1], padded(dy), padded(w)
     dx, dw = _zeros(x.shape, x.dtype), _zeros(w.shape, w.dtype)
     kernel = kernels_of(mask).backward

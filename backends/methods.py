@@ -56,10 +56,6 @@ class Decisions(typing.NamedTuple):
         """The decisions of a grid whose noise is a Bernoulli one."""
         return cls(grid.field.params["threshold"], *grid.field.key, *grid[1:])
 
-    def check(self, x: Tensor, w: Tensor, dy: Tensor | None = None) -> None:
-        """Raise a ValueError unless operands x (r, t, i), w (i, o) and dy (r, t, o) are those of these coordinates."""
-        _check_operands(self, x, w, dy)
-
 
 class Entries(typing.NamedTuple):
     """A grid of entries of any other noise that is a program, flat, as the kernels take it.
@@ -77,10 +73,6 @@ class Entries(typing.NamedTuple):
     sample: Words
     in_: Words
     out: Words
-
-    def check(self, x: Tensor, w: Tensor, dy: Tensor | None = None) -> None:
-        """Raise a ValueError unless operands x (r, t, i), w (i, o) and dy (r, t, o) are those of these coordinates."""
-        _check_operands(self, x, w, dy)
 
     @classmethod
     def of(cls, grid: Grid, xp: Namespace) -> "Entries":
@@ -104,8 +96,8 @@ def check_rows(mask: "Decisions | Entries") -> None:
         raise ValueError(f"Expected as many coordinates sample as time {times}. Received: {samples}")
 
 
-def _check_operands(mask: "Decisions | Entries", x: Tensor, w: Tensor, dy: Tensor | None) -> None:
-    """Raise a ValueError unless operands are those of the coordinates of a mask.
+def check_operands(mask: "Decisions | Entries", x: Tensor, w: Tensor, dy: Tensor | None = None) -> None:
+    """Raise a ValueError unless operands x (r, t, i), w (i, o) and dy (r, t, o) are those of a mask's coordinates.
 
     Kernels read and write where sizes say, so they ask first.
     """

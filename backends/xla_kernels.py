@@ -29,7 +29,7 @@ _CALLS = 4 * max(4, os.cpu_count() or 1)  # below a dozen steps XLA takes them o
 
 def product(x, w, mask):
     """As `cpu_kernels.product`, on traced arrays."""
-    mask.check(x, w)
+    methods.check_operands(mask, x, w)
     outputs, w = w.shape[1], cpu_kernels.padded(w, jnp)
     operands = (x, w, *mask)
     parts = [
@@ -41,7 +41,7 @@ def product(x, w, mask):
 
 def gradients(dy, x, w, mask):
     """As `cpu_kernels.gradients`, on traced arrays."""
-    mask.check(x, w, dy)
+    methods.check_operands(mask, x, w, dy)
     outputs, dy, w = w.shape[1], cpu_kernels.padded(dy, jnp), cpu_kernels.padded(w, jnp)
     operands = (dy, x, w, *mask)
     parts = [

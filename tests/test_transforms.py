@@ -124,6 +124,25 @@ def test_a_compiled_product_takes_params_and_maps(method):
     torch.testing.assert_close(run(keys)[1], masked_dense(x, w, BERNOULLI, (5, 6)))
 
 
+@only("torch", reason="torch.compile is torch's")
+def test_kernels_with_masks_are_one_graph_for_all_batches():
+    import torch
+
+    w, ((seed, call), params) = tensor(operands(*SMALL, "float32")[1]), (KEY, BERNOULLI.params())
+    params = {name: tensor(value) for name, value in params.items()}
+
+    def masked(w, samples):
+        field = pnd.mask.Field(BERNOULLI, params, (XP.as_word(seed), XP.as_word(call)))
+        in_, out = (XP.arange(size, w) for size in w.shape)
+        return XP.masked(w, pnd.mask.Grid(field, XP.zeros_like(samples), samples, in_, out))
+
+    run = compiled(masked)
+    for batch in (3, 4, 7):
+        samples = XP.arange(batch, w)
+        torch._dynamo.mark_dynamic(samples, 0)  # an error where the size becomes a constant
+        torch.testing.assert_close(run(w, samples), masked(w, samples))
+
+
 @pytest.mark.slow
 @only("torch", reason="torch.compile is torch's")
 def test_the_first_call_of_a_process_may_be_a_compiled_one():
