@@ -43,7 +43,7 @@ def test_the_buffers_of_a_step_do_not_hold_the_mask(method):
 def test_a_step_calls_nothing_of_python(method):
     program = step(method).lower(*operands((4, 32), 16, "float32")).as_text()
     assert "callback" not in program
-    assert ("pernodedrop_forward" in program) == (method == "kernel")
+    assert ("decision_kernels_forward" in program) == (method == "kernel")
 
 
 @pytest.mark.only_backend("torch", reason="torch would read a number back where it is asked for")
