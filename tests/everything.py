@@ -505,7 +505,7 @@ def of_nnx():
         return module(x, **kwargs)
 
     made = {"rngs": lambda: nnx.Rngs(0), "seed": lambda: 1}
-    shapes = {"Conv": (2, 5, 4), "SpatialDropout": (2, 5, 4)}
+    shapes = {"Conv": (2, 5, 4), "SpatialDropout": (2, 5, 4), "DropBlock": (2, 5, 4)}
     yield from modules_of(pndx, {"Linear": (4, 5), "Conv": (4, 5, (2,))}, shapes, made, call)
     linear = lambda out: nnx.Linear(4, out, rngs=nnx.Rngs(0))  # noqa: E731 - as its neighbours
     plain = lambda: nnx.Sequential(linear(4), linear(2))  # noqa: E731 - as its neighbours
