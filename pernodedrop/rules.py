@@ -205,4 +205,4 @@ def _listed(found: collections.abc.Iterable[str], most: int = 20) -> str:
     """Names for an error, the first ones of many."""
     names = list(found)
     more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(map(repr, names[:most])) + more if names else "nothing does"
+    return ", ".join(map(repr, names[:most])) + more if names else "none"

@@ -612,7 +612,7 @@ REFUSALS = {
     ),
     "no kernels": (lambda: pndt.NoisyGRU(3, 4, kernels=()), "`kernels`.*one or more"),
     "members of a loop": (lambda: pndt.NoisyRNN(3, 4, regime="bank"), "`regime`"),
-    "recurrent and linear": (lambda: pndt.apply(torch.nn.LSTM(3, 4), "all-linear"), "takes noise: nothing does"),
+    "recurrent and linear": (lambda: pndt.apply(torch.nn.LSTM(3, 4), "all-linear"), "takes noise: none"),
     "recurrent": (lambda: pndt.apply(torch.nn.LSTM(3, 4), "all-recurrent"), "`regularizer`.*'noisy_rnn'.*='per_node"),
     "recurrent by name": (
         lambda: pndt.apply(torch.nn.Sequential(torch.nn.LSTM(3, 4)), "0"),

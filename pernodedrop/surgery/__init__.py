@@ -14,7 +14,7 @@ import keras
 
 from pernodedrop import checks
 from pernodedrop.layers.base.noise_layer import NoiseLayer
-from pernodedrop.rules import Choice, Rule
+from pernodedrop.rules import Choice, Function, Rule
 from pernodedrop.surgery import configs, copying, places
 from pernodedrop.surgery.graphs import Changes, Layer
 from pernodedrop.surgery.weights import copy_weights
@@ -22,13 +22,12 @@ from pernodedrop.surgery.wrappers import FAMILY
 
 __all__ = ["apply", "copy_weights", "fold"]
 
-Function: typing.TypeAlias = collections.abc.Callable[[Layer], Layer | None]
-Named: typing.TypeAlias = collections.abc.Callable[[str, Layer], Layer | None]
+OfLayer: typing.TypeAlias = collections.abc.Callable[[Layer], Layer | None]
 
 
 def apply(
     model: keras.Model,
-    rule: Choice | Function,
+    rule: Choice | OfLayer,
     regularizer: str | None = None,
     *,
     exclude: Choice | None = None,
@@ -180,7 +179,7 @@ def _by_name(rule: typing.Any) -> typing.Any:
 
 
 def _change(
-    holder: Layer, rule: Named, changes: Changes, asked: dict[Layer, str], originals: Changes | None = None
+    holder: Layer, rule: Function, changes: Changes, asked: dict[Layer, str], originals: Changes | None = None
 ) -> None:
     """Ask the rule about what is inside `holder`, by the names of the originals, and put its answers there."""
     outer = f"{asked[holder]}." if holder in asked else ""

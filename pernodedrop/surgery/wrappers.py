@@ -30,7 +30,7 @@ KINDS: dict[str, tuple[type, ...]] = {
 }
 
 
-class Around(typing.NamedTuple):
+class Wrapped(typing.NamedTuple):
     """A wrapper around one kind of layer."""
 
     wrapper: type
@@ -46,8 +46,8 @@ class Around(typing.NamedTuple):
         return [name for name in own if name not in ("layer", "name")]
 
 
-def _around(wrapper: type, kinds: tuple[type, ...]) -> tuple[Around, ...]:
-    return tuple(Around(wrapper, kind) for kind in kinds)
+def _wrapped(wrapper: type, kinds: tuple[type, ...]) -> tuple[Wrapped, ...]:
+    return tuple(Wrapped(wrapper, kind) for kind in kinds)
 
 
 FAMILY = Family(
@@ -57,17 +57,17 @@ FAMILY = Family(
     "call",
     KINDS,
     {
-        "per_node_drop": _around(PerNodeDrop, PerNodeDrop.kinds),
-        "drop_connect": _around(DropConnect, DropConnect.kinds),
-        "dynamic_drop_connect": _around(DynamicDropConnect, DynamicDropConnect.kinds),
-        "fast_dropout": _around(FastDropout, FastDropout.kinds),
-        "flipout": _around(Flipout, Flipout.kinds),
-        "noise_injection": _around(NoiseInjection, NoiseInjection.kinds),
-        "noisy_rnn": _around(NoisyRNN, RECURRENT),
-        "shakeout": _around(Shakeout, Shakeout.kinds),
-        "sparse_variational_dropout": _around(SparseVariationalDropout, SparseVariationalDropout.kinds),
-        "standout": _around(Standout, Standout.kinds),
-        "variational_dropout": _around(VariationalDropout, VariationalDropout.kinds),
+        "per_node_drop": _wrapped(PerNodeDrop, PerNodeDrop.kinds),
+        "drop_connect": _wrapped(DropConnect, DropConnect.kinds),
+        "dynamic_drop_connect": _wrapped(DynamicDropConnect, DynamicDropConnect.kinds),
+        "fast_dropout": _wrapped(FastDropout, FastDropout.kinds),
+        "flipout": _wrapped(Flipout, Flipout.kinds),
+        "noise_injection": _wrapped(NoiseInjection, NoiseInjection.kinds),
+        "noisy_rnn": _wrapped(NoisyRNN, RECURRENT),
+        "shakeout": _wrapped(Shakeout, Shakeout.kinds),
+        "sparse_variational_dropout": _wrapped(SparseVariationalDropout, SparseVariationalDropout.kinds),
+        "standout": _wrapped(Standout, Standout.kinds),
+        "variational_dropout": _wrapped(VariationalDropout, VariationalDropout.kinds),
     },
-    Around.arguments,
+    Wrapped.arguments,
 )
