@@ -32,6 +32,7 @@ HOUSE = """
     backends.*_ops
     ops
     state
+    members
     modules rules
     uncertainty.metrics.arrays
     uncertainty.metrics.classification uncertainty.metrics.regression uncertainty.metrics.selection

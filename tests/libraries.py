@@ -84,6 +84,10 @@ class Torch(Library):
         kernel = np.moveaxis(module.weight.detach().numpy(), (0, 1), (-1, -2))
         return [kernel] if module.bias is None else [kernel, module.bias.detach().numpy()]
 
+    def masks(self, module):
+        """The masks of an ensemble."""
+        return module.masks
+
     def with_rate(self, module, rate):
         """The module at another rate."""
         module.rate = rate
@@ -117,7 +121,7 @@ class Nnx(Library):
     def made(self, kind, sizes, dims, arguments):
         from flax import nnx
 
-        form = {"rngs": nnx.Rngs(params=0), "bias_init": nnx.initializers.normal(1.0)} if sizes else {}
+        form = {"rngs": nnx.Rngs(params=0), "bias_init": nnx.initializers.normal(1.0)} if len(sizes) > 1 else {}
         if "padding" in arguments:
             arguments["padding"] = arguments["padding"].upper()
         return kind(*sizes, seed=7, **form, **arguments)
@@ -133,6 +137,10 @@ class Nnx(Library):
     def weights(self, module):
         """The parameters as a Keras layer has them."""
         return [np.array(one[...]) for one in (module.kernel, module.bias) if one is not None]
+
+    def masks(self, module):
+        """The masks of an ensemble."""
+        return module.masks[...]
 
     def with_rate(self, module, rate):
         """The module at another rate."""
@@ -155,7 +163,9 @@ class Equinox(Library):
     def made(self, kind, sizes, dims, arguments):
         import jax
 
-        fixed = {"seed": 7} if arguments.get("regime", "dynamic") != "dynamic" else {}
+        fixed = {"seed": 7} if arguments.get("regime", "dynamic") != "dynamic" or len(sizes) == 1 else {}
+        if "axis" in arguments:  # of one sample
+            arguments["axis"] -= arguments["axis"] > 0
         if "padding" in arguments:
             arguments["padding"] = arguments["padding"].upper()
         if "noise_shape" in arguments:  # of one sample
@@ -184,6 +194,10 @@ class Equinox(Library):
         """The parameters as a Keras layer has them."""
         kernel = np.moveaxis(module.weight, (0, 1), (-1, -2))
         return [kernel] if module.bias is None else [kernel, np.reshape(module.bias, -1)]
+
+    def masks(self, module):
+        """The masks of an ensemble."""
+        return module.masks
 
     def with_rate(self, module, rate):
         """The module at another rate."""

@@ -100,6 +100,16 @@ def test_one_compilation_serves_all_keys_rates_and_modules_of_a_form():
     assert len(traces) == 1
 
 
+def test_masks_of_an_ensemble_are_made_of_keys_that_are_stacked_and_are_not_trained():
+    make, keys = lambda key: pnde.Masksembles(8, members=2, key=key), jax.random.split(key(), 2)
+    stack = eqx.filter_vmap(make)(keys)
+    np.testing.assert_array_equal(stack.masks, [make(one).masks for one in keys])
+    assert not jax.tree.leaves(eqx.filter(stack, eqx.is_inexact_array))
+    for arguments in ({"inference": True}, {}):
+        with pytest.raises(ValueError, match=r"`sample_id`|`key`"):
+            pnde.Masksembles(8, seed=1, **arguments)(jax.numpy.ones(8))
+
+
 def test_a_stack_of_layers_is_scanned_with_a_key_each():
     stack = eqx.filter_vmap(lambda key: pnde.PerNodeLinear(3, 3, use_bias=False, key=key))(jax.random.split(key(), 2))
     arrays, static = eqx.partition(stack, eqx.is_array)

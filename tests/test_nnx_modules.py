@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import pernodedrop as pnd
+from pernodedrop.members import Members
 from pernodedrop.uncertainty.prediction import word_of as word_of_pass
 
 pytestmark = pytest.mark.only_backend("jax", reason="the modules are those of JAX")
@@ -187,6 +188,17 @@ def test_layers_that_were_stacked_are_scanned_with_a_seed_each():
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert len({*seeds}) == 3
     assert stack.rngs.count[...].tolist() == [1, 1, 1]
+
+
+def test_masks_of_an_ensemble_are_made_where_seeds_are_traced_or_stacked():
+    make = lambda rngs: pndx.Masksembles(8, members=2, rngs=rngs)  # noqa: E731 - it is an argument
+    stack = nnx.split_rngs(splits=3)(nnx.vmap(make))(nnx.Rngs(0))
+    seeds = np.asarray(word_of(stack.rngs.key[...]))[:, 0]
+    expected = [Members(2, 2.0, "random", "down").masks(8, int(seed)) for seed in seeds]
+    np.testing.assert_array_equal(stack.masks[...], expected)
+    assert nnx.eval_shape(lambda: make(nnx.Rngs(0))).masks.get_value().shape == (2, 8)
+    with pytest.raises(ValueError, match="`rngs`"):
+        pndx.Masksembles(8)
 
 
 def split_call(layer, x):

@@ -8,7 +8,14 @@ if __name__ == "equinox":
     raise ImportError("pernodedrop.equinox stands in the way of equinox: run nothing inside the folder of the package")
 
 from pernodedrop.equinox import uncertainty
-from pernodedrop.equinox.activation_noise import DropBlock, Dropout, DropPath, GaussianDropout, SpatialDropout
+from pernodedrop.equinox.activation_noise import (
+    DropBlock,
+    Dropout,
+    DropPath,
+    GaussianDropout,
+    Masksembles,
+    SpatialDropout,
+)
 from pernodedrop.equinox.drop_connect import DropConnectConv, DropConnectLinear
 from pernodedrop.equinox.noisy import with_key
 from pernodedrop.equinox.per_node_drop import PerNodeConv, PerNodeLinear
@@ -21,6 +28,7 @@ __all__ = [
     "DropPath",
     "Dropout",
     "GaussianDropout",
+    "Masksembles",
     "PerNodeConv",
     "PerNodeLinear",
     "SpatialDropout",

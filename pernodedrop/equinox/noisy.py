@@ -63,10 +63,8 @@ class Noisy(Regularizer, eqx.Module):
         if mask.regime == "dynamic":
             if seed is not None:
                 raise ValueError(checks.invalid("seed", "None with regime='dynamic', whose calls have keys", seed))
-        elif seed is not None:
-            self.noise_seed = xp.asarray(np.uint32(generator.seed_word(seed)))
         else:
-            self.noise_seed = generator.mixed(list(_words_of(key)), xp)
+            self.noise_seed = word_of(seed, key)
 
     def words_of_key(self) -> np.typing.NDArray[np.uint32]:
         if self.noise_seed is None:
@@ -154,10 +152,13 @@ class Noisy(Regularizer, eqx.Module):
             raise ValueError(checks.invalid("sample_id", "an integer, one for each call", sample_ids))
         return super().samples(x, jax.numpy.reshape(sample_ids, (1,)))
 
+    def trains(self, inference: bool | None) -> bool:
+        """Whether a call is one of training."""
+        return not checks.check_bool(self.inference if inference is None else inference, "inference")
+
     def is_noisy(self, inference: bool | None) -> bool:
         """Whether a call has noise: in training, and at inference too where the masks are part of the model."""
-        inference = self.inference if inference is None else inference
-        return self.state.mask.at_inference or not checks.check_bool(inference, "inference")
+        return self.trains(inference) or self.state.mask.at_inference
 
     def fold(self) -> eqx.Module:
         """The plain module that computes what this one does at inference."""
@@ -211,6 +212,13 @@ def _key_for(module: Noisy, key: jax.Array) -> jax.Array:
     stacked = module.noise_numbers.shape[:-1]
     keys = jax.random.split(key, stacked) if stacked else key
     return jax.random.key_data(keys) if jax.numpy.issubdtype(keys.dtype, jax.dtypes.prng_key) else keys
+
+
+def word_of(seed: int | None, key: jax.Array | None) -> jax.Array:
+    """The seed's word, a uint32 scalar: that of a seed or, without one, of a key."""
+    if seed is not None:
+        return xp.asarray(np.uint32(generator.seed_word(seed)))
+    return generator.mixed(list(_words_of(key)), xp)
 
 
 def _words_of(key: typing.Any) -> jax.Array:

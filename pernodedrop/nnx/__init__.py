@@ -5,7 +5,7 @@ layers of `pernodedrop`, to the bit.
 """
 
 from pernodedrop.nnx import uncertainty
-from pernodedrop.nnx.activation_noise import DropBlock, Dropout, DropPath, GaussianDropout, SpatialDropout
+from pernodedrop.nnx.activation_noise import DropBlock, Dropout, DropPath, GaussianDropout, Masksembles, SpatialDropout
 from pernodedrop.nnx.drop_connect import DropConnectConv, DropConnectLinear
 from pernodedrop.nnx.noisy import NoiseState
 from pernodedrop.nnx.per_node_drop import PerNodeConv, PerNodeLinear
@@ -18,6 +18,7 @@ __all__ = [
     "DropPath",
     "Dropout",
     "GaussianDropout",
+    "Masksembles",
     "NoiseState",
     "PerNodeConv",
     "PerNodeLinear",

@@ -193,11 +193,13 @@ class Noisy(Regularizer, nnx.Module):
             stacked = self.rngs.key[...].shape
             self.rngs.key[...] = jax.random.split(key, stacked) if stacked else key
 
+    def trains(self, deterministic: bool | None) -> bool:
+        """Whether a call is one of training."""
+        return not checks.check_bool(self.deterministic if deterministic is None else deterministic, "deterministic")
+
     def is_noisy(self, deterministic: bool | None) -> bool:
         """Whether a call has noise: in training, and at inference too where the masks are part of the model."""
-        if deterministic is None:
-            deterministic = self.deterministic
-        return self.state.mask.at_inference or not checks.check_bool(deterministic, "deterministic")
+        return self.trains(deterministic) or self.state.mask.at_inference
 
     def set_view(self, deterministic: bool | None = None) -> None:
         """What `nnx.view` may set.
@@ -217,6 +219,14 @@ def word_of(key: jax.Array) -> Words:
     """The seed's word that a key stands for, (..., 1): that of `jax.random.key(seed)` is the seed."""
     words = jax.random.key_data(key)
     return generator.mixed([words[..., n : n + 1] for n in range(words.shape[-1])], xp)
+
+
+def from_host(
+    function: typing.Callable[[int], np.typing.NDArray[np.int32]], word: jax.Array, shape: tuple[int, ...]
+) -> jax.Array:
+    """What a function on the host gives of a word, int32, also where the word is traced or several are stacked."""
+    like = np.zeros(shape, "int32")
+    return jax.pure_callback(lambda word: function(int(word)), like, word, vmap_method="sequential")
 
 
 def _key_of_seed(seed: int) -> jax.Array:

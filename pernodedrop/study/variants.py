@@ -22,7 +22,7 @@ from pernodedrop.layers import (
     Masksembles,
     PerNodeDrop,
 )
-from pernodedrop.layers.activation.masksembles import MOST_MEMBERS
+from pernodedrop.members import MOST_MEMBERS
 from pernodedrop.noise import PartialGaussian
 
 __all__ = ["Variant", "drop_connect_rates", "get", "masksembles", "names", "of_layer", "register"]

@@ -10,7 +10,7 @@ from pernodedrop.internals import of_torch
 from pernodedrop.mask import Mask
 from pernodedrop.modules import WeightModule, check_tensor
 from pernodedrop.schedules import Schedule
-from pernodedrop.torch.noisy import BUFFERS, Noisy, xp
+from pernodedrop.torch.noisy import Noisy, xp
 from pernodedrop.torch.products import Form, Product
 
 
@@ -41,7 +41,7 @@ class OfPlain(Noisy, Form):
         self.check_folds()
         with torch.device("meta"):
             plain = self.plain(**self.form_of(self))
-        of_torch.share(self, plain, leave_out={*BUFFERS, *vars(self).keys() - vars(plain).keys()})
+        of_torch.share(self, plain, leave_out={*self.kept, *vars(self).keys() - vars(plain).keys()})
         return plain
 
 
