@@ -17,6 +17,7 @@ if typing.TYPE_CHECKING:
     from pernodedrop import layers, losses, study, surgery, testing, uncertainty
     from pernodedrop.layers import (
         AlphaDropout,
+        AttentionDropout,
         DropBlock1D,
         DropBlock2D,
         DropBlock3D,
@@ -52,6 +53,7 @@ if typing.TYPE_CHECKING:
 
 __all__ = [
     "AlphaDropout",
+    "AttentionDropout",
     "Bernoulli",
     "DropBlock1D",
     "DropBlock2D",

@@ -103,6 +103,7 @@ def relu():
 
 LAYERS = {
     "AlphaDropout": {"rate": lambda: 0.5},
+    "AttentionDropout": {"layer": lambda: keras.layers.MultiHeadAttention(2, 3)},
     "DropBlock1D": {"rate": lambda: 0.2},
     "DropBlock2D": {"rate": lambda: 0.2},
     "DropBlock3D": {"rate": lambda: 0.2},
@@ -144,7 +145,7 @@ def used_layer(name):
         x = ones(*SHAPE_OF.get(name, SHAPE_OF.get(name[-2:], (3, 4))))
         if name == "StochasticDepth":
             x = [x, x]
-        arguments = (ones(3, 4, 5),) * 2 if name == "NoisyAttention" else (x,)
+        arguments = (ones(3, 4, 5),) * 2 if "Attention" in name else (x,)
         if name == "GradientRouting":
             arguments = (x, x if layer.routes is None else ones(3, dtype="int32"))
         ids = {"sample_ids": ones(3, dtype="int32")} if getattr(layer, "regime", None) == "example" else {}
@@ -599,7 +600,7 @@ def layer_calls(names=None):
         x = lambda case=case: keras.tree.map_structure(tensor, case.inputs(2))  # noqa: E731 - as short as its neighbours
         yield Target(f"{name} at inference", called(name, False), {"inputs": x}, right_shape, ("inputs",), "layer call")
         arguments = {"inputs": x, "training": lambda: True, "key": lambda: None}
-        if name not in ("noisy_attention", "tabu_dropout"):
+        if name not in ("noisy_attention", "attention_dropout", "tabu_dropout"):
             arguments["sample_ids"] = lambda: None
         yield Target(
             f"{name} in training",

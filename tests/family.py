@@ -114,9 +114,8 @@ def pair(x):
     return [x, 0.5 * x]
 
 
-@keras.saving.register_keras_serializable("tests")
-class SelfAttention(pnd.NoisyAttention):
-    """NoisyAttention of one input, which is all that a case has."""
+class OfOneInput:
+    """Noise of attention with one input, which is all that a case has."""
 
     def build(self, shape):
         super().build(shape, shape)
@@ -136,11 +135,25 @@ class SelfAttention(pnd.NoisyAttention):
         return keras.Model(x, plain(x, x))
 
 
-def attention(**kwargs):
-    """How it is made around an attention of two heads."""
-    of_inner = {"dtype": kwargs.pop("dtype")} if "dtype" in kwargs else {}
-    inner = keras.layers.MultiHeadAttention(2, 3, **of_inner)
-    return SelfAttention(inner, pnd.PerNodeDrop, **{"seed": 1, "rate": 0.1, **kwargs})
+@keras.saving.register_keras_serializable("tests")
+class SelfAttention(OfOneInput, pnd.NoisyAttention):
+    """Noise on projections."""
+
+
+@keras.saving.register_keras_serializable("tests")
+class SelfAttentionDropout(OfOneInput, pnd.AttentionDropout):
+    """Noise on weights."""
+
+
+def attention(wrapper, *arguments, **own):
+    """How noise of attention is made around one of two heads, with its own arguments."""
+
+    def make(**kwargs):
+        of_inner = {"dtype": kwargs.pop("dtype")} if "dtype" in kwargs else {}
+        inner = keras.layers.MultiHeadAttention(2, 3, **of_inner)
+        return wrapper(inner, *arguments, **{"seed": 1, **own, **kwargs})
+
+    return make
 
 
 def recurrent(unroll=False, wrapper=pnd.NoisyRNN, **kwargs):
@@ -188,7 +201,8 @@ FAMILY = {
     "standout": Case(wrap(pnd.Standout), rated=False),
     "noise_injection": Case(wrap(pnd.NoiseInjection)),
     "noise_injection_conv": Case(wrap(pnd.NoiseInjection, keras.layers.Conv2D, 3, 2), shape=IMAGE),
-    "noisy_attention": Case(attention, shape=SERIES),
+    "noisy_attention": Case(attention(SelfAttention, pnd.PerNodeDrop, rate=0.1), shape=SERIES),
+    "attention_dropout": Case(attention(SelfAttentionDropout), shape=SERIES),
     "noisy_rnn": Case(recurrent, shape=(3, 2)),
     "noisy_rnn_samples": Case(functools.partial(recurrent, sharing="time", unroll=True), shape=(3, 2)),
     "noisy_rnn_inputs": Case(functools.partial(recurrent, sharing="time+unit", unroll=True), shape=(3, 2)),

@@ -251,6 +251,7 @@ DENSE_ALWAYS = {
     *("per_node_drop_einsum", "per_node_drop_conv", "per_node_drop_depthwise"),
     *("per_node_drop_transposed", "drop_connect_separable"),
     *("noise_injection_conv", "shakeout_conv", "noisy_attention", "noisy_rnn", "noisy_rnn_samples"),
+    "attention_dropout",
     *("noisy_rnn_inputs", "zoneout"),
 }
 DENSE_IN_TRAINING = DENSE_ALWAYS | {"shakeout", "flipout", "alpha_dropout"}
@@ -273,7 +274,7 @@ def test_sparse_inputs_are_right_or_refused_by_name(name, training):
         layer = case.make()
         layer.build(case.shape_of(4))
         if name in (DENSE_IN_TRAINING if training else DENSE_ALWAYS):
-            with pytest.raises(TypeError, match=r"(?s)`inputs`. Expected a dense tensor here \(.*todense"):
+            with pytest.raises(TypeError, match=r"(?s)`(inputs|query)`. Expected a dense tensor here \(.*todense"):
                 layer(takes(sparse), training=training)
             continue
         state = [host(variable).copy() for variable in layer.variables]

@@ -340,6 +340,43 @@ def test_projections(make):
     assert seen.keys() == {*names}
 
 
+@pytest.mark.parametrize("make", KINDS_OF_ATTENTION)
+def test_with_dropout(make):
+    """It has the weights, rows of which sum to 1, and flash attention is off."""
+    layer, x, seen = make(), inputs(2, 5, 4), []
+    y = host(layer(x, x))
+    assert not of_keras.has_flash_attention(layer)
+    layer._flash_attention = True  # which there is not on a CPU
+    assert of_keras.has_flash_attention(layer)
+
+    def dropout(weights, training):
+        seen.append(host(weights))
+        return 2 * weights
+
+    doubled = of_keras.with_dropout(layer, dropout)
+    np.testing.assert_allclose(host(type(layer).call(doubled, x, x)), 2 * y, atol=1e-5)  # no bias that is not 0
+    (weights,) = seen
+    assert weights.shape == (2, 2, 5, 5)
+    np.testing.assert_allclose(weights.sum(axis=-1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("make", KINDS_OF_ATTENTION)
+def test_weighs_as_keras(make):
+    kind = type(make())
+
+    class Same(kind):
+        pass
+
+    class Other(kind):
+        def _compute_attention(self, *args, **kwargs):
+            return super()._compute_attention(*args, **kwargs)
+
+    config = make().get_config()
+    assert of_keras.weighs_as_keras(make())
+    assert of_keras.weighs_as_keras(Same.from_config(config))
+    assert not of_keras.weighs_as_keras(Other.from_config(config))
+
+
 def test_calling():
     layer, x = layers.Dense(3), inputs(2, 4)
     y = host(layer(x))

@@ -10,7 +10,7 @@ from pernodedrop.internals import of_keras
 from tests.frameworks import needs_training, value_and_gradients
 
 BACKEND = keras.backend.backend()
-HEADS, DIM, BATCH, TIME, FEATURES = 2, 3, 4, 5, 6
+HEADS, GROUPS, DIM, BATCH, TIME, FEATURES = 2, 1, 3, 4, 5, 6
 
 
 def host(tensor):
@@ -25,12 +25,20 @@ def attention(**kwargs):
     return keras.layers.MultiHeadAttention(HEADS, DIM, bias_initializer="normal", **kwargs)
 
 
-def noisy(**kwargs):
-    return pnd.NoisyAttention(attention(), pnd.PerNodeDrop, **{"rate": 0.5, "seed": 1, **kwargs})
+def grouped(**kwargs):
+    return keras.layers.GroupQueryAttention(DIM, HEADS, GROUPS, bias_initializer="normal", **kwargs)
+
+
+both_kinds = pytest.mark.parametrize("make", [attention, grouped])
+
+
+def noisy(inner=None, **kwargs):
+    inner = attention() if inner is None else inner
+    return pnd.NoisyAttention(inner, pnd.PerNodeDrop, **{"rate": 0.5, "seed": 1, **kwargs})
 
 
 def written_out(inner, query, value, masks):
-    """Attention of each sample with its own kernels: masks by projection, (batch, in, out), or 1."""
+    """Attention of each sample with its own kernels, heads in groups: masks by projection, (batch, in, out), or 1."""
 
     def project(name, equation, x):
         layer = getattr(inner, f"_{name}_dense")
@@ -40,6 +48,7 @@ def written_out(inner, query, value, masks):
 
     q = project("query", "btc,bchd->bthd", query)
     k, v = project("key", "btc,bchd->bthd", value), project("value", "btc,bchd->bthd", value)
+    k, v = (np.repeat(y, HEADS // y.shape[2], axis=2) for y in (k, v))
     scores = special.softmax(np.einsum("bthd,bshd->bhts", q, k) / np.sqrt(DIM), axis=-1)
     return project("output", "bthd,bhdc->btc", np.einsum("bhts,bshd->bthd", scores, v))
 
@@ -49,24 +58,31 @@ def mask(number, inputs_, outputs):
     return pnd.ops.sample_mask(pnd.Bernoulli(0.5), (seed, 0), (BATCH, inputs_, outputs), backend="numpy")
 
 
-MASKS = {
-    "query": lambda: mask(0, FEATURES, HEADS * DIM),
-    "key": lambda: mask(1, FEATURES, HEADS * DIM),
-    "value": lambda: mask(2, FEATURES, HEADS * DIM),
-    "output": lambda: mask(3, HEADS * DIM, FEATURES),
-}
+def masks_of(inner, projections):
+    """The masks of some projections."""
+    groups = GROUPS if isinstance(inner, keras.layers.GroupQueryAttention) else HEADS
+    sizes = {"query": HEADS, "key": groups, "value": groups}
+    of_inputs = {name: mask(number, FEATURES, heads * DIM) for number, (name, heads) in enumerate(sizes.items())}
+    masks = {**of_inputs, "output": mask(3, HEADS * DIM, FEATURES)}
+    return {name: masks[name] for name in projections}
 
 
+@both_kinds
 @pytest.mark.parametrize("projections", [("query", "key", "value", "output"), ("value", "output")])
-def test_every_sample_has_its_own_projections(projections):
-    layer, query, value = noisy(projections=projections), inputs(BATCH, TIME, FEATURES), inputs(BATCH, 7, FEATURES)
+def test_every_sample_has_its_own_projections(make, projections):
+    layer, query, value = (
+        noisy(make(), projections=projections),
+        inputs(BATCH, TIME, FEATURES),
+        inputs(BATCH, 7, FEATURES),
+    )
     y = layer(query, value, training=True)
-    expected = written_out(layer.layer, query, value, {name: MASKS[name]() for name in projections})
+    expected = written_out(layer.layer, query, value, masks_of(layer.layer, projections))
     np.testing.assert_allclose(host(y), expected, atol=1e-5)
 
 
-def test_inference_is_the_inner_layer_scores_and_masks_included():
-    layer, x = noisy(), inputs(BATCH, TIME, FEATURES)
+@both_kinds
+def test_inference_is_the_inner_layer_scores_and_masks_included(make):
+    layer, x = noisy(make()), inputs(BATCH, TIME, FEATURES)
     where = np.tril(np.ones((TIME, TIME), bool))
     for kwargs in ({}, {"use_causal_mask": True}, {"attention_mask": where}, {"return_attention_scores": True}):
         for got, wanted in zip(
@@ -75,9 +91,10 @@ def test_inference_is_the_inner_layer_scores_and_masks_included():
             np.testing.assert_allclose(host(got), host(wanted), atol=1e-6)
 
 
-def test_its_config_and_file_bring_it_back(tmp_path):
+@both_kinds
+def test_its_config_and_file_bring_it_back(make, tmp_path):
     x = keras.Input((TIME, FEATURES))
-    model = keras.Model(x, noisy(noise=pnd.Gaussian(0.3), rate=None, projections=["query", "output"])(x, x))
+    model = keras.Model(x, noisy(make(), noise=pnd.Gaussian(0.3), rate=None, projections=["query", "output"])(x, x))
     data = inputs(BATCH, TIME, FEATURES)
     model(data, training=True)
     model.save(tmp_path / "model.keras")
@@ -140,13 +157,22 @@ def test_rematerialized_attention_differentiates_the_masks_of_its_call():
     np.testing.assert_allclose(dx, plain_dx, atol=1e-5)
 
 
+@both_kinds
 @pytest.mark.parametrize("regime", ["dynamic", "fixed"])
-def test_folded_attention_computes_the_same_at_inference(regime):
-    layer, x = noisy(regime=regime), inputs(BATCH, TIME, FEATURES)
+def test_folded_attention_computes_the_same_at_inference(make, regime):
+    layer, x = noisy(make(), regime=regime), inputs(BATCH, TIME, FEATURES)
     y = host(layer(x, x))
     plain = layer.fold()
-    assert type(plain) is keras.layers.MultiHeadAttention
+    assert type(plain) is type(layer.layer)
     np.testing.assert_allclose(host(plain(x, x)), y, atol=1e-5)
+
+
+@both_kinds
+def test_a_prediction_has_its_noise(make):
+    """Which `uncertainty.predict` finds without knowing the class of attention."""
+    x, data = keras.Input((TIME, FEATURES)), inputs(BATCH, TIME, FEATURES)
+    found = pnd.uncertainty.predict(keras.Model(x, noisy(make())(x, x)), data, 3, seed=1, probabilities=False)
+    assert found.variance.all()
 
 
 class Attends(keras.Model):

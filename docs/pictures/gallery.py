@@ -96,6 +96,14 @@ def of_query():
     return host(layer.parts["query"](rows, training=True)).reshape(SAMPLES, IN, OUT)
 
 
+def of_weights():
+    """The weights of one head, queries down and keys across."""
+    attention = keras.layers.MultiHeadAttention(1, OUT)
+    layer = pnd.AttentionDropout(attention, rate=0.3, seed=1)
+    layer.build((SAMPLES, IN, IN), (SAMPLES, OUT, IN))
+    return host(layer.parts["weights"](np.ones((SAMPLES, 1, IN, OUT), "float32"), training=True))[:, 0]
+
+
 def of_standout():
     """Standout behind a kernel of normal numbers, on inputs that are the same in all samples, as chances and hits."""
     layer = pnd.Standout(keras.layers.Dense(OUT, use_bias=False), seed=1)
@@ -182,6 +190,7 @@ PANELS = {
     "standout": of_standout,
     "noise_injection": of_injection,
     "noisy_attention": of_query,
+    "attention_dropout": of_weights,
     "zoneout": of_states,
     "dropout": stood(pnd.Dropout, 0.3),
     "dropout_persistence": of_persistence,

@@ -201,6 +201,23 @@ def with_projections(attention: Layer, projections: dict[str, typing.Any]) -> La
     return shallow_copy(attention, **{f"_{name}_dense": layer for name, layer in projections.items()})
 
 
+def with_dropout(attention: Layer, dropout: typing.Callable[..., Tensor]) -> Layer:
+    """A shallow copy of an attention layer with another dropout on its weights, and so without flash attention."""
+    rate = 1.0  # not 0, at which the weights are not computed; MultiHeadAttention hides its own behind a property
+    return shallow_copy(attention, dropout=rate, _dropout=rate, _dropout_layer=dropout, _flash_attention=False)
+
+
+def weighs_as_keras(attention: Layer) -> bool:
+    """Whether an attention layer makes its weights as Keras' does, so that they go to its dropout."""
+    kind: typing.Any = next(kind for kind in type(attention).__mro__ if kind.__module__.startswith("keras.src."))
+    return type(attention)._compute_attention is kind._compute_attention
+
+
+def has_flash_attention(attention: Layer) -> bool:
+    """Whether an attention layer was told to use flash attention, by itself or by Keras' configuration."""
+    return bool(attention._flash_attention)
+
+
 @contextlib.contextmanager
 def calling(layer: Layer, function: typing.Callable[..., typing.Any]) -> Context:
     """Has calls of a layer lead to a function instead of `layer.call`, which Keras looks up on the layer itself."""

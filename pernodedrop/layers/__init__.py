@@ -4,6 +4,7 @@
 """
 
 from pernodedrop.layers.activation.alpha_dropout import AlphaDropout
+from pernodedrop.layers.activation.attention_dropout import AttentionDropout
 from pernodedrop.layers.activation.drop_block import DropBlock1D, DropBlock2D, DropBlock3D
 from pernodedrop.layers.activation.drop_path import DropPath, depth_rates
 from pernodedrop.layers.activation.dropout import Dropout
@@ -30,6 +31,7 @@ from pernodedrop.layers.weight.variational_dropout import VariationalDropout
 
 __all__ = [
     "AlphaDropout",
+    "AttentionDropout",
     "DropBlock1D",
     "DropBlock2D",
     "DropBlock3D",
