@@ -357,8 +357,11 @@ STUDIES = pathlib.Path(__file__).parent.parent / "benchmarks" / "studies"
 @pytest.mark.parametrize("name", [path.parent.name for path in sorted(STUDIES.glob("*/report.md"))])
 def test_the_reports_that_are_committed_are_those_of_the_records_beside_them(name, tmp_path):
     shutil.copy(STUDIES / name / "records.jsonl", tmp_path)
-    named.load(name, folder=tmp_path).report()
-    assert (tmp_path / "report.md").read_text() == (STUDIES / name / "report.md").read_text()
+    study, expected = named.load(name, folder=tmp_path), (STUDIES / name / "report.md").read_text()
+    study.report()
+    assert (tmp_path / "report.md").read_text() == expected
+    _, answer, *rest = expected.partition("\n\nStudy")[0].splitlines()[1:]
+    assert study.verdict().splitlines() == [answer.strip("*"), *(line.removeprefix("- ") for line in rest if line)]
 
 
 def test_the_overview_is_that_of_the_records_beside_it():
