@@ -1,5 +1,6 @@
 """The wrappers that `apply` puts around layers, by name, and the kinds of layers that each of them takes."""
 
+import operator
 import typing
 
 import keras
@@ -96,5 +97,5 @@ FAMILY = Family(
         "variational_dropout": _of_weights(VariationalDropout),
         "zoneout": _wrapped(Zoneout, RECURRENT),
     },
-    lambda wrapped: typing.cast(Wrapped, wrapped).arguments(),
+    operator.methodcaller("arguments"),
 )
