@@ -33,7 +33,8 @@ class Family:
         noisy: the class of those with noise, or several.
         method: the name of the method that computes.
         kinds: by their names in rules, the classes that take noise.
-        regularizers: by name, the noisy classes; each has its `plain` one, and is made `from_plain`.
+        regularizers: by name, the noisy classes; each has its `plain` one, and is made `from_plain`. Where one has a
+            true `takes_inside`, names do not choose the module but, by what it is in, those inside.
         arguments: a function from one of these classes to the names of what `from_plain` takes.
     """
 
@@ -162,15 +163,26 @@ class Rule:
         raise ValueError(checks.invalid("rule", f"{expected}{_of_list(part, self.rule)}", self.rule))
 
     def _takes_noise(self, module: Module) -> bool:
-        return any(isinstance(module, one.plain) for one in self.classes)
+        return bool(self._of(module))
+
+    def _of(self, module: Module) -> list[typing.Any]:
+        """The classes with noise of a module, or of what it derives from."""
+        return [one for one in self.classes if isinstance(module, one.plain)]
 
     def _chooses(self, name: str, module: Module) -> bool:
-        return self._takes_noise(module) and self.family.is_chosen(self.rule, name, module)
+        return self._takes_noise(module) and any(self._is_chosen(part, name, module) for part in _parts(self.rule))
+
+    def _is_chosen(self, choice: typing.Any, name: str, module: Module, argument: str = "rule") -> bool:
+        """Whether a part of the rule or of `exclude` chooses a module."""
+        by_name = argument == "rule" and isinstance(choice, str) and choice not in self.family.kinds
+        if by_name and any(getattr(one, "takes_inside", False) for one in self._of(module)):
+            return False
+        return self.family.is_chosen(choice, name, module, argument)
 
     def _chosen(
         self, choice: typing.Any, modules: collections.abc.Mapping[str, Module], argument: str = "rule"
     ) -> list[Module]:
-        return [one for name, one in modules.items() if self.family.is_chosen(choice, name, one, argument)]
+        return [one for name, one in modules.items() if self._is_chosen(choice, name, one, argument)]
 
     def _check_arguments(self, name: str, module: Module, kind: typing.Any) -> None:
         """Raise if an argument is none of those that make a noisy module of this one."""

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import pernodedrop as pnd
+from pernodedrop import generator
 from pernodedrop.internals import of_keras
 from pernodedrop.layers.base.noise_layer import NoiseLayer
 from pernodedrop.layers.base.noisy import Noisy
@@ -625,6 +626,34 @@ def test_a_rule_by_name_puts_wrappers_around_layers_under_their_names():
     assert repr(noisy.get_layer("head").noise) == repr(pnd.PerNodeDrop(layers.Dense(1), 0.3, "gaussian").noise)
 
 
+def test_attention_is_chosen_by_kind_or_class_and_its_projections_by_name():
+    x = keras.Input((6, 4), name="x")
+    y = layers.MultiHeadAttention(2, 3, name="first")(x, x)
+    y = layers.GroupQueryAttention(3, 2, 1, name="second")(y, y)
+    model = keras.Model(x, layers.Dense(1, name="head")(y))
+    parts = {f"{name}_noise": "DropConnect" for name in ("query", "key", "value", "output")}
+    for rule in ("all-attention", [layers.MultiHeadAttention, layers.GroupQueryAttention]):
+        found = {**parts, "first": "NoisyAttention", "second": "NoisyAttention"}
+        assert chosen(model, rule, "drop_connect", rate=0.2) == found
+    noisy = apply(model, "all-attention", "drop_connect", exclude="second", rate=0.2, seed=1, projections=["query"])
+    assert noisy.get_layer("first").parts.keys() == {"query"}
+    assert type(noisy.get_layer("second")) is layers.GroupQueryAttention
+    assert noisy.get_layer("first").rate == 0.2
+    assert noisy.get_layer("first").seed == generator.sibling_seed(1, "first")
+    assert chosen(model, "first", exclude="key") == dict.fromkeys(("query", "value", "attention_output"), "PerNodeDrop")
+    everything = chosen(model, ["all-attention", "all-linear"])
+    assert (everything["first"], everything["head"]) == ("NoisyAttention", "PerNodeDrop")
+    weights = {"weights": "Weights"}
+    found = {**weights, "first": "AttentionDropout", "second": "AttentionDropout"}
+    assert chosen(model, "all-attention", "attention_dropout", rate=0.1, sharing="out") == found
+    assert chosen(model, "second", "attention_dropout") == {**weights, "second": "AttentionDropout"}
+
+
+def test_zoneout_by_name():
+    model = keras.Sequential([keras.Input((6, 4)), layers.LSTM(3, name="lstm"), layers.Dense(1)])
+    assert chosen(model, "all-recurrent", "zoneout", rate=0.2, cell_rate=0.5) == {"lstm": "Zoneout"}
+
+
 class Unnamed(keras.Model):
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -679,10 +708,12 @@ def test_layers_of_equal_names_have_seeds_of_their_own():
 @pytest.mark.parametrize("regularizer", sorted(FAMILY.regularizers))
 def test_every_wrapper_is_known_to_rules_by_its_name_and_goes_around_what_it_says(regularizer):
     x, layer = keras.Input((5, 4)), layers.Dense(3, name="a")
-    if regularizer == "noisy_rnn":
+    if regularizer in ("noisy_rnn", "zoneout"):
         layer = layers.GRU(3, name="a")
-    model = keras.Model(x, layer(x))
-    arguments = {"examples": 10} if "variational" in regularizer else {}
+    if regularizer == "attention_dropout":
+        layer = layers.MultiHeadAttention(2, 3, name="a")
+    model = keras.Model(x, layer(x, x) if regularizer == "attention_dropout" else layer(x))
+    arguments = {"examples": 10} if "variational" in regularizer else {"rate": 0.1} if regularizer == "zoneout" else {}
     kind = chosen(model, "a", regularizer, seed=1, **arguments)["a"]
     assert kind.lower() == regularizer.replace("_", "")
 
@@ -731,6 +762,7 @@ def test_what_cannot_be_done_is_refused_by_name(make, rule, words):
         ({"rule": "a", "regularizer": "dropout"}, r"`regularizer`.*'per_node_drop'"),
         ({"rule": noise, "rate": 0.2}, r"`rule`.*no function beside"),
         ({"rule": "("}, r"`rule`.*a regular expression"),
+        ({"rule": "all-attention"}, r"`rule`.*'a', 'b'"),
     ],
 )
 def test_a_rule_by_name_that_cannot_be_is_refused_by_name(arguments, words):

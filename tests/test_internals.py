@@ -387,6 +387,9 @@ def test_calling():
         np.testing.assert_array_equal(host(layer(x)), 2 * x)
     np.testing.assert_array_equal(host(layer(x)), y)
     assert "call" not in vars(layer)
+    with of_keras.calling(layer, lambda: 5, "count_params"):
+        assert layer.count_params() == 5
+    assert layer.count_params() == 15
 
 
 def test_autocast():

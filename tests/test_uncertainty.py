@@ -768,6 +768,42 @@ def test_progress_is_shown_when_asked_for(capsys):
     assert "6/6" in capsys.readouterr().out
 
 
+AROUND = {
+    "zoneout": lambda inner: pnd.Zoneout(inner, 0.0, seed=2, name="outer"),
+    "noisy_rnn": lambda inner: pnd.NoisyRNN(inner, 0.0, kernels=("kernel",), seed=2, name="outer"),
+}
+
+
+@pytest.mark.parametrize("around", AROUND)
+@pytest.mark.parametrize("layers", [None, ["inner"], ["outer"]])
+def test_recurrent_noise_inside_another_which_is_quiet_is_that_of_the_layer_alone(around, layers):
+    def inner():
+        return pnd.NoisyRNN(keras.layers.GRU(3), 0.5, seed=1, name="inner")
+
+    alone = keras.Sequential([keras.Input((5, 4)), inner()])
+    nested = keras.Sequential([keras.Input((5, 4)), AROUND[around](inner())])
+    pnd.copy_weights(alone, nested)
+    x, arguments = inputs(3, 5, 4), {"samples": 4, "seed": 1, "probabilities": False}
+    wanted = uncertainty.predict(alone, x, **arguments)
+    found = uncertainty.predict(nested, x, layers=layers, **arguments)
+    assert found.variance.min() > 0
+    np.testing.assert_allclose(found.mean, wanted.mean, atol=1e-6)
+    np.testing.assert_allclose(found.variance, wanted.variance, atol=1e-6)
+
+
+@pytest.mark.parametrize("around", AROUND)
+def test_recurrent_noise_around_another_which_is_not_chosen_stays_in_inference(around):
+    """Masks of the inner one alone, next to rate 0, leave passes equal."""
+    layer = AROUND[around](pnd.NoisyRNN(keras.layers.GRU(3), 0.5, seed=1, name="inner"))
+    model, x = keras.Sequential([keras.Input((5, 4)), layer]), inputs(3, 5, 4)
+    layer.rate = 0.5
+    arguments = {"samples": 4, "seed": 1, "probabilities": False}
+    assert uncertainty.predict(model, x, layers=["inner"], **arguments).variance.min() > 0
+    layer.layer.rate = 2.0**-24
+    with pytest.warns(UserWarning, match="passes were equal"):
+        uncertainty.predict(model, x, layers=["inner"], **arguments)
+
+
 class Nested(Subclassed):
     """A model with an output inside of another."""
 

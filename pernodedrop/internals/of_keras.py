@@ -219,17 +219,17 @@ def has_flash_attention(attention: Layer) -> bool:
 
 
 @contextlib.contextmanager
-def calling(layer: Layer, function: typing.Callable[..., typing.Any]) -> Context:
+def calling(layer: Layer, function: typing.Callable[..., typing.Any], method: str = "call") -> Context:
     """Has calls of a layer lead to a function instead of `layer.call`, which Keras looks up on the layer itself."""
     own = vars(layer)  # not by `setattr`, in which Keras and torch track what is set
-    before = own.get("call")
-    own["call"] = function
+    before = own.get(method)
+    own[method] = function
     try:
         yield
     finally:
-        del own["call"]
+        del own[method]
         if before is not None:
-            own["call"] = before
+            own[method] = before
 
 
 def autocast(dtype: str | None) -> typing.ContextManager[typing.Any]:

@@ -58,13 +58,15 @@ def apply(
         model: any built model that can be rebuilt from its config: Sequential, functional or subclassed. A layer that
             is held in several places stays one layer.
         rule: which layers get the regularizer around them, under their names. "all-linear" (Dense and EinsumDense,
-            those in attention too), "all-conv" or "all-recurrent"; a regular expression for a part of a layer's name
+            those in attention too), "all-conv", "all-recurrent" or "all-attention" (a `pernodedrop.NoisyAttention`
+            around each, unless the regularizer is another); a regular expression for a part of a layer's name
             that is whole between dots, the names of what it is in coming first ("encoder.dense"); a class of Keras; or
             a list of such. Or a function from a layer of the copy, which has its weights, to the layer that stands in
             its place (often a wrapper around it), or to None to keep it.
-        regularizer: the wrapper: "per_node_drop", which None stands for, "drop_connect", "dynamic_drop_connect",
-            "fast_dropout", "flipout", "noise_injection", "noisy_rnn", "shakeout", "sparse_variational_dropout",
-            "standout" or "variational_dropout". Not beside a function, as all that follow.
+        regularizer: the wrapper: "per_node_drop", which None stands for, "attention_dropout", "drop_connect",
+            "dynamic_drop_connect", "fast_dropout", "flipout", "noise_injection", "noisy_rnn", "shakeout",
+            "sparse_variational_dropout", "standout", "variational_dropout" or "zoneout". Not beside a function, as all
+            that follow.
         exclude: what the rule is not to choose, in the same words.
         seed: int from which each layer gets a seed of its own, by its name. None draws them.
         **noise: arguments of the regularizer, such as `rate=0.2, noise="gaussian"`.

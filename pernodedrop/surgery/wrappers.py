@@ -1,22 +1,27 @@
 """The wrappers that `apply` puts around layers, by name, and the kinds of layers that each of them takes."""
 
+import operator
 import typing
 
 import keras
 
 from pernodedrop.layers import (
+    AttentionDropout,
     DropConnect,
     DynamicDropConnect,
     FastDropout,
     Flipout,
     NoiseInjection,
+    NoisyAttention,
     NoisyRNN,
     PerNodeDrop,
     Shakeout,
     SparseVariationalDropout,
     Standout,
     VariationalDropout,
+    Zoneout,
 )
+from pernodedrop.layers.base.around_attention import KINDS as ATTENTION
 from pernodedrop.layers.base.inner import CONTRACTIONS, PRODUCTS, STAGES
 from pernodedrop.layers.base.noise_layer import NoiseLayer
 from pernodedrop.rules import Family, arguments_of
@@ -27,6 +32,7 @@ KINDS: dict[str, tuple[type, ...]] = {
     "all-linear": CONTRACTIONS,
     "all-conv": tuple(kind for kind in (*PRODUCTS, *STAGES) if "Conv" in kind.__name__),
     "all-recurrent": RECURRENT,
+    "all-attention": ATTENTION,
 }
 
 
@@ -46,8 +52,28 @@ class Wrapped(typing.NamedTuple):
         return [name for name in own if name not in ("layer", "name")]
 
 
+class Projections(Wrapped):
+    """A wrapper around the projections of attention, which are also layers by themselves."""
+
+    takes_inside = True
+
+    def from_plain(self, layer: keras.layers.Layer, **noise: typing.Any) -> keras.layers.Layer:
+        """A NoisyAttention around a layer, under its name."""
+        return NoisyAttention(layer, self.wrapper, name=layer.name, **noise)
+
+    def arguments(self) -> list[str]:
+        """Those of the wrapper and which projections it goes around."""
+        return ["projections", *super().arguments()]
+
+
 def _wrapped(wrapper: type, kinds: tuple[type, ...]) -> tuple[Wrapped, ...]:
     return tuple(Wrapped(wrapper, kind) for kind in kinds)
+
+
+def _of_weights(wrapper: typing.Any) -> tuple[Wrapped, ...]:
+    """Around all that a weight noise takes, and in attention around its projections, which are EinsumDense."""
+    projections = ATTENTION if keras.layers.EinsumDense in wrapper.kinds else ()
+    return (*_wrapped(wrapper, wrapper.kinds), *(Projections(wrapper, kind) for kind in projections))
 
 
 FAMILY = Family(
@@ -57,17 +83,19 @@ FAMILY = Family(
     "call",
     KINDS,
     {
-        "per_node_drop": _wrapped(PerNodeDrop, PerNodeDrop.kinds),
-        "drop_connect": _wrapped(DropConnect, DropConnect.kinds),
-        "dynamic_drop_connect": _wrapped(DynamicDropConnect, DynamicDropConnect.kinds),
-        "fast_dropout": _wrapped(FastDropout, FastDropout.kinds),
-        "flipout": _wrapped(Flipout, Flipout.kinds),
-        "noise_injection": _wrapped(NoiseInjection, NoiseInjection.kinds),
+        "per_node_drop": _of_weights(PerNodeDrop),
+        "drop_connect": _of_weights(DropConnect),
+        "attention_dropout": _wrapped(AttentionDropout, ATTENTION),
+        "dynamic_drop_connect": _of_weights(DynamicDropConnect),
+        "fast_dropout": _of_weights(FastDropout),
+        "flipout": _of_weights(Flipout),
+        "noise_injection": _of_weights(NoiseInjection),
         "noisy_rnn": _wrapped(NoisyRNN, RECURRENT),
-        "shakeout": _wrapped(Shakeout, Shakeout.kinds),
-        "sparse_variational_dropout": _wrapped(SparseVariationalDropout, SparseVariationalDropout.kinds),
-        "standout": _wrapped(Standout, Standout.kinds),
-        "variational_dropout": _wrapped(VariationalDropout, VariationalDropout.kinds),
+        "shakeout": _of_weights(Shakeout),
+        "sparse_variational_dropout": _of_weights(SparseVariationalDropout),
+        "standout": _of_weights(Standout),
+        "variational_dropout": _of_weights(VariationalDropout),
+        "zoneout": _wrapped(Zoneout, RECURRENT),
     },
-    Wrapped.arguments,
+    operator.methodcaller("arguments"),
 )

@@ -71,9 +71,19 @@ def changed(
 ) -> contextlib.AbstractContextManager[None]:
     """Has `change(layer, arguments, rows)` change the arguments of this thread's calls of a layer.
 
-    Those, that is, which the layer's `call` knows.
+    Those, that is, which the layer's `call` knows, or whatever else it is called by.
     """
-    call, thread = layer.call, threading.get_ident()
+    stack = contextlib.ExitStack()
+    for method in getattr(layer, "called_by", ("call",)):
+        stack.enter_context(_changed(layer, change, method))
+    return stack
+
+
+def _changed(
+    layer: keras.layers.Layer, change: typing.Callable[[keras.layers.Layer, Arguments, typing.Any], None], method: str
+) -> contextlib.AbstractContextManager[None]:
+    """The same of its calls by one method."""
+    call, thread = getattr(layer, method), threading.get_ident()
     signature = inspect.signature(call)
 
     def call_changed(*args: typing.Any, **kwargs: typing.Any) -> typing.Any:
@@ -84,7 +94,7 @@ def changed(
         change(layer, bound.arguments, keras.ops.shape(first)[0])
         return call(*bound.args, **bound.kwargs)  # an argument of another name is in neither
 
-    return of_keras.calling(layer, call_changed)
+    return of_keras.calling(layer, call_changed, method)
 
 
 def forget_masks(layer: keras.layers.Layer) -> None:

@@ -44,7 +44,7 @@ KINDS = CONTRACTIONS + CONVOLUTIONS
 TINY = 1e-30
 """Variances from here down count as 0: quotients by them would leave float32."""
 
-ADVICE = "the projections of attention take it through pernodedrop.NoisyAttention"
+ADVICE = "attention takes it through pernodedrop.NoisyAttention, a recurrent layer through pernodedrop.NoisyRNN"
 
 
 def check_layer(layer: keras.layers.Layer, kinds: tuple[type[keras.layers.Layer], ...] = KINDS) -> keras.layers.Layer:

@@ -25,6 +25,9 @@ class RecurrentNoise(Noisy, Around):
         **kwargs: those of `Noisy`. The dtype policy is the inner layer's unless given.
     """
 
+    called_by = ("call", "of_call")
+    """The methods through which it is asked for noise: by the second where it is inside another one."""
+
     def __init__(self, layer: keras.layers.Layer, mask: Mask, **kwargs: typing.Any) -> None:
         check_layer(plain_of(layer))
         if "go_backwards" in kwargs:  # of Bidirectional, which makes a layer that goes the other way of the config
