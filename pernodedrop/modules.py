@@ -15,6 +15,7 @@ from pernodedrop.blocks import Blocks
 from pernodedrop.mask import Field, Mask, broadcast_shape
 from pernodedrop.members import Ensemble, Members, check_axis
 from pernodedrop.noise import Bernoulli
+from pernodedrop.preferences import DynamicRates
 from pernodedrop.schedules import Schedule
 from pernodedrop.state import Patches, Regularizer, apply_mask
 
@@ -139,6 +140,29 @@ def mask_of_drop_connect(
         raise ValueError(checks.invalid("sharing", "coordinates with 'time' beside mask_bias=True", sharing))
     checks.check_choice(scaling, "scaling", ("inverted", "none"))
     return mask, schedule
+
+
+class DynamicDropConnectModule(DynamicRates, WeightModule):
+    """DropConnect at rates that follow gradients, those last noted, and weights; `straight_through` or not."""
+
+    straight_through: bool
+
+    def gradients(self, weight: Tensor) -> Tensor:
+        """The gradient last noted, float32, in the shape of the weight."""
+        raise NotImplementedError(f"{type(self).__name__} must define `gradients`")
+
+    def noisy_weight(self, weight: Tensor, field: Field) -> Tensor:
+        w = self.matrices(weight)
+        noted = self.matrices(self.gradients(weight)) if self.preferences.follow_gradients else None
+        mask = self.from_matrices(self.preferences.mask(w, noted, self.numbers(), field, self.xp))
+        return self.times_mask(weight, self.xp.stop_gradient(mask))
+
+    def times_mask(self, weight: Tensor, mask: Tensor) -> Tensor:
+        """The weight with its noise, whose gradient is that of the weight where it passes straight through."""
+        xp, dtype = self.xp, ops.accumulation_dtype(weight, xp=self.xp)
+        w, mask = xp.astype(weight, dtype), xp.astype(mask, dtype)
+        masked = w + xp.stop_gradient(w * mask - w) if self.straight_through else w * mask
+        return xp.astype(masked, xp.dtype(weight))
 
 
 class ActivationModule(Regularizer):

@@ -526,6 +526,10 @@ def of_nnx():
     plain = lambda: nnx.Sequential(linear(4), linear(2))  # noqa: E731 - as its neighbours
     noisy = lambda: pndx.apply(plain(), "all-linear", "per_node_drop", rate=0.5, seed=1)  # noqa: E731 - as its neighbours
     yield from models_of(pndx, plain, noisy, ("inputs",))
+    dynamic = lambda: pndx.DynamicDropConnectLinear(4, 5, rngs=nnx.Rngs(0))  # noqa: E731 - as its neighbours
+    gradients = lambda: nnx.grad(lambda model: model(ones(3, 4)).sum())(dynamic())  # noqa: E731 - as its neighbours
+    noted = {"model": dynamic, "gradients": gradients}
+    yield Target("nnx.note_gradients", pndx.note_gradients, noted, owner="nnx")
 
 
 def of_equinox():
@@ -547,6 +551,9 @@ def of_equinox():
     noisy = lambda: pnde.apply(plain(), "all-linear", "per_node_drop", rate=0.5)  # noqa: E731 - as its neighbours
     yield from models_of(pnde, plain, noisy)
     yield Target("equinox.with_key", pnde.with_key, {"model": noisy, "key": key}, tensors=("key",), owner="equinox")
+    dynamic = lambda: pnde.DynamicDropConnectLinear(4, 5, key=key())  # noqa: E731 - as its neighbours
+    noted = {"model": dynamic, "gradients": dynamic}
+    yield Target("equinox.note_gradients", pnde.note_gradients, noted, owner="equinox")
 
 
 def models_of(package, plain, noisy, aliases=()):

@@ -39,6 +39,12 @@ DROP_CONNECT = {
     "of_samples": {"rate": 0.3, "mask_bias": True, "scaling": "none", "sharing": "time"},
     "dropped_persist": {"rate": 0.3, "persistence": 0.7},
 }
+DYNAMIC = {
+    "small_gradient": {},
+    "both_preferences": {"prefer": "small_gradient+big_weight", "weight_rate": 0.1, "calibration": "edge"},
+    "big_weight": {"prefer": "big_weight", "threshold": 0.7},
+    "of_kernels": {"prefer": "big_gradient"},
+}
 CONVOLUTIONS = {
     "1d": (1, {"kernel_size": 3, "dilation_rate": 2, "padding": "valid"}),
     "causal": (1, {"kernel_size": 3, "dilation_rate": 2, "padding": "causal"}),
@@ -118,6 +124,16 @@ def convolution(library, case):
     )
 
 
+def dynamic(library, case):
+    noise = DYNAMIC[case]
+    if case == "of_kernels":
+        form = {"kernel_size": (3, 2), "groups": 2, "padding": "valid"}
+        module = library.make("DynamicDropConnectConv", 4, 6, dims=2, **form, **noise)
+        return module, pnd.DynamicDropConnect(keras.layers.Conv2D(6, **form), seed=7, **noise), inputs(2, 5, 5, 4)
+    module = library.make("DynamicDropConnectLinear", 30, 20, **noise)
+    return module, pnd.DynamicDropConnect(keras.layers.Dense(20), seed=7, **noise), inputs(5, 30)
+
+
 def activation(library, case):
     kind, layer, arguments = ACTIVATIONS[case]
     dims = 2 if kind in ("SpatialDropout", "DropBlock") and library.folder == "torch" else 0
@@ -142,6 +158,7 @@ def recurrent(library, case):
 
 CASES = {
     **dict.fromkeys([*LINEAR, *DROP_CONNECT], linear),
+    **dict.fromkeys(DYNAMIC, dynamic),
     **dict.fromkeys(CONVOLUTIONS, convolution),
     **dict.fromkeys(ACTIVATIONS, activation),
     **dict.fromkeys(ENSEMBLES, ensemble),
@@ -165,6 +182,10 @@ def pair(library, case):
     layer.build(x.shape)
     if hasattr(layer, "layer"):
         layer.layer.set_weights(library.weights(module))
+    if hasattr(layer, "gradient"):
+        noted = inputs(*layer.layer.kernel.shape)
+        layer.gradient.assign(np.stack([noted, -noted]))
+        module = library.with_gradient(module, noted)
     ids = {} if "sample" in module.sharing else {"sample_ids": np.arange(len(x), dtype="int32")}
     return module, layer, x, ids
 
@@ -217,6 +238,22 @@ def test_every_sample_of_a_prediction_goes_through_all_members(library):
     module, x = library.make("Masksembles", 16), inputs(5, 16)
     found = library.modules.uncertainty.predict(module, tensor(x), keep=True, batch_size=3, probabilities=False)
     np.testing.assert_array_equal(found.outputs, x * Members(4, 2.0, "random", "down").masks(16, 7)[:, None])
+
+
+@every_library
+def test_gradients_are_noted_in_training_as_keras_notes_them(library):
+    module, layer, x = dynamic(library, "small_gradient")
+    layer.build(x.shape)
+    layer.layer.set_weights(library.weights(module))
+    model, targets = keras.Sequential([keras.Input(x.shape[1:]), layer]), inputs(5, 20)[::-1].copy()
+    model.compile(keras.optimizers.SGD(0.5), "mse")
+    model.fit(x, targets, batch_size=len(x), epochs=3, verbose=0)
+    module = library.trained(module, x, targets, steps=3, rate=0.5)
+    for found, expected in zip(library.weights(module), layer.layer.get_weights(), strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_allclose(library.gradient(module), keras.ops.convert_to_numpy(layer.gradient)[0], atol=1e-6)
+    plain = library.weights(library.trained(module.fold(), x, targets, steps=3, rate=0.5))
+    assert np.abs(plain[0] - layer.layer.get_weights()[0]).max() > 0.01  # what was dropped makes a difference
 
 
 @every_library

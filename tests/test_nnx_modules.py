@@ -201,6 +201,21 @@ def test_masks_of_an_ensemble_are_made_where_seeds_are_traced_or_stacked():
         pndx.Masksembles(8)
 
 
+def test_gradients_are_noted_where_there_are_any():
+    make = lambda **noise: pndx.DynamicDropConnectLinear(3, 4, seed=1, rngs=nnx.Rngs(0), **noise)  # noqa: E731
+    model, x = nnx.List([make(), make(), make(prefer="small_weight")]), inputs(5, 3)
+    found = nnx.grad(lambda model: sum(layer(x).sum() for layer in model))(model)
+    frozen = nnx.State({0: found[0]})
+    pndx.note_gradients(model, frozen)
+    np.testing.assert_array_equal(model[0].gradient[...], found[0]["kernel"][...])
+    assert not model[1].gradient[...].any()
+    assert model[2].gradient is None
+    with pytest.raises(ValueError, match=r"`gradients`. Expected those of 0.kernel, 1.kernel"):
+        pndx.note_gradients(model, nnx.State({2: found[2]}))
+    with pytest.raises(TypeError, match="`gradients`"):
+        pndx.note_gradients(model, None)
+
+
 def split_call(layer, x):
     """A call for each sample, whose streams are split."""
     axes = nnx.StateAxes({nnx.RngState: 0, ...: None})

@@ -228,32 +228,37 @@ def test_autocast_gives_the_dtype_of_the_plain_module():
 
 
 COMPILED = {
-    "dynamic": {"rate": 0.3},
-    "schedule": {"rate": pnd.schedules.Step([0.2, 0.7], [1])},
-    "gaussian": {"rate": 0.3, "noise": "gaussian"},
-    "bank": {"rate": 0.3, "regime": "bank", "bank_size": 3},
-    "batch": {"rate": 0.3, "sharing": "sample+time"},
+    "dynamic": lambda: pndt.PerNodeLinear(3, 4, rate=0.3, seed=7),
+    "schedule": lambda: pndt.PerNodeLinear(3, 4, rate=pnd.schedules.Step([0.2, 0.7], [1]), seed=7),
+    "gaussian": lambda: pndt.PerNodeLinear(3, 4, rate=0.3, noise="gaussian", seed=7),
+    "bank": lambda: pndt.PerNodeLinear(3, 4, rate=0.3, regime="bank", bank_size=3, seed=7),
+    "batch": lambda: pndt.PerNodeLinear(3, 4, rate=0.3, sharing="sample+time", seed=7),
+    "gradients": lambda: pndt.DynamicDropConnectLinear(3, 4, seed=7),
+    "members": lambda: pndt.Masksembles(3, members=2, seed=7),
+    "parts": lambda: pndt.Masksembles(3, members=2, train_assignment="contiguous", seed=7),
 }
 
 
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # of dynamo, which does it itself
 @pytest.mark.parametrize("case", COMPILED)
 def test_one_graph_serves_all_steps_and_rates(case):
     from torch._dynamo.testing import CompileCounterWithBackend
 
     torch.compiler.reset()
-    counter, x = CompileCounterWithBackend("aot_eager"), inputs(5, 3)
-    layer = pndt.PerNodeLinear(3, 4, seed=7, **COMPILED[case])
+    counter, layer = CompileCounterWithBackend("aot_eager"), COMPILED[case]()
     eager, compiled = copy.deepcopy(layer), torch.compile(layer, backend=counter, fullgraph=True)
+    x, again = (inputs(5, 3).requires_grad_() for _ in range(2))
     for step in range(4):
-        if step == 2 and layer.schedule is None:
+        if step == 2 and layer.rate and layer.schedule is None:
             layer.rate = eager.rate = 0.1
-        y, expected = compiled(x), eager(x)
+        y, expected = compiled(x), eager(again)
         torch.testing.assert_close(y, expected)
         y.sum().backward()
         expected.sum().backward()
-        torch.testing.assert_close(layer.weight.grad, eager.weight.grad)
+        for one, other in zip((x, *layer.parameters()), (again, *eager.parameters()), strict=True):
+            torch.testing.assert_close(one.grad, other.grad)
     assert counter.frame_count == 1
-    assert layer.updates == eager.updates
+    assert torch.equal(layer.get_extra_state(), eager.get_extra_state())
     torch.compiler.reset()
 
 
@@ -295,6 +300,32 @@ def test_functional_transforms():
     each = torch.func.vmap(torch.func.grad(loss), (None, 0, None))(parameters, x[:, None], (1, 0))
     for n in range(5):
         torch.testing.assert_close(each["weight"][n], torch.func.grad(loss)(parameters, x[n : n + 1], (1, 0))["weight"])
+
+
+def test_a_gradient_is_noted_by_a_backward_pass_alone():
+    layer, x = pndt.DynamicDropConnectLinear(30, 4, seed=1), inputs(5, 30)
+    with torch.no_grad():
+        layer(x)
+    layer.eval()(x).sum().backward()
+    assert not layer.gradient.any()
+    layer.train().weight.requires_grad_(False)
+    layer(x).sum().backward()
+    assert not layer.gradient.any()
+    layer.weight.requires_grad_(True)
+    layer.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16):
+        layer(x).sum().backward()
+    assert layer.gradient.dtype == torch.float32
+    assert torch.equal(layer.gradient, layer.weight.grad)
+    parameters = dict(layer.named_parameters())
+    with pytest.raises(RuntimeError, match=r"torch.func.*prefer='small_weight'"):
+        torch.func.grad(lambda parameters: torch.func.functional_call(layer, parameters, (x,)).sum())(parameters)
+    of_weights = pndt.DynamicDropConnectLinear.from_linear(layer.fold(), prefer="small_weight", seed=1)
+    loss = lambda parameters: torch.func.functional_call(of_weights, parameters, (x, (1, 0))).sum()  # noqa: E731
+    found = torch.func.grad(loss)(parameters)
+    of_weights.zero_grad()
+    of_weights(x, key=(1, 0)).sum().backward()
+    torch.testing.assert_close(found["weight"], of_weights.weight.grad)
 
 
 # attention

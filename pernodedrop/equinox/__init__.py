@@ -17,6 +17,7 @@ from pernodedrop.equinox.activation_noise import (
     SpatialDropout,
 )
 from pernodedrop.equinox.drop_connect import DropConnectConv, DropConnectLinear
+from pernodedrop.equinox.dynamic_drop_connect import DynamicDropConnectConv, DynamicDropConnectLinear, note_gradients
 from pernodedrop.equinox.noisy import with_key
 from pernodedrop.equinox.per_node_drop import PerNodeConv, PerNodeLinear
 from pernodedrop.equinox.surgery import apply, fold
@@ -27,6 +28,8 @@ __all__ = [
     "DropConnectLinear",
     "DropPath",
     "Dropout",
+    "DynamicDropConnectConv",
+    "DynamicDropConnectLinear",
     "GaussianDropout",
     "Masksembles",
     "PerNodeConv",
@@ -34,6 +37,7 @@ __all__ = [
     "SpatialDropout",
     "apply",
     "fold",
+    "note_gradients",
     "uncertainty",
     "with_key",
 ]

@@ -1,5 +1,7 @@
 """What every noisy module has: a mask, the numbers of its noise in an array, and its seed where masks are fixed."""
 
+import collections.abc
+import types
 import typing
 
 import equinox as eqx
@@ -43,6 +45,7 @@ class Noisy(Regularizer, eqx.Module):
         inference: bool,
         seed: int | None = None,
         key: jax.Array | None = None,
+        more: collections.abc.Mapping[str, np.generic] = types.MappingProxyType({}),
     ) -> None:
         """Begin with a mask.
 
@@ -52,11 +55,12 @@ class Noisy(Regularizer, eqx.Module):
             inference: whether calls have no noise.
             seed: int, any, of fixed masks; None takes it from `key`.
             key: a `jax.random.key`.
+            more: numbers that are held beside those of the noise.
         """
         if schedule is not None:
             raise ValueError(checks.invalid("rate", "a float: a rate over time is set by `with_rate`", schedule))
         checks.check_seed(seed)
-        self.state = State(mask, 0)
+        self.state = State(mask, 0, more=more)
         self.noise_numbers = xp.asarray(bits_of(self.state.first_numbers))
         self.noise_seed = self.noise_key = self.noise_sample = None
         self.inference = checks.check_bool(inference, "inference")

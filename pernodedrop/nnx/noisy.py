@@ -1,5 +1,7 @@
 """What every noisy module has: a mask, a stream for its keys, and the numbers of its noise in a variable."""
 
+import collections.abc
+import types
 import typing
 
 import jax
@@ -72,6 +74,7 @@ class Noisy(Regularizer, nnx.Module):
         rngs: nnx.Rngs | nnx.RngStream | None,
         deterministic: bool,
         persistence: Schedule | None = None,
+        more: collections.abc.Mapping[str, np.generic] = types.MappingProxyType({}),
     ) -> None:
         """Begin with a mask, after the constructor of the NNX module.
 
@@ -82,13 +85,14 @@ class Noisy(Regularizer, nnx.Module):
             rngs: `nnx.Rngs` or a stream; None, without a seed, has calls bring theirs.
             deterministic: whether calls have no noise until `train()`.
             persistence: the mask's persistence as a function of the number of draws, likewise.
+            more: numbers that are held beside those of the noise.
         """
         self.deterministic = checks.check_bool(deterministic, "deterministic")
         checks.check_seed(seed)
         if not isinstance(rngs, nnx.Rngs | nnx.RngStream | None):  # beside a seed too, where none is drawn from
             raise TypeError(checks.invalid("rngs", "nnx.Rngs, an nnx.RngStream or None", rngs))
         stream = _stream_of(rngs) if seed is None else nnx.RngStream(_key_of_seed(seed), tag=STREAM)
-        self.state = State(mask, 0, schedule, persistence)
+        self.state = State(mask, 0, schedule, persistence, more)
         bits = bits_of(self.state.first_numbers)
         # Orbax saves no empty arrays
         self.noise_numbers = NoiseState(xp.asarray(bits)) if bits.size else nnx.data(None)

@@ -22,6 +22,12 @@ from pernodedrop.torch.activation_noise import (
 )
 from pernodedrop.torch.attention import DropConnectMultiheadAttention
 from pernodedrop.torch.drop_connect import DropConnectConv1d, DropConnectConv2d, DropConnectConv3d, DropConnectLinear
+from pernodedrop.torch.dynamic_drop_connect import (
+    DynamicDropConnectConv1d,
+    DynamicDropConnectConv2d,
+    DynamicDropConnectConv3d,
+    DynamicDropConnectLinear,
+)
 from pernodedrop.torch.noisy import drawn_keys, set_replica
 from pernodedrop.torch.per_node_drop import PerNodeConv1d, PerNodeConv2d, PerNodeConv3d, PerNodeLinear
 from pernodedrop.torch.recurrent import NoisyGRU, NoisyLSTM, NoisyRNN
@@ -38,6 +44,10 @@ __all__ = [
     "DropConnectMultiheadAttention",
     "DropPath",
     "Dropout",
+    "DynamicDropConnectConv1d",
+    "DynamicDropConnectConv2d",
+    "DynamicDropConnectConv3d",
+    "DynamicDropConnectLinear",
     "GaussianDropout",
     "Masksembles",
     "NoisyGRU",

@@ -2,6 +2,7 @@
 
 import collections.abc
 import contextlib
+import types
 import typing
 import zlib
 
@@ -39,7 +40,7 @@ class Noisy(Regularizer, torch.nn.Module):
     """
 
     xp = xp
-    kept: typing.ClassVar[tuple[str, ...]] = ("noise_key", "noise_numbers")
+    kept: tuple[str, ...] = ("noise_key", "noise_numbers")
     """The buffers, of 32 bits an entry, whose first values `first` gives."""
 
     inputs: typing.ClassVar[int] = 1
@@ -48,7 +49,12 @@ class Noisy(Regularizer, torch.nn.Module):
     noise_numbers: torch.Tensor
 
     def start(
-        self, mask: Mask, seed: int | None, schedule: Schedule | None, persistence: Schedule | None = None
+        self,
+        mask: Mask,
+        seed: int | None,
+        schedule: Schedule | None,
+        persistence: Schedule | None = None,
+        more: collections.abc.Mapping[str, np.generic] = types.MappingProxyType({}),
     ) -> None:
         """Begin with a mask, after the constructor of `torch.nn.Module`.
 
@@ -57,8 +63,9 @@ class Noisy(Regularizer, torch.nn.Module):
             seed: int, any; None takes one from Python's `random`.
             schedule: the rate as a function of the key's call number; None leaves it where the mask has it.
             persistence: the mask's persistence likewise.
+            more: numbers that are held beside those of the noise.
         """
-        self.state = State(mask, seed, schedule, persistence)
+        self.state = State(mask, seed, schedule, persistence, more)
         self.replica: tuple[int, int] | None = None
         self.held_key: torch.Tensor | None = None
         for name in self.kept:

@@ -13,6 +13,12 @@ from pernodedrop import checks
 from pernodedrop.rules import Choice, Family, Function, Rule
 from pernodedrop.torch.attention import DropConnectMultiheadAttention
 from pernodedrop.torch.drop_connect import DropConnectConv1d, DropConnectConv2d, DropConnectConv3d, DropConnectLinear
+from pernodedrop.torch.dynamic_drop_connect import (
+    DynamicDropConnectConv1d,
+    DynamicDropConnectConv2d,
+    DynamicDropConnectConv3d,
+    DynamicDropConnectLinear,
+)
 from pernodedrop.torch.noisy import Noisy
 from pernodedrop.torch.per_node_drop import PerNodeConv1d, PerNodeConv2d, PerNodeConv3d, PerNodeLinear
 from pernodedrop.torch.recurrent import NoisyGRU, NoisyLSTM, NoisyRNN
@@ -37,6 +43,12 @@ FAMILY = Family(
             DropConnectConv2d,
             DropConnectConv3d,
             DropConnectMultiheadAttention,
+        ),
+        "dynamic_drop_connect": (
+            DynamicDropConnectLinear,
+            DynamicDropConnectConv1d,
+            DynamicDropConnectConv2d,
+            DynamicDropConnectConv3d,
         ),
         "noisy_rnn": (NoisyRNN, NoisyLSTM, NoisyGRU),
     },
@@ -82,8 +94,8 @@ def apply(
             Another string: a regular expression for a part of a module's name that is whole between dots, so that "mlp"
             or r"layers\\.[0-3]" choose what is inside too, and "head" does not choose "multihead". A class of torch. A
             list of these. Or a function of (name, module) that returns the module to stand there, or None to keep it.
-        regularizer: "per_node_drop", for linear modules and convolutions; "drop_connect", for attention too; or
-            "noisy_rnn", for recurrent modules. None is the first. Not beside a function.
+        regularizer: "per_node_drop" or "dynamic_drop_connect", for linear modules and convolutions; "drop_connect",
+            for attention too; or "noisy_rnn", for recurrent modules. None is the first. Not beside a function.
         exclude: which modules of these stay as they are, in the same words but for a function.
         seed: int, any, from which every module has a seed of its own by its name; None takes them from Python's
             `random`. Not beside a function.

@@ -1,7 +1,10 @@
 """Weight noise: what noisy modules that are a Linear or a convolution share."""
 
+import collections.abc
+import types
 import typing
 
+import numpy as np
 import torch
 
 from pernodedrop import checks, ops
@@ -61,11 +64,12 @@ class WeightNoise(OfPlain, Product, WeightModule):
         method: str,
         schedule: Schedule | None,
         persistence: Schedule | None,
+        more: collections.abc.Mapping[str, np.generic] = types.MappingProxyType({}),
     ) -> None:
         """Begin with a mask, after the constructor of the plain module."""
         if not self.weight.is_floating_point():
             raise TypeError(checks.invalid("dtype", "a floating dtype", self.weight.dtype))
-        self.start(mask, seed, schedule, persistence)
+        self.start(mask, seed, schedule, persistence, more)
         self.method = self.state.check_method(method)
 
     def forward(
