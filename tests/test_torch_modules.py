@@ -126,12 +126,16 @@ def test_a_network_trains_to_the_weights_of_the_same_network_in_keras():
 def test_ranks_of_a_process_group_train_like_one_process_with_the_whole_batch():
     """By DDP and by FSDP2, which frees the memory of gathered weights: nothing may hold on to it."""
     seen = child("torch_ranks.py")
-    alone, updates = seen["alone"]
+    alone, updates, zeros = seen["alone"]
     assert updates == 3
-    assert len(seen["ranks"]) == 4
-    for weights, updates in seen["ranks"]:
-        np.testing.assert_allclose(weights, alone, atol=1e-6)
-        assert updates == 3
+    assert len(seen["ranks"]) == 2
+    for rank, (engines, refusal) in enumerate(seen["ranks"]):
+        assert len(engines) == 2
+        for weights, updates, of_rank in engines:
+            np.testing.assert_allclose(weights, alone, atol=1e-6)
+            assert updates == 3
+            assert of_rank == [whole[rank::2] for whole in zeros]
+        assert "`normalize`. Expected 'sample' with torch.distributed" in refusal
 
 
 def test_a_replica_of_data_parallel_is_refused():
