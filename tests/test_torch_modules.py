@@ -164,6 +164,22 @@ def test_a_plain_checkpoint_loads_and_an_own_one_resumes():
     assert torch.equal(again(x), model(x))
 
 
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_a_distributed_checkpoint_resumes(tmp_path):
+    from torch.distributed import checkpoint
+
+    model, again = (torch.nn.Sequential(pndt.PerNodeLinear(3, 4, rate=0.5, seed=seed)) for seed in (1, 9))
+    x = inputs(5, 3)
+    model(x)
+    model[0].rate = 0.25
+    checkpoint.save({"model": model.state_dict()}, checkpoint_id=tmp_path / "checkpoint")
+    state = {"model": again.state_dict()}
+    checkpoint.load(state, checkpoint_id=tmp_path / "checkpoint")
+    again.load_state_dict(state["model"])
+    assert (again[0].updates, again[0].rate) == (1, 0.25)
+    assert torch.equal(again(x), model(x))
+
+
 def test_the_state_of_another_noise_is_refused():
     layer = pndt.PerNodeLinear(3, 4, rate=0.5, seed=7)
     own = layer.get_extra_state()
