@@ -126,12 +126,16 @@ def test_a_network_trains_to_the_weights_of_the_same_network_in_keras():
 def test_ranks_of_a_process_group_train_like_one_process_with_the_whole_batch():
     """By DDP and by FSDP2, which frees the memory of gathered weights: nothing may hold on to it."""
     seen = child("torch_ranks.py")
-    alone, updates = seen["alone"]
+    alone, updates, zeros = seen["alone"]
     assert updates == 3
-    assert len(seen["ranks"]) == 4
-    for weights, updates in seen["ranks"]:
-        np.testing.assert_allclose(weights, alone, atol=1e-6)
-        assert updates == 3
+    assert len(seen["ranks"]) == 2
+    for rank, (engines, refusal) in enumerate(seen["ranks"]):
+        assert len(engines) == 2
+        for weights, updates, of_rank in engines:
+            np.testing.assert_allclose(weights, alone, atol=1e-6)
+            assert updates == 3
+            assert of_rank == [whole[rank::2] for whole in zeros]
+        assert "`normalize`. Expected 'sample' with torch.distributed" in refusal
 
 
 def test_a_replica_of_data_parallel_is_refused():
@@ -157,6 +161,22 @@ def test_a_plain_checkpoint_loads_and_an_own_one_resumes():
     again = pndt.apply(copy.deepcopy(plain), "all-linear", rate=0.5, seed=9)
     again.load_state_dict(torch.load(io.BytesIO(file.getvalue()), weights_only=True), strict=True)
     assert (again[0].seed, again[0].updates, again[0].rate) == (model[0].seed, 1, 0.25)
+    assert torch.equal(again(x), model(x))
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_a_distributed_checkpoint_resumes(tmp_path):
+    from torch.distributed import checkpoint
+
+    model, again = (torch.nn.Sequential(pndt.PerNodeLinear(3, 4, rate=0.5, seed=seed)) for seed in (1, 9))
+    x = inputs(5, 3)
+    model(x)
+    model[0].rate = 0.25
+    checkpoint.save({"model": model.state_dict()}, checkpoint_id=tmp_path / "checkpoint")
+    state = {"model": again.state_dict()}
+    checkpoint.load(state, checkpoint_id=tmp_path / "checkpoint")
+    again.load_state_dict(state["model"])
+    assert (again[0].updates, again[0].rate) == (1, 0.25)
     assert torch.equal(again(x), model(x))
 
 

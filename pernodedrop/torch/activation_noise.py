@@ -251,7 +251,7 @@ class DropBlock2d(DropBlock):
         block_size: side of a block, an int from 1; 7, the paper's. Along a shorter axis a block is as long as the axis.
         per_channel: whether each channel has blocks of its own; True.
         normalize: over what the share that is kept is counted, by which what is kept is scaled: "sample", or "batch",
-            as in the authors' code, which is the part of it that a process has.
+            as in the authors' code, which is refused in a process group, whose ranks have parts of it.
         data_format: "channels_first" or "channels_last", which axis of the shape is that of the channels.
         seed: int, any; None takes one from Python's `random`.
 

@@ -76,8 +76,8 @@ class DropBlock2D(DropBlock):
         per_channel: True: each channel has blocks of its own, which "tends to work better" in the paper. False: all
             channels of a sample have the same blocks.
         normalize: over what the share that is kept is counted. "sample": over each sample, so that samples do not
-            depend on each other. "batch": over the whole batch, as in the authors' code (on TensorFlow replicas, over
-            the replica's part). A sample, or a batch, that is dropped whole is zero.
+            depend on each other. "batch": over the whole batch, as in the authors' code, whose parts all replicas
+            have; refused in a process group of torch. A sample, or a batch, that is dropped whole is zero.
         data_format: "channels_last", "channels_first", or None for Keras' `image_data_format`. Masks do not depend on
             it.
         seed: int, any; None takes one from Python's `random`.
@@ -94,7 +94,7 @@ class DropBlock2D(DropBlock):
 
     Raises:
         TypeError, ValueError: a rate outside [0, 1), an input of another rank or of unknown size, or another argument
-            that is not as described.
+            that is not as described; `normalize="batch"` in a process group of torch.
 
     Example:
 
