@@ -481,7 +481,9 @@ def modules_of(package, sizes, shapes, common, call):
         (of_x,) = {"torch": ("input",), "nnx": ("inputs",), "equinox": ("x",)}[place]
         calls = lambda module=module, of_x=of_x, **kw: call(module(), kw.pop(of_x), **kw)  # noqa: E731 - a bound call
         tensors = (of_x, "key", "sample_ids", "sample_id")
-        yield Target(f"{place}.{name} call", calls, {of_x: x, **called}, listed, tensors, "layer call", owner=place)
+        aliases = ("query", "key", "value") if name.endswith("Attention") else ()
+        given = {of_x: x, **called}
+        yield Target(f"{place}.{name} call", calls, given, listed, tensors, "layer call", aliases, owner=place)
 
 
 OF_FRAMEWORK = ("out_sharding", "deterministic", "inference", "rngs")

@@ -67,8 +67,8 @@ HOUSE = """
     uncertainty.ensembles uncertainty.models
     uncertainty
     torch.noisy torch.products
-    torch.activation_noise torch.attention torch.weight_noise
-    torch.drop_connect torch.dynamic_drop_connect torch.per_node_drop torch.recurrent
+    torch.activation_noise torch.composite torch.weight_noise
+    torch.attention torch.drop_connect torch.dynamic_drop_connect torch.per_node_drop torch.recurrent
     torch.of_transformers
     torch.surgery torch.uncertainty
     torch

@@ -20,7 +20,7 @@ from pernodedrop.torch.activation_noise import (
     SpatialDropout2d,
     SpatialDropout3d,
 )
-from pernodedrop.torch.attention import DropConnectMultiheadAttention
+from pernodedrop.torch.attention import DropConnectMultiheadAttention, PerNodeMultiheadAttention
 from pernodedrop.torch.drop_connect import DropConnectConv1d, DropConnectConv2d, DropConnectConv3d, DropConnectLinear
 from pernodedrop.torch.dynamic_drop_connect import (
     DynamicDropConnectConv1d,
@@ -57,6 +57,7 @@ __all__ = [
     "PerNodeConv2d",
     "PerNodeConv3d",
     "PerNodeLinear",
+    "PerNodeMultiheadAttention",
     "SpatialDropout1d",
     "SpatialDropout2d",
     "SpatialDropout3d",

@@ -99,7 +99,7 @@ class WeightNoise(OfPlain, Product, WeightModule):
         """What a call with noise gives, of a batch."""
         self.check_batch(x)
         samples, field = self.samples(x, sample_ids), self.field(key, x.device)
-        dtype = self._dtype_of(x)
+        dtype = dtype_of(x, self.weight)
         x = x if self.state.one_kernel else x.to(dtype)
         return self.product(x, self.weight, self.bias, field, samples)
 
@@ -121,11 +121,12 @@ class WeightNoise(OfPlain, Product, WeightModule):
                     setattr(plain, name, torch.nn.Parameter(value.detach().clone(), requires_grad=trainable))
         return plain
 
-    def _dtype_of(self, x: torch.Tensor) -> torch.dtype:
-        """The dtype that the output of an input will have, or an error where torch would give one."""
-        kind = x.device.type
-        if kind != "meta" and torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
-            return torch.get_autocast_dtype(kind)
-        if x.dtype != self.weight.dtype:
-            raise TypeError(checks.invalid("input", f"{self.weight.dtype}, the weight's", x.dtype))
-        return x.dtype
+
+def dtype_of(x: torch.Tensor, weight: torch.Tensor) -> torch.dtype:
+    """The dtype that an output of an input will have, or an error where torch would give one."""
+    kind = x.device.type
+    if kind != "meta" and torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
+        return torch.get_autocast_dtype(kind)
+    if x.dtype != weight.dtype:
+        raise TypeError(checks.invalid("input", f"{weight.dtype}, the weight's", x.dtype))
+    return x.dtype
