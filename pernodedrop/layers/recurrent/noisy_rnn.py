@@ -295,9 +295,11 @@ class NoisyRNN(RecurrentNoise):
             mask = (masks if position is None else xp.take(masks, position, axis=0))[0]
 
             def product(rows: Tensor) -> Tensor:
-                y = keras.ops.matmul(rows[:, None] * mask[:, :, None], kernels)
-                y = keras.ops.transpose(y, (0, 2, 1, 3))
-                return keras.ops.reshape(y, (*keras.ops.shape(y)[:2], columns))
+                masked = keras.ops.transpose(rows[:, None] * mask[:, :, None], (1, 0, 2, 3))
+                _, *rows_of, _ = keras.ops.shape(masked)
+                # all samples in one product a gate, where a product each would read the kernel anew
+                y = keras.ops.matmul(keras.ops.reshape(masked, (gates, -1, inputs)), kernels)
+                return keras.ops.reshape(keras.ops.transpose(y, (1, 0, 2)), (*rows_of, columns))
 
             return product
 
