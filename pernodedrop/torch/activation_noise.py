@@ -232,15 +232,16 @@ class DropBlock(BlockModule, FeatureMaps):
 class DropBlock2d(DropBlock):
     """Sets blocks of feature maps to zero in training (Ghiasi, Lin and Le, arXiv 1810.12890).
 
-    It is `pernodedrop.DropBlock2D` as a module, with channels first, as torch has them; there it says where blocks are.
+    It is `pernodedrop.DropBlock2D` as a module, with channels first, as torch has them; its docstring says where blocks
+    lie.
 
     Args:
         rate: the share that would be dropped if blocks did not overlap, in [0, 1), or a schedule of
             `pernodedrop.schedules`; the paper lets it rise linearly.
         block_size: side of a block, an int from 1; 7, the paper's. Along a shorter axis a block is as long as the axis.
         per_channel: whether each channel has blocks of its own; True.
-        normalize: over what the share that is kept is counted, by which what is kept is scaled: "sample", or "batch",
-            as in the authors' code, which is the part of it that a process has.
+        normalize: what the share that is kept, which sets the scale, is counted over: "sample", or "batch", as in the
+            authors' code, of which a process counts its own part.
         data_format: "channels_first" or "channels_last", which axis of the shape is that of the channels.
         seed: int, any; None takes one from Python's `random`.
 

@@ -45,7 +45,7 @@ class DropConnectMultiheadAttention(Form, torch.nn.MultiheadAttention):
     projections, masks of attention and all other arguments are torch's affair. What is kept is scaled by
     1 / (1 - rate), and inference is MultiheadAttention itself. It is `pernodedrop.NoisyAttention` with
     `pernodedrop.DropConnect` as a module, with equal masks for equal (seed, call). Masks of each sample, which the
-    Keras layer has too, are not to be had: torch multiplies by one weight.
+    Keras layer has too, are not possible: torch multiplies by one weight.
 
     Args:
         *args, **kwargs: those of `torch.nn.MultiheadAttention`: embed_dim, num_heads, batch_first and so on.
@@ -97,7 +97,7 @@ class DropConnectMultiheadAttention(Form, torch.nn.MultiheadAttention):
 
     @classmethod
     def from_plain(cls, module: torch.nn.Module, **noise: typing.Any) -> typing.Self:
-        """The noisy module of a plain one, with which it has its parameters and hooks in common.
+        """The noisy module of a plain one, whose parameters and hooks it shares.
 
         Args:
             module: a `torch.nn.MultiheadAttention`, or a subclass with its `forward`.

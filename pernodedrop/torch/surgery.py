@@ -84,7 +84,7 @@ def apply(
             list of these. Or a function of (name, module) that returns the module to stand there, or None to keep it.
         regularizer: "per_node_drop", for linear modules and convolutions; "drop_connect", for attention too; or
             "noisy_rnn", for recurrent modules. None is the first. Not beside a function.
-        exclude: which modules of these stay as they are, in the same words but for a function.
+        exclude: which modules of these stay as they are, in the same forms, a function excepted.
         seed: int, any, from which every module has a seed of its own by its name; None takes them from Python's
             `random`. Not beside a function.
         **noise: arguments of the noisy modules, such as `rate=0.2`; see `PerNodeLinear`, `DropConnectLinear`,

@@ -80,7 +80,7 @@ def predict(
         layers: which layers make noise: None for all, "last" for the last one of them (in the order of the model's
             layers, which in a subclassed model is that of its attributes), or layers of the model or their names, of
             which what is inside makes noise too. Others are in inference; with members, a sample has that of its place
-            in x. Masks are those of passes with all layers, but for the modules of torch.
+            in x. The masks are those of passes in which all layers make noise, but not in the modules of torch.
         keep: whether to keep the output of every pass; else memory does not depend on `samples`.
         verbose: 1 shows a progress bar; 0.
 
