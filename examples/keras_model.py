@@ -140,8 +140,10 @@ figure
 #
 # A ``.keras`` file has the noise, its rate and its place in the sequence of masks: a
 # loaded model goes on training as if it had never stopped. A script that only loads it
-# has to ``import pernodedrop.layers``. ``predict`` has no noise;
-# ``uncertainty.predict`` leaves it on for many passes, and says where they disagree.
+# has to ``import pernodedrop.layers``.
+#
+# ``predict`` has no noise; ``uncertainty.predict`` leaves it on for many passes, and
+# says where they disagree.
 
 model.save("model.keras")
 loaded = keras.saving.load_model("model.keras")

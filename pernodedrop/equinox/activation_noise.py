@@ -178,7 +178,7 @@ class SpatialDropout(ChannelModule, ActivationNoise):
 class DropBlock(BlockModule, ActivationNoise):
     """Sets blocks of feature maps to zero in training (Ghiasi, Lin and Le, arXiv 1810.12890).
 
-    It is `pernodedrop.DropBlock1D`, `2D` and `3D` as one module; there it says where blocks are. What is kept of a
+    It is `pernodedrop.DropBlock1D`, `2D` and `3D` as one module; its docstring says where blocks lie. What is kept of a
     sample is scaled by the share that is kept of it.
 
     Args:

@@ -47,7 +47,7 @@ def apply(
             function of (path, module) that returns the module to stand there, or None to keep it.
         regularizer: "per_node_drop", "drop_connect" or "dynamic_drop_connect"; None is the first. Not beside a
             function.
-        exclude: which modules of these stay as they are, in the same words but for a function.
+        exclude: which modules of these stay as they are, in the same forms, a function excepted.
         seed: int, any, of fixed masks, from which every module has a seed of its own by its path.
         **noise: arguments of the noisy modules, such as `rate=0.2`; see `PerNodeLinear` and `DropConnectLinear`.
 

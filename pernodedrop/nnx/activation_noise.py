@@ -228,15 +228,15 @@ class SpatialDropout(ChannelModule, ActivationNoise):
 class DropBlock(BlockModule, ActivationNoise):
     """Sets blocks of feature maps to zero in training (Ghiasi, Lin and Le, arXiv 1810.12890).
 
-    It is `pernodedrop.DropBlock1D`, `2D` and `3D` as one module; there it says where blocks are.
+    It is `pernodedrop.DropBlock1D`, `2D` and `3D` as one module; its docstring says where blocks lie.
 
     Args:
         rate: the share that would be dropped if blocks did not overlap, in [0, 1), or a schedule of
             `pernodedrop.schedules`; the paper lets it rise linearly.
         block_size: side of a block, an int from 1; 7, the paper's. Along a shorter axis a block is as long as the axis.
         per_channel: whether each channel has blocks of its own; True.
-        normalize: over what the share that is kept is counted, by which what is kept is scaled: "sample", or "batch",
-            as in the authors' code.
+        normalize: what the share that is kept, which sets the scale, is counted over: "sample", or "batch", as in the
+            authors' code.
         data_format: "channels_last", as NNX has them, or "channels_first". Masks do not depend on it.
         seed, deterministic, rngs: as for `pernodedrop.nnx.Dropout`.
 

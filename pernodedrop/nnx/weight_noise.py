@@ -55,7 +55,7 @@ class WeightNoise(Noisy, Product, WeightModule):
 
     @classmethod
     def from_plain(cls, module: typing.Any, **noise: typing.Any) -> typing.Self:
-        """The noisy module of a plain one, with which it has its parameters in common.
+        """The noisy module of a plain one, whose parameters it shares.
 
         Args:
             module: an instance of the class of NNX that this one derives from, with NNX' own `__call__`.

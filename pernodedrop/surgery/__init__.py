@@ -37,9 +37,9 @@ def apply(
     """A copy of a model with other layers, such as noisy ones, where a rule says.
 
     The copy has the original's class, name, output names and weights (equal values in variables of its own) and the
-    original is left as it is. Noise that is the identity at inference leaves the predictions what they are; Standout,
-    StochasticDepth, Masksembles, the regimes "fixed" and "bank" and `DropConnect.as_published` are not the identity.
-    The copy is not compiled.
+    original is left as it is. Noise that is the identity at inference does not change predictions; Standout,
+    StochasticDepth, Masksembles, the regimes "fixed" and "bank" and `DropConnect.as_published` do. The copy is not
+    compiled.
 
     The rule is asked about every layer inside the model, outermost first. If it answers None for a layer that holds
     others, such as a nested model, a transformer block or a MultiHeadAttention, it is asked about those; it is not
@@ -126,7 +126,7 @@ def fold(model: keras.Model) -> keras.Model:
         model: any built model that can be rebuilt from its config, as for `pernodedrop.apply`.
 
     Returns:
-        The folded copy, not compiled. Outputs are equal to float rounding.
+        The folded copy, not compiled. Outputs are equal up to rounding.
 
     Raises:
         TypeError: a model that is no model, or a method `fold` that returns no layer.

@@ -243,7 +243,8 @@ class DropBlock(BlockModule, FeatureMaps):
 class DropBlock2d(DropBlock):
     """Sets blocks of feature maps to zero in training (Ghiasi, Lin and Le, arXiv 1810.12890).
 
-    It is `pernodedrop.DropBlock2D` as a module, with channels first, as torch has them; there it says where blocks are.
+    It is `pernodedrop.DropBlock2D` as a module, with channels first, as torch has them; its docstring says where blocks
+    lie.
 
     Args:
         rate: the share that would be dropped if blocks did not overlap, in [0, 1), or a schedule of

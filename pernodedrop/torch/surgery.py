@@ -98,7 +98,7 @@ def apply(
         regularizer: "per_node_drop" or "drop_connect", for linear modules, convolutions and attention;
             "dynamic_drop_connect", not for attention; or "noisy_rnn", for recurrent modules. None is the first. Not
             beside a function.
-        exclude: which modules of these stay as they are, in the same words but for a function.
+        exclude: which modules of these stay as they are, in the same forms, a function excepted.
         seed: int, any, from which every module has a seed of its own by its name; None takes them from Python's
             `random`. Not beside a function.
         **noise: arguments of the noisy modules, such as `rate=0.2`; see `PerNodeLinear`, `DropConnectLinear`,

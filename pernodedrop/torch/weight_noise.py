@@ -22,7 +22,7 @@ class OfPlain(Noisy, Form):
 
     @classmethod
     def from_plain(cls, module: torch.nn.Module, **noise: typing.Any) -> typing.Self:
-        """The noisy module of a plain one, with which it has its parameters and hooks in common.
+        """The noisy module of a plain one, whose parameters and hooks it shares.
 
         Args:
             module: an instance of the class that this one derives from, with that class's own `forward`.

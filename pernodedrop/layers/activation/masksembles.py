@@ -21,16 +21,16 @@ class Masksembles(Ensemble, Noisy):
     nothing has to be calibrated. Each mask is a member of an ensemble that shares its weights. At scale 1 all masks are
     ones; the higher the scale, the less the masks overlap, and the more the members differ.
 
-    Every mask has the same number of ones, C * k rounded down, as in the authors' code and in torch-uncertainty, and
-    C / members at least, where C is the number of channels and
+    Every mask has the same number of ones, C * k rounded down, as in the authors' code and in torch-uncertainty, and at
+    least C / members, where C is the number of channels and
 
         k = 1 / (scale * (1 - (1 - 1 / scale)**members)),
 
-    and every channel is in one mask at least. Of all such masks each choice is equally probable. That is the
-    distribution of the paper's code given its number of channels: `members` masks of m ones at random among m * scale
-    positions, those that no mask uses deleted. The code repeats this, with other scales, until as many are left as
-    there are channels, which for some numbers takes minutes or fails; here the masks are drawn at once for any number.
-    The expected overlap of two masks (intersection over union) is 1 / (2 * scale - 1) but for the rounding of m.
+    and every channel is in at least one mask. All such choices of masks are equally probable. That is the distribution
+    of the paper's code given its number of channels: `members` masks of m ones at random among m * scale positions,
+    those that no mask uses deleted. The code repeats this, with other scales, until as many are left as there are
+    channels, which for some numbers takes minutes or fails; here the masks are drawn at once for any number. The
+    expected overlap of two masks (intersection over union) is 1 / (2 * scale - 1) but for the rounding of m.
 
     The masks are made of the seed when the layer is built, the same ones on every backend, and are a weight that is
     not trained, `masks`, float32 (members, channels): they are saved, and others may be assigned to them. With those of
