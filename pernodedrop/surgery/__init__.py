@@ -63,7 +63,7 @@ def apply(
             that is whole between dots, the names of what it is in coming first ("encoder.dense"); a class of Keras; or
             a list of such. Or a function from a layer of the copy, which has its weights, to the layer that stands in
             its place (often a wrapper around it), or to None to keep it.
-        regularizer: the wrapper: "per_node_drop", which None stands for, "attention_dropout", "drop_connect",
+        regularizer: the wrapper: "per_node_drop", which None stands for, "drop_connect", "attention_dropout",
             "dynamic_drop_connect", "fast_dropout", "flipout", "noise_injection", "noisy_rnn", "shakeout",
             "sparse_variational_dropout", "standout", "variational_dropout" or "zoneout". Not beside a function, as all
             that follow.
