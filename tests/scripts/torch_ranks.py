@@ -1,6 +1,7 @@
 """Two processes of one group, by DDP and by FSDP2, and one alone with the whole batch.
 
-Prints as JSON the weights that each comes to, and how many keys it drew.
+Prints as JSON the weights that each comes to, and how many keys it drew; then those of DynamicDropConnect, whose masks
+follow gradients, where all have the whole batch.
 """
 
 import json
@@ -11,10 +12,14 @@ import torch.distributed.fsdp
 
 import pernodedrop.torch as pndt
 
+X = torch.linspace(-1, 1, 40).reshape(8, 5)
 
-def network():
+
+def network(kind=pndt.PerNodeLinear):
     torch.manual_seed(0)
-    first = pndt.PerNodeLinear(5, 4, rate=0.5, seed=1)
+    first = kind(5, 4, seed=1)
+    if kind is pndt.DynamicDropConnectLinear:
+        return torch.nn.Sequential(first, torch.nn.Tanh(), torch.nn.Identity(), torch.nn.Linear(4, 1))
     return torch.nn.Sequential(first, torch.nn.Tanh(), pndt.Dropout(0.5, seed=2), torch.nn.Linear(4, 1))
 
 
@@ -39,9 +44,11 @@ def sharded(model):
 
 def rank(number, file, results):
     torch.distributed.init_process_group("gloo", f"file://{file}", rank=number, world_size=2)
-    x = torch.linspace(-1, 1, 40).reshape(8, 5)
-    models = torch.nn.parallel.DistributedDataParallel(network()), sharded(network())
-    results[number] = [trained(model, x[number::2]) for model in models]  # as DistributedSampler deals samples out
+    found = []
+    for kind, x in ((pndt.PerNodeLinear, X[number::2]), (pndt.DynamicDropConnectLinear, X)):
+        models = torch.nn.parallel.DistributedDataParallel(network(kind)), sharded(network(kind))
+        found.append([trained(model, x) for model in models])  # x as DistributedSampler deals samples out, or all of it
+    results[number] = found
     torch.distributed.destroy_process_group()
 
 
@@ -50,5 +57,6 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
         # forked, so that torch is imported once
         torch.multiprocessing.start_processes(rank, (f"{folder}/ranks", results), nprocs=2, start_method="fork")
-    alone = trained(network(), torch.linspace(-1, 1, 40).reshape(8, 5))
-    print(json.dumps({"ranks": [*results[0], *results[1]], "alone": alone}))
+    ranks, dynamic = ([*results[0][n], *results[1][n]] for n in range(2))
+    dynamic = [trained(network(pndt.DynamicDropConnectLinear), X), *dynamic]
+    print(json.dumps({"ranks": ranks, "alone": trained(network(), X), "dynamic": dynamic}))
