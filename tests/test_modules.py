@@ -1,7 +1,9 @@
 """What holds for the native modules of every library: they have the masks of the Keras layers."""
 
+import copy
 import doctest
 import importlib
+import pickle
 import re
 import subprocess
 import sys
@@ -261,6 +263,30 @@ def test_every_module_has_a_case(library):
     kinds = {type(CASES[case](library, case)[0]) for one, case in EACH if one is library}
     without_dims = [{re.sub(r"\dd$", "", one.__name__) for one in many} for many in (kinds, library.noisy)]
     assert without_dims[0] == without_dims[1]
+
+
+@pytest.mark.only_backend("torch", reason="its modules have a state_dict")
+@pytest.mark.parametrize("case", [case for library, case in EACH if library.folder == "torch"])
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")  # of torch's own convolution
+def test_a_module_of_torch_goes_on_from_whatever_holds_its_state(case):
+    import torch
+
+    (library,) = LIBRARIES
+    module, _, x, ids = pair(library, case)
+    library.call(module, x, **ids)
+    saved, like = module.state_dict(), CASES[case](library, case)[0]
+    like.load_state_dict(saved)
+    moved = copy.deepcopy(module).to("meta").to_empty(device="cpu")
+    moved.load_state_dict(saved)
+    others = [copy.deepcopy(module), pickle.loads(pickle.dumps(module)), like, moved]
+    half = copy.deepcopy(module).to(torch.bfloat16)
+    assert torch.equal(half.get_extra_state(), module.get_extra_state())
+    if not module.members:
+        module.load_state_dict({name: saved[name] for name in module.fold().state_dict()}, strict=True)
+    expected = library.call(module, x, **ids)
+    for one in others:
+        np.testing.assert_array_equal(library.call(one, x, **ids), expected)
+        assert torch.equal(one.get_extra_state(), module.get_extra_state())
 
 
 @every_library

@@ -129,8 +129,10 @@ def test_ranks_of_a_process_group_train_like_one_process_with_the_whole_batch():
     alone, updates, zeros = seen["alone"]
     assert updates == 3
     assert len(seen["ranks"]) == 2
-    for rank, (engines, refusal) in enumerate(seen["ranks"]):
-        assert len(engines) == 2
+    for rank, (engines, dynamic, refusal) in enumerate(seen["ranks"]):
+        assert len(engines) == len(dynamic) == 2
+        for weights, _ in dynamic:  # ranks with equal batches, and so with equal gradients
+            np.testing.assert_allclose(weights, seen["dynamic"][0], atol=1e-6)
         for weights, updates, of_rank in engines:
             np.testing.assert_allclose(weights, alone, atol=1e-6)
             assert updates == 3

@@ -1,7 +1,8 @@
 """What a training step of a module of torch costs beside torch's own and the raw operation, and what imports cost.
 
-python benchmarks/modules/run.py            writes results.md; some minutes, most of them torch.compile's
-python benchmarks/modules/run.py --eager    without what is compiled, printed alone
+python benchmarks/modules/run.py                  writes results.md; some minutes, most of them torch.compile's
+python benchmarks/modules/run.py --modes eager    without what is compiled, printed alone
+python benchmarks/modules/run.py --sizes 4,8,8 --rounds 2 --imports 0    a try, printed alone
 
 A step is a forward and a backward pass, to the input and the parameters. Steps of all variants are taken in turn, and
 the least time of each counts, so that what else the machine does falls out. Imports are those of new processes, the
@@ -23,8 +24,9 @@ import pernodedrop.torch as pndt
 from pernodedrop.report import table
 
 PATH = pathlib.Path(__file__).parent / "results.md"
-SIZES = {"small": (32, 64, 64), "large": (128, 1024, 1024)}
-"""Batch, inputs and outputs."""
+SIZES = ((32, 64, 64), (128, 1024, 1024))
+"""Batch, inputs and outputs, small and large."""
+MODES = ("eager", "compiled")
 ROUNDS, SECONDS = 15, 0.04
 RATE = 0.5
 LIBRARIES = {"torch": "torch", "nnx": "flax.nnx", "equinox": "equinox"}
@@ -42,11 +44,20 @@ class RawOp(torch.nn.Linear):
         return pnd.ops.masked_dense(x, self.weight.T, self.noise, pnd.ops.draw(self.state)) + self.bias
 
 
+def after(noise, n, m):
+    """A plain module whose input has noise."""
+    return torch.nn.Sequential(noise, torch.nn.Linear(n, m))
+
+
 VARIANTS = {
     "torch.nn.Linear": torch.nn.Linear,
-    "torch.nn.Dropout and Linear": lambda n, m: torch.nn.Sequential(torch.nn.Dropout(RATE), torch.nn.Linear(n, m)),
-    "Dropout and torch.nn.Linear": lambda n, m: torch.nn.Sequential(pndt.Dropout(RATE, seed=1), torch.nn.Linear(n, m)),
+    "torch.nn.Dropout and Linear": lambda n, m: after(torch.nn.Dropout(RATE), n, m),
+    "Dropout and torch.nn.Linear": lambda n, m: after(pndt.Dropout(RATE, seed=1), n, m),
+    "Masksembles and torch.nn.Linear": lambda n, m: torch.nn.Sequential(
+        pndt.Masksembles(n, seed=1), torch.nn.Linear(n, m)
+    ),
     "DropConnectLinear": lambda n, m: pndt.DropConnectLinear(n, m, rate=RATE, seed=1),
+    "DynamicDropConnectLinear": lambda n, m: pndt.DynamicDropConnectLinear(n, m, seed=1),
     "pernodedrop.ops.masked_dense": RawOp,
     "PerNodeLinear": lambda n, m: pndt.PerNodeLinear(n, m, rate=RATE, seed=1),
 }
@@ -69,7 +80,7 @@ def step_of(make, size, compiled):
     return step
 
 
-def seconds_of(steps):
+def seconds_of(steps, rounds):
     """The least seconds of a step, for each of several that are timed in turn."""
     counts = []
     for step in steps:
@@ -78,7 +89,7 @@ def seconds_of(steps):
         step()
         counts.append(max(1, round(SECONDS / (time.perf_counter() - began))))
     least = [float("inf")] * len(steps)
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for n, (step, count) in enumerate(zip(steps, counts, strict=True)):
             began = time.perf_counter()
             for _ in range(count):
@@ -87,17 +98,17 @@ def seconds_of(steps):
     return least
 
 
-def steps_table(modes):
-    """The microseconds of each step, and the times that it takes that of Linear."""
-    columns = list(itertools.product(SIZES, modes))
+def steps_table(sizes, modes, rounds):
+    """The microseconds of each step, and the times that it takes that of Linear and that of the raw operation."""
     lines = [["training step"], *([name] for name in VARIANTS)]
-    for size, compiled in columns:
-        batch, inputs, outputs = SIZES[size]
-        lines[0].append(f"{batch} x {inputs} -> {outputs}, {'compiled' if compiled else 'eager'}")
+    for size, mode in itertools.product(sizes, modes):
+        batch, inputs, outputs = size
+        lines[0].append(f"{batch} x {inputs} -> {outputs}, {mode}")
         torch.compiler.reset()
-        seconds = seconds_of([step_of(make, SIZES[size], compiled) for make in VARIANTS.values()])
+        seconds = seconds_of([step_of(make, size, mode == "compiled") for make in VARIANTS.values()], rounds)
+        plain, raw = (seconds[[*VARIANTS].index(name)] for name in ("torch.nn.Linear", "pernodedrop.ops.masked_dense"))
         for line, own in zip(lines[1:], seconds, strict=True):
-            line.append(f"{own * 1e6:.0f} us, {own / seconds[0]:.1f} x")
+            line.append(f"{own * 1e6:.0f} us, {own / plain:.1f} x, {own / raw:.2f} of raw")
     return lines
 
 
@@ -128,13 +139,16 @@ def imports_table(rounds):
 def main():
     """Measure, print, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--eager", action="store_true", help="without what is compiled; the page stays as it is")
-    parser.add_argument("--imports", type=int, default=5, help="processes that import each library")
+    size = lambda text: tuple(map(int, text.split(",")))  # noqa: E731 - it is an argument
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES, help="eager, compiled; both")
+    parser.add_argument("--sizes", nargs="+", type=size, default=SIZES, help="batch,inputs,outputs, of each column")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="of which the least time counts")
+    parser.add_argument("--imports", type=int, default=5, help="processes that import each library; 0 is no table")
     arguments = parser.parse_args()
-    modes = [False] if arguments.eager else [False, True]
-    tables = [steps_table(modes), imports_table(arguments.imports)]
+    tables = [steps_table(arguments.sizes, arguments.modes, arguments.rounds)]
+    tables += [imports_table(arguments.imports)] if arguments.imports else []
     print(*map(table.as_text, tables), sep="\n\n")
-    if not arguments.eager:
+    if vars(arguments) == vars(parser.parse_args([])):
         versions = f"torch {torch.__version__}, {torch.get_num_threads()} threads, float32, rate {RATE}."
         text = "\n\n".join(["# What modules cost", versions, *map(table.as_markdown, tables)])
         PATH.write_text(text + "\n", encoding="utf-8")

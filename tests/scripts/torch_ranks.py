@@ -1,7 +1,8 @@
 """Two processes of one group, by DDP and by FSDP2, and one alone with the whole batch.
 
-Prints as JSON the weights that each comes to, how many keys it drew, and what is 0 in the next two masks; and how a
-normalisation over the whole batch is refused.
+Prints as JSON the weights that each comes to, how many keys it drew, and what is 0 in the next two masks; the
+weights of DynamicDropConnect, whose masks follow gradients, where all have the whole batch; and how a normalisation
+over the whole batch is refused.
 """
 
 import json
@@ -12,11 +13,19 @@ import torch.distributed.fsdp
 
 import pernodedrop.torch as pndt
 
+X = torch.linspace(-1, 1, 40).reshape(8, 5)
+
 
 def network():
     torch.manual_seed(0)
     first = pndt.PerNodeLinear(5, 4, rate=0.5, seed=1)
     return torch.nn.Sequential(first, torch.nn.Tanh(), pndt.Dropout(0.5, seed=2), torch.nn.Linear(4, 1))
+
+
+def dynamic():
+    torch.manual_seed(0)
+    first = pndt.DynamicDropConnectLinear(5, 4, seed=1)
+    return torch.nn.Sequential(first, torch.nn.Tanh(), torch.nn.Identity(), torch.nn.Linear(4, 1))
 
 
 def trained(model, x):
@@ -58,12 +67,18 @@ def sharded(model):
     return model
 
 
+def engines(make):
+    return torch.nn.parallel.DistributedDataParallel(make()), sharded(make())
+
+
 def rank(number, file, results):
     torch.distributed.init_process_group("gloo", f"file://{file}", rank=number, world_size=2)
-    x = torch.linspace(-1, 1, 40).reshape(8, 5)
-    models = torch.nn.parallel.DistributedDataParallel(network()), sharded(network())
     ours = slice(number, 8, 2)  # as DistributedSampler deals samples out
-    results[number] = [(*trained(model, x[ours]), next_zeros(model, ours)) for model in models], refusal()
+    results[number] = (
+        [(*trained(model, X[ours]), next_zeros(model, ours)) for model in engines(network)],
+        [trained(model, X) for model in engines(dynamic)],
+        refusal(),
+    )
     torch.distributed.destroy_process_group()
 
 
@@ -73,5 +88,5 @@ if __name__ == "__main__":
         # forked, so that torch is imported once
         torch.multiprocessing.start_processes(rank, (f"{folder}/ranks", results), nprocs=2, start_method="fork")
     model = network()
-    alone = *trained(model, torch.linspace(-1, 1, 40).reshape(8, 5)), next_zeros(model, slice(0, 8))
-    print(json.dumps({"ranks": [results[0], results[1]], "alone": alone}))
+    alone = *trained(model, X), next_zeros(model, slice(0, 8))
+    print(json.dumps({"ranks": [results[0], results[1]], "alone": alone, "dynamic": trained(dynamic(), X)}))
