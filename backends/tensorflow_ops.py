@@ -494,6 +494,11 @@ def global_rows(n, like):
     return arange(n, like) + as_word(tf.cumsum(sizes, exclusive=True)[replica.replica_id_in_sync_group])
 
 
+def sum_of_replicas(x):
+    replica = tf.distribute.get_replica_context()
+    return x if replica is None or replica.num_replicas_in_sync == 1 else replica.all_reduce("sum", x)
+
+
 def warn_of_replicas():
     pass
 

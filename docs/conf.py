@@ -60,7 +60,7 @@ html_show_sourcelink = False
 
 myst_heading_anchors = 3
 
-autosummary_generate = False  # class_pages does
+autosummary_generate = False  # entry_pages does
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # the docstrings say what a type annotation cannot
 napoleon_numpy_docstring = False
@@ -229,33 +229,41 @@ class Selected(SphinxRole):
         return [nodes.Text(", ".join(found))], []
 
 
-CLASS = re.compile(r"^\.\. auto(?:class|exception):: (\S+)\n(?: +\S.*\n)*\n*", re.MULTILINE)
-"""A class on a page of the reference, with its options."""
+ENTRY = re.compile(r"^\.\. auto(class|exception|function):: (\S+)\n(?: +\S.*\n)*\n*", re.MULTILINE)
+"""A class or a function on a page of the reference, with its options."""
 
 
-def class_pages(app):
-    """Write a page for each class of the reference, before Sphinx looks for pages."""
+def page_of(found):
+    """The page of an entry. Functions have a folder: some file systems take metrics.X and metrics.x for one."""
+    return f"functions/{found[2]}" if found[1] == "function" else found[2]
+
+
+def entry_pages(app):
+    """Write a page for each class and each function of the reference, before Sphinx looks for pages."""
     folder = pathlib.Path(app.srcdir) / "reference"
-    folder.mkdir(exist_ok=True)
+    (folder / "functions").mkdir(parents=True, exist_ok=True)
     for page in (pathlib.Path(app.srcdir) / "api").glob("*.rst"):
         text = page.read_text()
-        for found in CLASS.finditer(text):
-            title = found[1].rpartition(".")[2]
-            back = f"What it shares with others: :doc:`../api/{page.stem}`.\n" if "What every" in text else ""
-            (folder / f"{found[1]}.rst").write_text(f"{title}\n{'=' * len(title)}\n\n{found[0].rstrip()}\n\n{back}")
+        for found in ENTRY.finditer(text + "\n"):
+            title = found[2].rpartition(".")[2]
+            shares = found[1] == "class" and "What every" in text
+            back = f"What it shares with others: :doc:`../api/{page.stem}`.\n" if shares else ""
+            (folder / f"{page_of(found)}.rst").write_text(
+                f"{title}\n{'=' * len(title)}\n\n{found[0].rstrip()}\n\n{back}"
+            )
 
 
-def classes_as_table(app, docname, source):
-    """On a page of the reference, classes that follow each other are a table, which leads to their pages."""
+def entries_as_table(app, docname, source):
+    """On a page of the reference, classes and functions in a row are a table, which leads to their pages."""
 
     def table(found):
-        names = CLASS.findall(found[0])
-        rows = "".join(f"   ~{name}\n" for name in names)
-        pages = "".join(f"   ../reference/{name}\n" for name in names)
+        entries = [*ENTRY.finditer(found[0])]
+        rows = "".join(f"   ~{entry[2]}\n" for entry in entries)
+        pages = "".join(f"   ../reference/{page_of(entry)}\n" for entry in entries)
         return f".. autosummary::\n   :nosignatures:\n\n{rows}\n.. toctree::\n   :hidden:\n\n{pages}\n"
 
     if docname.startswith("api/"):
-        source[0] = re.sub(rf"(?:{CLASS.pattern})+", table, source[0] + "\n", flags=re.MULTILINE)
+        source[0] = re.sub(rf"(?:{ENTRY.pattern})+", table, source[0] + "\n", flags=re.MULTILINE)
 
 
 def leave_as_code(app, env, node, contnode):
@@ -322,8 +330,8 @@ def setup(app):
     app.add_directive("family-cost", FamilyCost)
     app.add_role("selected", Selected())
     app.add_role("step", Step())
-    app.connect("builder-inited", class_pages)
-    app.connect("source-read", classes_as_table)
+    app.connect("builder-inited", entry_pages)
+    app.connect("source-read", entries_as_table)
     app.connect("autodoc-process-signature", own_signature)
     app.connect("autodoc-process-docstring", as_rst, priority=400)  # before napoleon
     app.connect("autodoc-process-docstring", without_types, priority=600)  # after it

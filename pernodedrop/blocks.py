@@ -35,8 +35,9 @@ class Blocks(typing.NamedTuple):
             dropped = _grown(dropped, axis, length, xp)
         kept = 1 - dropped
         axes = tuple(range(0 if self.normalize == "batch" else 1, len(shape)))
-        whole = xp.sum(xp.ones_like(kept), axis=axes, keepdims=True)
-        share = xp.sum(kept, axis=axes, keepdims=True) / whole
+        counts = (xp.sum(of, axis=axes, keepdims=True) for of in (kept, xp.ones_like(kept)))
+        ours, whole = map(xp.sum_of_replicas, counts) if self.normalize == "batch" else counts
+        share = ours / whole
         return kept / xp.maximum(share, xp.ones_like(share) * 2.0**-62)  # 0 / 0 where nothing is kept
 
 

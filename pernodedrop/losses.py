@@ -51,7 +51,7 @@ def symmetric_kl(p: Tensor, q: Tensor, from_logits: bool = False, kl: str = "mea
     """The Kullback-Leibler divergences of two predictions from each other, position by position.
 
     KL(P||Q) + KL(Q||P) = sum over classes of (P - Q) * (log P - log Q), times 1/2 for `kl="mean"`. Gradients go through
-    both. It is a number for every prediction: probabilities below `keras.config.epsilon()` have the logarithm of that,
+    both. It is finite for every prediction: probabilities below `keras.config.epsilon()` have the logarithm of that,
     and a logit of -inf is a class that does not count where both have it.
 
     Args:
@@ -231,15 +231,15 @@ class RDropModel(keras.Model):
     RDrop was given.
 
     - Compile with an `RDrop` loss. A model with several outputs has one for each output that is to agree with itself,
-      and any other loss for the others, which then is that of the batch and its copy.
+      and any other loss for the others, taken over the batch and its copy.
     - Metrics of training are of both halves. Losses of layers, such as weight decay, count once.
-    - BatchNormalization sees a batch of twice the size: the same statistics but for noise. A step takes about the time
-      and the memory of a batch of twice the size.
+    - BatchNormalization sees a batch of twice the size: the same statistics, except for the noise. A step takes about
+      the time and the memory of a batch of twice the size.
     - Noise that is the same for all samples of a batch cannot differ between the halves, and the divergence would be 0:
       `DropConnect` with its default sharing, the fixed, bank and example regimes, a `noise_shape` that begins with 1.
-      A rate of 0 is no noise, but of a schedule. Where no layer has other noise, `fit` refuses. If it has layers of
-      neither Keras nor this library, whose noise cannot be seen from outside, it warns. `sample_ids` are copied with
-      the inputs, so they make masks the same too.
+      A rate of 0 counts as no noise, unless it follows a schedule. Where no layer has other noise, `fit` refuses. If it
+      has layers of neither Keras nor this library, whose noise cannot be seen from outside, it warns. `sample_ids` are
+      copied with the inputs, so they make masks the same too.
 
     Args:
         model: the model to train, a `keras.Model` of any kind, with inputs of any structure.

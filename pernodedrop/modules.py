@@ -7,11 +7,15 @@ import collections.abc
 import contextlib
 import typing
 
+import numpy as np
+
 from pernodedrop import backends, checks, ops, schedules
 from pernodedrop._types import Key, Shape, Sharing, Tensor, Words
 from pernodedrop.blocks import Blocks
 from pernodedrop.mask import Field, Mask, broadcast_shape
+from pernodedrop.members import Ensemble, Members, check_axis
 from pernodedrop.noise import Bernoulli
+from pernodedrop.preferences import DynamicRates
 from pernodedrop.schedules import Schedule
 from pernodedrop.state import Patches, Regularizer, apply_mask
 
@@ -138,11 +142,37 @@ def mask_of_drop_connect(
     return mask, schedule
 
 
+class DynamicDropConnectModule(DynamicRates, WeightModule):
+    """DropConnect at rates that follow gradients, those last noted, and weights; `straight_through` or not."""
+
+    straight_through: bool
+
+    def gradients(self, weight: Tensor) -> Tensor:
+        """The gradient last noted, float32, in the shape of the weight."""
+        raise NotImplementedError(f"{type(self).__name__} must define `gradients`")
+
+    def noisy_weight(self, weight: Tensor, field: Field) -> Tensor:
+        w = self.matrices(weight)
+        noted = self.matrices(self.gradients(weight)) if self.preferences.follow_gradients else None
+        mask = self.from_matrices(self.preferences.mask(w, noted, self.numbers(), field, self.xp))
+        return self.times_mask(weight, self.xp.stop_gradient(mask))
+
+    def times_mask(self, weight: Tensor, mask: Tensor) -> Tensor:
+        """The weight with its noise, whose gradient is that of the weight where it passes straight through."""
+        xp, dtype = self.xp, ops.accumulation_dtype(weight, xp=self.xp)
+        w, mask = xp.astype(weight, dtype), xp.astype(mask, dtype)
+        masked = w + xp.stop_gradient(w * mask - w) if self.straight_through else w * mask
+        return xp.astype(masked, xp.dtype(weight))
+
+
 class ActivationModule(Regularizer):
     """Noise between modules, which is the identity at inference; a subclass gives `mask_of`."""
 
     argument: typing.ClassVar[str] = "inputs"
     """What the framework calls the input."""
+
+    changes_at_inference: typing.ClassVar[bool] = False
+    """Whether inference is not the identity, and has the mask of `mask_at_inference`."""
 
     def check_input(self, x: Tensor, of_one: bool = False) -> None:
         """Raise unless a call may have this input, of one sample or with samples first, at inference too."""
@@ -159,12 +189,17 @@ class ActivationModule(Regularizer):
         """The mask of a call, float32, in a shape that broadcasts against the input's, samples first."""
         raise NotImplementedError(f"{type(self).__name__} must define `mask_of`")
 
-    def masked(self, x: Tensor, key: Key | None, sample_ids: Tensor | None) -> Tensor:
+    def mask_at_inference(self, x: Tensor, sample_ids: Tensor | None) -> Tensor:
+        """The mask of a call at inference, likewise."""
+        raise NotImplementedError(f"{type(self).__name__} must define `mask_at_inference`")
+
+    def masked(self, x: Tensor, key: Key | None, sample_ids: Tensor | None, training: bool = True) -> Tensor:
         """The input, samples first, times its mask."""
         if "float" not in self.xp.dtype(x):
             raise TypeError(checks.invalid(self.argument, "a floating dtype", x.dtype))
         ops.check_layout(self.argument, x, ("dense",), self.xp)
-        return apply_mask(x, self.mask_of(x, key, sample_ids), self.xp)
+        mask = self.mask_of(x, key, sample_ids) if training else self.mask_at_inference(x, sample_ids)
+        return apply_mask(x, mask, self.xp)
 
 
 class ShapedModule(ActivationModule):
@@ -228,3 +263,52 @@ class BlockModule(ActivationModule):
         self.per_channel = checks.check_bool(per_channel, "per_channel")
         self.normalize = checks.check_choice(normalize, "normalize", ("sample", "batch"))
         self.data_format = checks.check_choice(data_format, "data_format", ("channels_last", "channels_first"))
+
+
+class EnsembleModule(Ensemble, ActivationModule):
+    """One of a few fixed masks over channels for each sample, at inference too; a subclass gives `masks`.
+
+    Attributes:
+        channels, axis: how many there are, and which axis of a batch they are.
+    """
+
+    changes_at_inference = True
+    channels: int
+    axis: int
+
+    def check_ensemble(
+        self, channels: int, members: int, scale: float, train_assignment: str, rounding: str, axis: int
+    ) -> Mask:
+        """Take the arguments of a constructor, or raise; the mask of the numbers that choose members."""
+        self.channels = checks.check_count(channels, "channels")
+        self.which, self.axis = Members(members, scale, train_assignment, rounding), check_axis(axis)
+        return self.which.mask
+
+    def masks_now(self) -> Tensor:
+        """The masks, int32 (members, channels)."""
+        raise NotImplementedError(f"{type(self).__name__} must define `masks_now`")
+
+    def masks_of(self, seed: int) -> np.typing.NDArray[np.int32]:
+        """The masks of a seed's word, on the host."""
+        return self.which.masks(self.channels, seed).astype("int32")
+
+    def check_shape(self, shape: Shape) -> None:
+        if not -len(shape) < self.axis < len(shape) or shape[self.axis] != self.channels:
+            raise ValueError(checks.invalid(self.argument, f"{self.channels} channels in axis {self.axis}", shape))
+
+    def mask_of(self, x: Tensor, key: Key | None, sample_ids: Tensor | None) -> Tensor:
+        return self._mask_of_rows(x, self.member_of_rows(x, key, sample_ids, training=True))
+
+    def mask_at_inference(self, x: Tensor, sample_ids: Tensor | None) -> Tensor:
+        return self._mask_of_rows(x, self.member_of_rows(x, None, sample_ids, training=False))
+
+    def fold(self) -> typing.NoReturn:
+        """Refused.
+
+        Raises:
+            ValueError: always; the members are no one module.
+        """
+        raise ValueError(checks.invalid("members", "one function at inference, to be folded", self.members))
+
+    def _mask_of_rows(self, x: Tensor, member: Tensor) -> Tensor:
+        return self.masks_of_rows(self.xp.astype(self.masks_now(), "float32"), member, self.axis, len(x.shape))

@@ -42,8 +42,8 @@ class Noise:
     """Base class of noises: the distribution of one mask entry.
 
     A subclass is made a frozen dataclass and registered for saved models under its module and name, so it compares,
-    hashes, saves and loads by the values of its fields. The module that defines it must be imported before a model that
-    uses it is loaded.
+    hashes, saves and loads by the values of all its fields; a field with `compare=False` is refused. The module that
+    defines it must be imported before a model that uses it is loaded.
 
     Subclasses give:
         variance: the variance of an entry, a float.
@@ -78,6 +78,10 @@ class Noise:
     def __init_subclass__(cls, **kwargs: typing.Any) -> None:
         super().__init_subclass__(**kwargs)
         dataclasses.dataclass(frozen=True)(cls)
+        for field in dataclasses.fields(cls):
+            if not field.compare:  # what a framework compiled for a noise is found again by equality
+                name = f"Field {field.name!r} of {cls.__name__}"
+                raise TypeError(f"{name}: expected compare=True. Received: compare=False")
         registry.add(cls)
 
     def __post_init__(self) -> None:

@@ -85,8 +85,8 @@ def masked_dense(
             with a mask of its own for every row of x. "auto" takes the last where it holds, else "kernel" where it can
             be had, else "recomputed"; masks that are small because they are shared are plain products. All can be
             differentiated any number of times, but on JAX not in forward mode where a mask is made again, which JAX
-            refuses ("custom_vjp"): take "materialized" for `jax.jvp` and `jax.hessian`. What is dropped is 0 times
-            something: of NaN or infinity in x or w that is NaN, by all of them but the kernel on CUDA, which passes by.
+            refuses ("custom_vjp"): take "materialized" for `jax.jvp` and `jax.hessian`. What is dropped is multiplied
+            by 0, so NaN and infinity in x or w become NaN; only the kernel on CUDA skips them.
 
     Returns:
         A tensor (batch, out) or (batch, time, out), of the dtype of x. Sums are in float32, or in float64 if x or w is.
@@ -129,7 +129,7 @@ def masked(
     in_offset: int | Tensor = 0,
     params: Params | None = None,
 ) -> Tensor:
-    """A kernel times its mask, w * m, with the m of `masked_dense` and its gradient of w: for what multiplies itself.
+    """A kernel times its mask, w * m, with the m and the gradient of `masked_dense`, for products of your own.
 
     Args:
         w: floating tensor (in, out), (batch, in, out) or (batch, time, in, out) of NumPy, torch, JAX or TensorFlow; the
@@ -238,7 +238,7 @@ def random_bits(
 
 
 def draw(state: Tensor) -> Tensor:
-    """The next key of a state that counts calls, for a training step of your own: its key now, and one call more.
+    """The next key of a state that counts calls, for a training step of your own; the state moves on by one call.
 
     Inside a function whose backward pass makes its forward pass again (`torch.utils.checkpoint`, `tf.recompute_grad`)
     it would draw another key then and differentiate another mask: there it refuses. Draw outside and hand the key in.

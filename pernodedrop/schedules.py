@@ -264,8 +264,8 @@ class Custom(Schedule):
 
     Args:
         function: function(step), a rate in [0, 1 - 2**-24] for each update number from 0 to `steps`. It is called on
-            the host, when the layer is made. A model that has it is saved by the function's name, which has to be
-            registered: `@keras.saving.register_keras_serializable()`. So it is with `pernodedrop.apply` and `fold`.
+            the host, when the layer is made. To be saved, or copied by `pernodedrop.apply` or `fold`, the function has
+            to be registered: `@keras.saving.register_keras_serializable()`. Its name is what is saved.
         steps: update number from which the rate stays what it is.
 
     >>> Custom(lambda step: 0.5 if step % 2 else 0.1, steps=100)(3)

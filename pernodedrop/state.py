@@ -10,6 +10,7 @@ import collections.abc
 import dataclasses
 import math
 import random
+import types
 import typing
 
 import numpy as np
@@ -35,9 +36,11 @@ class State:
         seed: int, any; None takes one from Python's `random`, which `keras.utils.set_random_seed` seeds.
         schedule: the rate as a function of the key's call number; None has the numbers of the noise.
         persistence: the mask's persistence likewise; None leaves it where the mask has it.
+        more: NumPy scalars of 32 bits by name, which are held beside the mask's numbers.
 
     Attributes:
         mask, seed, schedule: those given.
+        more: the names of those beside the mask's.
         persistence_schedule: `persistence`.
         first_key: the bits of (seed, call) to start with, int32 (2,).
         first_numbers: NumPy scalars by name to start with; without those that a schedule gives.
@@ -58,12 +61,13 @@ class State:
         seed: int | None = None,
         schedule: Schedule | None = None,
         persistence: Schedule | None = None,
+        more: collections.abc.Mapping[str, np.generic] = types.MappingProxyType({}),
     ) -> None:
         for argument, given in {"rate": schedule, "persistence": persistence}.items():
             if given is not None and mask.regime != "dynamic":
                 raise ValueError(checks.invalid(argument, f"a float with regime={mask.regime!r}", given))
         self.mask, self.seed = mask, checks.check_seed(seed)
-        self.schedule, self.persistence_schedule = schedule, persistence
+        self.schedule, self.persistence_schedule, self.more = schedule, persistence, frozenset(more)
         first = generator.seed_word(random.getrandbits(32) if seed is None else seed)
         self.first_key = np.array([first, 0], "uint32").view("int32")
         self._tables: dict[str, _Table] = {}
@@ -72,7 +76,9 @@ class State:
         if persistence is not None:
             self._tables["persistence"] = _Table(persistence, persistence_params)
         scheduled = {name for table in self._tables.values() for name in table.columns}
-        self.first_numbers = {name: value for name, value in mask.params().items() if name not in scheduled}
+        self.first_numbers = {name: value for name, value in mask.params().items() if name not in scheduled} | dict(
+            more
+        )
         self.number_dtypes = tuple((name, number.dtype.name) for name, number in self.first_numbers.items())
 
     def __eq__(self, other: object) -> bool:
@@ -85,8 +91,8 @@ class State:
         return f"State(first={self.mask!r}, schedule={self.schedule!r})"
 
     @property
-    def _identity(self) -> tuple[Mask, Schedule | None, Schedule | None]:
-        return self.mask, self.schedule, self.persistence_schedule
+    def _identity(self) -> tuple[typing.Any, ...]:
+        return self.mask, self.schedule, self.persistence_schedule, self.more
 
     def mask_at(self, call: int, numbers: Params) -> Mask:
         """The mask at a call number, on the host; `numbers` are the present ones, but for those a schedule gives."""
@@ -120,6 +126,7 @@ class State:
         A schedule is at the update number, which is the key's call number where None is given.
         """
         update = key[1] if update is None else update
+        numbers = {name: value for name, value in numbers.items() if name not in self.more}
         for table in self._tables.values():
             numbers = {**numbers, **table.numbers(update, device, xp)}
         return Field(self.mask.noise, numbers, self.mask.key(key, xp))

@@ -5,6 +5,7 @@ Where no framework is installed, the tests of NumPy run without Keras, whose Num
 
 import functools
 import gc
+import importlib
 import os
 import pathlib
 import random
@@ -105,6 +106,14 @@ def requested_backend():
         assert keras.backend.backend() == BACKEND
         assert backends.name_of(keras.ops.convert_to_tensor(0.0)) == BACKEND
     assert backends.get(BACKEND).__name__ == f"pernodedrop.backends.{BACKEND}_ops"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled_in_a_hurry(request):
+    """JAX optimizes what the core's tests run, as it does for users; what it changes there is all it could change."""
+    if BACKEND == "jax":
+        jax = importlib.import_module("jax")
+        jax.config.update("jax_disable_most_optimizations", request.path.stem not in CORE)
 
 
 @pytest.fixture(autouse=True)

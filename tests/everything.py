@@ -420,7 +420,13 @@ def checked(claims, **kwargs):
 
 # native modules
 
-SIZES = {"Linear": (4, 5), "Conv1d": (4, 5, 2), "Conv2d": (4, 5, 2), "Conv3d": (4, 5, 2)}
+SIZES = {
+    "Linear": (4, 5),
+    **dict.fromkeys(("Conv1d", "Conv2d", "Conv3d"), (4, 5, 2)),
+    "Attention": (4, 2),
+    **dict.fromkeys(("RNN", "LSTM", "GRU"), (4, 5)),
+    "Masksembles": (4,),
+}
 """What a module of torch is made of first, by the end of its name."""
 
 SHAPES_OF = {"1d": (2, 4, 5), "2d": (2, 4, 3, 5), "3d": (2, 4, 3, 2, 5)}
@@ -463,11 +469,11 @@ def modules_of(package, sizes, shapes, common, call):
         )
         x = lambda shape=shape: ones(*shape)  # noqa: E731 - as short as its neighbours
         taken = inspect.signature(kind.__init__).parameters
-        made = {key: value for key, value in common.items() if key in taken}
-        arguments = good(kind.__init__, rate=lambda: 0.5, **made)
+        made = {key: value for key, value in {**common, "rate": lambda: 0.5}.items() if key in taken}
+        arguments = good(kind.__init__, **made)
         make = functools.partial(kind, *first)
         yield Target(f"{place}.{name}", make, arguments, used_module(x(), call), kind="constructor", owner=place)
-        module = functools.cache(lambda make=make, made=made: make(rate=0.5, **{key: f() for key, f in made.items()}))
+        module = functools.cache(lambda make=make, made=made: make(**{key: f() for key, f in made.items()}))
         called = {key: value for key, value in good(kind.__call__).items() if key not in OF_FRAMEWORK}
         if place == "torch":
             called = {"sample_ids": lambda: None, "key": lambda: None}
@@ -475,7 +481,9 @@ def modules_of(package, sizes, shapes, common, call):
         (of_x,) = {"torch": ("input",), "nnx": ("inputs",), "equinox": ("x",)}[place]
         calls = lambda module=module, of_x=of_x, **kw: call(module(), kw.pop(of_x), **kw)  # noqa: E731 - a bound call
         tensors = (of_x, "key", "sample_ids", "sample_id")
-        yield Target(f"{place}.{name} call", calls, {of_x: x, **called}, listed, tensors, "layer call", owner=place)
+        aliases = ("query", "key", "value") if name.endswith("Attention") else ()
+        given = {of_x: x, **called}
+        yield Target(f"{place}.{name} call", calls, given, listed, tensors, "layer call", aliases, owner=place)
 
 
 OF_FRAMEWORK = ("out_sharding", "deterministic", "inference", "rngs")
@@ -487,7 +495,15 @@ def of_torch():
 
     import pernodedrop.torch as pndt
 
-    yield from modules_of(pndt, SIZES, SHAPES_OF, {"seed": lambda: 1}, lambda module, x, **kw: module.train()(x, **kw))
+    def call(module, x, sample_ids=None, **kwargs):
+        module.train()
+        if isinstance(module, torch.nn.MultiheadAttention):
+            return module(x, x, x)[0]
+        if isinstance(module, torch.nn.RNNBase):
+            return module(x, **kwargs)[0]
+        return module(x, sample_ids=sample_ids, **kwargs)
+
+    yield from modules_of(pndt, SIZES, SHAPES_OF, {"seed": lambda: 1}, call)
     plain = lambda: torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 2))  # noqa: E731 - as its neighbours
     noisy = lambda: pndt.apply(plain(), "all-linear", "per_node_drop", rate=0.5, seed=1)  # noqa: E731 - as its neighbours
     yield from models_of(pndt, plain, noisy, ("input", "sample_ids"))
@@ -507,11 +523,15 @@ def of_nnx():
 
     made = {"rngs": lambda: nnx.Rngs(0), "seed": lambda: 1}
     shapes = {"Conv": (2, 5, 4), "SpatialDropout": (2, 5, 4), "DropBlock": (2, 5, 4)}
-    yield from modules_of(pndx, {"Linear": (4, 5), "Conv": (4, 5, (2,))}, shapes, made, call)
+    yield from modules_of(pndx, {"Linear": (4, 5), "Conv": (4, 5, (2,)), "Masksembles": (4,)}, shapes, made, call)
     linear = lambda out: nnx.Linear(4, out, rngs=nnx.Rngs(0))  # noqa: E731 - as its neighbours
     plain = lambda: nnx.Sequential(linear(4), linear(2))  # noqa: E731 - as its neighbours
     noisy = lambda: pndx.apply(plain(), "all-linear", "per_node_drop", rate=0.5, seed=1)  # noqa: E731 - as its neighbours
     yield from models_of(pndx, plain, noisy, ("inputs",))
+    dynamic = lambda: pndx.DynamicDropConnectLinear(4, 5, rngs=nnx.Rngs(0))  # noqa: E731 - as its neighbours
+    gradients = lambda: nnx.grad(lambda model: model(ones(3, 4)).sum())(dynamic())  # noqa: E731 - as its neighbours
+    noted = {"model": dynamic, "gradients": gradients}
+    yield Target("nnx.note_gradients", pndx.note_gradients, noted, owner="nnx")
 
 
 def of_equinox():
@@ -521,13 +541,21 @@ def of_equinox():
     import pernodedrop.equinox as pnde
 
     key = lambda: jax.random.key(0)  # noqa: E731 - as short as its neighbours
-    call = lambda module, x, **kw: module(x, **{"key": key(), **kw})  # noqa: E731 - as short as its neighbours
+
+    def call(module, x, **kwargs):
+        member = {"sample_id": 0} if isinstance(module, pnde.Masksembles) else {}  # which at inference it has to know
+        return module(x, **{"key": key(), **member, **kwargs})
+
     shapes = {"Linear": (4,), "Conv": (4, 5)}
-    yield from modules_of(pnde, {"Linear": (4, 5), "Conv": (1, 4, 5, 2)}, shapes, {"key": key}, call)
+    sizes = {"Linear": (4, 5), "Conv": (1, 4, 5, 2), "Masksembles": (4,)}
+    yield from modules_of(pnde, sizes, shapes, {"key": key}, call)
     plain = lambda: eqx.nn.MLP(4, 2, 3, 1, key=key())  # noqa: E731 - as short as its neighbours
     noisy = lambda: pnde.apply(plain(), "all-linear", "per_node_drop", rate=0.5)  # noqa: E731 - as its neighbours
     yield from models_of(pnde, plain, noisy)
     yield Target("equinox.with_key", pnde.with_key, {"model": noisy, "key": key}, tensors=("key",), owner="equinox")
+    dynamic = lambda: pnde.DynamicDropConnectLinear(4, 5, key=key())  # noqa: E731 - as its neighbours
+    noted = {"model": dynamic, "gradients": dynamic}
+    yield Target("equinox.note_gradients", pnde.note_gradients, noted, owner="equinox")
 
 
 def models_of(package, plain, noisy, aliases=()):

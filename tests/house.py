@@ -32,6 +32,7 @@ HOUSE = """
     backends.*_ops
     ops
     state
+    members preferences
     modules rules
     uncertainty.metrics.arrays
     uncertainty.metrics.classification uncertainty.metrics.regression uncertainty.metrics.selection
@@ -66,19 +67,19 @@ HOUSE = """
     uncertainty.ensembles uncertainty.models
     uncertainty
     torch.noisy torch.products
-    torch.activation_noise torch.attention torch.weight_noise
-    torch.drop_connect torch.per_node_drop torch.recurrent
+    torch.activation_noise torch.composite torch.weight_noise
+    torch.attention torch.drop_connect torch.dynamic_drop_connect torch.per_node_drop torch.recurrent
     torch.of_transformers
     torch.surgery torch.uncertainty
     torch
     nnx.noisy nnx.products
     nnx.activation_noise nnx.weight_noise
-    nnx.drop_connect nnx.per_node_drop
+    nnx.drop_connect nnx.dynamic_drop_connect nnx.per_node_drop
     nnx.surgery nnx.uncertainty
     nnx
     equinox.noisy equinox.products
     equinox.activation_noise equinox.weight_noise
-    equinox.drop_connect equinox.per_node_drop
+    equinox.drop_connect equinox.dynamic_drop_connect equinox.per_node_drop
     equinox.surgery
     equinox.uncertainty
     equinox

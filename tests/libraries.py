@@ -84,6 +84,32 @@ class Torch(Library):
         kernel = np.moveaxis(module.weight.detach().numpy(), (0, 1), (-1, -2))
         return [kernel] if module.bias is None else [kernel, module.bias.detach().numpy()]
 
+    def with_gradient(self, module, gradient):
+        """The module with a gradient noted, of a kernel of Keras' form."""
+        import torch
+
+        module.gradient.copy_(torch.from_numpy(np.moveaxis(gradient, (-1, -2), (0, 1)).copy()))
+        return module
+
+    def gradient(self, module):
+        """The gradient last noted, in Keras' form."""
+        return np.moveaxis(module.gradient.numpy(), (0, 1), (-1, -2))
+
+    def trained(self, module, x, targets, steps, rate):
+        """The module after steps of gradient descent on the mean squared error."""
+        import torch
+
+        optimizer = torch.optim.SGD(module.train().parameters(), rate)
+        for _ in range(steps):
+            optimizer.zero_grad()
+            torch.nn.functional.mse_loss(module(torch.from_numpy(x)), torch.from_numpy(targets)).backward()
+            optimizer.step()
+        return module
+
+    def masks(self, module):
+        """The masks of an ensemble."""
+        return module.masks
+
     def with_rate(self, module, rate):
         """The module at another rate."""
         module.rate = rate
@@ -117,7 +143,7 @@ class Nnx(Library):
     def made(self, kind, sizes, dims, arguments):
         from flax import nnx
 
-        form = {"rngs": nnx.Rngs(params=0), "bias_init": nnx.initializers.normal(1.0)} if sizes else {}
+        form = {"rngs": nnx.Rngs(params=0), "bias_init": nnx.initializers.normal(1.0)} if len(sizes) > 1 else {}
         if "padding" in arguments:
             arguments["padding"] = arguments["padding"].upper()
         return kind(*sizes, seed=7, **form, **arguments)
@@ -133,6 +159,36 @@ class Nnx(Library):
     def weights(self, module):
         """The parameters as a Keras layer has them."""
         return [np.array(one[...]) for one in (module.kernel, module.bias) if one is not None]
+
+    def with_gradient(self, module, gradient):
+        """The module with a gradient noted, of a kernel of Keras' form."""
+        module.gradient[...] = gradient
+        return module
+
+    def gradient(self, module):
+        """The gradient last noted, in Keras' form."""
+        return module.gradient[...]
+
+    def trained(self, module, x, targets, steps, rate):
+        """The module after steps of gradient descent on the mean squared error."""
+        import jax
+        from flax import nnx
+
+        @nnx.jit
+        def step(module, x):
+            gradients = nnx.grad(lambda module: ((module(x) - targets) ** 2).mean())(module)
+            if type(module) in self.noisy:
+                self.modules.note_gradients(module, gradients)
+            parameters = nnx.state(module, nnx.Param)
+            nnx.update(module, jax.tree.map(lambda old, slope: old - rate * slope, parameters, gradients))
+
+        for _ in range(steps):
+            step(module, x)
+        return module
+
+    def masks(self, module):
+        """The masks of an ensemble."""
+        return module.masks[...]
 
     def with_rate(self, module, rate):
         """The module at another rate."""
@@ -155,7 +211,9 @@ class Equinox(Library):
     def made(self, kind, sizes, dims, arguments):
         import jax
 
-        fixed = {"seed": 7} if arguments.get("regime", "dynamic") != "dynamic" else {}
+        fixed = {"seed": 7} if arguments.get("regime", "dynamic") != "dynamic" or len(sizes) == 1 else {}
+        if "axis" in arguments:  # of one sample
+            arguments["axis"] -= arguments["axis"] > 0
         if "padding" in arguments:
             arguments["padding"] = arguments["padding"].upper()
         if "noise_shape" in arguments:  # of one sample
@@ -182,8 +240,41 @@ class Equinox(Library):
 
     def weights(self, module):
         """The parameters as a Keras layer has them."""
-        kernel = np.moveaxis(module.weight, (0, 1), (-1, -2))
-        return [kernel] if module.bias is None else [kernel, np.reshape(module.bias, -1)]
+        kernel = np.moveaxis(np.array(module.weight), (0, 1), (-1, -2))
+        return [kernel] if module.bias is None else [kernel, np.array(module.bias).reshape(-1)]
+
+    def with_gradient(self, module, gradient):
+        """The module with a gradient noted, of a kernel of Keras' form."""
+        import equinox as eqx
+
+        bits = np.moveaxis(gradient, (-1, -2), (0, 1)).copy().view("int32")
+        return eqx.tree_at(lambda one: one.gradient_bits, module, bits)
+
+    def gradient(self, module):
+        """The gradient last noted, in Keras' form."""
+        return np.moveaxis(module.gradient, (0, 1), (-1, -2))
+
+    def trained(self, module, x, targets, steps, rate):
+        """The module after steps of gradient descent on the mean squared error, whose key a batch shares."""
+        import equinox as eqx
+        import jax
+
+        @eqx.filter_jit
+        def step(module, x, call):
+            which = {"key": (7, call)} if type(module) in self.noisy else {}
+            loss = lambda module: ((jax.vmap(lambda row: module(row, **which))(x) - targets) ** 2).mean()  # noqa: E731
+            gradients = eqx.filter_grad(loss)(module)
+            if type(module) in self.noisy:
+                module = self.modules.note_gradients(module, gradients)
+            return eqx.apply_updates(module, jax.tree.map(lambda slope: -rate * slope, gradients))
+
+        for call in range(steps):
+            module = step(module, x, jax.numpy.uint32(call))
+        return module
+
+    def masks(self, module):
+        """The masks of an ensemble."""
+        return module.masks
 
     def with_rate(self, module, rate):
         """The module at another rate."""

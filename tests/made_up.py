@@ -39,7 +39,7 @@ def rates_of(variant, stage):
 
 def record(study, stage, variant, rate, seed, loss):
     loss += 0 if rate is None else (rate - 0.5) ** 2
-    losses = loss + 1 / np.arange(1, 7) + 0.03 * np.maximum(np.arange(6) - 4, 0)
+    losses = loss + 1 / np.arange(1, 7) + 0.05 * np.maximum(np.arange(6) - 4, 0)
     epochs = [{"train_loss": 0.9 * value, "val_loss": value, "val_accuracy": 0.5} for value in losses.tolist()]
     best = int(losses.argmin())
     trial = {"study": study, "stage": stage, "variant": variant, "rate": rate, "seed": seed, "backend": "jax"}

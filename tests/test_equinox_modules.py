@@ -100,6 +100,34 @@ def test_one_compilation_serves_all_keys_rates_and_modules_of_a_form():
     assert len(traces) == 1
 
 
+def test_masks_of_an_ensemble_are_made_of_keys_that_are_stacked_and_are_not_trained():
+    make, keys = lambda key: pnde.Masksembles(8, members=2, key=key), jax.random.split(key(), 2)
+    stack = eqx.filter_vmap(make)(keys)
+    np.testing.assert_array_equal(stack.masks, [make(one).masks for one in keys])
+    assert not jax.tree.leaves(eqx.filter(stack, eqx.is_inexact_array))
+    for arguments in ({"inference": True}, {}):
+        with pytest.raises(ValueError, match=r"`sample_id`|`key`"):
+            pnde.Masksembles(8, seed=1, **arguments)(jax.numpy.ones(8))
+
+
+def test_gradients_are_noted_of_weights_that_have_some():
+    make = lambda **noise: pnde.DynamicDropConnectLinear(3, 4, key=key(), **noise)  # noqa: E731
+    model, x = [make(), make(), make(prefer="small_weight")], inputs(3)
+    found = eqx.filter_grad(lambda model: sum(layer(x, key=key()).sum() for layer in model))(model)
+    frozen = eqx.tree_at(lambda tree: tree[1].weight, found, None)
+    noted = pnde.note_gradients(model, frozen)
+    np.testing.assert_array_equal(noted[0].gradient, found[0].weight)
+    assert not noted[1].gradient.any()
+    assert noted[2].gradient is None
+    with pytest.raises(ValueError, match="`gradients`"):
+        pnde.note_gradients(model, found[:1])
+    with pytest.raises(ValueError, match="`model`"):
+        pnde.note_gradients(model[2:], found[2:])
+    with pytest.raises(AttributeError, match="one preference"):
+        model[0].with_weight_rate(0.1)
+    assert model[0].with_gradient_rate(0.25).with_rate(0.125).rates() == {"base_rate": 0.125, "gradient_rate": 0.25}
+
+
 def test_a_stack_of_layers_is_scanned_with_a_key_each():
     stack = eqx.filter_vmap(lambda key: pnde.PerNodeLinear(3, 3, use_bias=False, key=key))(jax.random.split(key(), 2))
     arrays, static = eqx.partition(stack, eqx.is_array)

@@ -1,8 +1,12 @@
 """The generator: its words are the same everywhere, for ever, and unrelated to each other."""
 
 import hashlib
+import importlib.util
 import json
 import math
+import pathlib
+import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -175,3 +179,23 @@ def test_bits_are_balanced_and_bernoulli_masks_have_their_rate():
 def test_torch_words_are_int32_with_the_same_bits():
     assert XP.dtype(XP.as_word(2**32 - 1)) == "int32"
     assert int(XP.as_word(2**32 - 1)[0]) == -1
+
+
+GENERATOR = pathlib.Path(__file__).parent.parent / "benchmarks" / "generator"
+
+
+@pytest.mark.once
+@pytest.mark.skipif(not GENERATOR.exists(), reason="the batteries are in the checkout, not beside a wheel")
+@pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler here")
+def test_what_batteries_read_fast_are_the_words_of_the_library(tmp_path):
+    """Of the orders whose streams NumPy begins quickly; benchmarks/generator/run.py compares more of every one."""
+    spec = importlib.util.spec_from_file_location("stream", GENERATOR / "stream.py")
+    stream = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(stream)
+    subprocess.run(["cc", "-O1", GENERATOR / "words.c", "-o", tmp_path / "words"], check=True)
+    for order, count in {"out": 70_000, "in": 70_000, "time": 1_100_000, "lane": 20_000}.items():
+        command = [tmp_path / "words", order, "7", str(count)]
+        words = np.frombuffer(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout, "uint32")
+        chunks = stream.chunks(order, 7)
+        expected = np.concatenate([next(chunks).reshape(-1) for _ in range(3)])
+        np.testing.assert_array_equal(words, expected[:count])

@@ -238,20 +238,52 @@ def test_int4_training_is_refused():
 
 @pytest.mark.only_backend("tensorflow", reason="tf.distribute is TensorFlow's")
 def test_mirrored_replicas_have_the_masks_of_one_device():
-    """Keras' Dropout draws equal masks on every replica; 21 samples on 2 replicas make ragged batches."""
+    """Keras' Dropout draws equal masks on every replica; 21 samples on 2 replicas make ragged batches.
+
+    Blocks are scaled by what the whole batch keeps.
+    """
     seen = child("mirrored.py")
     assert seen["replicas"] == 2
-    np.testing.assert_allclose(seen["mirrored"], seen["alone"], atol=1e-6)
+    assert seen["mirrored"] == seen["alone"]
+    assert len(np.unique(seen["alone"])) == 2 + 3  # of a kernel, and of blocks in three batches
     assert seen["keys"] == [1, 3]
     np.testing.assert_allclose(*seen["predicted"], atol=1e-6)
     assert "within the scope" in seen["refusal"]
 
 
-@pytest.mark.only_backend("jax", reason="keras.distribution.DataParallel is JAX's")
-def test_data_parallel_has_the_masks_of_one_device():
+@pytest.mark.slow
+@pytest.mark.only_backend("tensorflow", reason="tf.distribute is TensorFlow's")
+def test_workers_have_the_masks_of_one_process():
+    """Two processes of a MultiWorkerMirroredStrategy, with 4 and 3 of the samples."""
+    seen = child("multi_worker.py")
+    assert seen["workers"] == seen["alone"]
+    assert np.unique(seen["alone"]).tolist() == [0, 2]
+
+
+@pytest.mark.only_backend("jax", reason="keras.distribution and shard_map are JAX's")
+def test_every_engine_of_jax_has_the_masks_of_one_device():
+    """To the bit; and a model that was fitted has a kernel that differs by the order of sums. Blocks as above."""
     seen = child("data_parallel.py", XLA_FLAGS="--xla_force_host_platform_device_count=4")
     assert seen["devices"] == 4
-    np.testing.assert_allclose(seen["parallel"], seen["alone"], atol=1e-6)
+    for engine in ("DataParallel", "ModelParallel, outputs", "ModelParallel, inputs"):
+        assert seen[engine]["mask"] == seen["alone"]["mask"], engine
+        np.testing.assert_allclose(seen[engine]["kernel"], seen["alone"]["kernel"], atol=1e-6)
+    assert seen["op in shard_map"] == seen["op"]
+    assert seen["blocks in shard_map"] == seen["blocks"]
+    assert np.unique(seen["blocks"]).size == 2
+
+
+@needs_training
+def test_parts_of_a_batch_accumulate_to_the_whole_with_one_key():
+    """Rows of the identity and a kernel of ones show the entries of masks themselves."""
+    layer = pnd.PerNodeDense(5, rate=0.5, use_bias=False, seed=1, kernel_initializer="ones")
+    x, key = np.eye(6, dtype="float32")[np.arange(9) % 6], (1, 3)
+    whole = host(layer(x, training=True, key=key))
+    ids = np.arange(9)
+    parts = [host(layer(x[some], training=True, key=key, sample_ids=ids[some])) for some in (ids[:4], ids[4:])]
+    np.testing.assert_array_equal(np.concatenate(parts), whole)
+    assert np.unique(whole).size == 2
+    assert not np.array_equal(host(layer(x[4:], training=True, key=key)), parts[1])
 
 
 KERAS_BREAKS = ("noisy_attention", "noisy_rnn_samples", "noisy_rnn_inputs", "zoneout")

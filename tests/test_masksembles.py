@@ -11,7 +11,8 @@ import pytest
 
 import pernodedrop as pnd
 from pernodedrop import uncertainty
-from pernodedrop.layers.activation.masksembles import Masksembles, draw_masks, log_ways, ones_of
+from pernodedrop.layers.activation.masksembles import Masksembles
+from pernodedrop.members import draw_masks, log_ways, ones_of
 from tests.frameworks import needs_training
 from tests.reference import word
 

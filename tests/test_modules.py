@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import pernodedrop as pnd
+from pernodedrop.members import Members
 from tests import house
 from tests.frameworks import array, quick, tensor
 from tests.libraries import installed
@@ -38,6 +39,12 @@ DROP_CONNECT = {
     "of_samples": {"rate": 0.3, "mask_bias": True, "scaling": "none", "sharing": "time"},
     "dropped_persist": {"rate": 0.3, "persistence": 0.7},
 }
+DYNAMIC = {
+    "small_gradient": {},
+    "both_preferences": {"prefer": "small_gradient+big_weight", "weight_rate": 0.1, "calibration": "edge"},
+    "big_weight": {"prefer": "big_weight", "threshold": 0.7},
+    "of_kernels": {"prefer": "big_gradient"},
+}
 CONVOLUTIONS = {
     "1d": (1, {"kernel_size": 3, "dilation_rate": 2, "padding": "valid"}),
     "causal": (1, {"kernel_size": 3, "dilation_rate": 2, "padding": "causal"}),
@@ -62,6 +69,11 @@ ACTIVATIONS = {
         {"data_format": "channels_last", "block_size": 4, "per_channel": False, "normalize": "batch"},
     ),
 }
+ENSEMBLES = {
+    "members": {"axis": 2},
+    "in_parts": {"members": 3, "train_assignment": "contiguous"},
+    "in_turn": {"scale": 3.0, "train_assignment": "repeat", "rounding": "nearest"},
+}
 RECURRENT = {
     "lstm": ("LSTM", {"rate": 0.3}),
     "gru": ("GRU", {"rate": 0.3, "kernels": ("kernel", "recurrent_kernel")}),
@@ -81,6 +93,8 @@ ELSEWHERE = {
         "same",
         "3d",
         "blocks_last",
+        "in_parts",
+        "in_turn",
         *RECURRENT,
     },
 }
@@ -110,11 +124,28 @@ def convolution(library, case):
     )
 
 
+def dynamic(library, case):
+    noise = DYNAMIC[case]
+    if case == "of_kernels":
+        form = {"kernel_size": (3, 2), "groups": 2, "padding": "valid"}
+        module = library.make("DynamicDropConnectConv", 4, 6, dims=2, **form, **noise)
+        return module, pnd.DynamicDropConnect(keras.layers.Conv2D(6, **form), seed=7, **noise), inputs(2, 5, 5, 4)
+    module = library.make("DynamicDropConnectLinear", 30, 20, **noise)
+    return module, pnd.DynamicDropConnect(keras.layers.Dense(20), seed=7, **noise), inputs(5, 30)
+
+
 def activation(library, case):
     kind, layer, arguments = ACTIVATIONS[case]
     dims = 2 if kind in ("SpatialDropout", "DropBlock") and library.folder == "torch" else 0
     module = library.make(kind, dims=dims, rate=0.3, **arguments)
     return module, getattr(pnd, layer)(rate=0.3, seed=7, **arguments), inputs(5, 3, 4, 6)
+
+
+def ensemble(library, case):
+    arguments = ENSEMBLES[case]
+    x = inputs(5, 3, 8, 6)
+    channels = x.shape[arguments.get("axis", -1)]
+    return library.make("Masksembles", channels, **arguments), pnd.Masksembles(seed=7, **arguments), x
 
 
 def recurrent(library, case):
@@ -127,8 +158,10 @@ def recurrent(library, case):
 
 CASES = {
     **dict.fromkeys([*LINEAR, *DROP_CONNECT], linear),
+    **dict.fromkeys(DYNAMIC, dynamic),
     **dict.fromkeys(CONVOLUTIONS, convolution),
     **dict.fromkeys(ACTIVATIONS, activation),
+    **dict.fromkeys(ENSEMBLES, ensemble),
     **dict.fromkeys(RECURRENT, recurrent),
 }
 LIBRARIES = installed(keras.backend.backend())
@@ -149,6 +182,10 @@ def pair(library, case):
     layer.build(x.shape)
     if hasattr(layer, "layer"):
         layer.layer.set_weights(library.weights(module))
+    if hasattr(layer, "gradient"):
+        noted = inputs(*layer.layer.kernel.shape)
+        layer.gradient.assign(np.stack([noted, -noted]))
+        module = library.with_gradient(module, noted)
     ids = {} if "sample" in module.sharing else {"sample_ids": np.arange(len(x), dtype="int32")}
     return module, layer, x, ids
 
@@ -157,8 +194,8 @@ def pair(library, case):
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")  # of torch's own convolution
 def test_a_module_is_the_keras_layer(library, case):
     module, layer, x, ids = pair(library, case)
-    if module.schedule is None:
-        assert module.rate == layer.rate
+    assert (module.schedule, module.rate) == (layer.schedule, layer.rate)
+    if module.schedule is None and module.rate is not None:
         layer.rate, module = 0.2, library.with_rate(module, 0.2)
     expected = array(quick(lambda x: layer(x, training=True, key=KEY, **ids))(tensor(x)))
     np.testing.assert_allclose(library.call(module, x, key=KEY, **ids), expected, atol=2e-6)
@@ -167,6 +204,56 @@ def test_a_module_is_the_keras_layer(library, case):
     np.testing.assert_allclose(library.call(module, x, training=False, **of_place), expected, atol=2e-6)
     if not module.members:
         np.testing.assert_allclose(library.call(module.fold(), x, training=False), expected, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("library", "assignment"),
+    [
+        pytest.param(library, assignment, id=f"{library.folder}-{assignment}")
+        for library in LIBRARIES
+        for assignment in ("random", "contiguous", "repeat")
+        if library.positions or assignment == "random"  # else a call is one sample's, and knows no batch
+    ],
+)
+def test_samples_have_the_members_that_they_have_in_keras(library, assignment):
+    """In training too, where the key or the place chooses; of the masks that NumPy makes of the seed."""
+    how = {} if library.folder == "equinox" else {"train_assignment": assignment}
+    x, module = inputs(7, 16), library.make("Masksembles", 16, **how)
+    layer = pnd.Masksembles(train_assignment=assignment, seed=7)
+    masks = Members(4, 2.0, assignment, "down").masks(16, 7)
+    np.testing.assert_array_equal(np.asarray(library.masks(module)), masks)
+    for training in (True, False):
+        ids = {} if library.folder != "equinox" or training else {"sample_ids": np.arange(7, dtype="int32")}
+        found = library.call(module, x, training=training, key=KEY, **ids)
+        rows = x[:1] if library.folder == "equinox" and training else x  # each call is the first of a batch
+        expected = array(layer(tensor(rows), training=training, key=KEY))
+        np.testing.assert_array_equal(found[: len(rows)], expected)
+        assert {tuple(row) for row in found != 0} <= {tuple(mask > 0) for mask in masks}
+    with pytest.raises(ValueError, match="`members`"):
+        module.fold()
+
+
+@every_library
+def test_every_sample_of_a_prediction_goes_through_all_members(library):
+    module, x = library.make("Masksembles", 16), inputs(5, 16)
+    found = library.modules.uncertainty.predict(module, tensor(x), keep=True, batch_size=3, probabilities=False)
+    np.testing.assert_array_equal(found.outputs, x * Members(4, 2.0, "random", "down").masks(16, 7)[:, None])
+
+
+@every_library
+def test_gradients_are_noted_in_training_as_keras_notes_them(library):
+    module, layer, x = dynamic(library, "small_gradient")
+    layer.build(x.shape)
+    layer.layer.set_weights(library.weights(module))
+    model, targets = keras.Sequential([keras.Input(x.shape[1:]), layer]), inputs(5, 20)[::-1].copy()
+    model.compile(keras.optimizers.SGD(0.5), "mse")
+    model.fit(x, targets, batch_size=len(x), epochs=3, verbose=0)
+    module = library.trained(module, x, targets, steps=3, rate=0.5)
+    for found, expected in zip(library.weights(module), layer.layer.get_weights(), strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_allclose(library.gradient(module), keras.ops.convert_to_numpy(layer.gradient)[0], atol=1e-6)
+    plain = library.weights(library.trained(module.fold(), x, targets, steps=3, rate=0.5))
+    assert np.abs(plain[0] - layer.layer.get_weights()[0]).max() > 0.01  # what was dropped makes a difference
 
 
 @every_library

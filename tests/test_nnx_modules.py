@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import pernodedrop as pnd
+from pernodedrop.members import Members
 from pernodedrop.uncertainty.prediction import word_of as word_of_pass
 
 pytestmark = pytest.mark.only_backend("jax", reason="the modules are those of JAX")
@@ -187,6 +188,32 @@ def test_layers_that_were_stacked_are_scanned_with_a_seed_each():
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert len({*seeds}) == 3
     assert stack.rngs.count[...].tolist() == [1, 1, 1]
+
+
+def test_masks_of_an_ensemble_are_made_where_seeds_are_traced_or_stacked():
+    make = lambda rngs: pndx.Masksembles(8, members=2, rngs=rngs)  # noqa: E731 - it is an argument
+    stack = nnx.split_rngs(splits=3)(nnx.vmap(make))(nnx.Rngs(0))
+    seeds = np.asarray(word_of(stack.rngs.key[...]))[:, 0]
+    expected = [Members(2, 2.0, "random", "down").masks(8, int(seed)) for seed in seeds]
+    np.testing.assert_array_equal(stack.masks[...], expected)
+    assert nnx.eval_shape(lambda: make(nnx.Rngs(0))).masks.get_value().shape == (2, 8)
+    with pytest.raises(ValueError, match="`rngs`"):
+        pndx.Masksembles(8)
+
+
+def test_gradients_are_noted_where_there_are_any():
+    make = lambda **noise: pndx.DynamicDropConnectLinear(3, 4, seed=1, rngs=nnx.Rngs(0), **noise)  # noqa: E731
+    model, x = nnx.List([make(), make(), make(prefer="small_weight")]), inputs(5, 3)
+    found = nnx.grad(lambda model: sum(layer(x).sum() for layer in model))(model)
+    frozen = nnx.State({0: found[0]})
+    pndx.note_gradients(model, frozen)
+    np.testing.assert_array_equal(model[0].gradient[...], found[0]["kernel"][...])
+    assert not model[1].gradient[...].any()
+    assert model[2].gradient is None
+    with pytest.raises(ValueError, match=r"`gradients`. Expected those of 0.kernel, 1.kernel"):
+        pndx.note_gradients(model, nnx.State({2: found[2]}))
+    with pytest.raises(TypeError, match="`gradients`"):
+        pndx.note_gradients(model, None)
 
 
 def split_call(layer, x):

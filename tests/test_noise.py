@@ -259,6 +259,13 @@ def test_noises_of_equal_numbers_and_other_distributions_differ():
     assert pnd.Bernoulli(0.4) != pnd.Bernoulli(0.5)
 
 
+def test_a_field_that_is_not_compared_is_refused():
+    with pytest.raises(TypeError, match=r"Field 'size' of Uncompared: expected compare=True. Received: compare=False"):
+
+        class Uncompared(pnd.Noise):
+            size: float = dataclasses.field(default=0.5, compare=False)
+
+
 def test_a_noise_must_define_its_variance_and_its_entries():
     class Empty(pnd.Noise):
         pass

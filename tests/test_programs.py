@@ -261,23 +261,21 @@ def test_registers_are_used_again():
     np.testing.assert_array_equal(*both(polynomial(20)))
 
 
-class Scaled(pnd.Noise):
-    """Its scale is no number that is handed in, and no part of what is compared."""
+class Shifted(pnd.Noise):
+    """Its shift is no number that is handed in."""
 
     shift: float
-    scale: float = dataclasses.field(default=1.0, compare=False)
     variance = 1.0
 
     def params(self):
         return {}
 
     def from_uniform(self, u, params, xp):
-        return xp.maximum(1 / (self.shift * u), -9.0) + self.scale * u
+        return xp.maximum(1 / (self.shift * u), -9.0) + u
 
 
-@pytest.mark.parametrize("noises", [(Scaled(1.0, 1.0), Scaled(1.0, 2.0)), (Scaled(0.0), Scaled(-0.0))], ids=str)
-def test_noises_that_are_equal_and_written_otherwise_have_programs_of_their_own(noises):
-    one, other = noises
+def test_noises_that_are_equal_and_written_otherwise_have_programs_of_their_own():
+    one, other = Shifted(0.0), Shifted(-0.0)
     assert one == other
     assert repr(programs.of(one)) != repr(programs.of(other))
 

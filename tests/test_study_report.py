@@ -139,6 +139,26 @@ def test_a_rate_at_an_end_of_those_that_were_tried_is_told():
     ]
 
 
+def test_a_training_that_had_not_ended_is_told():
+    assert not any("had not ended" in line for line in [*said(), *said(stages=("select",))])
+
+    def cut(variants, stages=("select", "confirm"), **settings):
+        records = made_up.records(EFFECTS, stages=stages, seeds=5)
+        for n, one in enumerate(records):
+            if one["variant"] in variants and n % 5 < variants[one["variant"]]:
+                one["epochs"] = one["epochs"][: one["best_epoch"] + 1]  # stopped where it was best
+            one["settings"] |= settings
+        return [line for line in said(records=records) if "had not ended" in line]
+
+    assert cut({"none": 3, "per_node_drop": 5, "dropout": 2}) == [
+        "Training had not ended: the last epoch has the least validation loss with no regularizer (3 of 5 runs) and "
+        "PerNodeDrop Bernoulli (5 of 5 runs). More epochs may change the answer."
+    ]
+    (line,) = cut({"dropout": 5}, ("select",))
+    assert "with Dropout (2 of 2 runs)." in line
+    assert not cut({"none": 5}, decay=True)  # the learning rate had fallen to zero
+
+
 def test_an_unfinished_confirmation_is_told_first():
     records = made_up.records(EFFECTS)
     lines = said(records=records[:-3])
@@ -337,8 +357,11 @@ STUDIES = pathlib.Path(__file__).parent.parent / "benchmarks" / "studies"
 @pytest.mark.parametrize("name", [path.parent.name for path in sorted(STUDIES.glob("*/report.md"))])
 def test_the_reports_that_are_committed_are_those_of_the_records_beside_them(name, tmp_path):
     shutil.copy(STUDIES / name / "records.jsonl", tmp_path)
-    named.load(name, folder=tmp_path).report()
-    assert (tmp_path / "report.md").read_text() == (STUDIES / name / "report.md").read_text()
+    study, expected = named.load(name, folder=tmp_path), (STUDIES / name / "report.md").read_text()
+    study.report()
+    assert (tmp_path / "report.md").read_text() == expected
+    _, answer, *rest = expected.partition("\n\nStudy")[0].splitlines()[1:]
+    assert study.verdict().splitlines() == [answer.strip("*"), *(line.removeprefix("- ") for line in rest if line)]
 
 
 def test_the_overview_is_that_of_the_records_beside_it():

@@ -350,8 +350,9 @@ def test_sums_over_batches_are_the_figure_of_the_whole(metric, function, argumen
     for p in (P.astype("float32"), COARSE.astype("float32")):
         accumulated.reset_state()
         assert in_batches(accumulated, Y, p) == pytest.approx(function(Y, p, **arguments), abs=1e-6)
-    logits = metric(from_logits=True, **arguments)
-    assert in_batches(logits, np.eye(K)[Y], LOGITS) == pytest.approx(function(Y, P, **arguments), abs=1e-6)
+    for one_hot in (np.eye(K)[Y], np.eye(K, dtype=bool)[Y]):
+        logits = metric(from_logits=True, **arguments)
+        assert in_batches(logits, one_hot, LOGITS) == pytest.approx(function(Y, P, **arguments), abs=1e-6)
     binary = metric(from_logits=True, **arguments)
     odds = np.log(SECOND / (1 - SECOND))[:, None]
     assert in_batches(binary, Z[:, None], odds) == pytest.approx(function(Z, SECOND, **arguments), abs=1e-6)

@@ -1,15 +1,16 @@
-"""Public batteries on the generator: dieharder on the library's own words, TestU01 on a C copy checked against them.
+"""Public batteries on the generator: dieharder on the library's own words, others on a C copy checked against them.
 
     python benchmarks/generator/run.py                      everything but Crush: about an hour and a half of CPU time
     python benchmarks/generator/run.py --battery dieharder --order seed
     python benchmarks/generator/run.py --battery crush --order out    about an hour; TestU01's large battery
+    python benchmarks/generator/run.py --battery practrand --size 64GB    a quarter of an hour an order
 
 Results are text files in benchmarks/generator/results, with a summary at the end. What is there already is not run
 again, so a run that was broken off goes on where it stopped; delete a file to repeat it. Every stream starts at fixed
 coordinates, which stand in the results, so a repetition gives the same numbers. What was found: docs/generator.md.
 
-Needs dieharder (Debian: dieharder) and, for TestU01, a C compiler and the library (Debian: libtestu01-0-dev). A battery
-that is not installed is reported and left out.
+Needs dieharder (Debian: dieharder) and, for TestU01, a C compiler and the library (Debian: libtestu01-0-dev); for
+PractRand a C compiler and its program RNG_test. A battery that is not installed is reported and left out.
 """
 
 import argparse
@@ -82,10 +83,11 @@ def dieharder_block(path, order, first_seed, options):
 def testu01(battery, order):
     paths = {bits: RESULTS / f"{battery}-{order}-{bits}.txt" for bits in ("forward", "reversed")}
     paths = {bits: path for bits, path in paths.items() if not path.exists()}
-    program = compile_testu01() if paths else None
+    libraries = ["-ltestu01", "-ltestu01probdist", "-ltestu01mylib", "-lm"]
+    program = compiled("testu01.c", "-I/usr/include/testu01", *libraries) if paths else None
     if program is None:
         return
-    check_copy(program, order)
+    check_copy([program, "words", order, "forward"], order)
     for bits, path in paths.items():
         command = [program, battery, order, bits]
         print(f"{path.name}: started", flush=True)
@@ -93,29 +95,47 @@ def testu01(battery, order):
         append(path, f"# testu01 {' '.join(command[1:])}\n{output.strip()}\n")
 
 
-def compile_testu01():
-    source, program = HERE / "testu01.c", BUILD / "testu01"
-    compiler = shutil.which("cc")
-    if program.exists() and program.stat().st_mtime > source.stat().st_mtime:
+def practrand(order, size):
+    path = RESULTS / f"practrand-{order}.txt"
+    if path.exists():
+        return
+    battery = shutil.which("RNG_test")
+    program = compiled("words.c") if battery else None
+    if program is None:
+        print("left out: PractRand's RNG_test is not installed", file=sys.stderr)
+        return
+    check_copy([program, order], order)
+    print(f"{path.name}: started", flush=True)
+    with subprocess.Popen([program, order], stdout=subprocess.PIPE) as source:
+        command = [battery, "stdin32", "-tlmax", size]
+        output = subprocess.run(command, stdin=source.stdout, stdout=subprocess.PIPE, text=True, check=True).stdout
+        source.kill()
+    append(path, f"# words {order} | RNG_test {' '.join(command[1:])}\n{output.strip()}\n")
+
+
+def compiled(name, *arguments):
+    """The program of a C file beside this one, or None if it cannot be built here."""
+    source, program = HERE / name, BUILD / name.removesuffix(".c")
+    newest = max(path.stat().st_mtime for path in (source, HERE / "words.h"))
+    if program.exists() and program.stat().st_mtime > newest:
         return program
     BUILD.mkdir(exist_ok=True)
-    libraries = ["-ltestu01", "-ltestu01probdist", "-ltestu01mylib", "-lm"]
-    include = ["-I/usr/include/testu01"]
-    if compiler is None or subprocess.run([compiler, "-O2", *include, source, "-o", program, *libraries]).returncode:
-        print("left out: TestU01 cannot be built here, see the head of testu01.c", file=sys.stderr)
+    compiler = shutil.which("cc")
+    if compiler is None or subprocess.run([compiler, "-O3", source, "-o", program, *arguments]).returncode:
+        print(f"left out: {name} cannot be built here, see its head", file=sys.stderr)
         return None
     return program
 
 
-def check_copy(program, order, words=COMPARED_WORDS):
+def check_copy(command, order, words=COMPARED_WORDS):
     """Stop unless the C copy gives the words of the library."""
-    with subprocess.Popen([program, "words", order, "forward", "0", str(words)], stdout=subprocess.PIPE) as process:
+    with subprocess.Popen([*command, "0", str(words)], stdout=subprocess.PIPE) as process:
         left = words
         for chunk in stream.chunks(order):
             expected = chunk.reshape(-1)[:left].tobytes()
             if process.stdout.read(len(expected)) != expected:
                 process.kill()
-                raise SystemExit(f"testu01.c does not give the words of pernodedrop.ops.random_bits, order {order}")
+                raise SystemExit(f"words.h does not give the words of the library, order {order}")
             left -= len(expected) // 4
             if left == 0:
                 return
@@ -125,6 +145,9 @@ def summary():
     """A line for every file of results."""
     for path in sorted(RESULTS.glob("*.txt")):
         text = path.read_text()
+        if path.name.startswith("practrand"):
+            print(f"{path.stem}: {text.count('no anomalies')} lengths without anomalies, FAIL {text.count('FAIL')}")
+            continue
         if not path.name.startswith("dieharder"):
             statistics = re.search(r"Number of statistics: +(\d+)", text).group(1)
             verdict = "all passed" if "All tests were passed" in text else "see the file"
@@ -149,8 +172,11 @@ def append(path, text):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--battery", choices=("dieharder", *TESTU01), nargs="+", default=("dieharder", "smallcrush"))
+    parser.add_argument(
+        "--battery", choices=("dieharder", *TESTU01, "practrand"), nargs="+", default=("dieharder", "smallcrush")
+    )
     parser.add_argument("--order", choices=stream.ORDERS, nargs="+", default=stream.ORDERS)
+    parser.add_argument("--size", default="16GB", help="what PractRand reads of each order, default 16GB")
     args = parser.parse_args()
     os.environ.setdefault("KERAS_BACKEND", "numpy")
     RESULTS.mkdir(exist_ok=True)
@@ -164,6 +190,8 @@ def main():
         for battery in TESTU01:
             for order in args.order if battery in args.battery else ():
                 testu01(battery, order)
+        for order in args.order if "practrand" in args.battery else ():
+            practrand(order, args.size)
     except KeyboardInterrupt:
         print("\nbroken off: the same command goes on from here", file=sys.stderr)
         return 130

@@ -13,9 +13,11 @@ of them runs without end:
     sample   sample 128, out 64, in 4096, call          2**25
     call     call 256, out 64, in 4096, sample 128, seed    2**33
     seed     seed 256, out 64, in 4096, sample 128, call    2**33
+    time     time 256, out 64, in 4096, sample 128, call    2**33
+    lane     lane 2, out 64, in 4096, sample 128, call      2**26
 
-Samples, inputs and outputs start at 0, seeds and calls where --first-seed and --call say. The stream ends quietly when
-its reader does, or after --words.
+Elsewhere time and lane are 0. Samples, inputs and outputs start at 0, seeds and calls where --first-seed and --call
+say. The stream ends quietly when its reader does, or after --words.
 """
 
 import argparse
@@ -27,15 +29,19 @@ import sys
 import numpy as np
 
 SAMPLES, INPUTS, OUTPUTS = 128, 4096, 64
-NEIGHBOURS = 256  # how many calls or seeds take turns where they run fastest
+LANES = 2
+NEIGHBOURS = 256  # how many calls, seeds or positions take turns where they run fastest
 TOGETHER = 16  # planes written at once where planes take turns: a cache line of words
+ROWS = 64  # inputs made at once where time or lane run fastest
 
-ORDERS = ("out", "in", "sample", "call", "seed")
+ORDERS = ("out", "in", "sample", "call", "seed", "time", "lane")
 
 
 def chunks(order, first_seed=0, first_call=0):
     """The stream as an endless iterator of word arrays."""
-    from pernodedrop import ops
+    from pernodedrop import backends, generator, ops
+
+    xp = backends.get("numpy")
 
     def plane(seed, call, sample):
         bits = ops.random_bits((seed, call), (1, INPUTS, OUTPUTS), sample_offset=sample, backend="numpy")
@@ -50,6 +56,17 @@ def chunks(order, first_seed=0, first_call=0):
             words[:, start : start + TOGETHER] = np.stack(some, axis=-1)
         return words
 
+    def inside(call, sample, start):
+        """The words of some inputs, in which time or lane runs fastest."""
+        key = xp.word([first_seed]), xp.word([call])
+        fastest = xp.word(np.arange(NEIGHBOURS if order == "time" else LANES))
+        lane, time = (xp.word([0]), fastest) if order == "time" else (fastest, xp.word([0]))
+        inputs, outputs = (xp.word(np.arange(n)) for n in (ROWS, OUTPUTS))
+        words = generator.words(
+            key, lane, time, xp.word([sample]), (inputs + xp.word(start))[:, None, None], outputs[:, None], xp
+        )
+        return np.ascontiguousarray(words.view("uint32"))
+
     for i in itertools.count():
         if order in ("out", "in"):
             for sample in range(SAMPLES):
@@ -63,6 +80,9 @@ def chunks(order, first_seed=0, first_call=0):
         elif order == "seed":
             for sample in range(SAMPLES):
                 yield interleaved((first_seed + n, first_call + i, sample) for n in range(NEIGHBOURS))
+        else:
+            for sample, start in itertools.product(range(SAMPLES), range(0, INPUTS, ROWS)):
+                yield inside(first_call + i, sample, start)
 
 
 def write(descriptor, chunks, words=None):

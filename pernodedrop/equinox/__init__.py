@@ -8,8 +8,16 @@ if __name__ == "equinox":
     raise ImportError("pernodedrop.equinox stands in the way of equinox: run nothing inside the folder of the package")
 
 from pernodedrop.equinox import uncertainty
-from pernodedrop.equinox.activation_noise import DropBlock, Dropout, DropPath, GaussianDropout, SpatialDropout
+from pernodedrop.equinox.activation_noise import (
+    DropBlock,
+    Dropout,
+    DropPath,
+    GaussianDropout,
+    Masksembles,
+    SpatialDropout,
+)
 from pernodedrop.equinox.drop_connect import DropConnectConv, DropConnectLinear
+from pernodedrop.equinox.dynamic_drop_connect import DynamicDropConnectConv, DynamicDropConnectLinear, note_gradients
 from pernodedrop.equinox.noisy import with_key
 from pernodedrop.equinox.per_node_drop import PerNodeConv, PerNodeLinear
 from pernodedrop.equinox.surgery import apply, fold
@@ -20,12 +28,16 @@ __all__ = [
     "DropConnectLinear",
     "DropPath",
     "Dropout",
+    "DynamicDropConnectConv",
+    "DynamicDropConnectLinear",
     "GaussianDropout",
+    "Masksembles",
     "PerNodeConv",
     "PerNodeLinear",
     "SpatialDropout",
     "apply",
     "fold",
+    "note_gradients",
     "uncertainty",
     "with_key",
 ]

@@ -4,12 +4,14 @@ import typing
 
 import equinox as eqx
 import jax
+import numpy as np
 
 from pernodedrop import checks, schedules
 from pernodedrop._types import Key, Shape
-from pernodedrop.equinox.noisy import Noisy
+from pernodedrop.equinox.noisy import Noisy, word_of
 from pernodedrop.mask import Mask, check_noise_shape
-from pernodedrop.modules import ActivationModule, BlockModule, ChannelModule, PathModule, ShapedModule
+from pernodedrop.members import Members
+from pernodedrop.modules import ActivationModule, BlockModule, ChannelModule, EnsembleModule, PathModule, ShapedModule
 from pernodedrop.noise import Bernoulli, Gaussian, Noise
 from pernodedrop.schedules import Schedule
 
@@ -29,7 +31,10 @@ class ActivationNoise(Noisy, ActivationModule):
     ) -> jax.Array:
         """The input, in training times its mask; see the class."""
         self.check_input(x, of_one=True)
-        return self.masked(x[None], key, sample_id)[0] if self.is_noisy(inference) else x
+        training = self.trains(inference)
+        if not (training or self.changes_at_inference):
+            return x
+        return self.masked(x[None], key, sample_id, training)[0]
 
     def fold(self) -> eqx.Module:
         """The plain module that computes what this one does at inference: the identity."""
@@ -173,7 +178,7 @@ class SpatialDropout(ChannelModule, ActivationNoise):
 class DropBlock(BlockModule, ActivationNoise):
     """Sets blocks of feature maps to zero in training (Ghiasi, Lin and Le, arXiv 1810.12890).
 
-    It is `pernodedrop.DropBlock1D`, `2D` and `3D` as one module; there it says where blocks are. What is kept of a
+    It is `pernodedrop.DropBlock1D`, `2D` and `3D` as one module; its docstring says where blocks lie. What is kept of a
     sample is scaled by the share that is kept of it.
 
     Args:
@@ -211,6 +216,76 @@ class DropBlock(BlockModule, ActivationNoise):
     def check_shape(self, shape: Shape) -> None:
         if len(shape) < 3:
             raise ValueError(checks.invalid("x", "rank from 2, one sample", shape[1:]))
+
+
+class Masksembles(EnsembleModule, ActivationNoise):
+    """Multiplies each sample by one of a few fixed masks over channels (Durasov et al., arXiv 2012.08334).
+
+    It is `pernodedrop.Masksembles` as a module, with equal masks for equal seeds: an ensemble whose members share their
+    weights, in training and at inference alike, and so without a scale. In training a sample has the member that its
+    key chooses, as in the paper, or that of its `sample_id`. The masks are an array, int32 (members, channels).
+
+    Args:
+        channels: their number, an int from 1.
+        members: number of masks, an int from 1; 4.
+        scale: how little the masks overlap, a finite float from 1; 2.0.
+        axis: the axis of the channels in a sample, an int; -1. After a convolution it is 0.
+        seed: int, any, that of a Keras layer with the same masks; None takes it from `key`.
+        rounding: how the number of ones of a mask is made an integer, "down" or to the "nearest".
+        inference: as for `pernodedrop.equinox.Dropout`.
+        key: a `jax.random.key`, where there is no seed.
+
+    Call arguments:
+        x: floating array of rank from 1, one sample.
+        key: as for `pernodedrop.equinox.PerNodeLinear`; it draws the member, in training.
+        sample_id: integer, the member modulo `members`, also in training; at inference every call has one, but in
+            `pernodedrop.equinox.uncertainty.predict`, where every sample goes through all members.
+        inference: as for `pernodedrop.equinox.PerNodeLinear`.
+
+    Output shape and dtype: the input's.
+
+    Raises:
+        TypeError, ValueError: an argument that is not as described, named in the message.
+
+    Example:
+
+    >>> import jax, pernodedrop.equinox as pnde
+    >>> layer = pnde.Masksembles(16, members=4, scale=2.0, seed=1)
+    >>> layer(jax.numpy.ones(16), sample_id=3).sum().item()
+    8.0
+    """
+
+    which: Members = eqx.field(static=True)
+    channels: int = eqx.field(static=True)
+    axis: int = eqx.field(static=True)
+    masks: jax.Array
+
+    def __init__(
+        self,
+        channels: int,
+        members: int = 4,
+        scale: float = 2.0,
+        axis: int = -1,
+        seed: int | None = None,
+        rounding: str = "down",
+        *,
+        inference: bool = False,
+        key: jax.Array | None = None,
+    ) -> None:
+        axis = checks.check_int(axis, "axis")
+        mask = self.check_ensemble(channels, members, scale, "random", rounding, axis if axis < 0 else axis + 1)
+        self.start(mask, None, inference)
+        word, like = word_of(checks.check_seed(seed), key), np.zeros((self.members, self.channels), "int32")
+        # on the host also where the word is traced or several are stacked
+        self.masks = jax.pure_callback(lambda word: self.masks_of(int(word)), like, word, vmap_method="sequential")
+
+    def masks_now(self) -> jax.Array:
+        return self.masks
+
+    def mask_at_inference(self, x: jax.Array, sample_ids: typing.Any) -> jax.Array:
+        if sample_ids is None and self.noise_sample is None:
+            raise ValueError(checks.invalid("sample_id", "an integer, which chooses a member", None))
+        return super().mask_at_inference(x, sample_ids)
 
 
 def _mask(noise: Noise, persistence: float | None) -> Mask:

@@ -1,5 +1,7 @@
 """What every noisy module has: a mask, the numbers of its noise in an array, and its seed where masks are fixed."""
 
+import collections.abc
+import types
 import typing
 
 import equinox as eqx
@@ -43,6 +45,7 @@ class Noisy(Regularizer, eqx.Module):
         inference: bool,
         seed: int | None = None,
         key: jax.Array | None = None,
+        more: collections.abc.Mapping[str, np.generic] = types.MappingProxyType({}),
     ) -> None:
         """Begin with a mask.
 
@@ -52,21 +55,20 @@ class Noisy(Regularizer, eqx.Module):
             inference: whether calls have no noise.
             seed: int, any, of fixed masks; None takes it from `key`.
             key: a `jax.random.key`.
+            more: numbers that are held beside those of the noise.
         """
         if schedule is not None:
             raise ValueError(checks.invalid("rate", "a float: a rate over time is set by `with_rate`", schedule))
         checks.check_seed(seed)
-        self.state = State(mask, 0)
+        self.state = State(mask, 0, more=more)
         self.noise_numbers = xp.asarray(bits_of(self.state.first_numbers))
         self.noise_seed = self.noise_key = self.noise_sample = None
         self.inference = checks.check_bool(inference, "inference")
         if mask.regime == "dynamic":
             if seed is not None:
                 raise ValueError(checks.invalid("seed", "None with regime='dynamic', whose calls have keys", seed))
-        elif seed is not None:
-            self.noise_seed = xp.asarray(np.uint32(generator.seed_word(seed)))
         else:
-            self.noise_seed = generator.mixed(list(_words_of(key)), xp)
+            self.noise_seed = word_of(seed, key)
 
     def words_of_key(self) -> np.typing.NDArray[np.uint32]:
         if self.noise_seed is None:
@@ -154,10 +156,13 @@ class Noisy(Regularizer, eqx.Module):
             raise ValueError(checks.invalid("sample_id", "an integer, one for each call", sample_ids))
         return super().samples(x, jax.numpy.reshape(sample_ids, (1,)))
 
+    def trains(self, inference: bool | None) -> bool:
+        """Whether a call is one of training."""
+        return not checks.check_bool(self.inference if inference is None else inference, "inference")
+
     def is_noisy(self, inference: bool | None) -> bool:
         """Whether a call has noise: in training, and at inference too where the masks are part of the model."""
-        inference = self.inference if inference is None else inference
-        return self.state.mask.at_inference or not checks.check_bool(inference, "inference")
+        return self.trains(inference) or self.state.mask.at_inference
 
     def fold(self) -> eqx.Module:
         """The plain module that computes what this one does at inference."""
@@ -211,6 +216,13 @@ def _key_for(module: Noisy, key: jax.Array) -> jax.Array:
     stacked = module.noise_numbers.shape[:-1]
     keys = jax.random.split(key, stacked) if stacked else key
     return jax.random.key_data(keys) if jax.numpy.issubdtype(keys.dtype, jax.dtypes.prng_key) else keys
+
+
+def word_of(seed: int | None, key: jax.Array | None) -> jax.Array:
+    """The seed's word, a uint32 scalar: that of a seed or, without one, of a key."""
+    if seed is not None:
+        return xp.asarray(np.uint32(generator.seed_word(seed)))
+    return generator.mixed(list(_words_of(key)), xp)
 
 
 def _words_of(key: typing.Any) -> jax.Array:

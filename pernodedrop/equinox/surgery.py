@@ -6,6 +6,7 @@ import equinox as eqx
 import jax
 
 from pernodedrop.equinox.drop_connect import DropConnectConv, DropConnectLinear
+from pernodedrop.equinox.dynamic_drop_connect import DynamicDropConnectConv, DynamicDropConnectLinear
 from pernodedrop.equinox.noisy import Noisy
 from pernodedrop.equinox.per_node_drop import PerNodeConv, PerNodeLinear
 from pernodedrop.rules import Choice, Family, Function, Rule
@@ -16,7 +17,11 @@ FAMILY = Family(
     Noisy,
     "__call__",
     {"all-linear": (eqx.nn.Linear,), "all-conv": (eqx.nn.Conv,)},
-    {"per_node_drop": (PerNodeLinear, PerNodeConv), "drop_connect": (DropConnectLinear, DropConnectConv)},
+    {
+        "per_node_drop": (PerNodeLinear, PerNodeConv),
+        "drop_connect": (DropConnectLinear, DropConnectConv),
+        "dynamic_drop_connect": (DynamicDropConnectLinear, DynamicDropConnectConv),
+    },
 )
 
 
@@ -40,8 +45,9 @@ def apply(
             string: a regular expression for a part of a module's path that is whole between dots, so that "mlp" chooses
             what is inside too, and "head" does not choose "multihead". A class of Equinox. A list of these. Or a
             function of (path, module) that returns the module to stand there, or None to keep it.
-        regularizer: "per_node_drop" or "drop_connect"; None is the first. Not beside a function.
-        exclude: which modules of these stay as they are, in the same words but for a function.
+        regularizer: "per_node_drop", "drop_connect" or "dynamic_drop_connect"; None is the first. Not beside a
+            function.
+        exclude: which modules of these stay as they are, in the same forms, a function excepted.
         seed: int, any, of fixed masks, from which every module has a seed of its own by its path.
         **noise: arguments of the noisy modules, such as `rate=0.2`; see `PerNodeLinear` and `DropConnectLinear`.
 

@@ -65,8 +65,9 @@ def predict(
             variances (arXiv 1703.04977). Where a model has several outputs, this, `probabilities` and `from_logits` are
             for all of them, or dicts or lists like the outputs.
         layers: which modules make noise: None for all, "last" for the last one of them in the order of the tree, or
-            modules of the model or their paths, such as "layers.0", of which what is inside makes noise too. Others are
-            in inference mode; with members, a sample has that of its place in x. Masks are those of passes with all.
+            modules of the model or their paths, such as "layers.0", and what is inside of these too. Others are in
+            inference mode, and one with members gives each sample that of its place in x. The masks are those of passes
+            in which all make noise.
         keep: whether to keep the output of every pass; else memory does not depend on `samples`.
 
     Returns:

@@ -1,9 +1,12 @@
 """Weight noise: what noisy modules that are a Linear or a convolution share."""
 
+import collections.abc
+import types
 import typing
 
 import equinox as eqx
 import jax
+import numpy as np
 from jax import numpy as jnp
 
 from pernodedrop import checks
@@ -34,12 +37,13 @@ class WeightNoise(Noisy, Product, WeightModule):
         seed: int | None,
         key: jax.Array | None,
         method: str,
+        more: collections.abc.Mapping[str, np.generic] = types.MappingProxyType({}),
     ) -> None:
         """Begin with a mask, after the constructor of the plain module."""
         self.check_form()
         if "float" not in xp.dtype(self.weight):
             raise TypeError(checks.invalid("dtype", "a floating dtype", self.weight.dtype))
-        self.start(mask, schedule, inference, seed, key)
+        self.start(mask, schedule, inference, seed, key, more)
         self.method = self.state.check_method(method)
 
     @classmethod

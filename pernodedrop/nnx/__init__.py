@@ -5,8 +5,9 @@ layers of `pernodedrop`, to the bit.
 """
 
 from pernodedrop.nnx import uncertainty
-from pernodedrop.nnx.activation_noise import DropBlock, Dropout, DropPath, GaussianDropout, SpatialDropout
+from pernodedrop.nnx.activation_noise import DropBlock, Dropout, DropPath, GaussianDropout, Masksembles, SpatialDropout
 from pernodedrop.nnx.drop_connect import DropConnectConv, DropConnectLinear
+from pernodedrop.nnx.dynamic_drop_connect import DynamicDropConnectConv, DynamicDropConnectLinear, note_gradients
 from pernodedrop.nnx.noisy import NoiseState
 from pernodedrop.nnx.per_node_drop import PerNodeConv, PerNodeLinear
 from pernodedrop.nnx.surgery import apply, fold
@@ -17,12 +18,16 @@ __all__ = [
     "DropConnectLinear",
     "DropPath",
     "Dropout",
+    "DynamicDropConnectConv",
+    "DynamicDropConnectLinear",
     "GaussianDropout",
+    "Masksembles",
     "NoiseState",
     "PerNodeConv",
     "PerNodeLinear",
     "SpatialDropout",
     "apply",
     "fold",
+    "note_gradients",
     "uncertainty",
 ]

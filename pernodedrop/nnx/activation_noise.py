@@ -8,8 +8,16 @@ from flax import nnx
 from pernodedrop import backends, checks, schedules
 from pernodedrop._types import Key, Shape
 from pernodedrop.mask import Mask, check_noise_shape
-from pernodedrop.modules import ActivationModule, BlockModule, ChannelModule, PathModule, ShapedModule, sharing_of
-from pernodedrop.nnx.noisy import Noisy, Rngs
+from pernodedrop.modules import (
+    ActivationModule,
+    BlockModule,
+    ChannelModule,
+    EnsembleModule,
+    PathModule,
+    ShapedModule,
+    sharing_of,
+)
+from pernodedrop.nnx.noisy import NoiseState, Noisy, Rngs, from_host
 from pernodedrop.noise import Bernoulli, Gaussian, Noise
 from pernodedrop.schedules import Schedule
 
@@ -31,11 +39,12 @@ class ActivationNoise(Noisy, ActivationModule):
         """The input, in training times its mask; see the class."""
         key = self.key_of(rngs, key)
         self.check_input(inputs)
-        if not self.is_noisy(deterministic):
+        training = self.trains(deterministic)
+        if not (training or self.changes_at_inference):
             return inputs
         if backends.name_of(inputs) is None:  # a variable
             inputs = typing.cast(typing.Any, inputs).__jax_array__()
-        return self.masked(inputs, key, sample_ids)
+        return self.masked(inputs, key, sample_ids, training)
 
     def fold(self) -> nnx.Module:
         """The plain module that computes what this one does at inference: the identity."""
@@ -219,15 +228,15 @@ class SpatialDropout(ChannelModule, ActivationNoise):
 class DropBlock(BlockModule, ActivationNoise):
     """Sets blocks of feature maps to zero in training (Ghiasi, Lin and Le, arXiv 1810.12890).
 
-    It is `pernodedrop.DropBlock1D`, `2D` and `3D` as one module; there it says where blocks are.
+    It is `pernodedrop.DropBlock1D`, `2D` and `3D` as one module; its docstring says where blocks lie.
 
     Args:
         rate: the share that would be dropped if blocks did not overlap, in [0, 1), or a schedule of
             `pernodedrop.schedules`; the paper lets it rise linearly.
         block_size: side of a block, an int from 1; 7, the paper's. Along a shorter axis a block is as long as the axis.
         per_channel: whether each channel has blocks of its own; True.
-        normalize: over what the share that is kept is counted, by which what is kept is scaled: "sample", or "batch",
-            as in the authors' code.
+        normalize: what the share that is kept, which sets the scale, is counted over: "sample", or "batch", as in the
+            authors' code.
         data_format: "channels_last", as NNX has them, or "channels_first". Masks do not depend on it.
         seed, deterministic, rngs: as for `pernodedrop.nnx.Dropout`.
 
@@ -257,3 +266,66 @@ class DropBlock(BlockModule, ActivationNoise):
     def check_shape(self, shape: Shape) -> None:
         if len(shape) < 3:
             raise ValueError(checks.invalid("inputs", "rank from 3, samples first", shape))
+
+
+class Masksembles(EnsembleModule, ActivationNoise):
+    """Multiplies each sample by one of a few fixed masks over channels (Durasov et al., arXiv 2012.08334).
+
+    It is `pernodedrop.Masksembles` as a module, with equal masks for equal seeds: an ensemble whose members share their
+    weights, in training and at inference alike, and so without a scale. The masks are a `NoiseState`, int32 (members,
+    channels), made of the seed or of the first key of the stream; they stay as they are when that is split.
+
+    Args:
+        channels: their number, an int from 1.
+        members: number of masks, an int from 1; 4.
+        scale: how little the masks overlap, a finite float from 1; 2.0.
+        train_assignment: which member a sample has in training. "random": any, drawn anew each call (the paper).
+            "contiguous": the batch is cut into `members` parts, one after another (the authors' code). "repeat": sample
+            i has member i modulo members, for batches that have every sample `members` times in succession, as
+            `jax.numpy.repeat(x, members, 0)` has.
+        axis: the axis of the channels in a batch, an int; -1.
+        rounding: how the number of ones of a mask is made an integer, "down" or to the "nearest".
+        seed, deterministic, rngs: as for `pernodedrop.nnx.Dropout`, but that one of seed and rngs is given.
+
+    Call arguments:
+        inputs: floating array of rank from 2, samples first.
+        deterministic, rngs, key: as for `pernodedrop.nnx.PerNodeLinear`; only the random assignment draws.
+        sample_ids: integer array (batch,): the member of each row, modulo `members`, also in training.
+
+    Output shape and dtype: the input's.
+
+    At inference sample i of a batch has member i modulo `members`, unless `sample_ids` says otherwise; so a prediction
+    depends on the order of the samples. In `pernodedrop.nnx.uncertainty.predict` every sample goes through all.
+
+    Raises:
+        TypeError, ValueError: an argument that is not as described, named in the message.
+
+    Example:
+
+    >>> import jax, pernodedrop.nnx as pndx
+    >>> layer = pndx.Masksembles(16, members=4, scale=2.0, seed=1)
+    >>> layer(jax.numpy.ones((4, 16))).sum(1).tolist()
+    [8.0, 8.0, 8.0, 8.0]
+    """
+
+    masks: typing.Any
+
+    def __init__(
+        self,
+        channels: int,
+        members: int = 4,
+        scale: float = 2.0,
+        train_assignment: str = "random",
+        axis: int = -1,
+        seed: int | None = None,
+        rounding: str = "down",
+        *,
+        deterministic: bool = False,
+        rngs: Streams = None,
+    ) -> None:
+        mask = self.check_ensemble(channels, members, scale, train_assignment, rounding, axis)
+        self.start(mask, seed, None, rngs, deterministic)
+        self.masks = NoiseState(from_host(self.masks_of, self.peek()[0], (self.members, self.channels)))
+
+    def masks_now(self) -> jax.Array:
+        return self.masks[...]

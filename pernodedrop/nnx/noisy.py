@@ -1,5 +1,7 @@
 """What every noisy module has: a mask, a stream for its keys, and the numbers of its noise in a variable."""
 
+import collections.abc
+import types
 import typing
 
 import jax
@@ -72,6 +74,7 @@ class Noisy(Regularizer, nnx.Module):
         rngs: nnx.Rngs | nnx.RngStream | None,
         deterministic: bool,
         persistence: Schedule | None = None,
+        more: collections.abc.Mapping[str, np.generic] = types.MappingProxyType({}),
     ) -> None:
         """Begin with a mask, after the constructor of the NNX module.
 
@@ -82,13 +85,14 @@ class Noisy(Regularizer, nnx.Module):
             rngs: `nnx.Rngs` or a stream; None, without a seed, has calls bring theirs.
             deterministic: whether calls have no noise until `train()`.
             persistence: the mask's persistence as a function of the number of draws, likewise.
+            more: numbers that are held beside those of the noise.
         """
         self.deterministic = checks.check_bool(deterministic, "deterministic")
         checks.check_seed(seed)
         if not isinstance(rngs, nnx.Rngs | nnx.RngStream | None):  # beside a seed too, where none is drawn from
             raise TypeError(checks.invalid("rngs", "nnx.Rngs, an nnx.RngStream or None", rngs))
         stream = _stream_of(rngs) if seed is None else nnx.RngStream(_key_of_seed(seed), tag=STREAM)
-        self.state = State(mask, 0, schedule, persistence)
+        self.state = State(mask, 0, schedule, persistence, more)
         bits = bits_of(self.state.first_numbers)
         # Orbax saves no empty arrays
         self.noise_numbers = NoiseState(xp.asarray(bits)) if bits.size else nnx.data(None)
@@ -193,11 +197,13 @@ class Noisy(Regularizer, nnx.Module):
             stacked = self.rngs.key[...].shape
             self.rngs.key[...] = jax.random.split(key, stacked) if stacked else key
 
+    def trains(self, deterministic: bool | None) -> bool:
+        """Whether a call is one of training."""
+        return not checks.check_bool(self.deterministic if deterministic is None else deterministic, "deterministic")
+
     def is_noisy(self, deterministic: bool | None) -> bool:
         """Whether a call has noise: in training, and at inference too where the masks are part of the model."""
-        if deterministic is None:
-            deterministic = self.deterministic
-        return self.state.mask.at_inference or not checks.check_bool(deterministic, "deterministic")
+        return self.trains(deterministic) or self.state.mask.at_inference
 
     def set_view(self, deterministic: bool | None = None) -> None:
         """What `nnx.view` may set.
@@ -217,6 +223,14 @@ def word_of(key: jax.Array) -> Words:
     """The seed's word that a key stands for, (..., 1): that of `jax.random.key(seed)` is the seed."""
     words = jax.random.key_data(key)
     return generator.mixed([words[..., n : n + 1] for n in range(words.shape[-1])], xp)
+
+
+def from_host(
+    function: typing.Callable[[int], np.typing.NDArray[np.int32]], word: jax.Array, shape: tuple[int, ...]
+) -> jax.Array:
+    """What a function on the host gives of a word, int32, also where the word is traced or several are stacked."""
+    like = np.zeros(shape, "int32")
+    return jax.pure_callback(lambda word: function(int(word)), like, word, vmap_method="sequential")
 
 
 def _key_of_seed(seed: int) -> jax.Array:

@@ -66,8 +66,8 @@ class PerNodeLinear(PerNodeDrop, LinearProduct, nnx.Linear):
             sample's mask over the positions of inputs of rank 3 and more.
         bank_size: number of masks in the bank regime.
         persistence: the probability in [0, 1] that an entry keeps its value from one position of (batch, time, in) to
-            the next, and is not drawn anew, or a schedule of it; `sharing` has no "time" then, and its None shares
-            nothing. None leaves positions to `sharing`.
+            the next, and is not drawn anew, or a schedule of it. Beside it `sharing` has no "time", and a sharing of
+            None shares nothing. None leaves positions to `sharing`.
         seed: int, any, instead of a key of `rngs`: that of a Keras layer with the same masks.
         method: how the product is computed, as in `pernodedrop.ops.masked_dense`.
         deterministic: whether calls have no noise, until `train()`; False.
@@ -101,7 +101,7 @@ class PerNodeLinear(PerNodeDrop, LinearProduct, nnx.Linear):
 
     @classmethod
     def from_linear(cls, linear: nnx.Linear, **noise: typing.Any) -> typing.Self:
-        """The noisy module of a plain one, with which it has its parameters in common.
+        """The noisy module of a plain one, whose parameters it shares.
 
         Args:
             linear: an `nnx.Linear`, or a subclass with its `__call__`.

@@ -5,6 +5,7 @@ import typing
 from flax import nnx
 
 from pernodedrop.nnx.drop_connect import DropConnectConv, DropConnectLinear
+from pernodedrop.nnx.dynamic_drop_connect import DynamicDropConnectConv, DynamicDropConnectLinear
 from pernodedrop.nnx.noisy import Noisy
 from pernodedrop.nnx.per_node_drop import PerNodeConv, PerNodeLinear
 from pernodedrop.rules import Choice, Family, Function, Rule
@@ -15,7 +16,11 @@ FAMILY = Family(
     Noisy,
     "__call__",
     {"all-linear": (nnx.Linear,), "all-conv": (nnx.Conv,)},
-    {"per_node_drop": (PerNodeLinear, PerNodeConv), "drop_connect": (DropConnectLinear, DropConnectConv)},
+    {
+        "per_node_drop": (PerNodeLinear, PerNodeConv),
+        "drop_connect": (DropConnectLinear, DropConnectConv),
+        "dynamic_drop_connect": (DynamicDropConnectLinear, DynamicDropConnectConv),
+    },
 )
 
 
@@ -28,11 +33,11 @@ def apply(
     seed: int | None = None,
     **noise: typing.Any,
 ) -> nnx.Module:
-    """Put noise into the modules of a model that a rule names: a model with the very variables that it has.
+    """Put noise into the modules of a model that a rule names, in a model that shares its variables.
 
-    The model itself stays as it is, and both have their parameters in common, under the same paths: an optimizer of one
-    is that of the other. Only modules whose `__call__` is NNX' own take noise: what else is chosen is refused. A module
-    that is held in several places stays one.
+    The model itself stays as it is. Both share their parameters, under the same paths, so an optimizer of one serves
+    the other. Only modules whose `__call__` is NNX' own take noise: what else is chosen is refused. A module that is
+    held in several places stays one.
 
     Args:
         model: any `nnx.Module`.
@@ -40,8 +45,9 @@ def apply(
             expression for a part of a module's path that is whole between dots, so that "mlp" chooses what is inside
             too, and "head" does not choose "multihead". A class of NNX. A list of these. Or a function of (path,
             module) that returns the module to stand there, or None to keep it.
-        regularizer: "per_node_drop" or "drop_connect"; None is the first. Not beside a function.
-        exclude: which modules of these stay as they are, in the same words but for a function.
+        regularizer: "per_node_drop", "drop_connect" or "dynamic_drop_connect"; None is the first. Not beside a
+            function.
+        exclude: which modules of these stay as they are, in the same forms, a function excepted.
         seed: int, any, from which every module has a seed of its own by its path. Not beside a function.
         **noise: arguments of the noisy modules, such as `rate=0.2` and, without a seed, `rngs`, whose stream "noise"
             or "default" gives each a key; see `PerNodeLinear` and `DropConnectLinear`.

@@ -1,8 +1,11 @@
 """Weight noise: what noisy modules that are a Linear or a convolution share."""
 
+import collections.abc
+import types
 import typing
 
 import jax
+import numpy as np
 from flax import nnx
 from jax import numpy as jnp
 
@@ -34,6 +37,7 @@ class WeightNoise(Noisy, Product, WeightModule):
         persistence: Schedule | None,
         rngs: nnx.Rngs | nnx.RngStream,
         deterministic: bool,
+        more: collections.abc.Mapping[str, np.generic] = types.MappingProxyType({}),
     ) -> None:
         """Begin with a mask, after the constructor of the plain module."""
         name, default = self.own_product
@@ -46,12 +50,12 @@ class WeightNoise(Noisy, Product, WeightModule):
             expected = "None: the product with a mask has that of jax.default_matmul_precision"
             raise ValueError(checks.invalid("precision", expected, self.precision))
         self.check_form()
-        self.start(mask, seed, schedule, rngs, deterministic, persistence)
+        self.start(mask, seed, schedule, rngs, deterministic, persistence, more)
         self.method = self.state.check_method(method)
 
     @classmethod
     def from_plain(cls, module: typing.Any, **noise: typing.Any) -> typing.Self:
-        """The noisy module of a plain one, with which it has its parameters in common.
+        """The noisy module of a plain one, whose parameters it shares.
 
         Args:
             module: an instance of the class of NNX that this one derives from, with NNX' own `__call__`.

@@ -101,7 +101,7 @@ class EpochEndLoss(keras.callbacks.Callback):
     """Evaluates a data set at the end of each epoch: all of it, with the updated weights and without noise.
 
     That is what PerNodeDrop's paper (arXiv 2512.12663) calls the training loss of an epoch. The loss that `fit` itself
-    logs is a mean over the epoch, of weights that change and with the noise on, and cannot stand beside `val_loss`.
+    logs is a mean over the epoch, of weights that change and with the noise on, and cannot be compared with `val_loss`.
     Give it before callbacks that read what it logs.
 
     Args:

@@ -267,6 +267,16 @@ class Study:
                 found[stage] = (sum(plan.key(one) in done for one in planned), len(planned))
         return found
 
+    def verdict(self) -> str:
+        """Whether anything helped, in words: the first lines of the report. The answer comes first, a sentence a line.
+
+        Raises:
+            ValueError: there are no records.
+        """
+        from pernodedrop.study import report  # needs Jinja2 and matplotlib
+
+        return report.said(*self._reported())
+
     def report(self) -> pathlib.Path:
         """Write what the records say, in words, tables and figures, into the study's folder.
 
@@ -279,15 +289,20 @@ class Study:
         Raises:
             ValueError: there are no records.
         """
-        from pernodedrop.study import report  # needs Jinja2 and matplotlib
+        from pernodedrop.study import report
 
+        records, titles, data, baselines = self._reported()
+        return report.write(records, self.folder, titles, data, baselines)
+
+    def _reported(self) -> tuple[list[Trial], dict[str, str], str | None, tuple[str, ...]]:
+        """The records that are reported, the titles of their variants and of their data, and the baselines."""
         kept = self.records()
         backends = [self.design.backend, *sorted({record["backend"] for record in kept})]
         designs = [dataclasses.replace(self.design, backend=backend) for backend in backends]
         records = next(filter(None, (plan.belonging(design, kept) for design in designs)), [])
         titles = {name: variant.title for name, variant in self.variants.items()}
         data = next((record["data"] for record in reversed(records) if "data" in record), None)
-        return report.write(records, self.folder, titles, data, self.baselines)
+        return records, titles, data, self.baselines
 
     def _load(self, seed: int) -> Data:
         data = self._data

@@ -22,7 +22,7 @@ from pernodedrop.layers import (
     Masksembles,
     PerNodeDrop,
 )
-from pernodedrop.layers.activation.masksembles import MOST_MEMBERS
+from pernodedrop.members import MOST_MEMBERS
 from pernodedrop.noise import PartialGaussian
 
 __all__ = ["Variant", "drop_connect_rates", "get", "masksembles", "names", "of_layer", "register"]
@@ -49,7 +49,7 @@ class Variant(typing.NamedTuple):
         function: (dense, rate, seed) -> the layers that stand in the place of the Dense layer, in order.
         title: what reports call it.
         has_rate: whether the rate matters; otherwise it is tried once, with the rate None.
-        r_drop: the alpha of `pernodedrop.losses.RDrop`, which the model is trained with then; None: it is not.
+        r_drop: the alpha of `pernodedrop.losses.RDrop`, with which the model is trained; None trains without R-Drop.
     """
 
     function: Function

@@ -37,9 +37,9 @@ def apply(
     """A copy of a model with other layers, such as noisy ones, where a rule says.
 
     The copy has the original's class, name, output names and weights (equal values in variables of its own) and the
-    original is left as it is. Noise that is the identity at inference leaves the predictions what they are; Standout,
-    StochasticDepth, Masksembles, the regimes "fixed" and "bank" and `DropConnect.as_published` are not the identity.
-    The copy is not compiled.
+    original is left as it is. Noise that is the identity at inference does not change predictions; Standout,
+    StochasticDepth, Masksembles, the regimes "fixed" and "bank" and `DropConnect.as_published` do. The copy is not
+    compiled.
 
     The rule is asked about every layer inside the model, outermost first. If it answers None for a layer that holds
     others, such as a nested model, a transformer block or a MultiHeadAttention, it is asked about those; it is not
@@ -63,7 +63,7 @@ def apply(
             that is whole between dots, the names of what it is in coming first ("encoder.dense"); a class of Keras; or
             a list of such. Or a function from a layer of the copy, which has its weights, to the layer that stands in
             its place (often a wrapper around it), or to None to keep it.
-        regularizer: the wrapper: "per_node_drop", which None stands for, "attention_dropout", "drop_connect",
+        regularizer: the wrapper: "per_node_drop", which None stands for, "drop_connect", "attention_dropout",
             "dynamic_drop_connect", "fast_dropout", "flipout", "noise_injection", "noisy_rnn", "shakeout",
             "sparse_variational_dropout", "standout", "variational_dropout" or "zoneout". Not beside a function, as all
             that follow.
@@ -126,7 +126,7 @@ def fold(model: keras.Model) -> keras.Model:
         model: any built model that can be rebuilt from its config, as for `pernodedrop.apply`.
 
     Returns:
-        The folded copy, not compiled. Outputs are equal to float rounding.
+        The folded copy, not compiled. Outputs are equal up to rounding.
 
     Raises:
         TypeError: a model that is no model, or a method `fold` that returns no layer.

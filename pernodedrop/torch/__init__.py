@@ -15,12 +15,19 @@ from pernodedrop.torch.activation_noise import (
     Dropout,
     DropPath,
     GaussianDropout,
+    Masksembles,
     SpatialDropout1d,
     SpatialDropout2d,
     SpatialDropout3d,
 )
-from pernodedrop.torch.attention import DropConnectMultiheadAttention
+from pernodedrop.torch.attention import DropConnectMultiheadAttention, PerNodeMultiheadAttention
 from pernodedrop.torch.drop_connect import DropConnectConv1d, DropConnectConv2d, DropConnectConv3d, DropConnectLinear
+from pernodedrop.torch.dynamic_drop_connect import (
+    DynamicDropConnectConv1d,
+    DynamicDropConnectConv2d,
+    DynamicDropConnectConv3d,
+    DynamicDropConnectLinear,
+)
 from pernodedrop.torch.noisy import drawn_keys, set_replica
 from pernodedrop.torch.per_node_drop import PerNodeConv1d, PerNodeConv2d, PerNodeConv3d, PerNodeLinear
 from pernodedrop.torch.recurrent import NoisyGRU, NoisyLSTM, NoisyRNN
@@ -37,7 +44,12 @@ __all__ = [
     "DropConnectMultiheadAttention",
     "DropPath",
     "Dropout",
+    "DynamicDropConnectConv1d",
+    "DynamicDropConnectConv2d",
+    "DynamicDropConnectConv3d",
+    "DynamicDropConnectLinear",
     "GaussianDropout",
+    "Masksembles",
     "NoisyGRU",
     "NoisyLSTM",
     "NoisyRNN",
@@ -45,6 +57,7 @@ __all__ = [
     "PerNodeConv2d",
     "PerNodeConv3d",
     "PerNodeLinear",
+    "PerNodeMultiheadAttention",
     "SpatialDropout1d",
     "SpatialDropout2d",
     "SpatialDropout3d",

@@ -2,12 +2,21 @@
 
 import typing
 
+import numpy as np
 import torch
 
 from pernodedrop import checks, schedules
 from pernodedrop._types import Key, Shape
 from pernodedrop.mask import Mask, check_noise_shape
-from pernodedrop.modules import ActivationModule, BlockModule, ChannelModule, PathModule, ShapedModule, sharing_of
+from pernodedrop.modules import (
+    ActivationModule,
+    BlockModule,
+    ChannelModule,
+    EnsembleModule,
+    PathModule,
+    ShapedModule,
+    sharing_of,
+)
 from pernodedrop.noise import Bernoulli, Gaussian, Noise
 from pernodedrop.schedules import Schedule
 from pernodedrop.torch.noisy import Noisy
@@ -26,7 +35,9 @@ class ActivationNoise(Noisy, ActivationModule):
     ) -> torch.Tensor:
         """The input, in training times its mask; see the class."""
         self.check_input(input)
-        return self.masked(input, key, sample_ids) if self.training else input
+        if not (self.training or self.changes_at_inference):
+            return input
+        return self.masked(input, key, sample_ids, self.training)
 
     def fold(self) -> torch.nn.Module:
         """The plain module that computes what this one does at inference: the identity."""
@@ -232,7 +243,8 @@ class DropBlock(BlockModule, FeatureMaps):
 class DropBlock2d(DropBlock):
     """Sets blocks of feature maps to zero in training (Ghiasi, Lin and Le, arXiv 1810.12890).
 
-    It is `pernodedrop.DropBlock2D` as a module, with channels first, as torch has them; there it says where blocks are.
+    It is `pernodedrop.DropBlock2D` as a module, with channels first, as torch has them; its docstring says where blocks
+    lie.
 
     Args:
         rate: the share that would be dropped if blocks did not overlap, in [0, 1), or a schedule of
@@ -240,7 +252,7 @@ class DropBlock2d(DropBlock):
         block_size: side of a block, an int from 1; 7, the paper's. Along a shorter axis a block is as long as the axis.
         per_channel: whether each channel has blocks of its own; True.
         normalize: over what the share that is kept is counted, by which what is kept is scaled: "sample", or "batch",
-            as in the authors' code, which is the part of it that a process has.
+            as in the authors' code, which is refused in a process group, whose ranks have parts of it.
         data_format: "channels_first" or "channels_last", which axis of the shape is that of the channels.
         seed: int, any; None takes one from Python's `random`.
 
@@ -274,3 +286,67 @@ class DropBlock3d(DropBlock):
     """
 
     dims = 3
+
+
+class Masksembles(EnsembleModule, ActivationNoise):
+    """Multiplies each sample by one of a few fixed masks over channels (Durasov et al., arXiv 2012.08334).
+
+    It is `pernodedrop.Masksembles` as a module, with equal masks for equal seeds: an ensemble whose members share their
+    weights, in training and in `eval` alike, and so without a scale. The masks are a buffer, int32 (members, channels),
+    and part of the module's extra state in a `state_dict`.
+
+    Args:
+        channels: their number, an int from 1.
+        members: number of masks, an int from 1; 4.
+        scale: how little the masks overlap, a finite float from 1; 2.0.
+        train_assignment: which member a sample has in training. "random": any, drawn anew each call (the paper).
+            "contiguous": the batch is cut into `members` parts, one after another (the authors' code). "repeat": sample
+            i has member i modulo members, for batches that have every sample `members` times in succession, as
+            `x.repeat_interleave(members, 0)` has.
+        axis: the axis of the channels in a batch, an int; -1. After a convolution it is 1.
+        seed: int, any; None takes one from Python's `random`.
+        rounding: how the number of ones of a mask is made an integer, "down" or to the "nearest".
+
+    Call arguments:
+        input: floating tensor of rank from 2, samples first.
+        key: the key to draw members with in training, from `draw()`, or (seed, call); for the random assignment alone.
+        sample_ids: integer tensor (batch,): the member of each row, modulo `members`, also in training.
+
+    Output shape and dtype: the input's.
+
+    In `eval`: sample i of a batch has member i modulo `members`, unless `sample_ids` says otherwise; so a prediction
+    depends on the order of the samples. In `pernodedrop.torch.uncertainty.predict` every sample goes through all.
+
+    Raises:
+        TypeError, ValueError: an argument that is not as described, named in the message.
+        RuntimeError: a key would be drawn inside `torch.utils.checkpoint`, see `drawn_keys`.
+
+    Example:
+
+    >>> import torch, pernodedrop.torch as pndt
+    >>> layer = pndt.Masksembles(16, members=4, scale=2.0, seed=1)
+    >>> layer(torch.ones(4, 16)).sum(1).tolist()
+    [8.0, 8.0, 8.0, 8.0]
+    """
+
+    kept = (*ActivationNoise.kept, "masks")
+    masks: torch.Tensor
+
+    def __init__(
+        self,
+        channels: int,
+        members: int = 4,
+        scale: float = 2.0,
+        train_assignment: str = "random",
+        axis: int = -1,
+        seed: int | None = None,
+        rounding: str = "down",
+    ) -> None:
+        super().__init__()
+        self.start(self.check_ensemble(channels, members, scale, train_assignment, rounding, axis), seed, None)
+
+    def first(self, name: str) -> np.typing.NDArray[typing.Any]:
+        return self.masks_of(int(self.state.first_key.view("uint32")[0])) if name == "masks" else super().first(name)
+
+    def masks_now(self) -> torch.Tensor:
+        return self.masks

@@ -39,8 +39,8 @@ class DropConnectLinear(DropConnect, LinearProduct, torch.nn.Linear):
 
     What is kept is scaled by 1 / (1 - rate), the bias is never dropped, and inference is Linear itself. It is the
     module of `pernodedrop.DropConnect` around a `keras.layers.Dense`, with equal masks for equal (seed, call). A Linear
-    has no activation, so that the paper's Gaussian inference would be its mean: as published it is with
-    `sharing="time", mask_bias=True, scaling="none"`.
+    has no activation, so that the paper's Gaussian inference would be its mean: the published form has `sharing="time",
+    mask_bias=True, scaling="none"`.
 
     Args:
         *args, **kwargs: those of `torch.nn.Linear`: in_features, out_features, bias, device, dtype.

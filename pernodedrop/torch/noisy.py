@@ -2,6 +2,7 @@
 
 import collections.abc
 import contextlib
+import types
 import typing
 import zlib
 
@@ -16,8 +17,6 @@ from pernodedrop.schedules import Schedule
 from pernodedrop.state import Regularizer, State, bits_of
 
 xp = backends.get("torch")
-
-BUFFERS = ("noise_key", "noise_numbers")
 
 IN_CHECKPOINT = (
     "A key was about to be drawn inside torch.utils.checkpoint, whose backward pass would draw another one and so "
@@ -34,20 +33,28 @@ IN_DATA_PARALLEL = (
 class Noisy(Regularizer, torch.nn.Module):
     """Base of noisy modules; it stands before the torch module where a class is both.
 
-    Its state is in two buffers, int32, so that no cast to another dtype rounds them:
+    Its state is in two buffers, int32, and those that a subclass adds to `kept`; no cast to another dtype rounds them:
         noise_key: (2,), the bits of (seed, call). Each draw advances the call number.
         noise_numbers: the bits of the noise's numbers, so that a new rate takes effect after compilation.
     In a `state_dict` they are the module's extra state, which a checkpoint of the plain module need not have.
     """
 
     xp = xp
+    kept: tuple[str, ...] = ("noise_key", "noise_numbers")
+    """The buffers, of 32 bits an entry, whose first values `first` gives."""
+
     inputs: typing.ClassVar[int] = 1
     """How many of the call's first arguments are not the noise's."""
     noise_key: torch.Tensor
     noise_numbers: torch.Tensor
 
     def start(
-        self, mask: Mask, seed: int | None, schedule: Schedule | None, persistence: Schedule | None = None
+        self,
+        mask: Mask,
+        seed: int | None,
+        schedule: Schedule | None,
+        persistence: Schedule | None = None,
+        more: collections.abc.Mapping[str, np.generic] = types.MappingProxyType({}),
     ) -> None:
         """Begin with a mask, after the constructor of `torch.nn.Module`.
 
@@ -56,18 +63,23 @@ class Noisy(Regularizer, torch.nn.Module):
             seed: int, any; None takes one from Python's `random`.
             schedule: the rate as a function of the key's call number; None leaves it where the mask has it.
             persistence: the mask's persistence likewise.
+            more: numbers that are held beside those of the noise.
         """
-        self.state = State(mask, seed, schedule, persistence)
+        self.state = State(mask, seed, schedule, persistence, more)
         self.replica: tuple[int, int] | None = None
         self.held_key: torch.Tensor | None = None
-        for name in BUFFERS:
+        for name in self.kept:
             self.register_buffer(name, None, persistent=False)
         self.begin_again()
 
     def begin_again(self) -> None:
         """Put the first key and numbers on the device that the parameters are on."""
-        for name in BUFFERS:
-            setattr(self, name, torch.from_numpy(self._first(name)).to(_device_of(self)))
+        for name in self.kept:
+            setattr(self, name, torch.from_numpy(self.first(name)).to(_device_of(self)))
+
+    def first(self, name: str) -> np.typing.NDArray[typing.Any]:
+        """The first values of a buffer."""
+        return self.state.first_key.copy() if name == "noise_key" else bits_of(self.state.first_numbers)
 
     def words_of_key(self) -> np.typing.NDArray[np.uint32]:
         return self._bits("noise_key").view("uint32")
@@ -119,11 +131,11 @@ class Noisy(Regularizer, torch.nn.Module):
         return super().samples(x, sample_ids)
 
     def get_extra_state(self) -> torch.Tensor:
-        """The noise, the key and the noise's numbers, as `state_dict` has them: int32 words.
+        """The noise, and the bits of its buffers, as `state_dict` has them: int32 words.
 
         A tensor, as in files of safetensors there is nothing else.
         """
-        return torch.from_numpy(np.concatenate([self._mark(), *map(self._bits, BUFFERS)]))
+        return torch.from_numpy(np.concatenate([self._mark(), *map(self._bits, self.kept)]))
 
     def set_extra_state(self, state: typing.Any) -> None:
         """Take what `get_extra_state` gave.
@@ -138,11 +150,12 @@ class Noisy(Regularizer, torch.nn.Module):
             expected = f"the key of a {type(self).__name__} with {noise} noise and {names}, int32 {tuple(own.shape)}"
             raise ValueError(checks.invalid("state", expected, state))
         words = state.detach().cpu().numpy()
-        key, numbers = np.split(words[1:], [2])
-        if len(numbers):  # refuses what is out of range
+        sizes = [getattr(self, name).numel() for name in self.kept]
+        bits = dict(zip(self.kept, np.split(words[1:], np.cumsum(sizes)[:-1]), strict=True))
+        if len(numbers := bits["noise_numbers"]):  # refuses what is out of range
             self.state.mask.with_params(self.state.numbers_on_host(numbers))
-        for name, bits in zip(BUFFERS, (key, numbers), strict=True):
-            self._put(name, bits)
+        for name in self.kept:
+            self._put(name, bits[name])
 
     def extra_repr(self) -> str:
         """The arguments of the plain module, and the noise."""
@@ -156,25 +169,23 @@ class Noisy(Regularizer, torch.nn.Module):
 
     def _put(self, name: str, bits: np.typing.NDArray[np.int32]) -> None:
         buffer = getattr(self, name)
+        values = torch.from_numpy(bits).view(buffer.dtype).reshape(buffer.shape)
         if buffer.is_meta:  # where parameters were assigned to a module that had none yet
-            setattr(self, name, torch.from_numpy(bits).to(_device_of(self)))
+            setattr(self, name, values.to(_device_of(self)))
         else:
-            buffer.copy_(torch.from_numpy(bits))
+            buffer.copy_(values)
 
     def _bits(self, name: str) -> np.typing.NDArray[np.int32]:
         buffer = getattr(self, name)
-        return self._first(name) if buffer.is_meta else buffer.detach().cpu().numpy()
-
-    def _first(self, name: str) -> np.typing.NDArray[np.int32]:
-        return self.state.first_key.copy() if name == "noise_key" else bits_of(self.state.first_numbers)
+        return (self.first(name) if buffer.is_meta else buffer.detach().cpu().numpy()).view("int32").ravel()
 
     def _apply(self, fn: typing.Any, recurse: bool = True) -> typing.Self:
-        kept = {name: getattr(self, name) for name in BUFFERS}
+        kept = {name: getattr(self, name) for name in self.kept}
         of_torch.apply(super(), fn, recurse)
         for name, old in kept.items():
             now = getattr(self, name)
             if now is not old and not now.is_meta:  # `to_empty` forgets them, `type` casts them
-                old = torch.from_numpy(self._first(name)) if old.is_meta else old
+                old = torch.from_numpy(self.first(name)) if old.is_meta else old
                 setattr(self, name, old.to(now.device))
         return self
 

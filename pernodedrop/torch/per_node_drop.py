@@ -62,8 +62,8 @@ class PerNodeLinear(PerNodeDrop, LinearProduct, torch.nn.Linear):
             sample's mask over the positions of inputs of rank 3 and more.
         bank_size: number of masks in the bank regime.
         persistence: the probability in [0, 1] that an entry keeps its value from one position of (batch, time, in) to
-            the next, and is not drawn anew, or a schedule of it; `sharing` has no "time" then, and its None shares
-            nothing. None leaves positions to `sharing`.
+            the next, and is not drawn anew, or a schedule of it. Beside it `sharing` has no "time", and a sharing of
+            None shares nothing. None leaves positions to `sharing`.
         seed: int, any; None takes one from Python's `random`. Seeds s and s + 1 give independent masks.
         method: how the product is computed, as in `pernodedrop.ops.masked_dense`.
 
@@ -93,7 +93,7 @@ class PerNodeLinear(PerNodeDrop, LinearProduct, torch.nn.Linear):
 
     @classmethod
     def from_linear(cls, linear: torch.nn.Linear, **noise: typing.Any) -> typing.Self:
-        """The noisy module of a plain one, with which it has its parameters and hooks in common.
+        """The noisy module of a plain one, whose parameters and hooks it shares.
 
         Args:
             linear: a `torch.nn.Linear`, or a subclass with its `forward`.

@@ -108,7 +108,7 @@ class NoisyLSTM(RecurrentNoise, torch.nn.LSTM):
     where z has the gates side by side, each with a mask of its own. It is `pernodedrop.NoisyRNN` around a
     `keras.layers.LSTM` as a module, with equal masks for equal (seed, call). The kernels of several layers and of both
     directions follow one another in one mask, the directions of a layer first. Masks of each sample or step, which the
-    Keras layer has too, would need a loop other than torch's, and are not to be had.
+    Keras layer has too, would need a loop other than torch's, and are not possible.
 
     Args:
         *args, **kwargs: those of `torch.nn.LSTM`: input_size, hidden_size, num_layers, batch_first and so on. Its own

@@ -11,13 +11,20 @@ import torch
 
 from pernodedrop import checks
 from pernodedrop.rules import Choice, Family, Function, Rule
-from pernodedrop.torch.attention import DropConnectMultiheadAttention
+from pernodedrop.torch.attention import DropConnectMultiheadAttention, PerNodeMultiheadAttention
+from pernodedrop.torch.composite import Composite
 from pernodedrop.torch.drop_connect import DropConnectConv1d, DropConnectConv2d, DropConnectConv3d, DropConnectLinear
+from pernodedrop.torch.dynamic_drop_connect import (
+    DynamicDropConnectConv1d,
+    DynamicDropConnectConv2d,
+    DynamicDropConnectConv3d,
+    DynamicDropConnectLinear,
+)
 from pernodedrop.torch.noisy import Noisy
 from pernodedrop.torch.per_node_drop import PerNodeConv1d, PerNodeConv2d, PerNodeConv3d, PerNodeLinear
 from pernodedrop.torch.recurrent import NoisyGRU, NoisyLSTM, NoisyRNN
 
-NOISY = (Noisy, DropConnectMultiheadAttention)
+NOISY = (Noisy, Composite)
 FAMILY = Family(
     torch.nn.Module,
     "torch.nn.Module",
@@ -30,13 +37,19 @@ FAMILY = Family(
         "all-recurrent": (torch.nn.RNN, torch.nn.LSTM, torch.nn.GRU),
     },
     {
-        "per_node_drop": (PerNodeLinear, PerNodeConv1d, PerNodeConv2d, PerNodeConv3d),
+        "per_node_drop": (PerNodeLinear, PerNodeConv1d, PerNodeConv2d, PerNodeConv3d, PerNodeMultiheadAttention),
         "drop_connect": (
             DropConnectLinear,
             DropConnectConv1d,
             DropConnectConv2d,
             DropConnectConv3d,
             DropConnectMultiheadAttention,
+        ),
+        "dynamic_drop_connect": (
+            DynamicDropConnectLinear,
+            DynamicDropConnectConv1d,
+            DynamicDropConnectConv2d,
+            DynamicDropConnectConv3d,
         ),
         "noisy_rnn": (NoisyRNN, NoisyLSTM, NoisyGRU),
     },
@@ -82,13 +95,14 @@ def apply(
             Another string: a regular expression for a part of a module's name that is whole between dots, so that "mlp"
             or r"layers\\.[0-3]" choose what is inside too, and "head" does not choose "multihead". A class of torch. A
             list of these. Or a function of (name, module) that returns the module to stand there, or None to keep it.
-        regularizer: "per_node_drop", for linear modules and convolutions; "drop_connect", for attention too; or
-            "noisy_rnn", for recurrent modules. None is the first. Not beside a function.
-        exclude: which modules of these stay as they are, in the same words but for a function.
+        regularizer: "per_node_drop" or "drop_connect", for linear modules, convolutions and attention;
+            "dynamic_drop_connect", not for attention; or "noisy_rnn", for recurrent modules. None is the first. Not
+            beside a function.
+        exclude: which modules of these stay as they are, in the same forms, a function excepted.
         seed: int, any, from which every module has a seed of its own by its name; None takes them from Python's
             `random`. Not beside a function.
         **noise: arguments of the noisy modules, such as `rate=0.2`; see `PerNodeLinear`, `DropConnectLinear`,
-            `DropConnectMultiheadAttention` and `NoisyLSTM`.
+            `PerNodeMultiheadAttention` and `NoisyLSTM`.
 
     Returns:
         The model, or the noisy module where the model is one module itself.
@@ -169,13 +183,13 @@ def _put(model: torch.nn.Module, changes: dict[str, torch.nn.Module]) -> torch.n
 
 def _refuse_what_is_not_called(model: torch.nn.Module, name: str, new: torch.nn.Module) -> None:
     """Raise where torch reads the weight of a module and does not call it, so that its noise would be passed by."""
-    if not isinstance(new, Noisy) or not name:
+    if not isinstance(new, NOISY) or not name:
         return
     holder = model.get_submodule(name.rpartition(".")[0])
     if isinstance(holder, torch.nn.MultiheadAttention):
         expected = (
             f"one that leaves out {name!r}: torch.nn.MultiheadAttention reads its weight and never calls it; "
-            "'all-attention' with regularizer='drop_connect' puts noise into its projections"
+            "'all-attention' puts noise into its projections"
         )
     elif isinstance(holder, torch.nn.TransformerEncoderLayer):  # which calls in training, but in `eval` may read
         if not getattr(new, "changes_at_inference", False):

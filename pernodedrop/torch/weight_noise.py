@@ -1,7 +1,10 @@
 """Weight noise: what noisy modules that are a Linear or a convolution share."""
 
+import collections.abc
+import types
 import typing
 
+import numpy as np
 import torch
 
 from pernodedrop import checks, ops
@@ -10,7 +13,7 @@ from pernodedrop.internals import of_torch
 from pernodedrop.mask import Mask
 from pernodedrop.modules import WeightModule, check_tensor
 from pernodedrop.schedules import Schedule
-from pernodedrop.torch.noisy import BUFFERS, Noisy, xp
+from pernodedrop.torch.noisy import Noisy, xp
 from pernodedrop.torch.products import Form, Product
 
 
@@ -19,7 +22,7 @@ class OfPlain(Noisy, Form):
 
     @classmethod
     def from_plain(cls, module: torch.nn.Module, **noise: typing.Any) -> typing.Self:
-        """The noisy module of a plain one, with which it has its parameters and hooks in common.
+        """The noisy module of a plain one, whose parameters and hooks it shares.
 
         Args:
             module: an instance of the class that this one derives from, with that class's own `forward`.
@@ -41,7 +44,7 @@ class OfPlain(Noisy, Form):
         self.check_folds()
         with torch.device("meta"):
             plain = self.plain(**self.form_of(self))
-        of_torch.share(self, plain, leave_out={*BUFFERS, *vars(self).keys() - vars(plain).keys()})
+        of_torch.share(self, plain, leave_out={*self.kept, *vars(self).keys() - vars(plain).keys()})
         return plain
 
 
@@ -61,11 +64,12 @@ class WeightNoise(OfPlain, Product, WeightModule):
         method: str,
         schedule: Schedule | None,
         persistence: Schedule | None,
+        more: collections.abc.Mapping[str, np.generic] = types.MappingProxyType({}),
     ) -> None:
         """Begin with a mask, after the constructor of the plain module."""
         if not self.weight.is_floating_point():
             raise TypeError(checks.invalid("dtype", "a floating dtype", self.weight.dtype))
-        self.start(mask, seed, schedule, persistence)
+        self.start(mask, seed, schedule, persistence, more)
         self.method = self.state.check_method(method)
 
     def forward(
@@ -95,7 +99,7 @@ class WeightNoise(OfPlain, Product, WeightModule):
         """What a call with noise gives, of a batch."""
         self.check_batch(x)
         samples, field = self.samples(x, sample_ids), self.field(key, x.device)
-        dtype = self._dtype_of(x)
+        dtype = dtype_of(x, self.weight)
         x = x if self.state.one_kernel else x.to(dtype)
         return self.product(x, self.weight, self.bias, field, samples)
 
@@ -117,11 +121,12 @@ class WeightNoise(OfPlain, Product, WeightModule):
                     setattr(plain, name, torch.nn.Parameter(value.detach().clone(), requires_grad=trainable))
         return plain
 
-    def _dtype_of(self, x: torch.Tensor) -> torch.dtype:
-        """The dtype that the output of an input will have, or an error where torch would give one."""
-        kind = x.device.type
-        if kind != "meta" and torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
-            return torch.get_autocast_dtype(kind)
-        if x.dtype != self.weight.dtype:
-            raise TypeError(checks.invalid("input", f"{self.weight.dtype}, the weight's", x.dtype))
-        return x.dtype
+
+def dtype_of(x: torch.Tensor, weight: torch.Tensor) -> torch.dtype:
+    """The dtype that an output of an input will have, or an error where torch would give one."""
+    kind = x.device.type
+    if kind != "meta" and torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
+        return torch.get_autocast_dtype(kind)
+    if x.dtype != weight.dtype:
+        raise TypeError(checks.invalid("input", f"{weight.dtype}, the weight's", x.dtype))
+    return x.dtype

@@ -160,8 +160,8 @@ def vector(y: typing.Any, p: typing.Any) -> Vector:
 def isotonic(y: typing.Any, p: typing.Any) -> Isotonic:
     """Find for each class the rising curve with the least squared error (Zadrozny and Elkan 2002).
 
-    It may have as many steps as there are samples, so it needs most of them. Of several classes each has its own, and
-    the results are divided by their sum.
+    It may have as many steps as there are samples, so of the three it needs the most samples. Of several classes each
+    has its own, and the results are divided by their sum.
 
     Args:
         y, p: labels and probabilities of held-out samples, as for `metrics.nll`.

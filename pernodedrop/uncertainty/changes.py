@@ -66,17 +66,18 @@ def training(
             hook.remove()
 
 
+@contextlib.contextmanager
 def changed(
     layer: keras.layers.Layer, change: typing.Callable[[keras.layers.Layer, Arguments, typing.Any], None]
-) -> contextlib.AbstractContextManager[None]:
+) -> collections.abc.Iterator[None]:
     """Has `change(layer, arguments, rows)` change the arguments of this thread's calls of a layer.
 
     Those, that is, which the layer's `call` knows, or whatever else it is called by.
     """
-    stack = contextlib.ExitStack()
-    for method in getattr(layer, "called_by", ("call",)):
-        stack.enter_context(_changed(layer, change, method))
-    return stack
+    with contextlib.ExitStack() as stack:
+        for method in getattr(layer, "called_by", ("call",)):
+            stack.enter_context(_changed(layer, change, method))
+        yield
 
 
 def _changed(

@@ -111,8 +111,8 @@ class SnapshotEnsemble(keras.callbacks.Callback):
     """A callback for one training that ends in several models (Snapshot Ensembles, arXiv 1704.00109).
 
     The learning rate falls from `learning_rate` to 0 along half a cosine and starts again, with each batch; at the end
-    of each cycle the weights are kept in a folder. Snapshots are not written over by those of another training: one
-    that would train a cycle again that is there is refused at its first epoch.
+    of each cycle the weights are kept in a folder. Another training does not overwrite them: if it would train a cycle
+    whose snapshot is there, it is refused at its first epoch.
 
     To go on with a training, begin at the epoch that `resume` returns; or go on from any epoch, with
     `keras.callbacks.BackupAndRestore` beside.
@@ -120,7 +120,8 @@ class SnapshotEnsemble(keras.callbacks.Callback):
     Args:
         folder: where snapshots are kept, a new or empty folder or one of this ensemble.
         epochs: length of a cycle, an int from 1. Train a multiple of it: what is after the last cycle is not kept.
-        learning_rate: highest learning rate, a float above 0. The optimizer's own must be a number, which is set.
+        learning_rate: highest learning rate, a float above 0. The optimizer's own must be a number, not a schedule, and
+            is overwritten.
 
     Raises:
         TypeError, ValueError: an argument that is not as described, such as the folder of something else; in `fit`,

@@ -37,8 +37,8 @@ def predict(
     the modules of `torch.nn` that drop. They behave as in training: what the model itself calls with `training=False`
     makes no noise. All others are in inference: BatchNormalization uses its moving statistics and leaves them as they
     are. Fixed masks are part of the model and stay. Afterwards the model is as it was, the state of its random numbers
-    included, also after an exception. Other threads may use the model at the same time, and predict as well; beside
-    `fit`, passes have the weights of their moment, or an error says that JAX has them.
+    included, also after an exception. Other threads may use the model at the same time, and predict as well; while
+    `fit` runs, passes have the weights of that moment, or an error says that JAX has them in use.
 
     Members: a layer with a number of fixed `members` (regime "bank", Masksembles) is not sampled. Pass s uses its
     member s modulo their number for all samples, so that the same call averages an ensemble.
@@ -52,8 +52,8 @@ def predict(
     left it. Masks of Keras' and torch's own layers depend on the batch size and on the backend. In the regime "example"
     samples have masks of fresh seeds.
 
-    A layer at rate 0 is no noise, but for one that follows a schedule. Where all passes were equal all the same, as
-    after a schedule that ends at rate 0, a warning says so.
+    A layer at rate 0 counts as no noise, unless it follows a schedule. If all passes turn out equal, as after a
+    schedule that ends at rate 0, a warning says so.
 
     Args:
         model: a Keras model: functional, Sequential or subclassed, of one output, or of several in a dict or a list. It
@@ -65,7 +65,7 @@ def predict(
             (x, y) or (x, y, sample_weight), only x is used.
         samples: number of passes, from the number of models. None is the number of members where the model has members
             and no other noise, so that the mean is that of the ensemble; otherwise 50, or the next multiple of the
-            number of members. (Of layers that differ in it: of the least common multiple.) Several models count as
+            number of members. (Where layers differ in it, of the least common multiple.) Several models count as
             members, each with those that it has itself.
         batch_size: samples in a forward pass; None is 32. The last batch is filled up, so that all have one shape. With
             x as batches it is theirs, and None here.
@@ -80,7 +80,7 @@ def predict(
         layers: which layers make noise: None for all, "last" for the last one of them (in the order of the model's
             layers, which in a subclassed model is that of its attributes), or layers of the model or their names, of
             which what is inside makes noise too. Others are in inference; with members, a sample has that of its place
-            in x. Masks are those of passes with all layers, but for the modules of torch.
+            in x. The masks are those of passes in which all layers make noise, but not in the modules of torch.
         keep: whether to keep the output of every pass; else memory does not depend on `samples`.
         verbose: 1 shows a progress bar; 0.
 

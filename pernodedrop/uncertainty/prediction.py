@@ -48,8 +48,8 @@ class Prediction:
         predictive_entropy: H(mean), of that shape without its last axis: the whole uncertainty. This and the next four
             are there where the outputs are probabilities, and `aleatoric` also with `gaussian=True`; else they raise an
             AttributeError that says so. Of logits say `from_logits=True`.
-        aleatoric: (1/S) sum_s H(p_s), the part that more training data would leave. With `gaussian=True` the mean of
-            the variances that the passes predict, of the shape of `mean`: of a measurement it is to be added to
+        aleatoric: (1/S) sum_s H(p_s), the part that more training data would not remove. With `gaussian=True` the mean
+            of the variances that the passes predict, of the shape of `mean`: to predict a measurement, add it to
             `variance`.
         mutual_information: predictive_entropy - aleatoric, from 0: the epistemic part, what the passes disagree about.
         variation_ratio: the share of passes whose most probable class is not the one that most passes chose.
@@ -88,7 +88,7 @@ class Prediction:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def report(self, y: typing.Any, noise_variance: float = 0.0, examples: int = 5) -> reports.Report:
-        """What its figures are, once the truth is known: of `uncertainty.metrics`, with their defaults.
+        """The figures of `uncertainty.metrics` for this prediction, with their defaults, once the truth is known.
 
         Args:
             y: for probabilities, labels of the shape of `predictive_entropy`, whole numbers, or one-hot of the shape of
@@ -134,7 +134,7 @@ class Prediction:
             by: what makes the order, "mutual_information" or "variation_ratio". Of equal ones the first come first.
 
         Returns:
-            A list of `Disagreement`, what is highest first.
+            A list of `Disagreement`, the highest first.
 
         Raises:
             TypeError, ValueError: an argument that is not as described, or a prediction of other than probabilities.

@@ -11,18 +11,24 @@ import pernodedrop as pnd
 (cpu,) = tf.config.list_physical_devices("CPU")
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-x = np.random.default_rng(0).normal(size=(21, 6)).astype("float32")
+x = np.eye(6, dtype="float32")[np.arange(21) % 6]
 
 
 class Recorder(keras.Model):
-    """Returns the noisy layer's output in training, so that the loss sees its masks."""
+    """Returns entries of its masks: those of a kernel of ones, at rows of the identity, and those of blocks."""
 
     def __init__(self):
         super().__init__()
         self.noisy = pnd.PerNodeDense(5, rate=0.5, use_bias=False, seed=1, kernel_initializer="ones")
+        self.blocks = pnd.DropBlock1D(0.3, 2, normalize="batch", data_format="channels_last", seed=2)
+
+    def build(self, shape):
+        self.noisy.build(shape)
+        self.blocks.build((None, 4, 3))
 
     def call(self, x, training=None):
-        return self.noisy(x, training=training)
+        blocks = self.blocks(keras.ops.ones((keras.ops.shape(x)[0], 4, 3)), training=training)
+        return keras.ops.concatenate([self.noisy(x, training=training), keras.ops.reshape(blocks, (-1, 12))], 1)
 
 
 def first_outputs(distribute):

@@ -66,8 +66,8 @@ class DropBlock2D(DropBlock):
     that is 0.265 in the middle, 0.006 in a corner and 0.093 on average.
 
     The paper lets the rate rise linearly from 0: `rate=pernodedrop.schedules.Linear(0.0, 0.1, steps=...)`. gamma
-    follows the rate in the compiled step, to 2**-23 and equally on every backend; so do the masks, which are equal to
-    the bit in what they drop.
+    follows the rate in the compiled step, to 2**-23 and equally on every backend, so that all of them drop the same
+    entries.
 
     Args:
         rate: the share that would be dropped if blocks did not overlap, in [0, 1), or a schedule of
@@ -75,9 +75,9 @@ class DropBlock2D(DropBlock):
         block_size: side of a block, an int from 1; 7, the paper's.
         per_channel: True: each channel has blocks of its own, which "tends to work better" in the paper. False: all
             channels of a sample have the same blocks.
-        normalize: over what the share that is kept is counted. "sample": over each sample, so that samples do not
-            depend on each other. "batch": over the whole batch, as in the authors' code (on TensorFlow replicas, over
-            the replica's part). A sample, or a batch, that is dropped whole is zero.
+        normalize: what the share that is kept is counted over. "sample": over each sample, so that samples do not
+            depend on each other. "batch": over the whole batch, as in the authors' code, whose parts all replicas
+            have; refused in a process group of torch. A sample, or a batch, that is dropped whole is zero.
         data_format: "channels_last", "channels_first", or None for Keras' `image_data_format`. Masks do not depend on
             it.
         seed: int, any; None takes one from Python's `random`.
@@ -94,7 +94,7 @@ class DropBlock2D(DropBlock):
 
     Raises:
         TypeError, ValueError: a rate outside [0, 1), an input of another rank or of unknown size, or another argument
-            that is not as described.
+            that is not as described; `normalize="batch"` in a process group of torch.
 
     Example:
 

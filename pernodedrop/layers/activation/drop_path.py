@@ -29,8 +29,8 @@ class DropPath(ActivationNoise):
         rate: drop rate in [0, 1), or a schedule of `pernodedrop.schedules`; `pernodedrop.depth_rates` has one for each
             block of a network.
         seed: int, any; None takes one from Python's `random`.
-        scale_by_keep: whether branches that are kept are scaled by 1 / (1 - rate), so that training has the mean of
-            inference; False leaves them as they are, as timm's switch of this name does; True.
+        scale_by_keep: whether branches that are kept are scaled by 1 / (1 - rate), so that the mean in training is what
+            inference gives; False leaves them as they are, as timm's switch of this name does; True.
         **kwargs: those of `keras.layers.Layer`.
 
     Call arguments:

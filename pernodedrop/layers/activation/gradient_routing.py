@@ -31,7 +31,7 @@ class GradientRouting(keras.layers.Layer):
         inputs: floating tensor (batch, ..., units), of finite numbers.
         route: with `routes`, an integer tensor (batch,) or (batch, positions) of their numbers, as labels are; else the
             mask, a tensor (batch or 1, ...) that broadcasts against the input. Numbers between 0 and 1 let a part of
-            the gradient pass, negative ones turn it round. A mask has no gradient. It may be left out where `training`
+            the gradient pass, negative ones reverse it. A mask has no gradient. It may be left out where `training`
             is not True: then gradients pass as they are.
         training: whether to train; Keras sets it in `fit`.
 

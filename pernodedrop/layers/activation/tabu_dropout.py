@@ -19,8 +19,8 @@ class Tries(Bernoulli):
     """The Bernoulli noise of the tries that drop a unit at `rate` in the long run, since others follow on a tenure.
 
     Args:
-        rate: drop rate q in the long run, a float from 0 and below 1 / (1 + tenure). A unit that may be dropped is with
-            probability q / (1 - tenure * q).
+        rate: drop rate q in the long run, a float from 0 and below 1 / (1 + tenure). A unit that may be dropped is
+            dropped with probability q / (1 - tenure * q).
         tenure: for how many steps a unit that was dropped is not dropped again.
 
     >>> round(1 - Tries(0.25, tenure=2).threshold / 2**24, 6)
@@ -55,21 +55,21 @@ class Tries(Bernoulli):
 
 @keras.saving.register_keras_serializable("pernodedrop")
 class TabuDropout(ActivationNoise):
-    """Drops units of a whole batch, and none again for some steps after it was dropped (arXiv 1808.09907).
+    """Drops units for a whole batch, and spares each for some steps after it was dropped (arXiv 1808.09907).
 
     In a training step, a unit is dropped if it is tried, which it is with probability p, and was not dropped in the
     last `tenure` steps. In the long run it is dropped in q = p / (1 + tenure * p) of the steps, so what is kept is
     scaled by 1 / (1 - q). The first steps drop more than that: p of the units in the first one. Inference is the
     identity.
 
-    Units are the entries of the last axis. A batch has one mask, since its samples are others in the next step: the
-    steps for which a unit is safe still, int32 (units,), are the layer's state, saved with it. Every training call is a
-    step and changes it, also one with `key=`; all replicas have the same mask. The paper counts its tenure in epochs;
-    here it is in steps, as in its basic form with a tenure of 1.
+    Units are the entries of the last axis. A batch has one mask, since the next step has other samples. The layer's
+    state, saved with it, is for how many steps each unit is still safe, int32 (units,). Every training call is a step
+    and changes it, also one with `key=`; all replicas have the same mask. The paper counts its tenure in epochs; here
+    it is in steps, as in its basic form with a tenure of 1.
 
     Args:
-        rate: p, the probability that a unit which may be dropped is, a float in [0, 1); or q with `effective`. Or a
-            schedule of `pernodedrop.schedules`; the scale then goes with the q of the present rate.
+        rate: p, the probability with which a unit that may be dropped is dropped, a float in [0, 1); or q with
+            `effective`. Or a schedule of `pernodedrop.schedules`; the scale then goes with the q of the present rate.
         tenure: steps for which a unit is safe after it was dropped, an int from 1; 1.
         effective: whether `rate` is q, the drop rate in the long run, which is below 1 / (1 + tenure); False.
         seed: int, any; None takes one from Python's `random`.

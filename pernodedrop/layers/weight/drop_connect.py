@@ -42,7 +42,7 @@ class DropConnect(MaskedProduct):
 
     The defaults are DropConnect as libraries have it: one mask a batch, what is kept is scaled by 1 / (1 - rate) in
     training, the bias is never dropped, and inference is the inner layer itself. `DropConnect.as_published(layer)` is
-    that of the paper and its code: with keep = 1 - rate, v the input and M, m of a sample's own,
+    what the paper and its code do: with keep = 1 - rate, an input v, and masks M and m of each sample,
 
         training:   y = a((M * W) v + m * b), M and m in {0, 1}
         inference:  the mean of a(N(keep (W v + b), rate keep (W**2 v**2 + b**2))) over `inference_samples` draws
@@ -71,7 +71,8 @@ class DropConnect(MaskedProduct):
     Weights that were pretrained without dropping are too small for `scaling="none"` by the factor keep;
     `scale_pretrained()` makes up for it, as the paper on Dropout does (JMLR 15, 2014). Inverted scaling needs nothing.
 
-    Sources differ: keras-uncertainty has it at inference too; EfficientNet's "drop_connect" is stochastic depth.
+    Others use the name otherwise: keras-uncertainty drops at inference too, and EfficientNet's "drop_connect" is
+    stochastic depth.
 
     Call arguments, shapes and dtypes: as for `pernodedrop.PerNodeDrop`. Gaussian inference is computed in float32.
 
@@ -142,9 +143,9 @@ class DropConnect(MaskedProduct):
         return self.inference == "gaussian" and activation_of(self.layer) not in (None, keras.activations.linear)
 
     def scale_pretrained(self) -> None:
-        """Divide the kernel and, with `mask_bias`, the bias by keep, so that inference is what the layer was without.
+        """Divide the kernel and, with `mask_bias`, the bias by keep, so that at inference the layer is what it was.
 
-        For weights from a training without dropping, once, before training with `scaling="none"`.
+        Call it once, on weights that were trained without dropping, before training with `scaling="none"`.
 
         Raises:
             ValueError: inverted scaling, which needs none; or a layer with LoRA, quantized, or not built.

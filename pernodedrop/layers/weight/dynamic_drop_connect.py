@@ -1,28 +1,22 @@
 """DynamicDropConnect: connections are dropped at rates that follow their last gradients (arXiv 2502.19948)."""
 
-import math
+import dataclasses
 import typing
 
 import keras
-import numpy as np
 
-from pernodedrop import checks, schedules
+from pernodedrop import checks, preferences
 from pernodedrop._types import Config, Shape, Tensor, Words
 from pernodedrop.layers.base.inner import Product, float_kernel, product_of, with_kernel
 from pernodedrop.layers.base.noisy import at_least_float32, xp
 from pernodedrop.layers.base.weight_noise import WeightNoise
-from pernodedrop.mask import Field, Mask
-from pernodedrop.noise import Bernoulli
+from pernodedrop.mask import Field
+from pernodedrop.preferences import DynamicRates
 from pernodedrop.schedules import Schedule
-
-PREFERENCES = ("small_gradient", "big_gradient", "small_weight", "big_weight")
-RISES = ("gradient_rate", "weight_rate")  # of the first preference and of the second
-CALIBRATIONS = ("layer", "edge")
-TINY = 1e-9  # the authors', beside a standard deviation and a realised keep rate
 
 
 @keras.saving.register_keras_serializable("pernodedrop")
-class DynamicDropConnect(WeightNoise):
+class DynamicDropConnect(DynamicRates, WeightNoise):
     """Drops connections of a layer, those with small gradients more often (Yang and Chen, arXiv 2502.19948).
 
     One mask a batch. With v = |dL/dW~| of the last update, W~ being the kernel with its mask,
@@ -97,30 +91,16 @@ class DynamicDropConnect(WeightNoise):
         seed: int | None = None,
         **kwargs: typing.Any,
     ) -> None:
-        start, schedule = schedules.get(base_rate, "base_rate")
-        highest = start if schedule is None else max(schedule.table()[1])
-        rates = {"base_rate": highest}
-        rates["gradient_rate"] = _check_rise(gradient_rate, "gradient_rate", rates)
-        self._preferences = _parse(prefer)
-        if (weight_rate is None) == (len(self._preferences) == 2):
-            expected = "a float beside two preferences, None beside one, whose rate is gradient_rate"
-            raise ValueError(checks.invalid("weight_rate", expected, weight_rate))
-        if weight_rate is not None:
-            rates["weight_rate"] = _check_rise(weight_rate, "weight_rate", rates)
-        if not 0 <= checks.check_finite(threshold, "threshold", "a float in [0, 1)") < 1:
-            raise ValueError(checks.invalid("threshold", "a float in [0, 1)", threshold))
-        super().__init__(layer, Mask(Bernoulli(start), "sample+time"), seed=seed, schedule=schedule, **kwargs)
-        self.threshold = float(threshold)
-        self.prefer = prefer
+        found = preferences.checked(base_rate, gradient_rate, threshold, prefer, calibration, weight_rate)
+        super().__init__(layer, found.mask, seed=seed, schedule=found.schedule, **kwargs)
+        self.preferences = found.preferences
         self.straight_through = checks.check_bool(straight_through, "straight_through")
-        self.calibration = checks.check_choice(calibration, "calibration", CALIBRATIONS)
-        self._gradient_rate = self._variable("gradient_rate", np.float32(rates["gradient_rate"]))
-        if weight_rate is not None:
-            self._weight_rate = self._variable("weight_rate", np.float32(rates["weight_rate"]))
+        for name, value in found.rises.items():
+            setattr(self, f"_{name}", self._variable(name, value))
 
     def build(self, input_shape: Shape) -> None:
         super().build(input_shape)
-        if self._follows_gradient:
+        if self.preferences.follow_gradients:
             self.gradient = self.add_weight(
                 name="gradient",
                 shape=(2, *self.layer.kernel.shape),
@@ -131,38 +111,11 @@ class DynamicDropConnect(WeightNoise):
                 aggregation="sum",  # of replicas, whose losses Keras divides by their number
             )
 
-    def checked_rate(self, rate: typing.Any) -> float:
-        rate, rises = super().checked_rate(rate), self._rises
-        if rate + sum(rises.values()) > checks.HIGHEST_RATE:
-            total = f"{sum(rises.values()):g}, since {' + '.join(['rate', *rises])}"
-            raise ValueError(checks.invalid("rate", f"a float below 1 - {total} is a drop rate below 1", rate))
-        return rate
+    def rises_on_host(self) -> dict[str, float]:
+        return {name: float(str(keras.ops.convert_to_numpy(rise))) for name, rise in self._rises().items()}
 
-    @property
-    def gradient_rate(self) -> float:
-        """The present gradient rate. Setting it takes effect from the next call, compiled or not."""
-        return _number(self._gradient_rate)
-
-    @gradient_rate.setter
-    def gradient_rate(self, gradient_rate: float) -> None:
-        self._gradient_rate.assign(_check_rise(gradient_rate, "gradient_rate", self._rates))
-
-    @property
-    def weight_rate(self) -> float | None:
-        """The present rate of the weights beside that of the gradients, None where there is one preference. It is set
-        as `gradient_rate` is."""
-        return self._rises.get("weight_rate")
-
-    @weight_rate.setter
-    def weight_rate(self, weight_rate: float) -> None:
-        if self.weight_rate is None:
-            raise AttributeError(f"Layer {self.name!r} has one preference, {self.prefer!r}: its rate is gradient_rate.")
-        self._weight_rate.assign(_check_rise(weight_rate, "weight_rate", self._rates))
-
-    @property
-    def is_stochastic(self) -> bool:
-        """Whether any of the rates is above zero, or there is a schedule."""
-        return any(self._rises.values()) or super().is_stochastic
+    def put_rise(self, name: str, value: float) -> None:
+        self._rises()[name].assign(preferences.check_rise(value, name, self.rates()))
 
     def call_with_noise(self, inputs: Tensor, field: Field, samples: Words) -> Tensor:
         product = product_of(self.layer, len(inputs.shape))
@@ -173,7 +126,7 @@ class DynamicDropConnect(WeightNoise):
         dtype, kernel = keras.backend.standardize_dtype(kernel.dtype), at_least_float32(kernel)
         mask = keras.ops.stop_gradient(xp.astype(self._mask(product, kernel, field), xp.dtype(kernel)))
         noted = xp.zeros_like(kernel)
-        if self._follows_gradient:
+        if self.preferences.follow_gradients:
             gradient = keras.ops.convert_to_tensor(self.gradient)
             both = xp.astype(gradient - keras.ops.stop_gradient(gradient), xp.dtype(kernel))
             noted = both[0] - both[1]  # zero, whose slopes make the gradient and minus it the weight's "gradient"
@@ -187,87 +140,20 @@ class DynamicDropConnect(WeightNoise):
         return {
             **super().get_config(),
             "base_rate": self.rate_config,
-            **self._rises,
-            "threshold": self.threshold,
-            "prefer": self.prefer,
+            **self.rises_on_host(),
+            **dataclasses.asdict(self.preferences),
             "straight_through": self.straight_through,
-            "calibration": self.calibration,
         }
-
-    @property
-    def _rises(self) -> dict[str, float]:
-        """The present rates of the preferences, by name."""
-        return {name: _number(getattr(self, f"_{name}")) for name, _ in zip(RISES, self._preferences, strict=False)}
-
-    @property
-    def _rates(self) -> dict[str, float]:
-        """All rates by name, the highest of a schedule."""
-        base = typing.cast(float, self.rate) if self.schedule is None else max(self.schedule.table()[1])
-        return {"base_rate": base, **self._rises}
-
-    @property
-    def _follows_gradient(self) -> bool:
-        return "gradient" in self._preferences[0]
 
     def _mask(self, product: Product, kernel: Tensor, field: Field) -> Tensor:
         """The mask, float32, in the kernel's shape."""
-        strengths = {"weight": xp.abs(kernel)}
-        if self._follows_gradient:
-            strengths["gradient"] = keras.ops.maximum(self.gradient[0], self.gradient[1])
-        keep = self.keep_probability(field)
-        for name, (size, of) in zip(RISES, self._preferences, strict=False):
-            q = self._preference(xp.astype(strengths[of], "float32"), size)
-            keep = keep - xp.asarray(getattr(self, f"_{name}").value) * q
-        probability = typing.cast(Bernoulli, field.noise).rounded(keep, xp)
-        keep = self._chances(product, kernel, field) < probability
-        if self.calibration == "layer":
-            ones = xp.astype(keep, "float32")
-            mask = ones / (keras.ops.mean(ones) + TINY)
-        else:
-            mask = xp.where(keep, 1 / xp.where(keep, probability, 1.0), xp.zeros_like(probability))
-        if not self._follows_gradient:
-            return mask
-        noted = keras.ops.any(strengths["gradient"] > 0)
-        return xp.where(noted, mask, xp.ones_like(mask))
+        gradients = None
+        if self.preferences.follow_gradients:
+            gradients = product.matrices(keras.ops.maximum(self.gradient[0], self.gradient[1]))
+        rises = {name: xp.asarray(rise.value) for name, rise in self._rises().items()}
+        mask = self.preferences.mask(product.matrices(kernel), gradients, rises, field, xp)
+        return product.kernel(mask, kernel.shape)
 
-    def _preference(self, strength: Tensor, size: str) -> Tensor:
-        """q, how much more than the others each connection is to be dropped."""
-        centred = strength - keras.ops.mean(strength)
-        spread = keras.ops.sqrt(keras.ops.sum(centred * centred) / max(1, math.prod(centred.shape) - 1))
-        z = centred / (spread + TINY)
-        q = keras.ops.sigmoid(-z if size == "small" else z)
-        return xp.where(q > self.threshold, q, xp.zeros_like(q))
-
-    def _chances(self, product: Product, kernel: Tensor, field: Field) -> Tensor:
-        """The chances of the connections of one sample, float32, in the kernel's shape."""
-        groups, inputs, outputs = product.matrices(kernel).shape
-        zero, in_, out = (xp.arange(size, like=kernel) for size in (1, groups * inputs, outputs))
-        words = field.words(0, zero, zero, in_[:, None], out, xp)
-        chances = xp.reshape(typing.cast(Bernoulli, field.noise).chances(words, xp), (groups, inputs, outputs))
-        return product.kernel(chances, kernel.shape)
-
-
-def _parse(prefer: str) -> tuple[tuple[str, str], ...]:
-    """What is preferred, ("small" or "big", "gradient" or "weight"), gradients first."""
-    names = prefer.split("+") if isinstance(prefer, str) else [prefer]
-    parts = sorted((checks.check_choice(name, "prefer", PREFERENCES).split("_") for name in names), key=lambda p: p[1])
-    if len({of for _, of in parts}) < len(parts):
-        expected = "one for gradients, one for weights, or both joined as in 'small_gradient+small_weight'"
-        raise ValueError(checks.invalid("prefer", expected, prefer))
-    return tuple((size, of) for size, of in parts)
-
-
-def _check_rise(value: typing.Any, name: str, rates: dict[str, float]) -> float:
-    """The rate of a preference, beside the other rates, or an error."""
-    others = {other: rate for other, rate in rates.items() if other != name}
-    total = f"{sum(others.values()):g}, since {' + '.join([*others, name])}"
-    expected = f"a float from zero and below 1 - {total} is a drop rate below 1"
-    value = checks.check_finite(value, name, expected)
-    if value < 0 or sum(others.values()) + value > checks.HIGHEST_RATE:
-        raise ValueError(checks.invalid(name, expected, value))
-    return value
-
-
-def _number(variable: keras.Variable) -> float:
-    """The shortest number that a variable is the float32 of."""
-    return float(str(keras.ops.convert_to_numpy(variable)))
+    def _rises(self) -> dict[str, keras.Variable]:
+        """The variables of the rates of the preferences, by name."""
+        return {name: getattr(self, f"_{name}") for name in self.preferences.rises}

@@ -27,10 +27,10 @@ class FastDropout(WeightNoise):
         sigmoid: sigmoid(mu / sqrt(1 + pi s**2 / 8)), within 0.018 of it for any mu and s
         linear: mu, so that training is as without dropout
 
-    It is deterministic, and inference is the inner layer itself: it is the activation that sees the noise. That x W + b
-    is normal is the central limit theorem's approximation, good for many inputs of like size. The paper passes means
-    and variances on through all layers; here the mean alone is passed on, so the next layer takes its input as
-    certain. The rate may follow a schedule: each training call counts as an update.
+    It is deterministic: only the activation feels the noise. Inference is the inner layer itself. It takes x W + b for
+    normal, by the central limit theorem, which is good for many inputs of similar size. The paper passes means and
+    variances on through all layers; here the mean alone is passed on, so the next layer takes its input as certain. The
+    rate may follow a schedule: each training call counts as an update.
 
     Args:
         layer: the inner layer, of one of the kinds that `pernodedrop.PerNodeDrop` takes, but no Embedding and no

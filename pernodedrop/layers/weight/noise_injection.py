@@ -27,10 +27,10 @@ class NoiseInjection(WeightNoise):
     at inference e is 0 and the layer is the inner layer. To second order in e the expected loss is the plain one plus
     half the variance of e times the loss's curvature along w.
 
-    The node, its place, its trained weights and its absence at inference are the paper's. Ours, since its constants
-    could not be checked: the distribution of e and its default standard deviation of 1, weights that start with
-    variance 1, so that at first noise is as strong as inputs of unit scale, a number e for each position of a Dense
-    layer's input, and for a convolution one e a sample, with a weight for each entry of the input.
+    The node, its place, its trained weights and its absence at inference are the paper's. These are ours, since the
+    paper's constants could not be checked: the distribution of e and its default standard deviation of 1, weights that
+    start with variance 1, so that at first noise is as strong as inputs of unit scale, a number e for each position of
+    a Dense layer's input, and for a convolution one e a sample, with a weight for each entry of the input.
 
     Args:
         layer: the inner layer, a `keras.layers.Dense`, `Conv1D`, `Conv2D` or `Conv3D`. A convolution's input must have

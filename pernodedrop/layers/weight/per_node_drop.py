@@ -25,8 +25,8 @@ class PerNodeDrop(MaskedProduct):
 
     At inference the dynamic and example regimes are the inner layer itself; fixed and bank keep their masks.
 
-    The paper's texts differ on scale: its code scales what is kept in training, as here, and one of its sections scales
-    at inference instead. That is `pernodedrop.DropConnect(layer, sharing="time", scaling="none")`.
+    The paper is of two minds about the scale: its code scales what is kept in training, as here; one of its sections
+    scales at inference instead, which is `pernodedrop.DropConnect(layer, sharing="time", scaling="none")`.
 
     Args:
         layer: the inner layer, a `keras.layers.Dense`, `EinsumDense`, `Conv1D`, `Conv2D`, `Conv3D`, their transposed
@@ -35,9 +35,9 @@ class PerNodeDrop(MaskedProduct):
             kernel. A sample's convolution has one mask at all positions of its output, and takes the memory of its
             patches: the input times the size of the kernel. A transposed one is computed as the convolution of its
             input with zeros between the entries; a separable one has noise on both kernels, and the mask of the second
-            is that of the seed XOR 0x9E3779B9. Of an Embedding (in is the id) `sharing="time+out"` drops whole words,
-            wherever they stand in a sample's sequence; only the masks of the ids are made, by no other `method` than
-            "auto", and none persist.
+            is that of the seed XOR 0x9E3779B9. Around an Embedding, where in is the id, `sharing="time+out"` drops
+            whole words, wherever they stand in a sample's sequence. Only the masks of the ids that occur are made; its
+            `method` is "auto", and it has no `persistence`.
         rate: drop rate in [0, 1) that goes with a noise given by name; None is 0.5. Or a schedule of
             `pernodedrop.schedules`, which also goes with a `pernodedrop.Noise` that has a rate.
         noise: "bernoulli" (the paper's binary), "gaussian", "uniform", or a `pernodedrop.Noise`, which brings its own
@@ -49,11 +49,11 @@ class PerNodeDrop(MaskedProduct):
             sample's mask over the positions of inputs of rank 3 and more.
         bank_size: number of masks in the bank regime.
         persistence: the probability in [0, 1] that an entry keeps its value from one position of (batch, time, in) to
-            the next, and is not drawn anew, or a schedule of it; `sharing` has no "time" then, and its None
-            shares nothing. None leaves positions to `sharing`.
+            the next, and is not drawn anew, or a schedule of it. Beside it `sharing` has no "time", and a sharing of
+            None shares nothing. None leaves positions to `sharing`.
         seed: int, any; None takes one from Python's `random` (`keras.utils.set_random_seed` makes that repeatable),
-            which `layer.seed` then is. Seeds s and s + 1 give independent masks. What was given is saved with the
-            config, the present key with the weights.
+            and `layer.seed` has it. Seeds s and s + 1 give independent masks. What was given is saved with the config,
+            the present key with the weights.
         method: how the product is computed, as in `pernodedrop.ops.masked_dense`.
         **kwargs: those of `keras.layers.Layer`; the dtype policy is the inner layer's unless given.
 
@@ -63,8 +63,8 @@ class PerNodeDrop(MaskedProduct):
         training: whether to train; Keras sets it in `fit`.
         key: the key to use instead of drawing one, from `draw()`.
         sample_ids: integer tensor (batch,), modulo 2**32: the sample coordinate of each row. Example ids in the example
-            regime, where they are required in training; mask numbers, modulo `bank_size`, in the bank regime. In the
-            dynamic regime ids of a batch differ, or a Gaussian noise has `method="recomputed"`.
+            regime, where they are required in training; mask numbers, modulo `bank_size`, in the bank regime. Where ids
+            of a batch repeat in the dynamic regime, a Gaussian noise needs `method="recomputed"`.
 
     Input shape, output shape, dtypes: the inner layer's. Sums are in float32 under mixed precision.
 

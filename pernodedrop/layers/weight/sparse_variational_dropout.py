@@ -33,21 +33,22 @@ class SparseVariationalDropout(Variational):
     frozen.
 
     Inference has the mean weights, those with ln(alpha) > threshold set to zero. `fold()` gives the inner layer with
-    that kernel; its zeros are plain zeros, so no time is saved unless they are made use of.
+    that kernel; its zeros are stored like other numbers and save no time by themselves.
 
     Args:
         layer: the inner layer, of one of the kinds that `pernodedrop.PerNodeDrop` takes, but no Embedding and no
             transposed or separable convolution.
         examples: number of training examples N, an int from 1.
         warm_up: number of training calls over which beta = min(1, calls / warm_up) rises to 1; 0 has beta = 1. Calls
-            are counted by the layer's key, `updates`, those with a `key` of your own not.
-        threshold: ln(alpha) above which a weight is pruned, a finite float; 3, the paper's, an alpha of 20. None is
-            pruned from 8 on. It can be set at any time.
+            are counted by the layer's key, `updates`, which calls with a `key` of your own leave as it is.
+        threshold: ln(alpha) above which a weight is pruned, a finite float; 3, the paper's, an alpha of 20. From 8 on
+            none is pruned. It can be set at any time.
         log_variance: where ln(sigma**2) starts, a float from -80 to 80; -10.
         clip_noise: whether noise is drawn with the clipped alpha, y ~ N(x theta, x**2 alpha theta**2), as in the
             authors' code: a weight near 0 then has little noise; False.
-        seed, **kwargs: as for `pernodedrop.PerNodeDrop`. Noise is drawn apart for all samples and, as in the paper's
-            convolutions, for all positions of sequences and images, where the noise of a kernel would be one for all.
+        seed, **kwargs: as for `pernodedrop.PerNodeDrop`. Noise is drawn independently for every sample and, as in the
+            paper's convolutions, for every position of a sequence or an image, where noise on the kernel would be the
+            same for all.
 
     Call arguments, shapes and dtypes: as for `pernodedrop.PerNodeDrop`.
 

@@ -27,8 +27,8 @@ class Standout(WeightNoise):
         shift="weight": p = s(x (alpha * W + beta)) = s(alpha * (x W) + beta * sum(x)),
 
     two readings of the paper's tied weights alpha * W + beta. No gradient passes through m: W is trained as the
-    weights of f alone. The decisions are those of the mask function's words on every backend, for probabilities that
-    are equal; these agree to rounding.
+    weights of f alone. Every backend decides by the same random bits; the probabilities that they are compared with
+    agree up to rounding.
 
     Args:
         layer: the inner layer, a `keras.layers.Dense`.

@@ -25,7 +25,7 @@ from pernodedrop.study.report.findings import BASELINES, Findings
 from pernodedrop.study.report.tables import Table
 from pernodedrop.study.statistics import Record, Records
 
-__all__ = ["write"]
+__all__ = ["said", "write"]
 
 COLOURS = "<style>svg { color: #1c2024 } @media (prefers-color-scheme: dark) { svg { color: #e6e8eb } }</style>"
 """Of a figure that has no page around it."""
@@ -59,30 +59,53 @@ def write(
     Raises:
         ValueError: no records, records of several studies, or a folder that cannot be written.
     """
-    records = list(records)
-    studies = sorted({str(record["study"]) for record in records})
-    if len(studies) != 1:
-        raise ValueError(checks.invalid("records", "records of one study", studies))
+    found = findings(records, titles, data, baselines)
     place = output_folder(folder, "folder")
-    found = Findings(records, titles or {}, data or studies[0], tuple(baselines))
-    said, about = verdict.sentences(found), circumstances(found)
+    words, about = verdict.sentences(found), circumstances(found)
     with mpl.rc_context({"font.size": 9}):
         every, drawn = tables.tables(found), charts.charts(found)
         svgs = [write_chart(place / "figures", chart) for chart in drawn]
     for table in every:
         write_table(place / "tables", table)
-    tables.write_csv(place / "records.csv", raw(records))
+    tables.write_csv(place / "records.csv", raw(found.records))
     title = f"Does it help? {found.data}"
-    (place / "report.md").write_text(markdown(title, said, about, drawn, every), encoding="utf-8")
+    (place / "report.md").write_text(markdown(title, words, about, drawn, every), encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     shown = zip(drawn, svgs, strict=True)
     html = template.render(
-        style=STYLE.lstrip(), title=title, verdict=said, about=about, charts=list(shown), tables=every
+        style=STYLE.lstrip(), title=title, verdict=words, about=about, charts=list(shown), tables=every
     )
     path = place / "report.html"
     path.write_text(html + "\n", encoding="utf-8")
     return path
+
+
+def said(
+    records: Records,
+    titles: collections.abc.Mapping[str, str] | None = None,
+    data: str | None = None,
+    baselines: collections.abc.Iterable[str] = BASELINES,
+) -> str:
+    """What the report of the records says first: whether anything helps, a sentence a line, the answer first.
+
+    The arguments are those of `write`, and so are its errors.
+    """
+    return "\n".join(verdict.sentences(findings(records, titles, data, baselines)))
+
+
+def findings(
+    records: Records,
+    titles: collections.abc.Mapping[str, str] | None,
+    data: str | None,
+    baselines: collections.abc.Iterable[str],
+) -> Findings:
+    """The findings of the records of one study, from the arguments of `write`."""
+    records = list(records)
+    studies = sorted({str(record["study"]) for record in records})
+    if len(studies) != 1:
+        raise ValueError(checks.invalid("records", "records of one study", studies))
+    return Findings(records, titles or {}, data or studies[0], tuple(baselines))
 
 
 def circumstances(found: Findings) -> list[str]:

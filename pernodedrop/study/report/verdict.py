@@ -142,7 +142,7 @@ def unconfirmed(found: Findings) -> list[str]:
             f"So far the least validation loss is that of {found.title(first)}, {number(chosen[first].loss)}{at}: the "
             "best of several tries, which flatters whoever has more of them."
         )
-    return lines
+    return lines + unended(found)
 
 
 def caveats(found: Findings) -> list[str]:
@@ -158,10 +158,29 @@ def caveats(found: Findings) -> list[str]:
             f"{count(len(found.seeds), 'seed').capitalize()} are few: by signs alone, p cannot be below "
             f"{2 / 2 ** len(found.seeds):.3g}."
         )
-    lines += edges(found)
+    lines += unended(found) + edges(found)
     if found.left_out:
         lines.append(f"Left out: {count(found.left_out, 'run')} that confirmed settings which are selected no more.")
     return lines
+
+
+def unended(found: Findings) -> list[str]:
+    """Which variants were still getting better when training stopped: most of their runs are best at the last epoch.
+
+    Where the learning rate falls to zero, training has ended, and the last epoch is where it should be best.
+    """
+    late = []
+    for name in found.variants:
+        runs = [record for record in found.runs(name) if not record["settings"].get("decay")]
+        last = sum(record["best_epoch"] + 1 == len(record["epochs"]) for record in runs)
+        if 2 * last > len(runs):
+            late.append(f"{found.title(name)} ({last} of {count(len(runs), 'run')})")
+    if not late:
+        return []
+    return [
+        f"Training had not ended: the last epoch has the least validation loss with {listed(late)}. More epochs may "
+        "change the answer."
+    ]
 
 
 def edges(found: Findings) -> list[str]:
@@ -186,8 +205,12 @@ def seeds(found: Findings) -> str:
 
 def names(found: Findings, variants: list[str]) -> str:
     """Titles as a list in words."""
-    titles = [found.title(name) for name in variants]
-    return " and ".join([", ".join(titles[:-1]), titles[-1]] if len(titles) > 1 else titles)
+    return listed([found.title(name) for name in variants])
+
+
+def listed(words: list[str]) -> str:
+    """Words as a list in words: a, b and c."""
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
 def count(n: int, what: str) -> str:

@@ -176,6 +176,8 @@ class CalibrationError(_OverClasses):
 def _labels(y: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
     """Labels of the shape of p without its classes, int32, and whether each is one."""
     shape, k = p.shape[:-1], p.shape[-1]
+    if keras.backend.standardize_dtype(y.dtype) == "bool":
+        y = keras.ops.cast(y, "int32")
     if _fits(y.shape, p.shape) and y.shape[-1] == k:
         is_label = keras.ops.all((y == 0) | (y == 1), -1) & (keras.ops.sum(keras.ops.cast(y, "int32"), -1) == 1)
         return keras.ops.cast(keras.ops.argmax(y, -1), "int32"), is_label

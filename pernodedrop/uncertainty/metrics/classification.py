@@ -48,15 +48,15 @@ class BrierDecomposition(typing.NamedTuple):
 
 
 def nll(y: typing.Any, p: typing.Any) -> float:
-    """The negative log-likelihood: the mean of -log of the probability that the label was given, in nats.
+    """The negative log-likelihood: the mean of -log of the probability that was given to the label, in nats.
 
-    It is inf where that is 0 for a sample: nothing is clipped, as `keras.losses` and scikit-learn do.
+    It is inf where that is 0 for a sample: unlike `keras.losses` and scikit-learn, it clips nothing.
 
     Args:
-        y: labels (n,) or (n, 1), whole numbers in [0, k), or one-hot (n, k); of NumPy, the backend or a list, as all
-            that metrics take.
+        y: labels (n,) or (n, 1), whole numbers in [0, k), or one-hot (n, k); of NumPy or the backend, or lists, as in
+            all metrics.
         p: probabilities (n, k) with sum 1; or those of the second of two classes, (n,) or (n, 1); or those of several
-            passes, (S, n, k), whose mean is meant. They are computed with in float64.
+            passes, (S, n, k), whose mean is meant. All is computed in float64.
 
     Returns:
         A float from 0; 0 is best.
@@ -79,8 +79,8 @@ def nll(y: typing.Any, p: typing.Any) -> float:
 def brier_score(y: typing.Any, p: typing.Any) -> float:
     """The Brier score: the mean of the squared distance of probabilities from the label's one-hot vector.
 
-    It is the sum over all classes, as Brier defined it, in [0, 2]. What others have for two classes, the squared error
-    of one of them, is half of it.
+    It is the sum over all classes, as Brier defined it, in [0, 2]. Where others take the squared error of one of two
+    classes, that is half of it.
 
     Args:
         y, p: labels and probabilities, as for `nll`.
@@ -158,8 +158,8 @@ def reliability(
     Args:
         y, p: labels and probabilities, as for `nll`.
         bins: number of bins; 15.
-        binning: "width" for bins of equal width in [0, 1]; "mass" for bins between quantiles, with as many samples in
-            each as equal probabilities allow, which stay together.
+        binning: "width" for bins of equal width in [0, 1]; "mass" for bins between quantiles, with equally many samples
+            in each, as far as equal probabilities stay together.
         label: the class whose probability is meant; None is the most probable one (of equal ones the first).
 
     Returns:
@@ -198,7 +198,7 @@ def calibration_error(
 
     - "confidence": the probability of the most probable class. With bins of equal width it is the ECE of Guo et al.
       (arXiv 1706.04599), with equal mass the adaptive ECE (Nguyen and O'Connor, arXiv 1508.05154).
-    - "top_label": the same, with bins of its own for each class that is predicted (Gupta and Ramdas, arXiv 2107.08353).
+    - "top_label": the same, with separate bins for each predicted class (Gupta and Ramdas, arXiv 2107.08353).
     - "classwise": that of each class, and the mean over all classes. With equal width it is the classwise or static ECE
       (Kull et al., arXiv 1910.12656), with equal mass the adaptive calibration error, ACE (Nixon et al., arXiv
       1904.01685).

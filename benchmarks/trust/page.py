@@ -1,0 +1,237 @@
+"""docs/trust.md, made of the figures beside this file: `python -m benchmarks.trust.page`.
+
+README.md has its lines in short, `lines()`.
+"""
+
+import json
+import pathlib
+
+from pernodedrop.report.table import as_markdown
+
+FOLDER = pathlib.Path(__file__).parent
+PAGE = FOLDER.parent.parent / "docs" / "trust.md"
+BACKENDS = {"numpy": "NumPy", "jax": "JAX", "tensorflow": "TensorFlow", "torch": "PyTorch"}
+ENGINES = {  # and the test that compares masks
+    "`keras.distribution.DataParallel`, JAX": "test_every_engine_of_jax_has_the_masks_of_one_device",
+    "`keras.distribution.ModelParallel`, JAX": "test_every_engine_of_jax_has_the_masks_of_one_device",
+    "`jax.shard_map`": "test_every_engine_of_jax_has_the_masks_of_one_device",
+    "`tf.distribute.MirroredStrategy`": "test_mirrored_replicas_have_the_masks_of_one_device",
+    "`tf.distribute.MultiWorkerMirroredStrategy`": "test_workers_have_the_masks_of_one_process",
+    "`DistributedDataParallel`, PyTorch": "test_ranks_of_a_process_group_train_like_one_process_with_the_whole_batch",
+    "FSDP2, PyTorch": "test_ranks_of_a_process_group_train_like_one_process_with_the_whole_batch",
+    "a process group of PyTorch, in Keras": "test_ranks_make_the_whole_in_layers_and_by_offsets_in_ops",
+    "gradient accumulation": "test_parts_of_a_batch_accumulate_to_the_whole_with_one_key",
+}
+CHECKPOINTS = {
+    "`tf.train.Checkpoint`": "test_a_checkpoint_of_tensorflow_has_every_variable",
+    "Orbax, with Flax": "test_a_state_that_was_split_or_saved_resumes",
+    "`torch.distributed.checkpoint`": "test_a_distributed_checkpoint_resumes",
+    "a weights file, from each backend to NumPy and back": "test_state_crosses_backends",
+    "a `.keras` file, on each backend": "test_what_was_saved_once_is_loaded_for_good",
+}
+EXACT = 1e-5
+"""Up to which error an exported model is the same: the rounding of float32, in sums of another order."""
+
+TEXT = """% Made by `python -m benchmarks.trust.page` from the figures in benchmarks/trust.
+
+# Trust
+
+Figures of what may go wrong, each with the command that makes it.
+
+## Killed and resumed
+
+{kills}
+
+Training is killed with SIGKILL, after random steps or at random moments, and resumed by a new process, again and again.
+At its end all weights, the optimizer's, the keys of the noise and the next training call are compared with those of a
+run that nothing disturbed.
+
+{kill_table}
+
+    python benchmarks/trust/kills.py --kills 1000
+
+ModelCheckpoint and `state_dict` are killed while they write, too: a torn file of ModelCheckpoint is refused when it is
+loaded, and the one before is taken. Other ways to save are tests of the suite:
+
+{checkpoint_table}
+
+## Many devices
+
+{devices} [Many devices](guides/devices.md) says how.
+
+{device_table}
+
+    python -m tests -k "devices or device or workers or ranks or accumulate"
+
+## Inputs
+
+{inputs}
+
+Junk is numbers, things, tensors of other frameworks, ranks, dtypes and sizes, one argument at a time; the
+outcome has to be a right value, an error that names the argument, what was expected and what was received, or the
+refusal of the framework whose part it is.
+
+{fuzz_table}
+
+    python -m tests.junk
+
+## Formats
+
+{formats}
+
+Each layer stands in a small model of others, which Keras exports as it is ("raw") and as what `pnd.fold`
+makes of it. An error is the largest difference from the model's own output, by the largest output. One figure or reason
+stands for both where they agree; "exact" is an error up to {exact:.0e}.
+
+{wrong}
+
+{format_table}
+
+{reasons}
+
+Versions: {versions}.
+
+    python -m benchmarks.trust.formats
+
+{not_here}
+
+## Soak
+
+{soak}
+
+A step is a product with a new mask, compiled on JAX and TensorFlow. Products were compared with those of NumPy's
+mask at ten times. Then rows of a product with a mask of {entries:,} entries, which is more than 2^31, were compared
+with the same rows by themselves.
+
+{soak_table}
+
+    python benchmarks/trust/soak.py
+"""
+WRONG = """**Fold before OpenVINO**: a mask that is part of the model (regimes "fixed" and "bank") is made in the
+exported graph, and there OpenVINO computes other numbers without an error, as the table shows. Folded it is in the
+kernel; a bank cannot be folded."""
+NOT_HERE = """Not here: LiteRT and OpenVINO of models on PyTorch, where three layers were tried, with errors below 2e-7;
+OpenVINO of models on JAX, whose converter refuses them; int8 and int4 on other backends than PyTorch."""
+
+
+def read(name):
+    path = FOLDER / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def kills():
+    """The kills, the runs, and whether all of these came to the right end."""
+    counts = [of for ways in read("kills").values() for of in ways.values()]
+    return tuple(sum(of[what] for of in counts) for what in ("kills", "runs", "equal"))
+
+
+def outcomes():
+    """Every outcome of a format: (backend, way, row, form, outcome)."""
+    for backend, of in read("formats").items():
+        for row, forms in of["rows"].items():
+            for form, ways in forms.items():
+                for way, outcome in ways.items():
+                    yield backend, way, row, form, outcome
+
+
+def is_exported(way):
+    return way not in ("int8", "int4")
+
+
+def lines():
+    """What README.md says."""
+    killed, runs, equal = kills()
+    exported = [(way, form, o) for _, way, _, form, o in outcomes() if is_exported(way) and isinstance(o, float)]
+    folded = [error for _, form, error in exported if form == "folded"]
+    formats = {way for way, *_ in exported}
+    soak = read("soak")
+    return [
+        f"{killed:,} kills of training: {equal:,} of {runs:,} resumed runs ended in the bits of an undisturbed one.",
+        f"{len(ENGINES)} engines of many devices have the masks of one device, to the bit.",
+        f"{sum(read('fuzz').values()):,} calls with junk ended in a right value or a named error.",
+        f"{len(folded)} folded models in {len(formats)} formats: the largest error of an output is {max(folded):.0e}.",
+        f"{sum(of['steps'] for of in soak.values()):,} steps' masks, on {len(soak)} backends, in flat memory.",
+    ]
+
+
+def kill_table():
+    rows = [("backend", "saved by", "kills", "runs", "equal to the bit")]
+    for backend, ways in read("kills").items():
+        for way, counts in ways.items():
+            rows.append((BACKENDS[backend], way, *(f"{counts[what]:,}" for what in ("kills", "runs", "equal"))))
+    return as_markdown(rows)
+
+
+def cell(raw, folded, reasons):
+    """One outcome or both, a reason as the number of its note."""
+
+    def shown(outcome):
+        if isinstance(outcome, str):
+            return f"[{reasons.setdefault(outcome, len(reasons) + 1)}]"
+        return "exact" if outcome <= EXACT else f"{outcome:.1g}"
+
+    texts = [shown(outcome) for outcome in (raw, folded) if outcome is not None]
+    return " / ".join(dict.fromkeys(texts))
+
+
+def format_table():
+    """The table and its notes."""
+    found, reasons = read("formats"), {}
+    columns = [(backend, way) for backend, of in found.items() for way in ways_of(of)]
+    rows = [("raw / folded", *(f"{way}, {BACKENDS[backend]}" for backend, way in columns))]
+    for name in dict.fromkeys(row for of in found.values() for row in of["rows"]):
+        cells = []
+        for backend, way in columns:
+            row = found[backend]["rows"].get(name, {})
+            cells.append(cell(*(row.get(form, {}).get(way) for form in ("raw", "folded")), reasons) or "not run")
+        rows.append((f"`{name}`" if name.islower() else name, *cells))
+    notes = "\n".join(f"- [{number}] {reason.replace('`', '')}" for reason, number in reasons.items())
+    return as_markdown(rows), notes
+
+
+def ways_of(of):
+    return dict.fromkeys(way for row in of["rows"].values() for ways in row.values() for way in ways)
+
+
+def soak_table():
+    rows = [("backend", "steps", "MiB at first", "MiB after a tenth", "MiB at the end", "right", "large mask right")]
+    for backend, of in read("soak").items():
+        memory = [f"{of['memory'][n][1]:.1f}" for n in (0, 1, -1)]
+        told = ["yes" if right else "no" for right in (of["right"], of["large"]["equal"])]
+        rows.append((BACKENDS[backend], f"{of['steps']:,}", *memory, *told))
+    return as_markdown(rows)
+
+
+def tests_of(found):
+    return [("", "test"), *((what, f"`{test}`") for what, test in found.items())]
+
+
+def text():
+    """The page."""
+    of_kills, of_devices, of_inputs, of_formats, of_soak = lines()
+    formats, reasons = format_table()
+    versions = {name: version for of in read("formats").values() for name, version in of["versions"].items() if version}
+    large = [of["large"]["entries"] for of in read("soak").values()]
+    return TEXT.format(
+        kills=of_kills,
+        kill_table=kill_table(),
+        checkpoint_table=as_markdown(tests_of(CHECKPOINTS)),
+        devices=of_devices,
+        device_table=as_markdown(tests_of(ENGINES)),
+        inputs=of_inputs,
+        fuzz_table=as_markdown([("backend", "calls"), *((BACKENDS[b], f"{n:,}") for b, n in read("fuzz").items())]),
+        formats=of_formats,
+        wrong=WRONG,
+        exact=EXACT,
+        format_table=formats,
+        reasons=reasons,
+        versions=", ".join(f"{name} {version}" for name, version in sorted(versions.items())),
+        not_here=NOT_HERE,
+        soak=of_soak,
+        entries=max(large),
+        soak_table=soak_table(),
+    )
+
+
+if __name__ == "__main__":
+    PAGE.write_text(text())

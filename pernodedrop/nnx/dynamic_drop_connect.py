@@ -1,0 +1,144 @@
+"""DynamicDropConnect: connections are dropped at rates that follow their last gradients (arXiv 2502.19948)."""
+
+import typing
+
+import jax
+from flax import nnx
+
+from pernodedrop import checks, preferences
+from pernodedrop.modules import DynamicDropConnectModule
+from pernodedrop.nnx.noisy import NoiseState
+from pernodedrop.nnx.products import ConvProduct, LinearProduct
+from pernodedrop.nnx.weight_noise import WeightNoise
+from pernodedrop.schedules import Schedule
+
+
+class DynamicDropConnect(DynamicDropConnectModule, WeightNoise):
+    """Base of the two; it says which mask. `gradient` is a `NoiseState`, the gradient last noted."""
+
+    gradient: typing.Any
+
+    def __init__(
+        self,
+        *args: typing.Any,
+        base_rate: float | Schedule = 0.3,
+        gradient_rate: float = 0.5,
+        threshold: float = 0.5,
+        prefer: str = "small_gradient",
+        straight_through: bool = True,
+        calibration: str = "layer",
+        weight_rate: float | None = None,
+        seed: int | None = None,
+        deterministic: bool = False,
+        rngs: nnx.Rngs,
+        **kwargs: typing.Any,
+    ) -> None:
+        found = preferences.checked(base_rate, gradient_rate, threshold, prefer, calibration, weight_rate)
+        super().__init__(*args, **kwargs | {"rngs": rngs})
+        self.preferences = found.preferences
+        self.straight_through = checks.check_bool(straight_through, "straight_through")
+        zeros = jax.numpy.zeros(self.kernel[...].shape, "float32")
+        self.gradient = nnx.data(NoiseState(zeros) if found.preferences.follow_gradients else None)
+        self.begin(found.mask, seed, "auto", found.schedule, None, rngs, deterministic, found.rises)
+
+    def gradients(self, weight: jax.Array) -> jax.Array:
+        return self.gradient[...]
+
+
+def note_gradients(model: nnx.Module, gradients: typing.Any) -> None:
+    """Have the `DynamicDropConnectLinear` and `Conv` of a model note the gradients of their kernels, in place.
+
+    Call it in a training step, where the gradients are known, inside `nnx.jit` or not. A module whose kernel is not
+    among them, as one that is frozen, stays with what it last noted.
+
+    Args:
+        model: a module with such modules at any depth.
+        gradients: those of `nnx.grad` for this model, an `nnx.State`.
+
+    Raises:
+        TypeError, ValueError: another model, or gradients of none of those kernels.
+
+    >>> import jax, pernodedrop.nnx as pndx
+    >>> from flax import nnx
+    >>> layer, x = pndx.DynamicDropConnectLinear(30, 4, seed=1, rngs=nnx.Rngs(0)), jax.numpy.ones((2, 30))
+    >>> gradients = nnx.grad(lambda layer: (layer(x) ** 2).sum())(layer)
+    >>> pndx.note_gradients(layer, gradients)
+    >>> bool((layer.gradient[...] == gradients["kernel"][...]).all())
+    True
+    """
+    if not isinstance(model, nnx.Module):
+        raise TypeError(checks.invalid("model", "a flax.nnx.Module", model))
+    if not isinstance(gradients, nnx.State):
+        raise TypeError(checks.invalid("gradients", "the nnx.State that nnx.grad gives", gradients))
+    found = dict(nnx.to_flat_state(gradients))
+    modules = {
+        path: one
+        for path, one in nnx.iter_modules(model)
+        if isinstance(one, DynamicDropConnect) and one.preferences.follow_gradients
+    }
+    noted = {path: one for path, one in modules.items() if (*path, "kernel") in found}
+    if not noted:
+        names = [".".join(map(str, (*path, "kernel"))) for path in modules]
+        expected = f"those of {', '.join(names) or 'a model with DynamicDropConnect that follows gradients'}"
+        raise ValueError(checks.invalid("gradients", expected, [".".join(map(str, path)) for path in found]))
+    for path, one in noted.items():
+        one.gradient[...] = found[(*path, "kernel")][...].astype("float32")
+
+
+class DynamicDropConnectLinear(DynamicDropConnect, LinearProduct, nnx.Linear):
+    """An `nnx.Linear` whose connections are dropped at rates that follow their last gradients (arXiv 2502.19948).
+
+    One mask a batch; those with small gradients are dropped more often. It is the module of
+    `pernodedrop.DynamicDropConnect` around a `keras.layers.Dense`, which has the formulas. Inference is Linear itself.
+    Gradients are those that `note_gradients(model, gradients)` was given last, in the training step; until then nothing
+    is dropped. The preferences for weights need none of this.
+
+    Args:
+        *args, **kwargs: those of `nnx.Linear`, but for `dot_general`.
+        base_rate: drop rate of every connection, a float in [0, 1) or a schedule of
+            `pernodedrop.schedules`; 0.3. It is the module's `rate`; it and `gradient_rate` can be set at any time.
+        gradient_rate: what the drop rate rises by as q goes to 1, a float from zero; 0.5.
+        threshold: q up to which it counts as 0, a float in [0, 1); 0.5.
+        prefer: what is dropped more often: "small_gradient", "big_gradient", "small_weight", "big_weight", or one for
+            gradients and one for weights joined by "+".
+        straight_through: whether dropped connections have the gradient of the others; True.
+        calibration: "layer" divides by the share that this very mask keeps, "edge" by each connection's own rate.
+        weight_rate: beside two preferences, what the drop rate rises by as the q of the weights goes to 1.
+        rngs, seed, deterministic: as for `pernodedrop.nnx.PerNodeLinear`.
+
+    Call arguments, shapes, dtypes and errors: as for `pernodedrop.nnx.PerNodeLinear`, but no `sample_ids`; rates and
+    mask are computed in float32.
+
+    Example:
+
+    >>> import jax, pernodedrop.nnx as pndx
+    >>> from flax import nnx
+    >>> layer, x = pndx.DynamicDropConnectLinear(3, 4, seed=1, rngs=nnx.Rngs(0)), jax.numpy.ones((2, 3))
+    >>> bool((layer(x) == layer(x, deterministic=True)).all())
+    True
+    """
+
+    @classmethod
+    def from_linear(cls, linear: nnx.Linear, **noise: typing.Any) -> typing.Self:
+        """The noisy module of a plain one, as `pernodedrop.nnx.PerNodeLinear.from_linear`."""
+        return cls.from_plain(linear, **noise)
+
+
+class DynamicDropConnectConv(DynamicDropConnect, ConvProduct, nnx.Conv):
+    """An `nnx.Conv` whose connections are dropped at rates that follow their last gradients (arXiv 2502.19948).
+
+    A connection is an entry of the kernel.
+
+    Args:
+        *args, **kwargs: those of `nnx.Conv`, as for `pernodedrop.nnx.PerNodeConv`.
+        rngs, base_rate, gradient_rate, threshold, prefer, straight_through, calibration, weight_rate, seed,
+            deterministic: as for `DynamicDropConnectLinear`.
+
+    Call arguments, shapes, dtypes and errors: as for `pernodedrop.nnx.PerNodeConv`, but no `sample_ids`.
+
+    >>> import jax, pernodedrop.nnx as pndx
+    >>> from flax import nnx
+    >>> layer = pndx.DynamicDropConnectConv(2, 4, (3, 3), seed=1, rngs=nnx.Rngs(0))
+    >>> layer(jax.numpy.ones((5, 8, 8, 2))).shape
+    (5, 8, 8, 4)
+    """

@@ -1,0 +1,87 @@
+"""The page of trust: it is made of the committed figures, which are made anew as far as that is quick."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from tests.conftest import BACKEND
+from tests.frameworks import needs_training
+from tests.processes import child
+
+ROOT = pathlib.Path(__file__).parent.parent
+TRUST = ROOT / "benchmarks" / "trust"
+pytestmark = pytest.mark.skipif(not TRUST.exists(), reason="the figures are in the checkout, not beside a wheel")
+EXPORTS = {"jax": "jax.export", "tensorflow": "SavedModel", "torch": "torch.export"}
+
+
+@pytest.mark.once
+def test_the_page_is_that_of_the_figures():
+    """`python -m benchmarks.trust.page` writes it; README.md has its lines."""
+    from benchmarks.trust import page
+
+    assert page.PAGE.read_text() == page.text()
+    readme = (ROOT / "README.md").read_text()
+    assert [line for line in page.lines() if f"- {line}" not in readme] == []
+
+
+@pytest.mark.once
+def test_the_tests_that_the_page_names_exist():
+    from benchmarks.trust import page
+
+    text = "\n".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+    named = [*page.ENGINES.values(), *page.CHECKPOINTS.values()]
+    assert [name for name in named if f"def {name}(" not in text] == []
+
+
+@pytest.mark.once
+def test_the_figures_hold_what_the_page_says():
+    from benchmarks.trust import page
+
+    killed, runs, equal = page.kills()
+    assert killed > 0
+    assert runs == equal
+    folded = [o for _, way, _, form, o in page.outcomes() if page.is_exported(way) and form == "folded"]
+    assert max(error for error in folded if isinstance(error, float)) < page.EXACT
+    for of in page.read("soak").values():
+        memory = [mib for _, mib in of["memory"][1:]]
+        assert max(memory) - min(memory) < 8
+        assert of["right"]
+        assert of["large"]["equal"]
+        assert of["large"]["entries"] > 2**31
+
+
+@needs_training
+@pytest.mark.filterwarnings("ignore")  # the exporters' own
+def test_a_row_of_the_formats_comes_out_again():
+    from benchmarks.trust import formats
+
+    way = EXPORTS[BACKEND]
+    found = formats.outcomes("dropout", {way: formats.WAYS[BACKEND][way]})
+    kept = json.loads(formats.PATH.read_text())[BACKEND]["rows"]["dropout"]
+    for form in formats.FORMS:
+        assert kept[form][way] == pytest.approx(found[form][way], abs=1e-6)
+
+
+@needs_training
+@pytest.mark.slow
+def test_after_kill_9_training_comes_to_the_same_end():
+    """Three times; benchmarks/trust/kills.py has hundreds."""
+    ways = ["BackupAndRestore", *(["state_dict"] if BACKEND == "torch" else [])]
+    seen = child(TRUST / "kills.py", "--worker", 3, "--ways", *ways)
+    assert list(seen) == ways
+    for counts in seen.values():
+        assert counts["kills"] == 3
+        assert counts["equal"] == counts["runs"] > 0
+
+
+@pytest.mark.only_backend("numpy", "torch", reason="the others would compile it")
+def test_a_short_soak_is_right():
+    from benchmarks.trust import soak
+
+    found = soak.soaked(BACKEND, 20)
+    assert found["right"]
+    assert len(found["memory"]) == soak.TIMES + 1
+    x, w = soak.operands(soak.SHAPE)
+    assert not soak.is_right(0, np.einsum("bi,io->bo", x, w))
