@@ -180,7 +180,7 @@ class Bench(SphinxDirective):
 
 
 class FamilyCost(SphinxDirective):
-    """`{family-cost} dense` is a table of what a step with each regularizer takes, by the step without; or `maps`."""
+    """`{family-cost} dense` is a table of a step with each regularizer by the step without; or maps, text."""
 
     required_arguments = 1
     file = pathlib.Path(__file__).parent.parent / "benchmarks" / "family" / "results.json"

@@ -12,6 +12,7 @@ from pernodedrop.layers.base.noisy import Noisy
 from pernodedrop.surgery import apply
 from pernodedrop.surgery.wrappers import FAMILY
 from tests.frameworks import needs_training
+from tests.scripts import keras_models
 
 BACKEND = keras.backend.backend()
 only_torch = pytest.mark.only_backend("torch", reason="the same on every backend; others compile for a minute")
@@ -792,6 +793,13 @@ def test_an_application_of_keras_takes_noise_and_trains():
     plain = pnd.fold(noisy)
     assert not any(isinstance(layer, Noisy) for layer in all_layers(plain))
     np.testing.assert_allclose(host(plain(x)), host(noisy(x)), atol=1e-5)
+
+
+@only_torch
+def test_a_vision_transformer_takes_noise_by_one_call_trains_and_is_saved_and_folded():
+    """The others of the script take minutes."""
+    count, saved = keras_models.check(*keras_models.MODELS["vision transformer"], export=False)
+    assert (count, saved) == (2 * (4 + 2), "model")
 
 
 @only_torch

@@ -78,6 +78,7 @@ def test_weights_are_multiplied_by_the_mask_of_the_call(make):
         np.testing.assert_allclose(host(y), expected, atol=1e-5)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("sharing", SHARINGS, ids="+".join)
 def test_what_is_shared(sharing):
     layer, x = noisy(sharing=sharing), inputs(BATCH, TIME, FEATURES)
@@ -96,6 +97,7 @@ def test_persistence_is_along_queries_in_each_head_and_key():
     np.testing.assert_allclose(host(layer(x, x, training=True)), written_out(layer.layer, x, x, mask), atol=1e-5)
 
 
+@pytest.mark.once
 def test_any_noise():
     noise = pnd.Uniform(half_width=0.5)
     layer, x = noisy(noise=noise, rate=None), inputs(BATCH, TIME, FEATURES)
@@ -115,6 +117,7 @@ def test_a_longer_batch_has_the_masks_of_a_shorter_one():
     np.testing.assert_allclose(host(long)[:, :TIME], host(short), atol=1e-5)
 
 
+@pytest.mark.once
 def test_several_axes_are_attended_along_and_others_count_as_heads():
     inner = keras.layers.MultiHeadAttention(2, DIM, attention_axes=(2,))
     layer, x = noisy(inner), inputs(BATCH, 3, TIME, FEATURES)
@@ -219,6 +222,7 @@ def test_config_and_file_bring_it_back(tmp_path):
         np.testing.assert_array_equal(host(again(data, training=training)), host(model(data, training=training)))
 
 
+@pytest.mark.once
 def test_flash_attention_is_said_to_be_off_in_training():
     inner = multi_head()
     inner._flash_attention = True
@@ -226,9 +230,8 @@ def test_flash_attention_is_said_to_be_off_in_training():
         layer = noisy(inner)
     x = inputs(BATCH, TIME, FEATURES)
     y = layer(x, x, training=True)
-    np.testing.assert_allclose(
-        host(y), written_out(inner, x, x, mask_of((BATCH, HEADS, TIME, TIME))), atol=1e-5
-    )  # flash attention would have refused the CPU
+    np.testing.assert_allclose(host(y), written_out(inner, x, x, mask_of((BATCH, HEADS, TIME, TIME))), atol=1e-5)
+    layer(x, x, training=True, return_attention_scores=True)  # which flash attention refuses
 
 
 @needs_training
@@ -250,6 +253,7 @@ class WeighsItself(keras.layers.MultiHeadAttention):
         return value, None
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("make", "words"),
     [
