@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 import pytest
 
-from tests.conftest import BACKEND
+from tests.frameworks import NAME as BACKEND
 from tests.frameworks import needs_training
 from tests.processes import child
 

@@ -169,9 +169,9 @@ def outcomes(name, ways):
 
 
 def reason(error):
-    """An error as one line, without paths."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
-    return re.sub(r"/[\w./-]+/", "", f"{type(error).__name__}: {lines[0]}")[:200]
+    """An error as one line, without paths, and without the one in which Keras says where it was."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip() and "encountered when" not in line]
+    return re.sub(r"/[\w./-]+/", "", f"{type(error).__name__}: {(lines or ['no words'])[0]}")[:200]
 
 
 def work(some, ways):

@@ -5,6 +5,7 @@ README.md has its lines in short, `lines()`.
 
 import json
 import pathlib
+import re
 
 from pernodedrop.report.table import as_markdown
 
@@ -149,7 +150,7 @@ def lines():
         f"{killed:,} kills of training: {equal:,} of {runs:,} resumed runs ended in the bits of an undisturbed one.",
         f"{len(ENGINES)} engines of many devices have the masks of one device, to the bit.",
         f"{sum(read('fuzz').values()):,} calls with junk ended in a right value or a named error.",
-        f"{len(folded)} folded models in {len(formats)} formats: the largest error of an output is {max(folded):.0e}.",
+        f"{len(folded)} exports of folded models in {len(formats)} formats: the largest error of an output is {max(folded):.0e}.",
         f"{sum(of['steps'] for of in soak.values()):,} steps' masks, on {len(soak)} backends, in flat memory.",
     ]
 
@@ -167,6 +168,7 @@ def cell(raw, folded, reasons):
 
     def shown(outcome):
         if isinstance(outcome, str):
+            outcome = re.sub(r"(?:_\d+)+", "", outcome)  # the numbers that Keras gives to names
             return f"[{reasons.setdefault(outcome, len(reasons) + 1)}]"
         return "exact" if outcome <= EXACT else f"{outcome:.1g}"
 
