@@ -6,6 +6,8 @@ A Flax NNX model, from the first line to *did it help*
 All of the way on one page: one line that puts noise into a model that you have, a rate,
 whether it helped, what it cost, a checkpoint, and predictions that say how sure they
 are. Keras is not needed.
+
+``pip install "pernodedrop[flax,fast,study]" optax``
 """
 
 import pathlib
@@ -121,7 +123,7 @@ rate, dropout = chosen(noisy), chosen(network)
 # ------------
 #
 # Fresh seeds, and data that nothing was chosen by. ``compare`` says for each pair
-# whether the difference is beyond chance. (``pip install "pernodedrop[study]"``)
+# whether the difference is beyond chance.
 
 variants = {
     "no noise": lambda seed: network(seed),

@@ -6,8 +6,12 @@ A PyTorch model, from the first line to *did it help*
 All of the way on one page: one line that puts noise into a model that you have, a rate,
 whether it helped, what it cost, a checkpoint, and predictions that say how sure they
 are. Keras is not needed.
+
+``pip install "pernodedrop[torch,fast,study]"``
 """
 
+import pathlib
+import tempfile
 import time
 
 import matplotlib.pyplot as plt
@@ -115,7 +119,7 @@ rate, dropout = chosen(noisy), chosen(network)
 # ------------
 #
 # Fresh seeds, and data that nothing was chosen by. ``compare`` says for each pair
-# whether the difference is beyond chance. (``pip install "pernodedrop[study]"``)
+# whether the difference is beyond chance.
 
 variants = {
     "no noise": lambda seed: network(seed),
@@ -169,9 +173,10 @@ for name, times in seconds.items():
 
 model = noisy(seed=0, rate=rate)
 fit(model, seed=0)
-torch.save(model.state_dict(), "model.pt")
+path = pathlib.Path(tempfile.mkdtemp()) / "model.pt"
+torch.save(model.state_dict(), path)
 loaded = noisy(seed=1, rate=rate)
-loaded.load_state_dict(torch.load("model.pt"))
+loaded.load_state_dict(torch.load(path))
 torch.testing.assert_close(loaded.eval()(test[0]), model.eval()(test[0]))
 
 samples = dict(samples=20, seed=1, from_logits=True)
