@@ -3,7 +3,7 @@
 A Keras model, from the first line to *did it help*
 ===================================================
 
-All of the way on one page: noise in a model, a first rate, training, a better rate,
+The whole way on one page: noise in a model, a first rate, training, a better rate,
 whether it helped, what it cost, a saved file, and predictions that say how sure they
 are. Copy it, and put your data and your network in.
 

@@ -3,7 +3,7 @@
 A PyTorch model, from the first line to *did it help*
 =====================================================
 
-All of the way on one page: one line that puts noise into a model that you have, a rate,
+The whole way on one page: one line that puts noise into a model that you have, a rate,
 whether it helped, what it cost, a checkpoint, and predictions that say how sure they
 are. Keras is not needed.
 
