@@ -3,9 +3,11 @@
 A Flax NNX model, from the first line to *did it help*
 ======================================================
 
-All of the way on one page: one line that puts noise into a model that you have, a rate,
+The whole way on one page: one line that puts noise into a model that you have, a rate,
 whether it helped, what it cost, a checkpoint, and predictions that say how sure they
 are. Keras is not needed.
+
+``pip install "pernodedrop[flax,fast,study]" optax``
 """
 
 import pathlib
@@ -121,7 +123,7 @@ rate, dropout = chosen(noisy), chosen(network)
 # ------------
 #
 # Fresh seeds, and data that nothing was chosen by. ``compare`` says for each pair
-# whether the difference is beyond chance. (``pip install "pernodedrop[study]"``)
+# whether the difference is beyond chance.
 
 variants = {
     "no noise": lambda seed: network(seed),
@@ -141,10 +143,12 @@ for baseline in list(losses)[:2]:
 
 # %%
 # "less" is a lower loss, beyond chance, and "more" a higher one. "tie" means that what
-# difference there is could be chance. "detectable" is the least difference that so many
-# seeds would find: with three it is large, and so a tie says little. Make the numbers
-# at the top larger. In a dense network as small as this no noise has helped on these
-# images; where it has, the page "Results" says.
+# difference there is could be chance. The verdict goes by p, which counts how many are
+# compared (Holm's correction); the interval is that of one comparison by itself.
+# "detectable" is the least difference that so many seeds would find: with three it is
+# large, and so a tie says little. Make the numbers at the top larger. In a dense
+# network as small as this no noise has helped on these images; where it has, the page
+# "Results" says.
 
 figure, axes = plt.subplots(figsize=(6, 3), layout="constrained")
 for name, values in losses.items():
@@ -168,7 +172,8 @@ for name, times in seconds.items():
 #
 # The state of a model has the noise's rate and its place in the sequence of masks,
 # beside the parameters. ``predict`` makes many passes with the noise on, and says where
-# they disagree.
+# they disagree. Of the figures all but the accuracy are better if they are lower; aurc
+# and augrc are low where errors are among the uncertain predictions.
 
 model = noisy(seed=0, rate=rate)
 fit(model, seed=0)
