@@ -14,7 +14,7 @@ from pernodedrop.mask import Mask
 from pernodedrop.noise import Bernoulli, Gaussian, Noise, PartialGaussian, Uniform
 
 if typing.TYPE_CHECKING:
-    from pernodedrop import layers, losses, study, surgery, testing, uncertainty
+    from pernodedrop import contrast, layers, losses, study, surgery, testing, uncertainty
     from pernodedrop.layers import (
         AlphaDropout,
         DropBlock1D,
@@ -90,6 +90,7 @@ __all__ = [
     "__version__",
     "apply",
     "backends",
+    "contrast",
     "copy_weights",
     "depth_rates",
     "fold",
@@ -103,7 +104,7 @@ __all__ = [
     "uncertainty",
 ]
 
-_WINGS = ("layers", "losses", "surgery", "uncertainty", "study", "testing")
+_WINGS = ("layers", "losses", "surgery", "uncertainty", "contrast", "study", "testing")
 """What is imported when it is first used: all but `uncertainty` stand on Keras, or on Hypothesis, which is an extra."""
 
 
@@ -125,4 +126,5 @@ def __dir__() -> list[str]:
 
 if sys.modules.get("keras") is not None:  # a saved model then finds its layers, losses and metrics by this import alone
     importlib.import_module("pernodedrop.losses")
+    importlib.import_module("pernodedrop.contrast")
     importlib.import_module("pernodedrop.uncertainty.metrics.accumulated")
