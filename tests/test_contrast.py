@@ -10,6 +10,7 @@ import pernodedrop as pnd
 from pernodedrop import contrast, generator
 from pernodedrop.backends import numpy_ops
 from pernodedrop.contrast import columns as lanes
+from pernodedrop.study import variants
 from tests.family import host, inputs
 from tests.frameworks import needs_gradients, needs_training, quick, value_and_gradients
 
@@ -541,6 +542,15 @@ def test_output_shape_is_known_without_a_call(make, shape):
     y = make()(inputs(*shape))
     for batch in (None, 7):
         assert tuple(make().compute_output_shape((batch, *shape[1:]))) == (batch, *y.shape[1:])
+
+
+@pytest.mark.parametrize("name", ["fractal_block", "experts"])
+def test_it_is_a_variant_of_studies(name):
+    dense = keras.layers.Dense(5)
+    (layer,) = variants.get(name).function(dense, 0.2, 7)
+    assert layer.layer is dense
+    assert layer(inputs(3, 4), training=True).shape == (3, 5)
+    assert getattr(layer, "rate", 0.2) == 0.2
 
 
 def dense():
