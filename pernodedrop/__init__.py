@@ -14,7 +14,7 @@ from pernodedrop.mask import Mask
 from pernodedrop.noise import Bernoulli, Gaussian, Noise, PartialGaussian, Uniform
 
 if typing.TYPE_CHECKING:
-    from pernodedrop import layers, losses, study, surgery, testing, uncertainty
+    from pernodedrop import contrast, layers, losses, study, surgery, testing, uncertainty
     from pernodedrop.layers import (
         AlphaDropout,
         AttentionDropout,
@@ -92,6 +92,7 @@ __all__ = [
     "__version__",
     "apply",
     "backends",
+    "contrast",
     "copy_weights",
     "depth_rates",
     "fold",
@@ -105,7 +106,7 @@ __all__ = [
     "uncertainty",
 ]
 
-_WINGS = ("layers", "losses", "surgery", "uncertainty", "study", "testing")
+_WINGS = ("layers", "losses", "surgery", "uncertainty", "contrast", "study", "testing")
 """What is imported when it is first used: all but `uncertainty` stand on Keras, or on Hypothesis, which is an extra."""
 
 
@@ -127,4 +128,5 @@ def __dir__() -> list[str]:
 
 if sys.modules.get("keras") is not None:  # a saved model then finds its layers, losses and metrics by this import alone
     importlib.import_module("pernodedrop.losses")
+    importlib.import_module("pernodedrop.contrast")
     importlib.import_module("pernodedrop.uncertainty.metrics.accumulated")

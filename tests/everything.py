@@ -17,7 +17,7 @@ import numpy as np
 
 import pernodedrop as pnd
 import pernodedrop.testing
-from pernodedrop import backends, mask, study, uncertainty
+from pernodedrop import backends, contrast, mask, study, uncertainty
 from pernodedrop.layers import depth_rates
 from pernodedrop.study import named, variants
 from pernodedrop.uncertainty import calibration, decisions, ensembles, metrics, plots  # noqa: F401 - read there
@@ -61,6 +61,7 @@ NOT_CALLED = {
         *("decisions.ConformalSets", "decisions.Rejection"),
         *("uncertainty.Disagreement", "uncertainty.Prediction", "uncertainty.Report", "variants.Variant"),
         "study.Comparison",
+        "contrast.Exited",
         *(f"testing.{name}" for name in ("Broken", "Finding", "Outcome", "Refused", "Report")),
         "nnx.NoiseState",
     },
@@ -71,7 +72,7 @@ NOT_CALLED = {
 
 def targets():
     """All of them."""
-    makers = (layer_targets, constructors, functions, of_uncertainty, of_study, of_modules, layer_calls)
+    makers = (layer_targets, constructors, functions, of_contrast, of_uncertainty, of_study, of_modules, layer_calls)
     return [target for make in makers for target in make()]
 
 
@@ -134,7 +135,7 @@ LAYERS = {
     "Zoneout": {"layer": lambda: keras.layers.LSTM(2), "rate": lambda: 0.5},
 }
 SHAPE_OF = {"1D": (2, 5, 3), "2D": (2, 4, 5, 3), "3D": (2, 3, 4, 5, 3), "NN": (3, 4, 5), "Zoneout": (3, 4, 5)}
-KERAS_OWN = ("units", "activation", "initializer", "loss", "metrics")
+KERAS_OWN = ("units", "activation", "initializer", "kernel_initializer", "loss", "metrics")
 """Arguments that are handed to Keras as they are."""
 
 
@@ -334,6 +335,51 @@ def functions():
     losses = {"none": [0.5, 0.6, 0.4], "dropout": [0.4, 0.45, 0.5]}
     yield Target("study.compare", pnd.study.compare, {"values": lambda: losses, "baseline": lambda: "none"}, hashed)
     yield Target("variants.get", variants.get, {"name": lambda: "dropout"}, aliases=("variants",))
+
+
+def of_contrast():
+    """What there is to compare with, made and called."""
+    c, softmax = contrast, functools.partial(dense, activation="softmax")
+
+    def used(*shape, wrapped=lambda x: x):
+        def use(layer):
+            config = keras.saving.serialize_keras_object(layer)
+            again = keras.saving.deserialize_keras_object(json.loads(json.dumps(config)))
+            assert again.get_config().keys() == layer.get_config().keys()
+            outputs = [layer(wrapped(ones(*shape)), training=training) for training in (True, False)]
+            return keras.tree.flatten(outputs)
+
+        return use
+
+    seeded = {"seed": lambda: 1}
+    exits = {"stages": lambda: [dense(), dense()], "exits": lambda: [softmax(), softmax()]}
+    made = {
+        c.FractalJoin: (seeded, used(3, 4, wrapped=lambda x: [x, x])),
+        c.FractalBlock: ({"layer": dense, **seeded}, used(3, 4)),
+        c.MixtureOfExperts: ({"layer": dense}, used(3, 4)),
+        c.Capsules: ({"capsules": lambda: 3}, used(3, 5, 4)),
+        c.EarlyExits: (exits, used(3, 4)),
+    }
+    for kind, (arguments, use) in made.items():
+        yield Target(kind.__name__, kind, good(kind.__init__, **arguments), use, kind="constructor", compiles=True)
+    margin = good(c.MarginLoss, name=lambda: "margin_loss")
+    yield Target("MarginLoss", c.MarginLoss, margin, lambda loss: [loss(ones(3, 2), ones(3, 2))], kind="constructor")
+    loss = c.MarginLoss()
+    tensors = {"y_true": lambda: ones(3, 4), "y_pred": lambda: ones(3, 4)}
+    yield Target("MarginLoss call", lambda **kw: loss(**kw), tensors, listed, (*tensors,))
+    yield Target("squash", c.squash, good(c.squash, s=lambda: ones(3, 4)), listed, ("s",))
+    yield Target("lengths", c.lengths, {"capsules": lambda: ones(3, 4)}, listed, ("capsules",))
+    mixture, capsules = c.MixtureOfExperts(dense()), c.Capsules(3)
+    for layer, shape in ((mixture, (3, 4)), (capsules, (3, 5, 4))):
+        call = lambda layer=layer, **kw: layer(**kw)  # noqa: E731 - as short as its neighbours
+        x = lambda shape=shape: ones(*shape)  # noqa: E731 - as short as its neighbours
+        training = {} if layer is capsules else {"training": lambda: True}
+        yield Target(f"{type(layer).__name__} call", call, {"inputs": x, **training}, listed, ("inputs",))
+    model = c.EarlyExits([dense()], [softmax()])
+    predict = {"x": lambda: np.ones((3, 4), "float32"), "batch_size": lambda: 2}
+    outputs = lambda found: [found.outputs]  # noqa: E731 - as short as its neighbours
+    yield Target("predict_exits", model.predict_exits, predict, outputs, ("x",), aliases=("exits",), compiles=True)
+    yield Target("thresholds", lambda thresholds: setattr(model, "thresholds", thresholds), {"thresholds": lambda: 0.5})
 
 
 NUMBER = itertools.count()

@@ -209,4 +209,6 @@ FAMILY = {
     "zoneout": Case(lambda rate=0.5, **kw: recurrent(True, pnd.Zoneout, rate=rate, **kw), shape=(3, 2), folds=False),
     "masksembles": Case(lambda **kw: pnd.Masksembles(**{"seed": 1, **kw}), rated=False, folds=False),
     "tabu_dropout": Case(between(pnd.TabuDropout, tenure=2), stateful=True),
+    "fractal_join": Case(between(pnd.contrast.FractalJoin, global_share=0.0), shape=SERIES, takes=pair),
+    "fractal_block": Case(wrap(pnd.contrast.FractalBlock, columns=3, sharing=None), rated=False),
 }

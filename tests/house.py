@@ -54,6 +54,9 @@ HOUSE = """
     layers.activation.* layers.recurrent.* layers.weight.*
     layers.activation layers.recurrent layers.weight
     layers
+    contrast.copies
+    contrast.capsules contrast.columns contrast.exits contrast.experts
+    contrast
     surgery.graphs
     surgery.places
     surgery.configs

@@ -252,7 +252,7 @@ DENSE_ALWAYS = {
     *("per_node_drop_transposed", "drop_connect_separable"),
     *("noise_injection_conv", "shakeout_conv", "noisy_attention", "noisy_rnn", "noisy_rnn_samples"),
     "attention_dropout",
-    *("noisy_rnn_inputs", "zoneout"),
+    *("noisy_rnn_inputs", "zoneout", "fractal_join", "fractal_block"),
 }
 DENSE_IN_TRAINING = DENSE_ALWAYS | {"shakeout", "flipout", "alpha_dropout"}
 VARIANTS = {
@@ -269,7 +269,7 @@ VARIANTS = {
 def test_sparse_inputs_are_right_or_refused_by_name(name, training):
     case = {**FAMILY, **VARIANTS}[name]
     x = np.maximum(inputs(4, *case.shape), 0)
-    takes = (lambda x: [x, x]) if name == "stochastic_depth" else lambda x: x
+    takes = (lambda x: [x, x]) if name in ("stochastic_depth", "fractal_join") else lambda x: x
     for sparse in sparse_of(x):
         layer = case.make()
         layer.build(case.shape_of(4))

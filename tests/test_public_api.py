@@ -12,6 +12,7 @@ from tests import house
 
 MODULES = [
     "backends",
+    "contrast",
     "layers",
     "losses",
     "mask",

@@ -14,6 +14,7 @@ import keras
 
 from pernodedrop import checks, layers, schedules
 from pernodedrop._types import Config
+from pernodedrop.contrast import FractalBlock, MixtureOfExperts
 from pernodedrop.layers import (
     DropConnect,
     Dropout,
@@ -241,4 +242,6 @@ _VARIANTS = {
     "per_node_drop_fixed": Variant(_per_node_drop("bernoulli", "fixed"), "PerNodeDrop Bernoulli fixed"),
     "per_node_drop_gaussian_fixed": Variant(_per_node_drop("gaussian", "fixed"), "PerNodeDrop Gaussian fixed"),
     "dynamic_drop_connect": Variant(_dynamic_drop_connect, "DynamicDropConnect"),
+    "fractal_block": Variant(lambda dense, rate, seed: [FractalBlock(dense, rate=rate, seed=seed)], "FractalBlock"),
+    "experts": Variant(lambda dense, rate, seed: [MixtureOfExperts(dense)], "mixture of experts", has_rate=False),
 }

@@ -1,0 +1,23 @@
+"""What to compare with in the same slot: other ways to be many networks in one. Keras layers, on every backend.
+
+`FractalJoin` and `FractalBlock` drop whole columns (FractalNet), `MixtureOfExperts` sends a row to few of many layers,
+`Capsules` route by agreement, and `EarlyExits` lets easy samples leave before the end (BranchyNet). They are as their
+papers have them, small, and for comparison.
+"""
+
+from pernodedrop.contrast.capsules import Capsules, MarginLoss, lengths, squash
+from pernodedrop.contrast.columns import FractalBlock, FractalJoin
+from pernodedrop.contrast.exits import EarlyExits, Exited
+from pernodedrop.contrast.experts import MixtureOfExperts
+
+__all__ = [
+    "Capsules",
+    "EarlyExits",
+    "Exited",
+    "FractalBlock",
+    "FractalJoin",
+    "MarginLoss",
+    "MixtureOfExperts",
+    "lengths",
+    "squash",
+]

@@ -1,0 +1,252 @@
+"""EarlyExits: a network that easy samples leave before its end (BranchyNet, arXiv 1709.01686)."""
+
+import collections.abc
+import functools
+import typing
+
+import keras
+import numpy as np
+
+from pernodedrop import checks
+from pernodedrop._types import Config, Shape, Tensor
+from pernodedrop.contrast import copies
+
+Numbers: typing.TypeAlias = float | collections.abc.Sequence[float]
+
+
+class Exited(typing.NamedTuple):
+    """What `EarlyExits.predict_exits` gives.
+
+    Attributes:
+        outputs: float array (n, classes): the probabilities of the exit that each sample took.
+        exits: int array (n,): the number of that exit, from 0.
+    """
+
+    outputs: np.typing.NDArray[typing.Any]
+    exits: np.typing.NDArray[np.int64]
+
+
+@keras.saving.register_keras_serializable("pernodedrop")
+class EarlyExits(keras.Model):
+    """A classifier with an exit after each of its stages, which `fit` trains jointly (BranchyNet, arXiv 1709.01686).
+
+    With h[n] = stage[n](h[n - 1]), h[-1] the input, and y[n] = exit[n](h[n]) probabilities over classes, the loss of
+    training is the sum of the exits' own, each of what the model is compiled with:
+
+        L = sum_n w[n] loss(y, y[n])
+
+    At inference a sample has the output of the first exit whose entropy, -sum_c y[n, c] ln(y[n, c]), is below its
+    threshold, and else of the last. Calls, `predict` and `evaluate` compute all stages and then choose; `evaluate` has
+    the loss, and metrics always are, of what was chosen. `predict_exits` computes no stage for samples that have left.
+
+    Measured with four equal stages, each of two Dense layers of 512, batches of 256, on two busy cores: the time of
+    `predict_exits` is 0.4 (JAX) and 0.5 (torch) of that of `predict` where two thirds of the samples leave at the first
+    exit, and 0.2 where nine tenths do. Where none leaves it was 1.4 times as long on JAX, since what a stage makes
+    comes to the host, and no longer on torch.
+
+    Args:
+        stages: layers or models, each of which takes what the one before makes.
+        exits: as many, each of which makes probabilities (batch, classes) of what its stage makes.
+        exit_weights: w, a finite float from zero for each exit, or one for all; 1.0. The paper has more weight on the
+            first than on those after it.
+        thresholds: of the entropy in nats, a finite float from zero for each exit but the last, or one for all; 0.0,
+            which no sample is below. They may be set, `model.thresholds = 0.3`, when the model is trained.
+        **kwargs: those of `keras.Model`.
+
+    Call arguments: inputs (batch, ...), those of the first stage; training.
+
+    Output: (batch, classes), in the dtype of the exits. In training a list of what each exit gives and, last, of that.
+
+    Raises:
+        TypeError, ValueError: an argument that is not as described, named in the message.
+
+    Example:
+
+    >>> import keras, numpy as np, pernodedrop as pnd
+    >>> stages = [keras.layers.Dense(8, activation="relu") for _ in range(2)]
+    >>> exits = [keras.layers.Dense(3, activation="softmax") for _ in stages]
+    >>> model = pnd.contrast.EarlyExits(stages, exits, thresholds=2.0)  # above ln(3): all leave at once
+    >>> model.predict_exits(np.ones((2, 4), "float32")).exits
+    array([0, 0])
+    """
+
+    def __init__(
+        self,
+        stages: collections.abc.Sequence[keras.layers.Layer],
+        exits: collections.abc.Sequence[keras.layers.Layer],
+        exit_weights: Numbers = 1.0,
+        thresholds: Numbers = 0.0,
+        **kwargs: typing.Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        before, leaving = _layers(stages, "stages"), _layers(exits, "exits")
+        if len(before) != len(leaving):
+            raise ValueError(checks.invalid("exits", f"as many as stages, {len(before)}", exits))
+        copies.hold(self, "stage", before)
+        copies.hold(self, "exit", leaving)
+        self.exit_weights = _numbers(exit_weights, "exit_weights", len(leaving))
+        first = np.array(_numbers(thresholds, "thresholds", len(leaving) - 1), "float32")
+        self._thresholds = self.add_weight(
+            name="thresholds",
+            shape=first.shape,
+            initializer=lambda shape, dtype=None: keras.ops.convert_to_tensor(first, dtype),
+            dtype="float32",
+            trainable=False,
+            autocast=False,
+        )
+        self._part_of = functools.cache(self._part)
+
+    @property
+    def stages(self) -> list[typing.Any]:
+        """The stages in their order."""
+        return copies.held(self, "stage", len(self.exit_weights))
+
+    @property
+    def exits(self) -> list[typing.Any]:
+        """The exits in their order."""
+        return copies.held(self, "exit", len(self.exit_weights))
+
+    @property
+    def thresholds(self) -> list[float]:
+        """The entropies below which samples leave, one for each exit but the last. Those that are set hold at once."""
+        return [float(value) for value in keras.ops.convert_to_numpy(self._thresholds)]
+
+    @thresholds.setter
+    def thresholds(self, thresholds: Numbers) -> None:
+        self._thresholds.assign(np.array(_numbers(thresholds, "thresholds", len(self.exits) - 1), "float32"))
+
+    def build(self, input_shape: Shape) -> None:
+        for stage, leave in zip(self.stages, self.exits, strict=True):
+            for layer, shape in ((stage, input_shape), (leave, stage.compute_output_shape(input_shape))):
+                if not layer.built:
+                    layer.build(shape)
+                    layer.built = True
+            input_shape = stage.compute_output_shape(input_shape)
+        self.built = True
+
+    def call(self, inputs: Tensor, training: bool | None = None) -> typing.Any:
+        outputs, hidden = [], inputs
+        for stage, leave in zip(self.stages, self.exits, strict=True):
+            hidden = stage(hidden)
+            outputs.append(leave(hidden))
+        *early, y = outputs
+        for n, output in reversed([*enumerate(early)]):
+            y = keras.ops.where((_entropy(output) < self._thresholds[n])[:, None], output, y)
+        return [*outputs, y] if checks.check_training(training) else y  # on JAX metrics could not ask for thresholds
+
+    def compute_loss(
+        self,
+        x: typing.Any = None,
+        y: typing.Any = None,
+        y_pred: typing.Any = None,
+        sample_weight: typing.Any = None,
+        training: bool = True,
+    ) -> typing.Any:
+        """The joint loss of what a call of training gives: that of all exits' outputs, one after the other."""
+        if isinstance(y_pred, list):
+            *outputs, _ = y_pred
+            count, batch = len(outputs), keras.ops.shape(outputs[0])[0]
+            ones = keras.ops.ones((batch,), "float32") if sample_weight is None else sample_weight
+            sample_weight = keras.ops.concatenate([count * weight * ones for weight in self.exit_weights])
+            y, y_pred = keras.ops.concatenate([y] * count), keras.ops.concatenate(outputs)
+        return super().compute_loss(x, y, y_pred, sample_weight, training)
+
+    def compute_metrics(
+        self, x: typing.Any, y: typing.Any, y_pred: typing.Any, sample_weight: typing.Any = None
+    ) -> typing.Any:
+        """The metrics of what is chosen."""
+        return super().compute_metrics(x, y, y_pred[-1] if isinstance(y_pred, list) else y_pred, sample_weight)
+
+    def predict_exits(self, x: typing.Any, batch_size: int = 32) -> Exited:
+        """What samples get at the exit that they take, and which it is. Stages after it do not compute them.
+
+        The samples that are still there go through the next stage in full batches, so that they are less by what has
+        left: the last batch is filled up with some of them again. What a stage makes of all of them is on the host.
+
+        Args:
+            x: array (n, ...), n from 1, the inputs of the first stage.
+            batch_size: an int from 1; 32.
+
+        Returns:
+            An `Exited`.
+
+        Raises:
+            TypeError, ValueError: an x without samples, a batch size that is no int from 1, exits that give anything
+                but probabilities (n, classes).
+        """
+        hidden, size = np.asarray(x), checks.check_count(batch_size, "batch_size")
+        if hidden.ndim == 0 or len(hidden) == 0:
+            raise ValueError(checks.invalid("x", "an array (n, ...), n from 1", hidden.shape))
+        rows, exits, outputs = np.arange(len(hidden)), np.zeros(len(hidden), "int64"), np.empty((0, 0))
+        for n, threshold in enumerate([*self.thresholds, np.inf]):
+            filled = np.resize(np.arange(len(rows)), -(-len(rows) // size) * size)
+            part = self._part_of(n, hidden.shape[1:], str(hidden.dtype))
+            hidden, y = (made[: len(rows)] for made in part.predict(hidden[filled], batch_size=size, verbose=0))
+            _check_probabilities(y)
+            leaves = -np.sum(y * np.log(np.maximum(y, TINY)), axis=-1) < threshold
+            outputs = outputs if n else np.zeros((len(exits), y.shape[1]), y.dtype)
+            outputs[rows[leaves]], exits[rows[leaves]] = y[leaves], n
+            rows, hidden = rows[~leaves], hidden[~leaves]
+            if not len(rows):
+                break
+        return Exited(outputs, exits)
+
+    def _part(self, n: int, shape: Shape, dtype: str) -> keras.Model:
+        """A stage and its exit as a model: what goes on, and what the exit makes of it."""
+        x = keras.Input(shape, dtype=dtype)
+        hidden = self.stages[n](x)
+        return keras.Model(x, [hidden, self.exits[n](hidden)])
+
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        for stage in self.stages:
+            input_shape = stage.compute_output_shape(input_shape)
+        return tuple(self.exits[-1].compute_output_shape(input_shape))
+
+    def get_config(self) -> Config:
+        return {
+            **super().get_config(),
+            "stages": [keras.saving.serialize_keras_object(stage) for stage in self.stages],
+            "exits": [keras.saving.serialize_keras_object(leave) for leave in self.exits],
+            "exit_weights": list(self.exit_weights),
+            "thresholds": self.thresholds,
+        }
+
+    @classmethod
+    def from_config(cls, config: Config, custom_objects: dict[str, typing.Any] | None = None) -> typing.Self:
+        made = {
+            name: [keras.saving.deserialize_keras_object(one, custom_objects=custom_objects) for one in config[name]]
+            for name in ("stages", "exits")
+        }
+        return cls(**{**config, **made})
+
+
+TINY = 1e-30
+"""Below which a probability counts as this: a float32 that no device takes for 0."""
+
+
+def _entropy(p: Tensor) -> Tensor:
+    """Of probabilities along the last axis, in nats."""
+    p = keras.ops.cast(p, "float32")
+    return -keras.ops.sum(p * keras.ops.log(keras.ops.maximum(p, TINY)), axis=-1)
+
+
+def _layers(given: typing.Any, argument: str) -> list[keras.layers.Layer]:
+    """Layers as a list, or an error."""
+    found = checks.check_tuple(given, argument, "Keras layers")
+    if not found or not all(isinstance(one, keras.layers.Layer) for one in found):
+        raise TypeError(checks.invalid(argument, "Keras layers, one or more", given))
+    return list(found)
+
+
+def _numbers(given: typing.Any, argument: str, count: int) -> tuple[float, ...]:
+    """Finite floats from zero, one for each of so many, or an error."""
+    many = [given] * count if checks.is_real(given) else checks.check_tuple(given, argument, "floats")
+    if len(many) != count:
+        raise ValueError(checks.invalid(argument, f"a float, or {count} of them", given))
+    return tuple(checks.check_positive(one, argument, zero=True) for one in many)
+
+
+def _check_probabilities(y: typing.Any) -> None:
+    """Raise unless an exit gave probabilities over classes."""
+    if y.ndim != 2 or not (y >= 0).all() or not np.allclose(y.sum(axis=1, dtype="float64"), 1, atol=0.01):
+        raise ValueError(checks.invalid("exits", "layers that make probabilities (n, classes), as softmax does", y))

@@ -1,0 +1,175 @@
+"""MixtureOfExperts: a gate sends each row to few of many layers (arXiv 1701.06538, 2101.03961)."""
+
+import fractions
+import typing
+
+import keras
+
+from pernodedrop import checks
+from pernodedrop._types import Config, Shape, Tensor
+from pernodedrop.contrast import copies
+from pernodedrop.layers.base.noisy import check_size, floating, xp
+
+FINEST = 1000
+"""Of the share of the rows that an expert takes: the largest denominator."""
+
+
+@keras.saving.register_keras_serializable("pernodedrop")
+class MixtureOfExperts(keras.layers.Wrapper):
+    """Sends each row to the `top_k` experts that a gate prefers: a sparse mixture (Shazeer et al., arXiv 1701.06538).
+
+    Experts are the inner layer and copies of it with weights of their own. Rows are what lies along the last axis, of
+    all samples and positions. With z = x G the logits of a row, p = softmax(z), and S its `top_k` largest,
+
+        y = sum_{e in S} g[e] expert[e](x)
+
+    where g is softmax over S, as arXiv 1701.06538 has it, and with one expert p itself, as Switch has it (Fedus et al.,
+    arXiv 2101.03961), since a softmax over one gives the gate no gradient. The gate is computed in float32 at least,
+    and has no noise of its own. So that all experts are used, training adds Switch's loss,
+
+        balance * experts * sum_e f[e] P[e]
+
+    with f[e] the share of choices that fall on e, P[e] the mean of p[e] over rows; it is `balance` if both are even.
+    In training an expert takes as many rows as its capacity: the even share, rows * top_k / experts, times
+    `capacity_factor`, rounded up. What is over it gets nothing of that expert: 0 with `top_k=1`, so that a shortcut
+    should lead around. First choices come before second ones, and earlier rows before later ones; masked positions are
+    rows too. Each expert computes as many rows as its capacity is, whether they were sent or not.
+
+    Inference has no capacity, so that no row depends on others: each expert then computes all rows.
+
+    Args:
+        layer: the inner layer, a `keras.layers.Layer` that makes (rows, out) of (rows, in), such as a Dense or a
+            Sequential. Initializers with a seed would start all experts alike.
+        experts: how many, an int from 2; 4.
+        top_k: how many of them a row has, an int from 1 to `experts`; 2.
+        capacity_factor: a finite float above zero, or None for no capacity; 1.25.
+        balance: weight of the loss, a finite float from zero; 0.01.
+        **kwargs: those of `keras.layers.Layer`; the dtype policy is the inner layer's unless given.
+
+    Call arguments:
+        inputs: floating tensor (batch, ..., in).
+        training: whether to train; Keras sets it in `fit`.
+
+    Output shape: (batch, ..., out). Output dtype: this layer's compute dtype.
+
+    Raises:
+        TypeError, ValueError: an argument that is not as described, named in the message.
+
+    Example:
+
+    >>> import keras, numpy as np, pernodedrop as pnd
+    >>> layer = pnd.contrast.MixtureOfExperts(keras.layers.Dense(5), experts=4)
+    >>> layer(np.ones((2, 3, 8), "float32"), training=True).shape == (2, 3, 5), len(layer.losses)
+    (True, 1)
+    """
+
+    def __init__(
+        self,
+        layer: keras.layers.Layer,
+        experts: int = 4,
+        top_k: int = 2,
+        capacity_factor: float | None = 1.25,
+        balance: float = 0.01,
+        **kwargs: typing.Any,
+    ) -> None:
+        super().__init__(**{"dtype": copies.check_layer(layer).dtype_policy, **kwargs, "layer": layer})
+        self.experts = checks.check_count(experts, "experts", least=2)
+        self.top_k = checks.check_count(top_k, "top_k")
+        if self.top_k > self.experts:
+            raise ValueError(checks.invalid("top_k", f"at most {self.experts}, all experts", top_k))
+        no_limit = capacity_factor is None
+        self.capacity_factor = None if no_limit else checks.check_positive(capacity_factor, "capacity_factor")
+        self.balance = checks.check_positive(balance, "balance", zero=True)
+        copies.hold(self, "copy", copies.fresh(layer, self.experts - 1))
+        self.supports_masking = True
+
+    def build(self, input_shape: Shape) -> None:
+        if len(input_shape) < 2 or not input_shape[-1]:
+            raise ValueError(checks.invalid("inputs", "rank from 2, of a known size along the last axis", input_shape))
+        rows = (None, input_shape[-1])
+        self.gate = self.add_weight(name="gate", shape=(input_shape[-1], self.experts), autocast=False)
+        for expert in self._all():
+            if not expert.built:
+                expert.build(rows)
+                expert.built = True
+        copies.output_shape(self.layer, rows)
+
+    def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
+        inputs, training = floating(inputs, ("dense",)), checks.check_training(training)
+        check_size(inputs, -1, self.gate.shape[0])
+        *leading, size = xp.shape(inputs)
+        x = keras.ops.reshape(inputs, (_product(leading), size))
+        chosen, weights, p = self.routes(x)
+        if training:
+            self.add_loss(self.balance * self.imbalance(chosen, p))
+        rows = xp.shape(x)[0]
+        capacity = self.capacity(rows) if training else rows
+        y = keras.ops.cast(self._sent(x, chosen, weights, rows, capacity), self.compute_dtype)
+        return keras.ops.reshape(y, (*leading, y.shape[-1]))
+
+    def routes(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The experts of each of the rows x, (rows, in), best first.
+
+        Returns:
+            Their numbers, int32 (rows, top_k); their weights, (rows, top_k); the probabilities p, (rows, experts).
+        """
+        dtype = keras.backend.result_type(x.dtype, "float32")
+        logits = keras.ops.matmul(keras.ops.cast(x, dtype), keras.ops.cast(self.gate, dtype))
+        p = keras.ops.softmax(logits)
+        best, chosen = keras.ops.top_k(logits, self.top_k)
+        weights = keras.ops.softmax(best) if self.top_k > 1 else keras.ops.take_along_axis(p, chosen, axis=-1)
+        return keras.ops.cast(chosen, "int32"), weights, p
+
+    def imbalance(self, chosen: Tensor, p: Tensor) -> Tensor:
+        """Switch's loss of what `routes` gives, without its weight: 1 where the experts are used evenly."""
+        hot = keras.ops.one_hot(chosen, self.experts, dtype=p.dtype)
+        return self.experts * keras.ops.sum(keras.ops.mean(hot, axis=(0, 1)) * keras.ops.mean(p, axis=0))
+
+    def capacity(self, rows: typing.Any) -> typing.Any:
+        """How many of so many rows an expert takes in training, an int, or a scalar tensor as `rows` is."""
+        if self.capacity_factor is None:
+            return rows
+        share = fractions.Fraction(min(1.0, self.capacity_factor * self.top_k / self.experts))
+        share = share.limit_denominator(FINEST)
+        return -(-rows * share.numerator // share.denominator)
+
+    def _sent(self, x: Tensor, chosen: Tensor, weights: Tensor, rows: typing.Any, capacity: typing.Any) -> Tensor:
+        """The sum of what the experts make of the rows, each of which takes a number of them."""
+        chosen = keras.ops.reshape(keras.ops.transpose(chosen), (self.top_k * rows,))  # all first choices, then others
+        hot = keras.ops.one_hot(chosen, self.experts, dtype="int32")
+        place = keras.ops.sum((keras.ops.cumsum(hot, axis=0) - hot) * hot, axis=-1)  # how many came before
+        taken = place < capacity
+        queue = keras.ops.where((hot > 0) & taken[:, None], place[:, None], self.top_k * rows)
+        senders = keras.ops.argsort(keras.ops.transpose(queue), axis=-1)[:, :capacity] % rows
+        y = keras.ops.stack([
+            expert(keras.ops.take(x, senders[n], axis=0)) for n, expert in enumerate(self._all())
+        ])  # fmt: skip
+        y = keras.ops.reshape(y, (self.experts * capacity, y.shape[-1]))
+        y = keras.ops.take(y, chosen * capacity + keras.ops.where(taken, place, 0), axis=0)
+        g = keras.ops.reshape(keras.ops.transpose(weights), (self.top_k * rows,))
+        y = keras.ops.cast(y, g.dtype) * keras.ops.where(taken, g, 0)[:, None]
+        return keras.ops.sum(keras.ops.reshape(y, (self.top_k, rows, y.shape[-1])), axis=0)
+
+    def _all(self) -> list[keras.layers.Layer]:
+        return [self.layer, *copies.held(self, "copy", self.experts - 1)]
+
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        rows = copies.output_shape(self.layer, (None, input_shape[-1]))
+        return (*input_shape[:-1], rows[-1])
+
+    def get_config(self) -> Config:
+        return {
+            **super().get_config(),
+            "experts": self.experts,
+            "top_k": self.top_k,
+            "capacity_factor": self.capacity_factor,
+            "balance": self.balance,
+        }
+
+
+def _product(sizes: list[typing.Any]) -> typing.Any:
+    """The product of sizes, some of which only the run may know."""
+    total = 1
+    for size in sizes:
+        total = total * size
+    return total
