@@ -31,7 +31,7 @@ def product(x, w, mask):
 
 def product_and_bits(x, w, mask):
     """The same, and its decisions for the gradients, bytes of the shape `methods.kept_shape`."""
-    bits = np.empty(methods.kept_shape(mask, x, w), np.uint8)
+    bits = _lined_up(np.empty, methods.kept_shape(mask, x, w), np.dtype(np.uint8))
     return _product(x, w, mask, bits), bits
 
 
@@ -76,9 +76,13 @@ def kernels_of(mask):
 
 
 def _zeros(shape, dtype):
-    """np.zeros at the start of a line of the cache, which TensorFlow takes as it is and would copy elsewhere."""
+    return _lined_up(np.zeros, shape, dtype)
+
+
+def _lined_up(make, shape, dtype):
+    """An array at the start of a line of the cache, which TensorFlow takes as it is and would copy elsewhere."""
     size = int(np.prod(shape)) * dtype.itemsize
-    buffer = np.zeros(size + _LINE, np.uint8)
+    buffer = make(size + _LINE, np.uint8)
     start = -buffer.ctypes.data % _LINE
     return buffer[start : start + size].view(dtype).reshape(shape)
 

@@ -271,7 +271,7 @@ def test_decisions_are_kept_up_to_a_size(monkeypatch):
 
 
 @needs_gradients
-@pytest.mark.only_backend("torch", reason="where decisions are kept")
+@pytest.mark.only_backend("torch", "tensorflow", reason="where decisions are kept")
 @pytest.mark.parametrize("kept", [True, False])
 def test_decisions_are_kept_where_a_product_is_to_be_differentiated(kept, monkeypatch):
     from pernodedrop.backends import cpu_kernels
