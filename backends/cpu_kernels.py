@@ -26,22 +26,44 @@ FEW = 300_000  # multiply-adds that take less time than to wake another thread
 
 def product(x, w, mask):
     """y (r, t, o) = sum_i x[r, t, i] * w[i, o] * m[r, i, o]."""
+    return _product(x, w, mask, _NONE)
+
+
+def product_and_bits(x, w, mask):
+    """The same, and its decisions for the gradients, bytes of the shape `methods.kept_shape`."""
+    bits = _lined_up(np.empty, methods.kept_shape(mask, x, w), np.dtype(np.uint8))
+    return _product(x, w, mask, bits), bits
+
+
+def _product(x, w, mask, bits):
     methods.check_operands(mask, x, w)
     outputs, w = w.shape[1], padded(w)
     y = _zeros((*x.shape[:2], w.shape[1]), w.dtype)
-    kernel = kernels_of(mask).forward
-    _in_spans(kernel, len(x), (y,), (x, w), mask, is_small(x, w))
+    kernels = kernels_of(mask)
+    if x.size and w.size:
+        results = (y, bits) if kernels is decision_kernels else (y,)
+        arguments = *results, _only_read(x), _only_read(w), _own(mask)
+        _in_spans(kernels.forward, len(x), 1, arguments, is_small(x, w))
     return np.ascontiguousarray(y[:, :, :outputs])
 
 
-def gradients(dy, x, w, mask):
-    """dx, of the shape of x, and dw, of the shape of w, of the very mask of `product`."""
+def gradients(dy, x, w, mask, bits=None):
+    """dx, of the shape of x, and dw, of the shape of w, of the very mask of `product`, or of these bits of it."""
     methods.check_operands(mask, x, w, dy)
+    bits = _NONE if bits is None else bits
+    if bits.size and bits.shape != methods.kept_shape(mask, x, w):
+        raise ValueError(f"Expected bits of the shape {methods.kept_shape(mask, x, w)}. Received: {bits.shape}")
     outputs, dy, w = w.shape[1], padded(dy), padded(w)
     dx, dw = _zeros(x.shape, x.dtype), _zeros(w.shape, w.dtype)
-    kernel = kernels_of(mask).backward
-    _in_spans(kernel, len(w), (dx, dw), (dy, x, w), mask, is_small(x, w))
+    kernels = kernels_of(mask)
+    if dy.size and x.size and w.size:
+        kept = (_only_read(bits), 0) if kernels is decision_kernels else ()
+        arguments = dx, dw, *map(_only_read, (dy, x, w)), *kept, _own(mask)
+        _in_spans(kernels.backward, len(w), decision_kernels.COLUMNS, arguments, is_small(x, w))
     return dx, np.ascontiguousarray(dw[:, :outputs])
+
+
+_NONE = np.empty((0, 0, 0, methods.GROUP), np.uint8)
 
 
 def kernels_of(mask):
@@ -54,9 +76,13 @@ def kernels_of(mask):
 
 
 def _zeros(shape, dtype):
-    """np.zeros at the start of a line of the cache, which TensorFlow takes as it is and would copy elsewhere."""
+    return _lined_up(np.zeros, shape, dtype)
+
+
+def _lined_up(make, shape, dtype):
+    """An array at the start of a line of the cache, which TensorFlow takes as it is and would copy elsewhere."""
     size = int(np.prod(shape)) * dtype.itemsize
-    buffer = np.zeros(size + _LINE, np.uint8)
+    buffer = make(size + _LINE, np.uint8)
     start = -buffer.ctypes.data % _LINE
     return buffer[start : start + size].view(dtype).reshape(shape)
 
@@ -75,21 +101,19 @@ def is_small(x, w):
     return math.prod(x.shape) * w.shape[1] <= FEW
 
 
-def spans(size, parts):
-    """(start, stop) of as many parts of 0 ... size, or fewer if there is less."""
-    edges = np.linspace(0, size, max(1, min(size, parts)) + 1).astype(np.int64).tolist()
-    return list(itertools.pairwise(edges))
+def spans(size, parts, step=1):
+    """(start, stop) of as many parts of 0 ... size, or fewer if there is less; parts start at multiples of a step."""
+    steps = -(-size // step)
+    edges = np.linspace(0, steps, max(1, min(steps, parts)) + 1).astype(np.int64) * step
+    return list(itertools.pairwise(np.minimum(edges, size).tolist()))
 
 
-def _in_spans(kernel, size, results, operands, mask, small):
+def _in_spans(kernel, size, step, arguments, small):
     """Run a kernel on spans that cover 0 ... size, in threads, or on all of it at once if the product is small."""
-    if not all(operand.size for operand in operands):
-        return
-    arguments = (*results, *map(_only_read, operands), _own(mask))
     if small:
         kernel(0, size, *arguments)
     else:
-        _in_threads(kernel, spans(size, numba.config.NUMBA_NUM_THREADS * _SPANS_A_THREAD), arguments)
+        _in_threads(kernel, spans(size, numba.config.NUMBA_NUM_THREADS * _SPANS_A_THREAD, step), arguments)
 
 
 def _in_threads(kernel, parts, arguments):
@@ -184,5 +208,5 @@ def entries(mask):
         def fill_lines(start, stop, lines, mask):
             fill(start, stop, lines[start:stop], mask)
 
-        _in_spans(fill_lines, len(flat), (flat,), (), mask, flat.size <= FEW)
+        _in_spans(fill_lines, len(flat), 1, (flat, _own(mask)), flat.size <= FEW)
     return filled

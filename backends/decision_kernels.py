@@ -14,7 +14,9 @@ import numba
 import numpy as np
 
 from pernodedrop import generator, noise
-from pernodedrop.backends import methods
+from pernodedrop.backends import bit_kernels, methods, vectors
+from pernodedrop.backends.methods import GROUP
+from pernodedrop.backends.vectors import PART, inlined
 from pernodedrop.noise import LEVELS
 
 _GOLDEN = np.uint32(generator.GOLDEN)
@@ -28,8 +30,10 @@ COLUMNS = 16
 DEPTH = 8
 """Inputs of which a masked kernel is added up at a time, where positions share it."""
 
+ROWS = 128
+"""Rows of dy of which a block of outputs is in the nearest cache, where gradients are made of bits."""
+
 u32 = np.uint32  # numba would make uint64 of every result
-inlined = numba.njit(inline="always")
 
 
 def kept_on_disk(decorator, function, *modules):
@@ -49,11 +53,15 @@ def _checksum(modules):
     return zlib.crc32(b"".join(pathlib.Path(inspect.getfile(module)).read_bytes() for module in modules))
 
 
+SOURCES = generator, methods, noise, vectors, bit_kernels
+"""The modules of which every kernel is made."""
+
+
 def compiled(function, modules=()):
     """A kernel that is made of others' sources too, which leaves Python to other threads."""
     # sums may change their order, but NaN and infinity are computed with
     options = {"nogil": True, "error_model": "numpy", "fastmath": {"nsz", "contract", "reassoc"}}
-    return kept_on_disk(functools.partial(numba.njit, **options), function, generator, methods, noise, *modules)
+    return kept_on_disk(functools.partial(numba.njit, **options), function, *SOURCES, *modules)
 
 
 @inlined
@@ -114,8 +122,8 @@ def _last(threshold):
 
 
 @compiled
-def forward(start, stop, y, x, w, mask):
-    """Fill the rows `start` ... `stop` of y, which are zero before."""
+def forward(start, stop, y, bits, x, w, mask):
+    """Fill the rows `start` ... `stop` of y, which are zero before, and of bits, of which there may be none."""
     inputs, outputs = w.shape
     halves, last, masked = (
         halves_of_keys(mask.seed, mask.call, u32(0)),
@@ -123,22 +131,34 @@ def forward(start, stop, y, x, w, mask):
         np.empty((DEPTH, outputs), w.dtype),
     )
     time, sample, in_, out = mask.time, mask.sample, mask.in_, all_shifted(mask.out, outputs)
-    tile = min(inputs, TILE // outputs + 1)
+    tile = min(inputs, (TILE // outputs // GROUP + 1) * GROUP)
     first, second = np.empty(tile, u32), np.empty(tile, u32)
+    flat, rows, size = bits.reshape(-1), bits.shape[2], bits.size // max(1, bits.shape[0])
+    coarse = bit_kernels.is_coarse(last)
     for begin in range(0, inputs, tile):
         end = min(begin + tile, inputs)
+        finite = x.shape[1] == 1 and bit_kernels.are_finite(w, begin * outputs, end * outputs)
         for r in range(start, stop):
+            fast = finite and bit_kernels.are_finite(x, r * inputs + begin, r * inputs + end)
             for i in range(begin, end):
                 first[i - begin], second[i - begin] = key_of_row(halves, time[r], sample[r], in_[i])
-            if x.shape[1] == 1:  # else the mask would go through memory for a single use
+            if fast and coarse:
+                bit_kernels.add_row(r, begin, end, y, flat, size, rows, x, w, out, first, second, last, True)
+            elif fast:
+                bit_kernels.add_row(r, begin, end, y, flat, size, rows, x, w, out, first, second, last, False)
+            elif x.shape[1] == 1:  # else the mask would go through memory for a single use
                 for i in range(begin, end):
                     _forward_row(r, i, y, x, w, out, (first[i - begin], second[i - begin]), last)
-                continue
-            for left in range(begin, end, DEPTH):
-                right = min(left + DEPTH, end)
-                for i in range(left, right):
-                    _mask_row(masked[i - left], w[i], out, (first[i - begin], second[i - begin]), last)
-                add_products(y[r], x[r, :, left:right], masked)
+                for left in range(begin, end if size else begin, GROUP):
+                    right, at = min(left + GROUP, end), bit_kernels.place(left, r, rows)
+                    keys = first[left - begin : right - begin], second[left - begin : right - begin]
+                    bit_kernels.decide(flat, size, at, 1, right - left, out, keys[0], keys[1], last)
+            else:
+                for left in range(begin, end, DEPTH):
+                    right = min(left + DEPTH, end)
+                    for i in range(left, right):
+                        _mask_row(masked[i - left], w[i], out, (first[i - begin], second[i - begin]), last)
+                    add_products(y[r], x[r, :, left:right], masked)
     _multiply(y, start, stop, _scale(mask.threshold, y.dtype))
 
 
@@ -185,8 +205,12 @@ def add_products(y, x, masked):
 
 
 @compiled
-def backward(start, stop, dx, dw, dy, x, w, mask):
-    """Fill the inputs `start` ... `stop` of dx and dw, the latter zero before."""
+def backward(start, stop, dx, dw, dy, x, w, bits, origin, mask):
+    """Fill the inputs `start` ... `stop` of dx, and add to those of dw.
+
+    `bits` are those of `forward`, of inputs of which the first one here is the one at `origin`; where there are none,
+    they are made again.
+    """
     rows, positions, outputs = dy.shape
     halves, last, scratch = (
         halves_of_keys(mask.seed, mask.call, u32(0)),
@@ -194,33 +218,52 @@ def backward(start, stop, dx, dw, dy, x, w, mask):
         np.empty((3, outputs), w.dtype),
     )
     time, sample, in_, out = mask.time, mask.sample, mask.in_, all_shifted(mask.out, outputs)
-    scale = _scale(mask.threshold, w.dtype)
-    tile = min(rows, TILE // max(1, positions * outputs) + 1)
+    scale, alone, kept = _scale(mask.threshold, w.dtype), positions == 1, bits.size > 0
+    tile = min(rows, TILE // max(1, positions * outputs) + 1, ROWS if alone else rows)
     first, second = np.empty(tile, u32), np.empty(tile, u32)
     # a step from row to row passes a whole row of x, so some columns are copied out, and those of dx back
-    x_columns, dx_columns = np.empty((2, tile, positions, COLUMNS), w.dtype)
+    columns = tile, positions, COLUMNS
+    x_columns, dx_columns = np.empty(columns, w.dtype), np.empty(columns, w.dtype)
+    blocks, sums = np.empty(tile * outputs if alone else 0, w.dtype), np.empty(2 * tile * PART, w.dtype)
+    flat = bits.reshape(-1) if kept else np.empty(outputs * COLUMNS * tile // 8 if alone else 0, np.uint8)
+    size, bit_rows = (bits.size // len(bits), rows) if kept else (COLUMNS * tile, tile)
     for begin in range(0, rows, tile):
         end = min(begin + tile, rows)
+        finite = alone and bit_kernels.are_finite(dy, begin * outputs, end * outputs)
+        if finite:
+            bit_kernels.in_blocks(blocks, dy[begin:end])
         for left in range(start, stop, COLUMNS):
             right = min(left + COLUMNS, stop)
-            take_columns(x_columns, x[begin:end, :, left:right])
-            for i in range(left, right):
+            take_columns(x_columns, x[begin:end, :, left:right], scale)
+            fast = finite and bit_kernels.are_finite(w, left * outputs, right * outputs)
+            fast = fast and bit_kernels.are_finite(x_columns, 0, (end - begin) * COLUMNS)
+            for i in range(left, left if fast and kept else right):
                 for r in range(begin, end):
                     first[r - begin], second[r - begin] = key_of_row(halves, time[r], sample[r], in_[i])
+                if fast:
+                    at = bit_kernels.place(i - left, 0, tile)
+                    bit_kernels.decide(flat, size, at, GROUP, end - begin, out, first, second, last)
+                    continue
                 for r in range(begin, end):
                     row_key, at = (first[r - begin], second[r - begin]), (r - begin, i - left)
                     _backward_row(r, i, at, dx_columns, dw, dy, x_columns, w, scratch, out, row_key, last)
+            if fast:
+                at = bit_kernels.place(origin + left, begin, rows) if kept else 0
+                bit_kernels.add_gradients(
+                    left, right, end - begin, dx_columns, dw, blocks, x_columns, w, flat, size, at, bit_rows, sums
+                )
             put_columns(dx[begin:end, :, left:right], dx_columns, scale)
-    _multiply(dw.reshape((len(dw), 1, outputs)), start, stop, scale)
 
 
 @inlined
-def take_columns(columns, x):
-    """Copy some columns of x (r, t, i)."""
+def take_columns(columns, x, scale):
+    """Copy some columns of x (r, t, i), times a number, and zeros behind."""
     for r in range(x.shape[0]):
         for t in range(x.shape[1]):
             for i in range(x.shape[2]):
-                columns[r, t, i] = x[r, t, i]
+                columns[r, t, i] = x[r, t, i] * scale
+            for i in range(x.shape[2], columns.shape[2]):
+                columns[r, t, i] = 0
 
 
 @inlined

@@ -30,6 +30,12 @@ TYPICAL_BATCH = 128
 KERNEL_ENTRIES = 2**24
 """Entries of the kernels of all samples, 64 MiB of float32, up to which a convolution has them in memory."""
 
+KEPT_BYTES = 2**26
+"""Bytes up to which a product that is to be differentiated keeps its decisions, one bit each: half a billion."""
+
+GROUP = 8
+"""Inputs whose decisions are kept side by side."""
+
 DRAWING = threading.Lock()
 """Held from the reading of a key's state to its advance, so that no two threads draw one key."""
 
@@ -111,6 +117,19 @@ def check_operands(mask: "Decisions | Entries", x: Tensor, w: Tensor, dy: Tensor
         raise ValueError(
             f"Expected operands of the coordinates time, sample, in, out {coordinates}. Received: {shapes}"
         )
+
+
+def kept_shape(mask: "Decisions | Entries", x: Tensor, w: Tensor) -> tuple[int, int, int, int]:
+    """The shape of the bytes of decisions that the product of x (r, t, i) and w (i, o) keeps for its gradients.
+
+    It is (ceil(o / 16) * 2, ceil(i / 8), r, 8). There are none, (0, 0, 0, 8), where positions share them, so that they
+    are a small part of the work, where they would take more than `KEPT_BYTES`, and of another noise.
+    """
+    (rows, positions, inputs), outputs = x.shape, w.shape[1]
+    shape = (outputs + 15) // 16 * 2, (inputs + GROUP - 1) // GROUP, rows, GROUP
+    if not isinstance(mask, Decisions) or positions != 1 or math.prod(shape) > KEPT_BYTES:
+        return 0, 0, 0, GROUP
+    return shape
 
 
 PROGRAM = "a noise of elementwise ops of `pernodedrop.backends.NOISE_OPS` alone"

@@ -14,8 +14,7 @@ import numpy as np
 from numba import types
 from numba.extending import intrinsic
 
-from pernodedrop import generator, noise
-from pernodedrop.backends import decision_kernels, methods, programs
+from pernodedrop.backends import decision_kernels, programs
 from pernodedrop.backends.decision_kernels import (
     COLUMNS,
     DEPTH,
@@ -25,12 +24,12 @@ from pernodedrop.backends.decision_kernels import (
     all_shifted,
     finished,
     halves_of_keys,
-    inlined,
     kept_on_disk,
     key_of_row,
     put_columns,
     take_columns,
 )
+from pernodedrop.backends.vectors import inlined
 
 _BLOCK = 512  # entries that a step makes at a time: a register is 2 KiB
 _GROUP = 4096  # entries that are made in one call, or DEPTH rows of outputs if these are more
@@ -317,7 +316,7 @@ def _make(code, lines, numbers, known, seed, call, places, count, out, outputs, 
 _interpreter = kept_on_disk(
     functools.partial(numba.cfunc, _SIGNATURE, error_model="numpy"),
     _make,
-    *(decision_kernels, programs, generator, methods, noise),
+    *(decision_kernels, programs, *decision_kernels.SOURCES),
 )
 llvmlite.binding.add_symbol("pernodedrop_entries", _interpreter.address)
 _by_name = types.ExternalFunction("pernodedrop_entries", _SIGNATURE)
@@ -390,7 +389,7 @@ def backward(start, stop, dx, dw, dy, x, w, mask):
         end = min(begin + tile, rows)
         for left in range(start, stop, COLUMNS):
             right = min(left + COLUMNS, stop)
-            take_columns(x_columns, x[begin:end, :, left:right])
+            take_columns(x_columns, x[begin:end, :, left:right], w.dtype.type(1))
             for i in range(left, right):
                 for top in range(begin, end, group):
                     count = min(top + group, end) - top

@@ -229,15 +229,15 @@ def kernel(x, w, grid):
 
     def forward(x, w, *mask):
         def product(x, w, *mask):
-            return (cpu_kernels.product(x, w, methods.from_flat(mask)),)
+            return cpu_kernels.product_and_bits(x, w, methods.from_flat(mask))
 
-        (y,) = _in_python(product, (x, w, *mask), [w.dtype])
+        y, bits = _in_python(product, (x, w, *mask), [w.dtype, tf.uint8])
         y.set_shape((*x.shape[:2], w.shape[1]))
-        return y
+        return y, bits
 
     def backward(dy, x, w, *mask):
         def gradients(dy, x, w, *mask):
-            return cpu_kernels.gradients(dy, x, w, methods.from_flat(mask))
+            return cpu_kernels.gradients(dy, x, w, methods.from_flat(mask[:-1]), mask[-1])
 
         dx, dw = _in_python(gradients, (dy, x, w, *mask), [x.dtype, w.dtype])
         dx.set_shape(x.shape)
@@ -281,21 +281,28 @@ def _taken_over(array):
 def _differentiable(forward, backward, x, w, *mask):
     """The product forward(x, w, *mask), whose gradients backward(dy, x, w, *mask) gives.
 
-    It is linear in x and in w, so the derivatives of its gradients are made of the same two functions.
+    The first may give a pair, whose second tensor is kept for the other one, behind the mask. The product is linear in
+    x and in w, so the derivatives of its gradients are made of the same two functions.
     """
 
     @tf.custom_gradient
     def product(x, w):
-        return forward(*still(x, w)), lambda dy: gradients(dy, x, w)
+        made = forward(*still(x, w))
+        y, *kept = made if isinstance(made, tuple) else (made,)
+        gradients = gradients_with(*kept)
+        return y, lambda dy: gradients(dy, x, w)
 
-    @tf.custom_gradient
-    def gradients(dy, x, w):
-        def of_gradients(of_dx, of_dw):
-            of_x, _ = gradients(dy, x, of_dw)
-            _, of_w = gradients(dy, of_dx, w)
-            return product(of_dx, w) + product(x, of_dw), of_x, of_w
+    def gradients_with(*kept):
+        @tf.custom_gradient
+        def gradients(dy, x, w):
+            def of_gradients(of_dx, of_dw):
+                of_x, _ = gradients(dy, x, of_dw)
+                _, of_w = gradients(dy, of_dx, w)
+                return product(of_dx, w) + product(x, of_dw), of_x, of_w
 
-        return backward(*still(dy, x, w)), of_gradients
+            return backward(*still(dy, x, w), *kept), of_gradients
+
+        return gradients
 
     def still(*tensors):
         # else a tape would also differentiate the block loop, which XLA refuses

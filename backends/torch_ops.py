@@ -303,10 +303,7 @@ def kernel_obstacle(x, noise, dtype):
 
 
 def kernel(x, w, grid):
-    mask = methods.flat(grid, xp)
-    if torch.compiler.is_compiling():
-        return products.kernel(x, w, list(mask))
-    return products.Product.apply(products.Kernels(), x, w, tuple(mask))
+    return products.product_by_kernels(x, w, methods.flat(grid, xp))
 
 
 def masked(w, grid):
@@ -327,7 +324,10 @@ def _entries_obstacle(grid):
     return grid.field.persists or grid.time.device.type != "cpu" or _cpu_kernel_obstacle(grid.field.noise)
 
 
-for _operator in (_recomputed, _recomputed_backward, products.kernel, products.kernel_backward, products.entries):
+for _operator in (
+    *(_recomputed, _recomputed_backward, products.entries),
+    *(products.kernel, products.kernel_backward, products.kernel_keeping, products.kept_backward),
+):
     _operator.register_vmap(functools.partial(products.one_by_one, _operator))
 
 

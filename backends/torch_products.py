@@ -6,6 +6,7 @@ number of times; compiled, the kernels are custom operators instead.
 
 import contextlib
 import dataclasses
+import math
 import sys
 import typing
 
@@ -40,7 +41,7 @@ class Product(torch.autograd.Function):
         ctx.save_for_forward(*tensors, *mask)
 
     @staticmethod
-    def backward(ctx, dy):
+    def backward(ctx, dy, _=None):
         x, w, *mask = ctx.saved_tensors
         return None, *_Gradients.apply(ctx.passes, dy, x, w, tuple(mask)), None
 
@@ -53,6 +54,29 @@ class Product(torch.autograd.Function):
         x, w, *mask = ctx.saved_tensors
         x_dot, w_dot = _zeros_for_none((x_dot, w_dot), (x, w))
         return Product.apply(ctx.passes, x_dot, w, tuple(mask)) + Product.apply(ctx.passes, x, w_dot, tuple(mask))
+
+
+class KeepingProduct(Product):
+    """The same, of passes that give their decisions beside the product, and take them behind the mask for gradients."""
+
+    @staticmethod
+    def forward(passes, x, w, mask):
+        return passes.forward_keeping(x, w, mask)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        passes, x, w, mask = inputs
+        _, bits = output
+        ctx.mark_non_differentiable(bits)
+        Product.setup_context(ctx, (dataclasses.replace(passes, kept=True), x, w, (*mask, bits)), output)
+
+    @staticmethod
+    def vmap(info, in_dims, *inputs):
+        return one_by_one(KeepingProduct.apply, info, in_dims, *inputs)
+
+    @staticmethod
+    def jvp(ctx, *tangents):
+        return Product.jvp(ctx, *tangents), None
 
 
 class _Gradients(torch.autograd.Function):
@@ -122,20 +146,50 @@ def _load_triton_kernels():
 TRITON_KERNELS = _load_triton_kernels()
 
 
+@dataclasses.dataclass(frozen=True)
 class Kernels:
-    """The passes by the kernels that are written by hand; as operators they would import torch._dynamo, and triton."""
+    """The passes by the kernels that are written by hand; as operators they would import torch._dynamo, and triton.
+
+    Args:
+        kept: whether the last tensor of the mask is the decisions that `forward_keeping` kept.
+    """
+
+    kept: bool = False
 
     def forward(self, x, w, mask):
-        return (_on_cuda if x.is_cuda else _on_cpu)(x, w, mask)
+        return (_on_cuda if x.is_cuda else _on_cpu)(x, w, mask[:-1] if self.kept else mask)
+
+    def forward_keeping(self, x, w, mask):
+        return _keeping_on_cpu(x, w, mask)
 
     def backward(self, dy, x, w, mask):
-        return (_backward_on_cuda if x.is_cuda else _backward_on_cpu)(dy, x, w, mask)
+        if x.is_cuda:
+            return _backward_on_cuda(dy, x, w, mask)
+        return _backward_on_cpu(dy, x, w, *(mask[:-1], mask[-1]) if self.kept else (mask, None))
+
+
+def product_by_kernels(x, w, mask):
+    """The product, whose decisions are kept on a CPU if it will be differentiated."""
+    differentiated = torch.is_grad_enabled() and (x.requires_grad or w.requires_grad)
+    keeps = differentiated and not x.is_cuda and math.prod(methods.kept_shape(mask, x, w)) > 0
+    if torch.compiler.is_compiling():
+        return kernel_keeping(x, w, list(mask))[0] if keeps else kernel(x, w, list(mask))
+    if keeps:
+        return KeepingProduct.apply(Kernels(), x, w, tuple(mask))[0]
+    return Product.apply(Kernels(), x, w, tuple(mask))
 
 
 def _on_cpu(x, w, mask):
     from pernodedrop.backends import cpu_kernels
 
     return torch.from_numpy(cpu_kernels.product(_array(x), _array(w), _host(mask)))
+
+
+def _keeping_on_cpu(x, w, mask):
+    from pernodedrop.backends import cpu_kernels
+
+    y, bits = cpu_kernels.product_and_bits(_array(x), _array(w), _host(mask))
+    return torch.from_numpy(y), torch.from_numpy(bits)
 
 
 def _on_cuda(x, w, mask):
@@ -145,10 +199,11 @@ def _on_cuda(x, w, mask):
     return TRITON_KERNELS.forward(x[:, 0], w, methods.from_flat(mask))[:, None]
 
 
-def _backward_on_cpu(dy, x, w, mask):
+def _backward_on_cpu(dy, x, w, mask, bits=None):
     from pernodedrop.backends import cpu_kernels
 
-    dx, dw = cpu_kernels.gradients(_array(dy), _array(x), _array(w), _host(mask))
+    bits = None if bits is None else bits.numpy()
+    dx, dw = cpu_kernels.gradients(_array(dy), _array(x), _array(w), _host(mask), bits)
     return torch.from_numpy(dx), torch.from_numpy(dw)
 
 
@@ -254,6 +309,45 @@ def _backward_of_kernel(ctx, dy):
 
 
 kernel.register_autograd(_backward_of_kernel, setup_context=_setup_kernel_context)
+
+
+@torch.library.custom_op("pernodedrop::kernel_keeping", mutates_args=(), device_types="cpu")
+def kernel_keeping(x: torch.Tensor, w: torch.Tensor, mask: Tensors) -> tuple[torch.Tensor, torch.Tensor]:
+    """The product and its decisions, which its gradients read."""
+    return _keeping_on_cpu(x, w, mask)
+
+
+@kernel_keeping.register_fake
+def _(x, w, mask):
+    bits = methods.kept_shape(methods.from_flat(mask), x, w)
+    return x.new_empty((*x.shape[:2], w.shape[1])), x.new_empty(bits, dtype=torch.uint8)
+
+
+@torch.library.custom_op("pernodedrop::kept_backward", mutates_args=(), device_types="cpu")
+def kept_backward(
+    dy: torch.Tensor, x: torch.Tensor, w: torch.Tensor, mask: Tensors, bits: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Its gradients dx and dw."""
+    return _backward_on_cpu(dy, x, w, mask, bits)
+
+
+@kept_backward.register_fake
+def _(dy, x, w, mask, bits):
+    return x.new_empty(x.shape), w.new_empty(w.shape)
+
+
+def _setup_keeping_context(ctx, inputs, output):
+    x, w, mask = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(x, w, *mask, output[1])
+
+
+def _backward_of_keeping(ctx, dy, _):
+    x, w, *mask, bits = ctx.saved_tensors
+    return *kept_backward(dy, x, w, mask, bits), [None] * len(mask)
+
+
+kernel_keeping.register_autograd(_backward_of_keeping, setup_context=_setup_keeping_context)
 
 # Of a sparse x: the values of its entries, with their rows and columns before the mask.
 

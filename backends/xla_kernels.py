@@ -17,7 +17,6 @@ import numpy as np
 from numba import types
 from numba.extending import intrinsic
 
-from pernodedrop import generator, noise
 from pernodedrop.backends import cpu_kernels, decision_kernels, methods
 from pernodedrop.backends.methods import Decisions, Entries
 
@@ -195,9 +194,10 @@ def _handler(name, kernels):
         y = _zeros(results[0], (stop - start, positions, outputs))
         if of_entries:
             part = _entries(addresses[3:], shapes[3:], (start, stop), (0, inputs))
+            kernels.forward(0, stop - start, y, x[start:stop], w, part)
         else:
             part = _decisions(addresses[3:], shapes[3:], (start, stop), (0, inputs))
-        kernels.forward(0, stop - start, y, x[start:stop], w, part)
+            kernels.forward(0, stop - start, y, np.empty((0, 0, 0, methods.GROUP), np.uint8), x[start:stop], w, part)
         return 0
 
     def backward(address):
@@ -214,9 +214,13 @@ def _handler(name, kernels):
         dw = _zeros(results[1], (stop - start, outputs))
         if of_entries:
             part = _entries(addresses[4:], shapes[4:], (0, rows), (start, stop))
+            kernels.backward(0, stop - start, dx, dw, dy, x, w, part)
         else:
-            part = _decisions(addresses[4:], shapes[4:], (0, rows), (start, stop))
-        kernels.backward(0, stop - start, dx, dw, dy, x, w, part)
+            part, bits = (
+                _decisions(addresses[4:], shapes[4:], (0, rows), (start, stop)),
+                np.empty((0, 0, 0, methods.GROUP), np.uint8),
+            )
+            kernels.backward(0, stop - start, dx, dw, dy, x, w, bits, start, part)
         return 0
 
     def sparse_forward(address):
@@ -275,7 +279,7 @@ _REGISTERING = threading.Lock()
 def _register(name, kernels):
     capsule = ctypes.pythonapi.PyCapsule_New
     capsule.restype, capsule.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
-    decorator, sources = functools.partial(numba.cfunc, types.intp(types.intp)), (generator, methods, noise, kernels)
+    decorator, sources = functools.partial(numba.cfunc, types.intp(types.intp)), (kernels, *decision_kernels.SOURCES)
     handler = decision_kernels.kept_on_disk(decorator, _handler(name, kernels), *sources, decision_kernels)
     handlers.append(handler)
     target = f"{kernels.__name__.replace('.', '_')}_{name}"

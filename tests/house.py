@@ -25,6 +25,8 @@ HOUSE = """
     backends.programs
     backends.methods
     backends.sparse_methods
+    backends.vectors
+    backends.bit_kernels
     backends.decision_kernels backends.triton_kernels
     backends.program_kernels
     backends.cpu_kernels

@@ -29,6 +29,7 @@ SHAPES = [
     ((5, 3, 37), 5, "sample"),
     ((3, 2100), 64, None),  # several tiles of inputs
     ((1100, 17), 64, None),  # several tiles of rows
+    ((130, 19), 150, None),  # blocks of outputs of both widths, and an odd number of inputs
     ((1, 1), 1, None),
 ]
 
@@ -203,6 +204,89 @@ def decisions(rows, inputs, outputs):
     return methods.Decisions(np.int32(2**23), *words)
 
 
+def bits_of(kept, shape):
+    """The decisions (row, in, out) of the bytes that a product keeps, as their layout is documented."""
+    rows, inputs, outputs = shape
+    flat, found = kept.reshape(len(kept) // 2, -1), []  # of 16 outputs each
+    for o in range(0, len(flat) * 16, 16):
+        wide = o // 64 * 64 + 64 <= len(flat) * 16
+        start, width = (o // 64 * 4, 64) if wide else (o // 16, 16)
+        block = flat[start : start + width // 16].reshape(*kept.shape[1:3], 8, width // 8)
+        bits = np.unpackbits(block, axis=-1, bitorder="little")[..., o % width : o % width + 16]
+        found.append(bits.transpose(1, 0, 2, 3).reshape(rows, -1, 16)[:, :inputs])
+    return np.concatenate(found, axis=2)[:, :, :outputs].astype(bool)
+
+
+@pytest.mark.only_backend("numpy", reason="the same kernels on every backend")
+@pytest.mark.parametrize("rate", [0.0, 0.3, 0.5, 0.9])
+@pytest.mark.parametrize("infinite", [False, True])
+def test_decisions_are_kept_to_the_bit_and_gradients_read_them(rate, infinite):
+    """At rates of which the words' lower bits matter or not, beside numbers that are finite or not."""
+    from pernodedrop.backends import cpu_kernels
+
+    rows, inputs, outputs = 131, 19, 150
+    x, w, dy = operands((rows, 1, inputs), outputs, "float32")
+    if infinite:
+        x[2, 0, 3], x[5, 0, 7], w[11, 70], dy[9, 0, 1] = np.inf, np.nan, -np.inf, np.inf
+    noise = pnd.Bernoulli(rate)
+    mask = pnd.ops.sample_mask(noise, KEY, (rows, inputs, outputs), backend="numpy")
+    flat = decisions(rows, inputs, outputs)._replace(threshold=np.int32(noise.threshold), time=np.zeros(rows, "uint32"))
+    y, kept = cpu_kernels.product_and_bits(x, w, flat)
+    np.testing.assert_array_equal(bits_of(kept, mask.shape), mask != 0)
+    assert y.tobytes() == cpu_kernels.product(x, w, flat).tobytes()
+    found = cpu_kernels.gradients(dy, x, w, flat, kept)
+    for one, again in zip(found, cpu_kernels.gradients(dy, x, w, flat), strict=True):
+        assert one.tobytes() == again.tobytes()
+    with np.errstate(invalid="ignore"):
+        wanted = (
+            np.matmul(x, w * mask),
+            np.matmul(dy, (w * mask).transpose(0, 2, 1)),
+            np.sum(mask * (x.transpose(0, 2, 1) * dy), axis=0),
+        )
+    for one, sums in zip((y, *found), wanted, strict=True):
+        np.testing.assert_allclose(one, sums, rtol=1e-4, atol=1e-3)
+    if not infinite:  # bits are what gradients are made of
+        dx, dw = cpu_kernels.gradients(dy, x, w, flat, np.zeros_like(kept))
+        assert not dx.any()
+        assert not dw.any()
+
+
+@pytest.mark.only_backend("numpy", reason="the same kernels on every backend")
+def test_decisions_are_kept_up_to_a_size(monkeypatch):
+    from pernodedrop.backends import cpu_kernels
+
+    x, w, dy = operands((5, 1, 19), 40, "float32")
+    mask, shape = decisions(5, 19, 40), (6, 3, 5, 8)
+    monkeypatch.setattr(methods, "KEPT_BYTES", math.prod(shape))
+    y, kept = cpu_kernels.product_and_bits(x, w, mask)
+    assert kept.shape == shape
+    wanted = cpu_kernels.gradients(dy, x, w, mask, kept)
+    with pytest.raises(ValueError, match=r"bits of the shape \(6, 3, 5, 8\).*\(6, 3, 4, 8\)"):
+        cpu_kernels.gradients(dy, x, w, mask, kept[:, :, :4])
+    monkeypatch.setattr(methods, "KEPT_BYTES", math.prod(shape) - 1)
+    again, none = cpu_kernels.product_and_bits(x, w, mask)
+    assert none.size == 0
+    for found, one in zip((again, *cpu_kernels.gradients(dy, x, w, mask, none)), (y, *wanted), strict=True):
+        assert found.tobytes() == one.tobytes()
+
+
+@needs_gradients
+@pytest.mark.only_backend("torch", "tensorflow", reason="where decisions are kept")
+@pytest.mark.parametrize("kept", [True, False])
+def test_decisions_are_kept_where_a_product_is_to_be_differentiated(kept, monkeypatch):
+    from pernodedrop.backends import cpu_kernels
+
+    read, gradients = [], cpu_kernels.gradients
+    monkeypatch.setattr(cpu_kernels, "gradients", lambda *operands: read.append(operands[-1]) or gradients(*operands))
+    if not kept:
+        monkeypatch.setattr(methods, "KEPT_BYTES", 0)
+    x, w, upstream = operands(*SMALL, "float32")
+    check(x, w, upstream, numpy_mask(BERNOULLI, x, w), 1e-5, method="kernel")
+    assert {bits is not None and bits.size > 0 for bits in read} == {kept}
+    monkeypatch.setattr(cpu_kernels, "product_and_bits", None)
+    masked_dense(tensor(x), tensor(w), BERNOULLI, KEY, method="kernel")  # of which no gradient is wanted
+
+
 @pytest.mark.only_backend("numpy", reason="the same threads on every backend but JAX, where XLA has its own")
 def test_sums_do_not_depend_on_how_they_are_shared_out(monkeypatch):
     from pernodedrop.backends import cpu_kernels
@@ -329,9 +413,12 @@ def test_the_torch_operator_passes_the_checks_of_torch():
     threshold = torch.tensor(BERNOULLI.threshold, dtype=torch.int32)
     arguments = (x.requires_grad_(), w.requires_grad_(), [threshold, *words])
     torch.library.opcheck(torch.ops.pernodedrop.kernel.default, arguments)
+    torch.library.opcheck(torch.ops.pernodedrop.kernel_keeping.default, arguments)
     x, w = (a.detach() for a in arguments[:2])
     x, w, dy = x.mT.contiguous().mT, w.T.contiguous().T, torch.ones(2, 1, 3)  # strides of a transposed weight
     torch.library.opcheck(torch.ops.pernodedrop.kernel_backward.default, (dy, x, w, *arguments[2:]))
+    bits = torch.ops.pernodedrop.kernel_keeping(x, w, *arguments[2:])[1]
+    torch.library.opcheck(torch.ops.pernodedrop.kept_backward.default, (dy, x, w, *arguments[2:], bits))
 
 
 @pytest.mark.only_backend("tensorflow", "jax", reason="torch exports custom operators, NumPy nothing")

@@ -13,13 +13,13 @@ import numpy as np
 
 import pernodedrop as pnd
 from pernodedrop import backends
-from pernodedrop.backends import cpu_kernels, methods
+from pernodedrop.backends import cpu_kernels, methods, vectors
 
 assert os.environ["NUMBA_BOUNDSCHECK"] == "1"
 assert numba.config.BOUNDSCHECK
 xp, random = backends.get("numpy"), np.random.default_rng(0)
 NOISES = pnd.Bernoulli(0.5), pnd.PartialGaussian(0.5, 0.5)
-SIZES = (0, 1, 2, 3, 15, 16, 17, 33)
+SIZES = (0, 1, 2, 3, 15, 16, 17, 33, 81)
 ignored = []
 sys.unraisablehook = ignored.append  # the interpreter of programs, called by address, has nobody to raise to
 
@@ -37,6 +37,12 @@ def right(noise, rows, positions, inputs, outputs):
     mask, flat = grid.entries(xp), methods.flat(grid, xp)
     close = functools.partial(np.testing.assert_allclose, atol=1e-3)
     close(cpu_kernels.product(x, w, flat), x @ (w * mask))
+    y, bits = cpu_kernels.product_and_bits(x, w, flat)
+    close(y, x @ (w * mask))
+    for made, again in zip(
+        cpu_kernels.gradients(dy, x, w, flat, bits), cpu_kernels.gradients(dy, x, w, flat), strict=True
+    ):
+        np.testing.assert_array_equal(made, again)
     dx, dw = cpu_kernels.gradients(dy, x, w, flat)
     close(dx, dy @ (w * mask).transpose(0, 2, 1))
     close(dw, (mask * (x.transpose(0, 2, 1) @ dy)).sum(0))
@@ -71,6 +77,23 @@ def refused(shape, mask):
     return len(calls)
 
 
+@numba.njit
+def load(numbers, at):
+    return vectors.sum_of(vectors.load(numbers, at, 16))
+
+
+def checks_vectors():
+    """Whether a vector that reaches out of an array raises, at either end."""
+    for at in (-1, 1):
+        try:
+            load(np.ones(16, np.float32), at)
+        except IndexError:
+            continue
+        return False
+    return load(np.ones(16, np.float32), 0) == 16
+
+
+assert checks_vectors()
 cases = [(noise, tuple(int(n) for n in random.choice(SIZES, 4))) for _ in range(60) for noise in NOISES]
 total = sum(refused(shape, right(noise, *shape)) for noise, shape in cases)
 assert not ignored, ignored[0]
