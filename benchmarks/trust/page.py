@@ -150,7 +150,8 @@ def lines():
         f"{killed:,} kills of training: {equal:,} of {runs:,} resumed runs ended in the bits of an undisturbed one.",
         f"{len(ENGINES)} engines of many devices have the masks of one device, to the bit.",
         f"{sum(read('fuzz').values()):,} calls with junk ended in a right value or a named error.",
-        f"{len(folded)} exports of folded models in {len(formats)} formats: the largest error of an output is {max(folded):.0e}.",
+        f"{len(folded)} exports of folded models in {len(formats)} formats: the largest error of an output is "
+        f"{max(folded):.0e}.",
         f"{sum(of['steps'] for of in soak.values()):,} steps' masks, on {len(soak)} backends, in flat memory.",
     ]
 
