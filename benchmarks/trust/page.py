@@ -111,8 +111,9 @@ with the same rows by themselves.
 WRONG = """**Fold before OpenVINO**: a mask that is part of the model (regimes "fixed" and "bank") is made in the
 exported graph, and there OpenVINO computes other numbers without an error, as the table shows. Folded it is in the
 kernel; a bank cannot be folded."""
-NOT_HERE = """Not here: LiteRT and OpenVINO of models on PyTorch, where three layers were tried, with errors below 2e-7;
-OpenVINO of models on JAX, whose converter refuses them; int8 and int4 on other backends than PyTorch."""
+NOT_HERE = """Not here: ONNX of models on PyTorch and JAX, LiteRT and OpenVINO of models on PyTorch, where one to three
+layers were tried, with errors below 2e-7; OpenVINO of models on JAX, whose converter refuses them; int8 and int4 on
+other backends than PyTorch."""
 
 
 def read(name):
@@ -150,8 +151,7 @@ def lines():
         f"{killed:,} kills of training: {equal:,} of {runs:,} resumed runs ended in the bits of an undisturbed one.",
         f"{len(ENGINES)} engines of many devices have the masks of one device, to the bit.",
         f"{sum(read('fuzz').values()):,} calls with junk ended in a right value or a named error.",
-        f"{len(folded)} exports of folded models in {len(formats)} formats: the largest error of an output is "
-        f"{max(folded):.0e}.",
+        f"{len(folded)} exports of folded models in {len(formats)} formats have an error of {max(folded):.0e} at most.",
         f"{sum(of['steps'] for of in soak.values()):,} steps' masks, on {len(soak)} backends, in flat memory.",
     ]
 
