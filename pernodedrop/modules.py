@@ -153,8 +153,8 @@ class DynamicDropConnectModule(DynamicRates, WeightModule):
 
     def noisy_weight(self, weight: Tensor, field: Field) -> Tensor:
         w = self.matrices(weight)
-        noted = self.matrices(self.gradients(weight)) if self.preferences.follow_gradients else None
-        mask = self.from_matrices(self.preferences.mask(w, noted, self.numbers(), field, self.xp))
+        sizes = self.matrices(self.xp.abs(self.gradients(weight))) if self.preferences.follow_gradients else None
+        mask = self.from_matrices(self.preferences.mask(w, sizes, self.numbers(), field, self.xp))
         return self.times_mask(weight, self.xp.stop_gradient(mask))
 
     def times_mask(self, weight: Tensor, mask: Tensor) -> Tensor:

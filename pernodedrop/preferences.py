@@ -67,7 +67,7 @@ class Preferences:
     def mask(
         self,
         weights: Tensor,
-        gradients: Tensor | None,
+        sizes: Tensor | None,
         rises: collections.abc.Mapping[str, Tensor],
         field: Field,
         xp: Namespace,
@@ -76,17 +76,17 @@ class Preferences:
 
         Args:
             weights: (group, in, out); the mask's in coordinate is row-major over (group, in).
-            gradients: those last noted, float32, in the same shape, all 0 if there are none yet; None where they are
-                not followed.
+            sizes: those of the gradients last noted, float32 in the same shape, all 0 if there are none yet; None where
+                they are not followed.
             rises: scalar tensors, the rates of the preferences by name.
             field: the mask at its key, of Bernoulli noise.
             xp: the ops namespace of the tensors.
         """
-        strengths = {"weight": weights, "gradient": gradients}
+        strengths = {"weight": xp.abs(weights), "gradient": sizes}
         noise = typing.cast(Bernoulli, field.noise)
         keep = noise.keep_probability(field.params, xp)
         for name, (size, of) in zip(RISES, self.parts, strict=False):
-            keep = keep - rises[name] * self._preference(xp.astype(xp.abs(strengths[of]), "float32"), size, xp)
+            keep = keep - rises[name] * self._preference(xp.astype(strengths[of], "float32"), size, xp)
         probability = noise.rounded(keep, xp)
         kept = _chances(weights, field, xp) < probability
         if self.calibration == "layer":
@@ -96,7 +96,7 @@ class Preferences:
             mask = xp.where(kept, 1 / xp.where(kept, probability, 1.0), xp.zeros_like(probability))
         if not self.follow_gradients:
             return mask
-        noted = xp.sum(xp.astype(xp.abs(strengths["gradient"]) > 0, "float32")) > 0
+        noted = xp.sum(xp.astype(strengths["gradient"] > 0, "float32")) > 0
         return xp.where(noted, mask, xp.ones_like(mask))
 
     def _preference(self, strength: Tensor, size: str, xp: Namespace) -> Tensor:

@@ -147,11 +147,11 @@ class DynamicDropConnect(DynamicRates, WeightNoise):
 
     def _mask(self, product: Product, kernel: Tensor, field: Field) -> Tensor:
         """The mask, float32, in the kernel's shape."""
-        gradients = None
+        sizes = None
         if self.preferences.follow_gradients:
-            gradients = product.matrices(keras.ops.maximum(self.gradient[0], self.gradient[1]))
+            sizes = product.matrices(keras.ops.maximum(self.gradient[0], self.gradient[1]))
         rises = {name: xp.asarray(rise.value) for name, rise in self._rises().items()}
-        mask = self.preferences.mask(product.matrices(kernel), gradients, rises, field, xp)
+        mask = self.preferences.mask(product.matrices(kernel), sizes, rises, field, xp)
         return product.kernel(mask, kernel.shape)
 
     def _rises(self) -> dict[str, keras.Variable]:
