@@ -59,7 +59,8 @@ def gradients(dy, x, w, mask, bits=None):
     if dy.size and x.size and w.size:
         kept = (_only_read(bits), 0) if kernels is decision_kernels else ()
         arguments = dx, dw, *map(_only_read, (dy, x, w)), *kept, _own(mask)
-        _in_spans(kernels.backward, len(w), decision_kernels.COLUMNS, arguments, is_small(x, w))
+        step = decision_kernels.COLUMNS if kernels is decision_kernels else 1  # inputs that are added up together
+        _in_spans(kernels.backward, len(w), step, arguments, is_small(x, w))
     return dx, np.ascontiguousarray(dw[:, :outputs])
 
 

@@ -206,10 +206,10 @@ def add_products(y, x, masked):
 
 @compiled
 def backward(start, stop, dx, dw, dy, x, w, bits, origin, mask):
-    """Fill the inputs `start` ... `stop` of dx, and add to those of dw.
+    """Fill the inputs `start` ... `stop` of dx, and of dw, which is zero.
 
-    `bits` are those of `forward`, of inputs of which the first one here is the one at `origin`; where there are none,
-    they are made again.
+    `bits` are those of `forward`, of inputs of which the first one here is the one at `origin`, and `origin + start` is
+    a multiple of GROUP; where there are none, they are made again.
     """
     rows, positions, outputs = dy.shape
     halves, last, scratch = (
@@ -234,7 +234,7 @@ def backward(start, stop, dx, dw, dy, x, w, bits, origin, mask):
             bit_kernels.in_blocks(blocks, dy[begin:end])
         for left in range(start, stop, COLUMNS):
             right = min(left + COLUMNS, stop)
-            take_columns(x_columns, x[begin:end, :, left:right], scale)
+            take_columns(x_columns, x[begin:end, :, left:right])
             fast = finite and bit_kernels.are_finite(w, left * outputs, right * outputs)
             fast = fast and bit_kernels.are_finite(x_columns, 0, (end - begin) * COLUMNS)
             for i in range(left, left if fast and kept else right):
@@ -253,15 +253,16 @@ def backward(start, stop, dx, dw, dy, x, w, bits, origin, mask):
                     left, right, end - begin, dx_columns, dw, blocks, x_columns, w, flat, size, at, bit_rows, sums
                 )
             put_columns(dx[begin:end, :, left:right], dx_columns, scale)
+    _multiply(dw.reshape((len(dw), 1, outputs)), start, stop, scale)
 
 
 @inlined
-def take_columns(columns, x, scale):
-    """Copy some columns of x (r, t, i), times a number, and zeros behind."""
+def take_columns(columns, x):
+    """Copy some columns of x (r, t, i), and zeros behind."""
     for r in range(x.shape[0]):
         for t in range(x.shape[1]):
             for i in range(x.shape[2]):
-                columns[r, t, i] = x[r, t, i] * scale
+                columns[r, t, i] = x[r, t, i]
             for i in range(x.shape[2], columns.shape[2]):
                 columns[r, t, i] = 0
 

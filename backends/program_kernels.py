@@ -389,7 +389,7 @@ def backward(start, stop, dx, dw, dy, x, w, mask):
         end = min(begin + tile, rows)
         for left in range(start, stop, COLUMNS):
             right = min(left + COLUMNS, stop)
-            take_columns(x_columns, x[begin:end, :, left:right], w.dtype.type(1))
+            take_columns(x_columns, x[begin:end, :, left:right])
             for i in range(left, right):
                 for top in range(begin, end, group):
                     count = min(top + group, end) - top

@@ -68,7 +68,12 @@ class KeepingProduct(Product):
         passes, x, w, mask = inputs
         _, bits = output
         ctx.mark_non_differentiable(bits)
+        ctx.set_materialize_grads(False)  # zeros as large as the bits
         Product.setup_context(ctx, (dataclasses.replace(passes, kept=True), x, w, (*mask, bits)), output)
+
+    @staticmethod
+    def backward(ctx, dy, _=None):
+        return (None,) * 4 if dy is None else Product.backward(ctx, dy)
 
     @staticmethod
     def vmap(info, in_dims, *inputs):
@@ -170,13 +175,18 @@ class Kernels:
 
 def product_by_kernels(x, w, mask):
     """The product, whose decisions are kept on a CPU if it will be differentiated."""
-    differentiated = torch.is_grad_enabled() and (x.requires_grad or w.requires_grad)
+    differentiated = torch.is_grad_enabled() and (x.requires_grad or w.requires_grad) and not _is_exporting()
     keeps = differentiated and not x.is_cuda and math.prod(methods.kept_shape(mask, x, w)) > 0
     if torch.compiler.is_compiling():
         return kernel_keeping(x, w, list(mask))[0] if keeps else kernel(x, w, list(mask))
     if keeps:
         return KeepingProduct.apply(Kernels(), x, w, tuple(mask))[0]
     return Product.apply(Kernels(), x, w, tuple(mask))
+
+
+def _is_exporting():
+    """Whether a program is made for predictions, of a batch of any size."""
+    return getattr(torch.compiler, "is_exporting", bool)()  # new in torch 2.7
 
 
 def _on_cpu(x, w, mask):
@@ -344,7 +354,8 @@ def _setup_keeping_context(ctx, inputs, output):
 
 def _backward_of_keeping(ctx, dy, _):
     x, w, *mask, bits = ctx.saved_tensors
-    return *kept_backward(dy, x, w, mask, bits), [None] * len(mask)
+    gradients = (None, None) if dy is None else kept_backward(dy, x, w, mask, bits)
+    return *gradients, [None] * len(mask)
 
 
 kernel_keeping.register_autograd(_backward_of_keeping, setup_context=_setup_keeping_context)

@@ -77,10 +77,11 @@ def masked_dense(
             rate that changes after compilation.
         method: "materialized" has the whole mask in memory, 4 * batch * in * out bytes, and serves as oracle.
             "recomputed" evaluates it block by block, again in the backward pass; its memory does not grow with the
-            mask. "kernel" does so by a kernel written by hand, with the mask in a core's registers or cache only: on a
-            CPU with numba (`pip install 'pernodedrop[fast]'`), for every noise whose `from_uniform` is made of
-            operators and of the ops in `pernodedrop.backends.NOISE_OPS`; for `Bernoulli` on CUDA; on TensorFlow and JAX
-            where a gradient is taken, so that what is exported stays the framework's own.
+            mask. "kernel" does so by a kernel written by hand, with the mask in a core's registers or cache only; of a
+            Bernoulli mask of each row torch and TensorFlow on a CPU keep a bit an entry for the backward pass, up to 64
+            MiB a product. It is there on a CPU with numba (`pip install 'pernodedrop[fast]'`), for every noise whose
+            `from_uniform` is made of operators and of the ops in `pernodedrop.backends.NOISE_OPS`; for `Bernoulli` on
+            CUDA; on TensorFlow and JAX where a gradient is taken, so that what is exported stays the framework's own.
             "local_reparameterization" has no mask and draws y itself from the same distribution: for a Gaussian noise
             with a mask of its own for every row of x. "auto" takes the last where it holds, else "kernel" where it can
             be had, else "recomputed"; masks that are small because they are shared are plain products. All can be

@@ -78,6 +78,21 @@ def test_float64_is_summed_in_float64():
     x, w, upstream = operands((5, 3, 37), 11)
     check(x, w, upstream, numpy_mask(BERNOULLI, x, w), 1e-14, method="kernel")
     check(x, w, upstream, numpy_mask(NOISES[0], x, w), 1e-14, noise=NOISES[0], method="kernel")
+    x, w, upstream = operands((5, 37), 70)  # more outputs than a vector has
+    check(x, w, upstream, numpy_mask(BERNOULLI, x, w), 1e-14, method="kernel")
+
+
+@pytest.mark.only_backend("numpy", reason="the same kernels on every backend")
+def test_what_is_dropped_gives_no_gradient_however_large_x_is():
+    from pernodedrop.backends import cpu_kernels
+
+    rows, inputs, outputs = 6, 3, 20
+    x, w, dy = np.full((rows, 1, inputs), 2e38, "float32"), np.ones((inputs, outputs), "float32"), 1e-20
+    mask = pnd.ops.sample_mask(BERNOULLI, KEY, (rows, inputs, outputs), backend="numpy")
+    flat = decisions(rows, inputs, outputs)
+    flat = flat._replace(threshold=np.int32(BERNOULLI.threshold), time=np.zeros(rows, "uint32"))
+    _, dw = cpu_kernels.gradients(np.full((rows, 1, outputs), dy, "float32"), x, w, flat)
+    np.testing.assert_allclose(dw, 2e18 * mask.sum(0), rtol=1e-5)
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.3, 1 - 2**-24])
@@ -288,18 +303,22 @@ def test_decisions_are_kept_where_a_product_is_to_be_differentiated(kept, monkey
 
 
 @pytest.mark.only_backend("numpy", reason="the same threads on every backend but JAX, where XLA has its own")
-def test_sums_do_not_depend_on_how_they_are_shared_out(monkeypatch):
+@pytest.mark.parametrize(("rows", "positions", "outputs"), [(9, 2, 11), (131, 1, 70)])
+@pytest.mark.parametrize("largest", [1.0, np.inf])
+def test_sums_do_not_depend_on_how_they_are_shared_out(rows, positions, outputs, largest, monkeypatch):
     from pernodedrop.backends import cpu_kernels
 
-    x, w, upstream = operands((9, 2, 37), 11, "float32")
-    mask = decisions(9, 37, 11)
+    x, w, upstream = operands((rows, positions, 37), outputs, "float32")
+    x[3, 0, 20] = largest
+    mask = decisions(rows, 37, outputs)
     found = set()
-    for few, spans in ((2**20, 1), (0, 1), (0, 3), (0, 100)):
+    for few, spans in ((2**30, 1), (0, 1), (0, 3), (0, 100)):
         monkeypatch.setattr(cpu_kernels, "FEW", few)
         monkeypatch.setattr(cpu_kernels, "_SPANS_A_THREAD", spans)
-        y = cpu_kernels.product(x, w, mask)
-        dx, dw = cpu_kernels.gradients(upstream, x, w, mask)
-        found.add((y.tobytes(), dx.tobytes(), dw.tobytes()))
+        y, kept = cpu_kernels.product_and_bits(x, w, mask)
+        for bits in (kept, None):
+            dx, dw = cpu_kernels.gradients(upstream, x, w, mask, bits)
+            found.add((y.tobytes(), dx.tobytes(), dw.tobytes()))
     assert len(found) == 1
 
 

@@ -367,7 +367,8 @@ def test_exported_model_predicts_the_same(name, tmp_path):
     model, x = FAMILY[name].model(), inputs(4, 6)
     if BACKEND == "torch":
         torch = pytest.importorskip("torch")
-        program = torch.export.export(model.eval(), (torch.from_numpy(x),))
+        sizes = (({0: torch.export.Dim("batch")},),)  # `forward` of Keras takes *args
+        program = torch.export.export(model.eval(), (torch.from_numpy(inputs(3, 6)),), dynamic_shapes=sizes)
         y = program.module()(torch.from_numpy(x))
     elif BACKEND == "jax":
         import jax
