@@ -111,9 +111,12 @@ def requested_backend():
 @pytest.fixture(autouse=True, scope="module")
 def compiled_in_a_hurry(request):
     """JAX optimizes what the core's tests run, as it does for users; what it changes there is all it could change."""
+    hurry = BACKEND == "jax" and request.path.stem not in CORE
     if BACKEND == "jax":
-        jax = importlib.import_module("jax")
-        jax.config.update("jax_disable_most_optimizations", request.path.stem not in CORE)
+        importlib.import_module("jax").config.update("jax_disable_most_optimizations", hurry)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", str(int(hurry)))  # of the processes that a test starts
+        yield
 
 
 @pytest.fixture(autouse=True)

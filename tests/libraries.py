@@ -262,7 +262,10 @@ class Equinox(Library):
         @eqx.filter_jit
         def step(module, x, call):
             which = {"key": (7, call)} if type(module) in self.noisy else {}
-            loss = lambda module: ((jax.vmap(lambda row: module(row, **which))(x) - targets) ** 2).mean()  # noqa: E731
+
+            def loss(module):
+                return ((jax.vmap(lambda row: module(row, **which))(x) - targets) ** 2).mean()
+
             gradients = eqx.filter_grad(loss)(module)
             if type(module) in self.noisy:
                 module = self.modules.note_gradients(module, gradients)

@@ -202,7 +202,9 @@ def test_masks_of_an_ensemble_are_made_where_seeds_are_traced_or_stacked():
 
 
 def test_gradients_are_noted_where_there_are_any():
-    make = lambda **noise: pndx.DynamicDropConnectLinear(3, 4, seed=1, rngs=nnx.Rngs(0), **noise)  # noqa: E731
+    def make(**noise):
+        return pndx.DynamicDropConnectLinear(3, 4, seed=1, rngs=nnx.Rngs(0), **noise)
+
     model, x = nnx.List([make(), make(), make(prefer="small_weight")]), inputs(5, 3)
     found = nnx.grad(lambda model: sum(layer(x).sum() for layer in model))(model)
     frozen = nnx.State({0: found[0]})

@@ -343,7 +343,10 @@ def test_a_gradient_is_noted_by_a_backward_pass_alone():
     with pytest.raises(RuntimeError, match=r"torch.func.*prefer='small_weight'"):
         torch.func.grad(lambda parameters: torch.func.functional_call(layer, parameters, (x,)).sum())(parameters)
     of_weights = pndt.DynamicDropConnectLinear.from_linear(layer.fold(), prefer="small_weight", seed=1)
-    loss = lambda parameters: torch.func.functional_call(of_weights, parameters, (x, (1, 0))).sum()  # noqa: E731
+
+    def loss(parameters):
+        return torch.func.functional_call(of_weights, parameters, (x, (1, 0))).sum()
+
     found = torch.func.grad(loss)(parameters)
     of_weights.zero_grad()
     of_weights(x, key=(1, 0)).sum().backward()

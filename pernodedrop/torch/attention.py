@@ -61,7 +61,11 @@ class WeightProjection(Projection):
 
     inputs = 1
 
-    def forward(self, input: torch.Tensor, key: Key | None = None) -> torch.Tensor:  # type: ignore[override] # noqa: A002
+    def forward(  # type: ignore[override] # it takes no ids
+        self,
+        input: torch.Tensor,  # noqa: A002 - torch's own name
+        key: Key | None = None,
+    ) -> torch.Tensor:
         """The weight of a call."""
         return self.noisy_weight(input, key) if self.has_noise else input
 
