@@ -1,5 +1,6 @@
 """The page of trust: it is made of the committed figures, which are made anew as far as that is quick."""
 
+import argparse
 import json
 import pathlib
 
@@ -82,6 +83,15 @@ def test_a_short_soak_is_right():
 
     found = soak.soaked(BACKEND, 20)
     assert found["right"]
-    assert len(found["memory"]) == soak.TIMES + 1
+    assert len(found["memory"]) == soak.TENTHS + 1
     x, w = soak.operands(soak.SHAPE)
     assert not soak.is_right(0, np.einsum("bi,io->bo", x, w))
+
+
+@pytest.mark.once
+def test_a_soak_of_no_tenths_is_refused():
+    from benchmarks.trust import soak
+
+    assert soak.step_count("10") == soak.TENTHS
+    with pytest.raises(argparse.ArgumentTypeError, match=r"at least 10, .* Received: 9"):
+        soak.step_count("9")

@@ -7,6 +7,7 @@ import json
 import pathlib
 import re
 
+from benchmarks.trust.soak import COMPILED
 from pernodedrop.report.table import as_markdown
 
 FOLDER = pathlib.Path(__file__).parent
@@ -100,8 +101,8 @@ Versions: {versions}.
 
 {soak}
 
-A step is a product with a new mask, compiled on JAX and TensorFlow. Products were compared with those of NumPy's
-mask at ten times. Then rows of a product with a mask of {entries:,} entries, which is more than 2^31, were compared
+A step is a product with a new mask{compiled}. Products were compared with those of NumPy's
+mask at {times} times. Then rows of a product with a mask of {entries:,} entries, which is more than 2^31, were compared
 with the same rows by themselves.
 
 {soak_table}
@@ -214,7 +215,8 @@ def text():
     of_kills, of_devices, of_inputs, of_formats, of_soak = lines()
     formats, reasons = format_table()
     versions = {name: version for of in read("formats").values() for name, version in of["versions"].items() if version}
-    large = [of["large"]["entries"] for of in read("soak").values()]
+    soak = read("soak")
+    compiled = " and ".join(BACKENDS[backend] for backend in soak if backend in COMPILED)
     return TEXT.format(
         kills=of_kills,
         kill_table=kill_table(),
@@ -231,7 +233,9 @@ def text():
         versions=", ".join(f"{name} {version}" for name, version in sorted(versions.items())),
         not_here=NOT_HERE,
         soak=of_soak,
-        entries=max(large),
+        compiled=compiled and f", compiled on {compiled}",
+        times=min(len(of["memory"]) for of in soak.values()),
+        entries=max(of["large"]["entries"] for of in soak.values()),
         soak_table=soak_table(),
     )
 
