@@ -21,8 +21,10 @@ ENGINES = {  # and the test that compares masks
     "`tf.distribute.MultiWorkerMirroredStrategy`": "test_workers_have_the_masks_of_one_process",
     "`DistributedDataParallel`, PyTorch": "test_ranks_of_a_process_group_train_like_one_process_with_the_whole_batch",
     "FSDP2, PyTorch": "test_ranks_of_a_process_group_train_like_one_process_with_the_whole_batch",
-    "a process group of PyTorch, in Keras": "test_ranks_make_the_whole_in_layers_and_by_offsets_in_ops",
-    "gradient accumulation": "test_parts_of_a_batch_accumulate_to_the_whole_with_one_key",
+}
+WITHOUT_ENGINE = {
+    "Keras layers in ranks of a process group of PyTorch": "test_ranks_make_the_whole_in_layers_and_by_offsets_in_ops",
+    "gradient accumulation, on one device": "test_parts_of_a_batch_accumulate_to_the_whole_with_one_key",
 }
 CHECKPOINTS = {
     "`tf.train.Checkpoint`": "test_a_checkpoint_of_tensorflow_has_every_variable",
@@ -62,6 +64,10 @@ loaded, and the one before is taken. Other ways to save are tests of the suite:
 {devices} [Many devices](guides/devices.md) says how.
 
 {device_table}
+
+Without an engine, parts of a batch have the masks of the whole:
+
+{part_table}
 
     python -m tests -k "devices or device or workers or ranks or accumulate"
 
@@ -223,6 +229,7 @@ def text():
         checkpoint_table=as_markdown(tests_of(CHECKPOINTS)),
         devices=of_devices,
         device_table=as_markdown(tests_of(ENGINES)),
+        part_table=as_markdown(tests_of(WITHOUT_ENGINE)),
         inputs=of_inputs,
         fuzz_table=as_markdown([("backend", "calls"), *((BACKENDS[b], f"{n:,}") for b, n in read("fuzz").items())]),
         formats=of_formats,
