@@ -7,6 +7,7 @@ import json
 import pathlib
 import re
 
+from benchmarks.trust.formats import NOT_FOLDED
 from benchmarks.trust.soak import COMPILED
 from pernodedrop.report.table import as_markdown
 
@@ -143,22 +144,39 @@ def outcomes():
                     yield backend, way, row, form, outcome
 
 
-def is_exported(way):
-    return way not in ("int8", "int4")
+def of_folded():
+    """Every export of a model that was folded: (way, row, outcome)."""
+    for _, way, row, form, outcome in outcomes():
+        if way not in ("int8", "int4") and form == "folded" and not str(outcome).startswith(NOT_FOLDED):
+            yield way, row, outcome
+
+
+def is_exact(outcome):
+    """Whether an outcome is an error, and a small one: none is, and NaN is not."""
+    return isinstance(outcome, float) and outcome <= EXACT
+
+
+def exports():
+    """A sentence of the folded models: the errors of those that came out right, and the others by name."""
+    found = list(of_folded())
+    right = [(way, outcome) for way, _, outcome in found if is_exact(outcome)]
+    formats, largest = {way for way, _ in right}, max(outcome for _, outcome in right)
+    wrong = [f"{row} as {way}" for way, row, outcome in found if not is_exact(outcome)]
+    return (
+        f"{len(right)} of {len(found)} exports of folded models in {len(formats)} formats have an error of at most "
+        f"{largest:.0e}; " + (f"{len(wrong)} fail: {', '.join(wrong)}." if wrong else "none fails.")
+    )
 
 
 def lines():
     """What README.md says."""
     killed, runs, equal = kills()
-    exported = [(way, form, o) for _, way, _, form, o in outcomes() if is_exported(way) and isinstance(o, float)]
-    folded = [error for _, form, error in exported if form == "folded"]
-    formats = {way for way, *_ in exported}
     soak = read("soak")
     return [
         f"{killed:,} kills of training: {equal:,} of {runs:,} resumed runs ended in the bits of an undisturbed one.",
         f"{len(ENGINES)} engines of many devices have the masks of one device, to the bit.",
         f"{sum(read('fuzz').values()):,} calls with junk ended in a right value or a named error.",
-        f"{len(folded)} exports of folded models in {len(formats)} formats have an error of {max(folded):.0e} at most.",
+        exports(),
         f"{sum(of['steps'] for of in soak.values()):,} steps' masks, on {len(soak)} backends, in flat memory.",
     ]
 
@@ -178,7 +196,7 @@ def cell(raw, folded, reasons):
         if isinstance(outcome, str):
             outcome = re.sub(r"(?:_\d+)+", "", outcome)  # the numbers that Keras gives to names
             return f"[{reasons.setdefault(outcome, len(reasons) + 1)}]"
-        return "exact" if outcome <= EXACT else f"{outcome:.1g}"
+        return "exact" if is_exact(outcome) else f"{outcome:.1g}"
 
     texts = [shown(outcome) for outcome in (raw, folded) if outcome is not None]
     return " / ".join(dict.fromkeys(texts))
@@ -220,7 +238,7 @@ def text():
     """The page."""
     of_kills, of_devices, of_inputs, of_formats, of_soak = lines()
     formats, reasons = format_table()
-    versions = {name: version for of in read("formats").values() for name, version in of["versions"].items() if version}
+    installed = [pair for of in read("formats").values() for pair in of["versions"].items() if all(pair)]
     soak = read("soak")
     compiled = " and ".join(BACKENDS[backend] for backend in soak if backend in COMPILED)
     return TEXT.format(
@@ -237,7 +255,7 @@ def text():
         exact=EXACT,
         format_table=formats,
         reasons=reasons,
-        versions=", ".join(f"{name} {version}" for name, version in sorted(versions.items())),
+        versions=", ".join(sorted({" ".join(pair) for pair in installed})),
         not_here=NOT_HERE,
         soak=of_soak,
         compiled=compiled and f", compiled on {compiled}",
