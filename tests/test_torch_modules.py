@@ -306,7 +306,21 @@ def test_a_checkpoint_is_exact_or_refused(use_reentrant):
     (expected**2).sum().backward()
     assert torch.equal(y, expected)
     assert torch.equal(found, layer.weight.grad)
-    assert layer.held_key is None
+    assert not layer.held
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_calls_in_checkpoints_have_one_mask_whatever_is_noted_between_them(use_reentrant):
+    layer, x, z = pndt.DynamicDropConnectLinear(30, 4, seed=1), *(inputs(5, 30).requires_grad_() for _ in range(2))
+    (layer(x) ** 2).sum().backward()
+    found = []
+    for call in (lambda x: checkpoint(layer, x, use_reentrant=use_reentrant), layer):
+        noted, x.grad, z.grad = layer.gradient.clone(), None, None
+        with pndt.drawn_keys(layer):
+            (call(x).sum() + (call(z) ** 3).sum()).backward()
+        found.append((x.grad, z.grad))
+        layer.noise_key[1], layer.gradient[:] = 1, noted
+    torch.testing.assert_close(*found)
 
 
 def test_functional_transforms():

@@ -49,7 +49,7 @@ class DynamicDropConnect(DynamicDropConnectModule, WeightNoise):
         return np.zeros(self.weight.shape, "float32") if name == "gradient" else super().first(name)
 
     def gradients(self, weight: torch.Tensor) -> torch.Tensor:
-        return self.gradient
+        return self.held.get("gradient", self.gradient)
 
     def times_mask(self, weight: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         notes = self.preferences.follow_gradients and torch.is_grad_enabled() and weight.requires_grad

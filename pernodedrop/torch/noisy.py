@@ -67,7 +67,7 @@ class Noisy(Regularizer, torch.nn.Module):
         """
         self.state = State(mask, seed, schedule, persistence, more)
         self.replica: tuple[int, int] | None = None
-        self.held_key: torch.Tensor | None = None
+        self.held: dict[str, torch.Tensor] = {}
         for name in self.kept:
             self.register_buffer(name, None, persistent=False)
         self.begin_again()
@@ -115,7 +115,7 @@ class Noisy(Regularizer, torch.nn.Module):
         raise NotImplementedError(f"{type(self).__name__} must define `fold`")
 
     def next_key(self) -> torch.Tensor:
-        return self.draw() if self.held_key is None else self.held_key
+        return self.held["noise_key"] if self.held else self.draw()
 
     def samples(self, x: torch.Tensor, sample_ids: torch.Tensor | None) -> torch.Tensor:
         """The sample coordinates of the rows of x.
@@ -199,7 +199,8 @@ def drawn_keys(model: torch.nn.Module) -> collections.abc.Iterator[None]:
     """Draws a key for every noisy module now, which all its calls inside use: for passes that are made again.
 
     `torch.utils.checkpoint` makes its forward pass again in the backward pass: put both inside. A module that is called
-    more than once has the same mask each time.
+    more than once has the same mask each time. What else masks are made of and a backward pass changes, the gradient
+    that `DynamicDropConnectLinear` notes, is held as well, in a copy.
 
     Args:
         model: a module, whose noisy modules at any depth draw if they train.
@@ -214,12 +215,13 @@ def drawn_keys(model: torch.nn.Module) -> collections.abc.Iterator[None]:
     _check_model(model)
     noisy = [module for module in model.modules() if isinstance(module, Noisy) and module.training]
     for module in noisy:
-        module.held_key = module.draw()
+        others = {name: getattr(module, name).clone() for name in module.kept if name not in Noisy.kept}
+        module.held = {"noise_key": module.draw(), **others}
     try:
         yield
     finally:
         for module in noisy:
-            module.held_key = None
+            module.held = {}
 
 
 def set_replica(model: torch.nn.Module, rank: int, ranks: int) -> torch.nn.Module:
