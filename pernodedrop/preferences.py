@@ -109,6 +109,13 @@ class Preferences:
         return xp.where(q > self.threshold, q, xp.zeros_like(q))
 
 
+def noted(gradient: Tensor, before: Tensor, xp: Namespace) -> Tensor:
+    """What is noted, float32: a gradient, or what was noted before where any of it is infinite or NaN."""
+    gradient = xp.astype(gradient, "float32")
+    overflown = xp.sum(xp.where(xp.abs(gradient) < math.inf, xp.zeros_like(gradient), 1.0)) > 0
+    return xp.where(overflown, before, gradient)
+
+
 def _mean(x: Tensor, xp: Namespace) -> Tensor:
     return xp.sum(x) / max(1, math.prod(x.shape))
 

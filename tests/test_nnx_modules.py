@@ -216,6 +216,15 @@ def test_gradients_are_noted_where_there_are_any():
         pndx.note_gradients(model, None)
 
 
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_a_gradient_that_overflows_is_not_noted(value):
+    layer = pndx.DynamicDropConnectLinear(3, 4, seed=1, rngs=nnx.Rngs(0))
+    gradient = inputs(3, 4)
+    pndx.note_gradients(layer, nnx.State({"kernel": nnx.Param(gradient)}))
+    pndx.note_gradients(layer, nnx.State({"kernel": nnx.Param(jax.numpy.asarray(gradient).at[1, 2].set(value))}))
+    np.testing.assert_array_equal(layer.gradient[...], gradient)
+
+
 def split_call(layer, x):
     """A call for each sample, whose streams are split."""
     axes = nnx.StateAxes({nnx.RngState: 0, ...: None})

@@ -364,6 +364,26 @@ def test_a_gradient_is_noted_by_a_backward_pass_alone():
     torch.testing.assert_close(found["weight"], of_weights.weight.grad)
 
 
+def test_what_is_noted_has_no_graph():
+    layer, x = pndt.DynamicDropConnectLinear(30, 4, seed=1), inputs(5, 30)
+    for _ in range(2):
+        (gradient,) = torch.autograd.grad((layer(x) ** 3).sum(), layer.weight, create_graph=True)
+        assert torch.equal(layer.gradient, gradient.detach())
+        assert layer.gradient.grad_fn is None
+        (gradient**2).sum().backward()
+    assert torch.equal(copy.deepcopy(layer)(x, key=(1, 0)), layer(x, key=(1, 0)))
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_a_gradient_that_overflows_is_not_noted(value):
+    layer, x = pndt.DynamicDropConnectLinear(30, 4, seed=1), inputs(5, 30)
+    layer(x).sum().backward()
+    noted, x[2, 3] = layer.gradient.clone(), value
+    layer(x).sum().backward()
+    assert torch.equal(layer.gradient, noted)
+    assert not layer.weight.grad.isfinite().all()
+
+
 # attention
 
 

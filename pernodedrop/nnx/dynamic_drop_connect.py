@@ -7,7 +7,7 @@ from flax import nnx
 
 from pernodedrop import checks, preferences
 from pernodedrop.modules import DynamicDropConnectModule
-from pernodedrop.nnx.noisy import NoiseState
+from pernodedrop.nnx.noisy import NoiseState, xp
 from pernodedrop.nnx.products import ConvProduct, LinearProduct
 from pernodedrop.nnx.weight_noise import WeightNoise
 from pernodedrop.schedules import Schedule
@@ -49,7 +49,7 @@ def note_gradients(model: nnx.Module, gradients: typing.Any) -> None:
     """Have the `DynamicDropConnectLinear` and `Conv` of a model note the gradients of their kernels, in place.
 
     Call it in a training step, where the gradients are known, inside `nnx.jit` or not. A module whose kernel is not
-    among them, as one that is frozen, stays with what it last noted.
+    among them, as one that is frozen, or has a gradient with an inf or a NaN, stays with what it last noted.
 
     Args:
         model: a module with such modules at any depth.
@@ -82,7 +82,7 @@ def note_gradients(model: nnx.Module, gradients: typing.Any) -> None:
         expected = f"those of {', '.join(names) or 'a model with DynamicDropConnect that follows gradients'}"
         raise ValueError(checks.invalid("gradients", expected, [".".join(map(str, path)) for path in found]))
     for path, one in noted.items():
-        one.gradient[...] = found[(*path, "kernel")][...].astype("float32")
+        one.gradient[...] = preferences.noted(found[(*path, "kernel")][...], one.gradient[...], xp)
 
 
 class DynamicDropConnectLinear(DynamicDropConnect, LinearProduct, nnx.Linear):
