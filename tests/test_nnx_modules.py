@@ -214,6 +214,25 @@ def test_gradients_are_noted_where_there_are_any():
         pndx.note_gradients(model, nnx.State({2: found[2]}))
     with pytest.raises(TypeError, match="`gradients`"):
         pndx.note_gradients(model, None)
+    narrow = nnx.State({0: {"kernel": nnx.Param(found[0]["kernel"][...][:1])}})
+    with pytest.raises(ValueError, match=r"`gradients`. Expected \(3, 4\) for 0.kernel. Received: .*\(1, 4\)"):
+        pndx.note_gradients(model, narrow)
+
+
+def test_modules_with_one_kernel_note_its_gradient():
+    make = lambda: pndx.DynamicDropConnectLinear(4, 4, seed=1, rngs=nnx.Rngs(0))  # noqa: E731
+    model, x = nnx.Dict(z=make(), plain=nnx.Linear(4, 4, rngs=nnx.Rngs(1)), again=make()), inputs(5, 4)
+    model.plain.kernel = model.again.kernel = model.z.kernel
+
+    @nnx.jit
+    def step(model):
+        found = nnx.grad(lambda model: (model.again(model.plain(model.z(x))) ** 2).sum())(model)
+        pndx.note_gradients(model, found)
+        return found
+
+    found = step(model)
+    for layer in (model.z, model.again):
+        np.testing.assert_array_equal(layer.gradient[...], found["again"]["kernel"][...])
 
 
 @pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
