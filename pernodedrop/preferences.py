@@ -8,9 +8,9 @@ import typing
 import numpy as np
 
 from pernodedrop import checks, schedules
-from pernodedrop._types import Namespace, Tensor
+from pernodedrop._types import Namespace, Params, Tensor
 from pernodedrop.mask import Field, Mask
-from pernodedrop.noise import Bernoulli
+from pernodedrop.noise import Bernoulli, Noise
 from pernodedrop.schedules import Schedule
 from pernodedrop.state import Regularizer
 
@@ -153,8 +153,7 @@ class DynamicRates(Regularizer):
 
     def rises_on_host(self) -> dict[str, float]:
         """The present rates of the preferences, by name."""
-        numbers = self.numbers_on_host()
-        return {name: float(str(numbers[name])) for name in self.preferences.rises}  # of float32 the shortest number
+        return self._rises_of(self.numbers_on_host())
 
     def put_rise(self, name: str, value: float) -> None:
         """Have this as the rate of a preference."""
@@ -202,10 +201,21 @@ class DynamicRates(Regularizer):
             raise ValueError(checks.invalid("rate", f"a float below 1 - {total} is a drop rate below 1", rate))
         return rate
 
+    def check_numbers(self, numbers: Params) -> None:
+        super().check_numbers(numbers)
+        rates = {"base_rate": self._highest_rate(self.state.mask_at(0, numbers).noise), **self._rises_of(numbers)}
+        for name in self.preferences.rises:
+            check_rise(rates[name], name, rates)
+
     def rates(self) -> dict[str, float]:
         """All rates by name, the highest of a schedule."""
-        base = typing.cast(float, self.rate) if self.schedule is None else max(self.schedule.table()[1])
-        return {"base_rate": base, **self.rises_on_host()}
+        return {"base_rate": self._highest_rate(self.noise), **self.rises_on_host()}
+
+    def _highest_rate(self, noise: Noise) -> float:
+        return typing.cast(Bernoulli, noise).rate if self.schedule is None else max(self.schedule.table()[1])
+
+    def _rises_of(self, numbers: Params) -> dict[str, float]:
+        return {name: float(str(numbers[name])) for name in self.preferences.rises}  # of float32 the shortest number
 
 
 class Arguments(typing.NamedTuple):

@@ -386,6 +386,10 @@ class Regularizer:
             raise AttributeError(f"The rate of {name!r} follows {self.schedule!r} and cannot be set.")
         return {**self.numbers_on_host(), **self.noise.with_rate(self.checked_rate(rate)).params()}
 
+    def check_numbers(self, numbers: Params) -> None:
+        """Raise unless it may have these as its numbers, NumPy scalars by name."""
+        self.state.mask.with_params(numbers)
+
     def checked_rate(self, rate: typing.Any) -> float:
         """A rate that it may have, or an error."""
         return checks.check_rate(rate)

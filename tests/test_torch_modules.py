@@ -199,6 +199,39 @@ def test_the_state_of_another_noise_is_refused():
     assert (layer.seed, layer.updates, layer.rate) == (7, 5, 0.75)
 
 
+def test_the_state_of_a_module_of_other_sizes_is_refused():
+    layer, other = pndt.Masksembles(8, members=8, seed=1), pndt.Masksembles(16, members=4, seed=2)
+    with pytest.raises((ValueError, RuntimeError), match=r"masks \(8, 8\)"):
+        layer.load_state_dict(other.state_dict())
+    layer, other = (pndt.DynamicDropConnectLinear(*sizes, bias=False, seed=1) for sizes in ((3, 4), (4, 3)))
+    with pytest.raises((ValueError, RuntimeError), match=r"gradient \(4, 3\)"):
+        layer.set_extra_state(other.get_extra_state())
+    layer.set_extra_state(pndt.DynamicDropConnectLinear(3, 4, seed=9).get_extra_state())
+    assert layer.seed == 9
+
+
+@pytest.mark.parametrize(
+    ("base_rate", "weight_rate", "value"),
+    [
+        (0.3, None, np.nan),
+        (0.3, None, -0.1),
+        (0.3, None, 0.8),
+        (pnd.schedules.Linear(0.0, 0.5, 10), None, 0.6),
+        (0.3, 0.3, 0.5),
+    ],
+)
+def test_the_state_of_a_gradient_rate_that_cannot_be_set_is_refused(base_rate, weight_rate, value):
+    prefer = "small_gradient" if weight_rate is None else "small_gradient+small_weight"
+    noise = {"base_rate": base_rate, "weight_rate": weight_rate, "prefer": prefer, "gradient_rate": 0.125}
+    layer = pndt.DynamicDropConnectLinear(3, 4, seed=1, **noise)
+    state, (old, new) = layer.get_extra_state(), np.array([0.125, value], "float32").view("int32")
+    assert (state == old).sum() == 1
+    state[state == old] = int(new)
+    with pytest.raises(ValueError, match="`gradient_rate`"):
+        layer.set_extra_state(state)
+    assert layer.gradient_rate == 0.125
+
+
 def test_a_checkpoint_is_made_of_tensors():
     """As files of safetensors are."""
     model = torch.nn.Sequential(pndt.PerNodeLinear(3, 4, noise=pnd.PartialGaussian(0.5, 2.0)), pndt.DropPath(0.5))

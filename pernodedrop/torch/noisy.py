@@ -141,19 +141,19 @@ class Noisy(Regularizer, torch.nn.Module):
         """Take what `get_extra_state` gave.
 
         Raises:
-            ValueError: the state of another noise.
+            ValueError: the state of another noise, or of a module of other sizes; or a rate that it cannot have.
         """
         own = self.get_extra_state()
         same = isinstance(state, torch.Tensor) and (state.dtype, state.shape) == (own.dtype, own.shape)
         if not same or state[0] != own[0]:
-            noise, names = type(self.noise).__name__, list(self.state.first_numbers)
-            expected = f"the key of a {type(self).__name__} with {noise} noise and {names}, int32 {tuple(own.shape)}"
+            noise, held = type(self.noise).__name__, [*self.state.first_numbers, *self._shapes()]
+            expected = f"the key of a {type(self).__name__} with {noise} noise and {held}, int32 {tuple(own.shape)}"
             raise ValueError(checks.invalid("state", expected, state))
         words = state.detach().cpu().numpy()
         sizes = [getattr(self, name).numel() for name in self.kept]
         bits = dict(zip(self.kept, np.split(words[1:], np.cumsum(sizes)[:-1]), strict=True))
         if len(numbers := bits["noise_numbers"]):  # refuses what is out of range
-            self.state.mask.with_params(self.state.numbers_on_host(numbers))
+            self.check_numbers(self.state.numbers_on_host(numbers))
         for name in self.kept:
             self._put(name, bits[name])
 
@@ -163,9 +163,13 @@ class Noisy(Regularizer, torch.nn.Module):
         return ", ".join(filter(None, [super().extra_repr(), noise, f"seed={self.seed}"]))
 
     def _mark(self) -> np.typing.NDArray[np.int32]:
-        """A word that tells one kind of noise from others, by the names of its class and of its numbers."""
-        names = " ".join([type(self.state.mask.noise).__name__, *self.state.first_numbers])
+        """A word that tells one kind of noise from others, by the names of its class, its numbers and its tensors."""
+        names = " ".join([type(self.state.mask.noise).__name__, *self.state.first_numbers, *self._shapes()])
         return np.array([zlib.crc32(names.encode())], "uint32").view("int32")
+
+    def _shapes(self) -> list[str]:
+        """The names and shapes of the buffers beside the key and the numbers, which tell their own lengths."""
+        return [f"{name} {tuple(getattr(self, name).shape)}" for name in self.kept if name not in Noisy.kept]
 
     def _put(self, name: str, bits: np.typing.NDArray[np.int32]) -> None:
         buffer = getattr(self, name)
