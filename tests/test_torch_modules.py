@@ -912,6 +912,38 @@ def test_the_names_of_parametrized_weights_stay_torchs_affair():
     torch.testing.assert_close(noisy(x), torch.nn.functional.linear(x, noisy.weight, noisy.bias))
 
 
+PARAMETRIZED = {
+    "linear": (lambda: pndt.PerNodeLinear(4, 4, seed=7), "weight"),
+    "fixed linear": (lambda: pndt.PerNodeLinear(4, 4, regime="fixed", sharing="time+sample", seed=7), "weight"),
+    "recurrent": (lambda: pndt.NoisyLSTM(4, 4, batch_first=True, seed=7), "weight_ih_l0"),
+    "attention": (lambda: pndt.DropConnectMultiheadAttention(4, 2, batch_first=True, seed=7), "in_proj_weight"),
+    "attention of samples": (lambda: pndt.PerNodeMultiheadAttention(4, 2, batch_first=True, seed=7), "in_proj_weight"),
+    "fixed attention": (lambda: pndt.PerNodeMultiheadAttention(4, 2, regime="fixed", seed=7), "in_proj_weight"),
+    "output": (lambda: pndt.DropConnectMultiheadAttention(4, 2, seed=7), "out_proj.weight"),
+    "fixed output": (lambda: pndt.PerNodeMultiheadAttention(4, 2, regime="fixed", seed=7), "out_proj.weight"),
+}
+
+
+@pytest.mark.parametrize("case", PARAMETRIZED)
+def test_a_parametrized_module_is_the_one_with_its_weights_and_folds_to_a_plain_one(case):
+    make, name = PARAMETRIZED[case]
+    expected, found, x = make(), make(), inputs(5, 3, 4)
+    found.load_state_dict(expected.state_dict())
+    holder, _, attribute = name.rpartition(".")
+    holder = found.get_submodule(holder)
+    torch.nn.utils.parametrizations.weight_norm(holder, attribute)
+    arguments = (x, x, x) if hasattr(found, "masks") else (x,)
+    torch.testing.assert_close(found(*arguments)[0], expected(*arguments)[0])
+    found(*arguments)[0].sum().backward()
+    assert holder.parametrizations[attribute].original1.grad is not None
+    folded, plain = found.eval().fold(), expected.eval().fold()
+    assert folded.state_dict().keys() == plain.state_dict().keys()
+    assert all(parameter.requires_grad for parameter in folded.parameters())
+    assert not any(torch.nn.utils.parametrize.is_parametrized(part) for part in folded.modules())
+    assert torch.nn.utils.parametrize.is_parametrized(holder)
+    torch.testing.assert_close(folded(*arguments)[0], plain(*arguments)[0])
+
+
 def test_a_script_inside_the_folder_of_the_package_is_told_what_stands_in_its_way():
     code = f"import sys; sys.path.insert(0, {os.path.dirname(pnd.__file__)!r}); import torch"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
