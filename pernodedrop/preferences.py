@@ -151,9 +151,9 @@ class DynamicRates(Regularizer):
         """What the mask is divided by."""
         return self.preferences.calibration
 
-    def rises_on_host(self) -> dict[str, float]:
+    def rises_on_host(self, argument: str = "gradient_rate") -> dict[str, float]:
         """The present rates of the preferences, by name."""
-        return self._rises_of(self.numbers_on_host())
+        return self._rises_of(self.numbers_on_host(argument))
 
     def put_rise(self, name: str, value: float) -> None:
         """Have this as the rate of a preference."""
@@ -161,7 +161,7 @@ class DynamicRates(Regularizer):
 
     def numbers_with_rise(self, name: str, value: float) -> dict[str, typing.Any]:
         """The numbers with another rate of a preference, or an error if it can have no such rate."""
-        return {**self.numbers_on_host(), name: np.float32(check_rise(value, name, self.rates()))}
+        return {**self.numbers_on_host(name), name: np.float32(check_rise(value, name, self.rates()))}
 
     @property
     def gradient_rate(self) -> float:
@@ -176,7 +176,7 @@ class DynamicRates(Regularizer):
     def weight_rate(self) -> float | None:
         """The present rate of the weights beside that of the gradients, None where there is one preference. It is set
         as `gradient_rate` is."""
-        return self.rises_on_host().get("weight_rate")
+        return self.rises_on_host("weight_rate").get("weight_rate")
 
     @weight_rate.setter
     def weight_rate(self, weight_rate: float) -> None:

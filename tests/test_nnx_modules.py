@@ -364,9 +364,13 @@ class Own(nnx.Linear if keras.backend.backend() == "jax" else object):
         return x
 
 
-def stacked():
-    keys = jax.random.split(jax.random.key(0), 2)
-    return nnx.vmap(lambda key: pndx.Dropout(0.5, rngs=nnx.Rngs(key)))(keys)
+def stacked(make=lambda rngs: pndx.Dropout(0.5, rngs=rngs)):
+    return nnx.vmap(lambda key: make(nnx.Rngs(key)))(jax.random.split(jax.random.key(0), 2))
+
+
+def stacked_dynamic():
+    prefer = {"prefer": "small_gradient+small_weight", "gradient_rate": 0.2, "weight_rate": 0.2}
+    return stacked(lambda rngs: pndx.DynamicDropConnectLinear(3, 4, **prefer, rngs=rngs))
 
 
 def linear(**arguments):
@@ -411,7 +415,13 @@ REFUSALS = {
         lambda: pndx.uncertainty.predict(nnx.Sequential(pndx.Dropout(0.5), jnp.sum), inputs(5, 3)),
         "5 samples",
     ),
-    "stack": (lambda: stacked().rate, "that of one module"),
+    "stack": (lambda: stacked().rate, "`rate`.*that of one module"),
+    "gradient rate of a stack": (lambda: stacked_dynamic().gradient_rate, "`gradient_rate`.*that of one module"),
+    "weight rate of a stack": (lambda: stacked_dynamic().put_rise("weight_rate", 0.1), "`weight_rate`.*one module"),
+    "persistence of a stack": (
+        lambda: stacked(lambda rngs: pndx.PerNodeLinear(3, 4, persistence=0.5, rngs=rngs)).persistence,
+        "`persistence`.*that of one module",
+    ),
 }
 
 

@@ -84,8 +84,8 @@ class Noisy(Regularizer, torch.nn.Module):
     def words_of_key(self) -> np.typing.NDArray[np.uint32]:
         return self._bits("noise_key").view("uint32")
 
-    def numbers_on_host(self) -> dict[str, typing.Any]:
-        return self.state.numbers_on_host(self._bits("noise_numbers"))
+    def numbers_on_host(self, argument: str = "rate") -> dict[str, typing.Any]:
+        return self.state.numbers_on_host(self._bits("noise_numbers"), argument)
 
     def numbers(self) -> dict[str, torch.Tensor]:
         return self.state.numbers_of(self.noise_numbers, lambda bits, dtype: bits.view(getattr(torch, dtype)))

@@ -113,7 +113,7 @@ class DynamicDropConnect(DynamicRates, WeightNoise):
                 aggregation="sum",  # of replicas, whose losses Keras divides by their number
             )
 
-    def rises_on_host(self) -> dict[str, float]:
+    def rises_on_host(self, argument: str = "gradient_rate") -> dict[str, float]:
         return {name: float(str(keras.ops.convert_to_numpy(rise))) for name, rise in self._rises().items()}
 
     def put_rise(self, name: str, value: float) -> None:
