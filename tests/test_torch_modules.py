@@ -850,6 +850,14 @@ REFUSALS = {
         lambda: pndt.apply(torch.nn.MultiheadAttention(4, 2), "all-attention", "dynamic_drop_connect"),
         "`regularizer`.*'all-attention' chooses: 'per_node_drop', 'drop_connect'",
     ),
+    "recurrence of gradients": (
+        lambda: pndt.apply(
+            torch.nn.ModuleList([torch.nn.Linear(4, 4), torch.nn.RNN(4, 4), torch.nn.LSTM(4, 4)]),
+            ["all-linear", "all-recurrent"],
+            "dynamic_drop_connect",
+        ),
+        "`regularizer`.*'all-recurrent' chooses: 'noisy_rnn'",
+    ),
     "attention of examples": (
         lambda: pndt.PerNodeMultiheadAttention(4, 2, regime="example"),
         "`regime`.*'dynamic', 'fixed', 'bank'",
@@ -1032,6 +1040,13 @@ def test_apply_knows_conv1d_and_leaves_tied_weights_tied(of_transformers):
         assert one.lm_head.weight is one.wte.weight
         torch.testing.assert_close(one(ids), expected)
     assert type(pndt.apply(Gpt(), of_transformers.Conv1D, "drop_connect").c_attn) is of_transformers.DropConnectConv1D
+    model = Gpt()
+    words = r"`regularizer`.*takes the Conv1D 'c_attn': 'per_node_drop', 'drop_connect'; .*dynamic_drop_connect"
+    with pytest.raises(ValueError, match=words):
+        pndt.apply(model, "all-linear", "dynamic_drop_connect")
+    assert type(model.lm_head) is torch.nn.Linear
+    pndt.apply(model, "all-linear", "dynamic_drop_connect", exclude="c_attn")
+    assert isinstance(model.lm_head, pndt.DynamicDropConnectLinear)
 
 
 def test_a_conv1d_of_another_class_is_refused(of_transformers):
