@@ -132,11 +132,13 @@ for name, least in seconds.items():
     print(f"{name:13} {least / seconds['none']:.2f} x the time without noise")
 
 figure, axes = plt.subplots(figsize=(6, 3), layout="constrained")
-for name in study.variants:
-    tested = [one for one in records if one["variant"] == name and one["test"]]
-    rate, losses = tested[0]["rate"], [one["test"]["loss"] for one in tested]
+tested = [one for one in records if one["test"]]
+chosen = {one["variant"]: one["rate"] for one in study.plan("confirm")}
+for name, rate in chosen.items():  # a folder of yours may have tests of others, too
+    runs = [one for one in tested if (one["variant"], one["rate"]) == (name, rate)]
+    losses = [one["test"]["loss"] for one in runs]
     label = name if rate is None else f"{name}, rate {rate}"
-    axes.plot([one["seed"] - 1000 for one in tested], losses, "o", label=label)
+    axes.plot([one["seed"] - 1000 for one in runs], losses, "o", label=label)
 axes.set(xlabel="seed", ylabel="test loss", xticks=range(SEEDS))
 axes.legend()
 figure

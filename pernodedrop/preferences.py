@@ -8,9 +8,9 @@ import typing
 import numpy as np
 
 from pernodedrop import checks, schedules
-from pernodedrop._types import Namespace, Tensor
+from pernodedrop._types import Namespace, Params, Tensor
 from pernodedrop.mask import Field, Mask
-from pernodedrop.noise import Bernoulli
+from pernodedrop.noise import Bernoulli, Noise
 from pernodedrop.schedules import Schedule
 from pernodedrop.state import Regularizer
 
@@ -109,6 +109,13 @@ class Preferences:
         return xp.where(q > self.threshold, q, xp.zeros_like(q))
 
 
+def noted(gradient: Tensor, before: Tensor, xp: Namespace) -> Tensor:
+    """What is noted, float32: a gradient, or what was noted before where any of it is infinite or NaN."""
+    gradient = xp.astype(gradient, "float32")
+    overflown = xp.sum(xp.where(xp.abs(gradient) < math.inf, xp.zeros_like(gradient), 1.0)) > 0
+    return xp.where(overflown, before, gradient)
+
+
 def _mean(x: Tensor, xp: Namespace) -> Tensor:
     return xp.sum(x) / max(1, math.prod(x.shape))
 
@@ -144,10 +151,9 @@ class DynamicRates(Regularizer):
         """What the mask is divided by."""
         return self.preferences.calibration
 
-    def rises_on_host(self) -> dict[str, float]:
+    def rises_on_host(self, argument: str = "gradient_rate") -> dict[str, float]:
         """The present rates of the preferences, by name."""
-        numbers = self.numbers_on_host()
-        return {name: float(str(numbers[name])) for name in self.preferences.rises}  # of float32 the shortest number
+        return self._rises_of(self.numbers_on_host(argument))
 
     def put_rise(self, name: str, value: float) -> None:
         """Have this as the rate of a preference."""
@@ -155,7 +161,7 @@ class DynamicRates(Regularizer):
 
     def numbers_with_rise(self, name: str, value: float) -> dict[str, typing.Any]:
         """The numbers with another rate of a preference, or an error if it can have no such rate."""
-        return {**self.numbers_on_host(), name: np.float32(check_rise(value, name, self.rates()))}
+        return {**self.numbers_on_host(name), name: np.float32(check_rise(value, name, self.rates()))}
 
     @property
     def gradient_rate(self) -> float:
@@ -170,7 +176,7 @@ class DynamicRates(Regularizer):
     def weight_rate(self) -> float | None:
         """The present rate of the weights beside that of the gradients, None where there is one preference. It is set
         as `gradient_rate` is."""
-        return self.rises_on_host().get("weight_rate")
+        return self.rises_on_host("weight_rate").get("weight_rate")
 
     @weight_rate.setter
     def weight_rate(self, weight_rate: float) -> None:
@@ -195,10 +201,21 @@ class DynamicRates(Regularizer):
             raise ValueError(checks.invalid("rate", f"a float below 1 - {total} is a drop rate below 1", rate))
         return rate
 
+    def check_numbers(self, numbers: Params) -> None:
+        super().check_numbers(numbers)
+        rates = {"base_rate": self._highest_rate(self.state.mask_at(0, numbers).noise), **self._rises_of(numbers)}
+        for name in self.preferences.rises:
+            check_rise(rates[name], name, rates)
+
     def rates(self) -> dict[str, float]:
         """All rates by name, the highest of a schedule."""
-        base = typing.cast(float, self.rate) if self.schedule is None else max(self.schedule.table()[1])
-        return {"base_rate": base, **self.rises_on_host()}
+        return {"base_rate": self._highest_rate(self.noise), **self.rises_on_host()}
+
+    def _highest_rate(self, noise: Noise) -> float:
+        return typing.cast(Bernoulli, noise).rate if self.schedule is None else max(self.schedule.table()[1])
+
+    def _rises_of(self, numbers: Params) -> dict[str, float]:
+        return {name: float(str(numbers[name])) for name in self.preferences.rises}  # of float32 the shortest number
 
 
 class Arguments(typing.NamedTuple):

@@ -135,12 +135,18 @@ class Rule:
                 raise ValueError(checks.invalid("rule", expected, self.rule))
             return
         takes = {name: module for name, module in modules.items() if self._takes_noise(module)}
+        left = {name: one for name, one in modules.items() if name not in takes and self._is_of_named_kind(one)}
         for part in _parts(self.rule):
             if not self._chosen(part, takes):
                 self._refuse(part, modules, takes)
+        for name, module in left.items():
+            if self.exclude is None or not self.family.is_chosen(self.exclude, name, module, "exclude"):
+                what = f"the {type(module).__name__} {name!r}"
+                expected = f"one that takes {what}: {_listed(self._takers([module]))}; or `exclude` with it"
+                raise ValueError(checks.invalid("regularizer", expected, self.regularizer))
         if self.exclude is None:
             return
-        chosen = {name: module for name, module in takes.items() if self._chooses(name, module)}
+        chosen = left | {name: module for name, module in takes.items() if self._chooses(name, module)}
         for part in _parts(self.exclude):
             if not self._chosen(part, chosen, "exclude"):
                 expected = f"names, or their parts between dots, or classes of what the rule chooses: {_listed(chosen)}"
@@ -151,16 +157,24 @@ class Rule:
 
     def _refuse(self, part: Choice, modules: collections.abc.Mapping[str, Module], takes: dict[str, Module]) -> None:
         """Raise, since a part of the rule chooses nothing that takes noise."""
-        others = [
-            name
-            for name, classes in self.family.regularizers.items()
-            if any(isinstance(one, kind.plain) for one in self._chosen(part, modules) for kind in classes)
-        ]
-        if others:
+        if others := self._takers(self._chosen(part, modules)):
             expected = f"one that takes what the rule {part!r} chooses: {_listed(others)}"
             raise ValueError(checks.invalid("regularizer", expected, self.regularizer))
         expected = f"names, or their parts between dots, or classes of what takes noise: {_listed(takes)}"
         raise ValueError(checks.invalid("rule", f"{expected}{_of_list(part, self.rule)}", self.rule))
+
+    def _takers(self, modules: collections.abc.Sequence[Module]) -> list[str]:
+        """The regularizers that take any of some modules."""
+        return [
+            name
+            for name, classes in self.family.regularizers.items()
+            if any(isinstance(one, kind.plain) for one in modules for kind in classes)
+        ]
+
+    def _is_of_named_kind(self, module: Module) -> bool:
+        """Whether a module is of a kind that the rule names, such as "all-linear"."""
+        named = [part for part in _parts(self.rule) if isinstance(part, str)]
+        return any(isinstance(module, self.family.kinds.get(part, ())) for part in named)
 
     def _takes_noise(self, module: Module) -> bool:
         return bool(self._of(module))

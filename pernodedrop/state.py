@@ -106,11 +106,11 @@ class State:
         """The numbers by name that `bits` are of; `view` gives the bits of an int32 scalar in another dtype."""
         return {name: view(bits[n], dtype) for n, (name, dtype) in enumerate(self.number_dtypes)}
 
-    def numbers_on_host(self, bits: np.typing.NDArray[np.int32]) -> dict[str, typing.Any]:
-        """The numbers by name that `bits`, (n,), are of, NumPy scalars."""
+    def numbers_on_host(self, bits: np.typing.NDArray[np.int32], argument: str = "rate") -> dict[str, typing.Any]:
+        """The numbers by name that `bits`, (n,), are of, NumPy scalars; `argument` is what an error names."""
         if bits.ndim != 1:
             expected = "that of one module, and not of several that were stacked"
-            raise ValueError(checks.invalid("rate", expected, bits.shape[:-1]))
+            raise ValueError(checks.invalid(argument, expected, bits.shape[:-1]))
         return self.numbers_of(bits, lambda bit, dtype: bit.view(dtype))
 
     def field(
@@ -278,8 +278,11 @@ class Regularizer:
         """The words of the next key, (seed, call), on the host."""
         raise NotImplementedError(f"{type(self).__name__} must define `words_of_key`")
 
-    def numbers_on_host(self) -> Params:
-        """The numbers of the noise by name, NumPy scalars; none where a schedule gives them."""
+    def numbers_on_host(self, argument: str = "rate") -> Params:
+        """The numbers of the noise by name, NumPy scalars; none where a schedule gives them.
+
+        Where modules are stacked there are several: an error, which names the `argument` that they are wanted for.
+        """
         raise NotImplementedError(f"{type(self).__name__} must define `numbers_on_host`")
 
     def numbers(self) -> Params:
@@ -338,9 +341,9 @@ class Regularizer:
         """Which mask, with its present numbers."""
         return self.present_mask()
 
-    def present_mask(self) -> Mask:
+    def present_mask(self, argument: str = "rate") -> Mask:
         """The same, whatever else a class of a framework calls `mask`."""
-        return self.state.mask_at(self.updates if self.state.is_scheduled else 0, self.numbers_on_host())
+        return self.state.mask_at(self.updates if self.state.is_scheduled else 0, self.numbers_on_host(argument))
 
     @property
     def is_stochastic(self) -> bool:
@@ -365,7 +368,7 @@ class Regularizer:
 
         Setting it takes effect from the next call, as that of `rate` does.
         """
-        return self.present_mask().persistence
+        return self.present_mask("persistence").persistence
 
     @persistence.setter
     def persistence(self, persistence: float) -> None:
@@ -377,7 +380,7 @@ class Regularizer:
             whose = f"The persistence of {getattr(self, 'name', type(self).__name__)!r}"
             follows = f"follows {self.state.persistence_schedule!r} and cannot be set"
             raise AttributeError(f"{whose} {follows if self.state.persistence_schedule else 'is that of its sharing'}.")
-        return {**self.numbers_on_host(), **persistence_params(persistence)}
+        return {**self.numbers_on_host("persistence"), **persistence_params(persistence)}
 
     def numbers_with_rate(self, rate: float) -> Params:
         """The numbers of the mask at another rate, NumPy scalars by name, or an error if it can have no such rate."""
@@ -385,6 +388,10 @@ class Regularizer:
             name = getattr(self, "name", type(self).__name__)
             raise AttributeError(f"The rate of {name!r} follows {self.schedule!r} and cannot be set.")
         return {**self.numbers_on_host(), **self.noise.with_rate(self.checked_rate(rate)).params()}
+
+    def check_numbers(self, numbers: Params) -> None:
+        """Raise unless it may have these as its numbers, NumPy scalars by name."""
+        self.state.mask.with_params(numbers)
 
     def checked_rate(self, rate: typing.Any) -> float:
         """A rate that it may have, or an error."""

@@ -771,6 +771,15 @@ def test_a_rule_by_name_that_cannot_be_is_refused_by_name(arguments, words):
         apply(sequential(), **arguments)
 
 
+def test_a_kind_that_the_regularizer_does_not_take_whole_is_refused_by_name():
+    both = [layers.Conv2D(3, 2, name="down"), layers.Conv2DTranspose(2, 2, name="up")]
+    model = keras.Sequential([keras.Input((4, 4, 2)), *both])
+    with pytest.raises(ValueError, match=r"`regularizer`.*the Conv2DTranspose 'up': 'per_node_drop', .*dynamic_drop"):
+        pnd.apply(model, "all-conv", "dynamic_drop_connect")
+    noisy = pnd.apply(model, "all-conv", "dynamic_drop_connect", exclude="up")
+    assert [type(layer).__name__ for layer in noisy.layers] == ["DynamicDropConnect", "Conv2DTranspose"]
+
+
 @only_torch
 def test_an_application_of_keras_takes_noise_and_trains():
     whole = keras.applications.MobileNetV2((32, 32, 3), alpha=0.35, weights=None, include_top=False)

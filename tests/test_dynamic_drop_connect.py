@@ -138,6 +138,37 @@ def test_nothing_is_dropped_until_a_gradient_is_noted_and_never_at_inference():
     assert abs(host(layer(x, training=True)) - host(layer(x))).max() > 0.01
 
 
+@needs_training
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_a_gradient_that_overflows_leaves_the_base_rate(value):
+    layer, x = built(), inputs(4, 6)
+    gradient = inputs(6, 5, seed=1)
+    gradient[2, 3] = value
+    note(layer, gradient)
+    m = kept(np.full((6, 5), 0.3), 0)
+    np.testing.assert_allclose(host(layer(x, training=True)), x @ (host(layer.layer.kernel) * m / m.mean()), atol=1e-5)
+
+
+@needs_training
+def test_a_layer_recovers_from_a_gradient_that_overflows():
+    layer, x, targets = built(), inputs(4, 6), np.ones((4, 5), "float32")
+    note(layer, np.full((6, 5), np.nan, "float32"))
+    fit_once(layer, x, targets)
+    fit_once(layer, x, targets)
+    noted = host(layer.gradient)
+    assert np.isfinite(noted).all()
+    assert noted.any()
+
+
+@needs_training
+def test_a_step_that_overflows_leaves_what_is_noted():
+    layer, x, targets = built(), inputs(4, 6), np.ones((4, 5), "float32")
+    note(layer, inputs(6, 5))
+    x[1, 2] = np.inf
+    fit_once(layer, x, targets, keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1)))
+    np.testing.assert_array_equal(host(layer.gradient[0]), inputs(6, 5))
+
+
 def test_without_a_gradient_rate_it_is_drop_connect():
     layer, x = built(gradient_rate=0.0, calibration="edge"), inputs(4, 6)
     note(layer, inputs(6, 5))

@@ -120,6 +120,9 @@ def test_gradients_are_noted_of_weights_that_have_some():
     np.testing.assert_array_equal(noted[0].gradient, found[0].weight)
     assert not noted[1].gradient.any()
     assert noted[2].gradient is None
+    for value in (np.inf, -np.inf, np.nan):
+        overflown = eqx.tree_at(lambda tree: tree[0].weight, found, found[0].weight.at[1, 2].set(value))
+        np.testing.assert_array_equal(pnde.note_gradients(noted, overflown)[0].gradient, found[0].weight)
     with pytest.raises(ValueError, match="`gradients`"):
         pnde.note_gradients(model, found[:1])
     with pytest.raises(ValueError, match="`model`"):

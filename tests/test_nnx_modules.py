@@ -216,6 +216,34 @@ def test_gradients_are_noted_where_there_are_any():
         pndx.note_gradients(model, nnx.State({2: found[2]}))
     with pytest.raises(TypeError, match="`gradients`"):
         pndx.note_gradients(model, None)
+    narrow = nnx.State({0: {"kernel": nnx.Param(found[0]["kernel"][...][:1])}})
+    with pytest.raises(ValueError, match=r"`gradients`. Expected \(3, 4\) for 0.kernel. Received: .*\(1, 4\)"):
+        pndx.note_gradients(model, narrow)
+
+
+def test_modules_with_one_kernel_note_its_gradient():
+    make = lambda: pndx.DynamicDropConnectLinear(4, 4, seed=1, rngs=nnx.Rngs(0))  # noqa: E731
+    model, x = nnx.Dict(z=make(), plain=nnx.Linear(4, 4, rngs=nnx.Rngs(1)), again=make()), inputs(5, 4)
+    model.plain.kernel = model.again.kernel = model.z.kernel
+
+    @nnx.jit
+    def step(model):
+        found = nnx.grad(lambda model: (model.again(model.plain(model.z(x))) ** 2).sum())(model)
+        pndx.note_gradients(model, found)
+        return found
+
+    found = step(model)
+    for layer in (model.z, model.again):
+        np.testing.assert_array_equal(layer.gradient[...], found["again"]["kernel"][...])
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_a_gradient_that_overflows_is_not_noted(value):
+    layer = pndx.DynamicDropConnectLinear(3, 4, seed=1, rngs=nnx.Rngs(0))
+    gradient = inputs(3, 4)
+    pndx.note_gradients(layer, nnx.State({"kernel": nnx.Param(gradient)}))
+    pndx.note_gradients(layer, nnx.State({"kernel": nnx.Param(jax.numpy.asarray(gradient).at[1, 2].set(value))}))
+    np.testing.assert_array_equal(layer.gradient[...], gradient)
 
 
 def split_call(layer, x):
@@ -338,9 +366,13 @@ class Own(nnx.Linear if keras.backend.backend() == "jax" else object):
         return x
 
 
-def stacked():
-    keys = jax.random.split(jax.random.key(0), 2)
-    return nnx.vmap(lambda key: pndx.Dropout(0.5, rngs=nnx.Rngs(key)))(keys)
+def stacked(make=lambda rngs: pndx.Dropout(0.5, rngs=rngs)):
+    return nnx.vmap(lambda key: make(nnx.Rngs(key)))(jax.random.split(jax.random.key(0), 2))
+
+
+def stacked_dynamic():
+    prefer = {"prefer": "small_gradient+small_weight", "gradient_rate": 0.2, "weight_rate": 0.2}
+    return stacked(lambda rngs: pndx.DynamicDropConnectLinear(3, 4, **prefer, rngs=rngs))
 
 
 def linear(**arguments):
@@ -385,7 +417,13 @@ REFUSALS = {
         lambda: pndx.uncertainty.predict(nnx.Sequential(pndx.Dropout(0.5), jnp.sum), inputs(5, 3)),
         "5 samples",
     ),
-    "stack": (lambda: stacked().rate, "that of one module"),
+    "stack": (lambda: stacked().rate, "`rate`.*that of one module"),
+    "gradient rate of a stack": (lambda: stacked_dynamic().gradient_rate, "`gradient_rate`.*that of one module"),
+    "weight rate of a stack": (lambda: stacked_dynamic().put_rise("weight_rate", 0.1), "`weight_rate`.*one module"),
+    "persistence of a stack": (
+        lambda: stacked(lambda rngs: pndx.PerNodeLinear(3, 4, persistence=0.5, rngs=rngs)).persistence,
+        "`persistence`.*that of one module",
+    ),
 }
 
 

@@ -199,6 +199,39 @@ def test_the_state_of_another_noise_is_refused():
     assert (layer.seed, layer.updates, layer.rate) == (7, 5, 0.75)
 
 
+def test_the_state_of_a_module_of_other_sizes_is_refused():
+    layer, other = pndt.Masksembles(8, members=8, seed=1), pndt.Masksembles(16, members=4, seed=2)
+    with pytest.raises((ValueError, RuntimeError), match=r"masks \(8, 8\)"):
+        layer.load_state_dict(other.state_dict())
+    layer, other = (pndt.DynamicDropConnectLinear(*sizes, bias=False, seed=1) for sizes in ((3, 4), (4, 3)))
+    with pytest.raises((ValueError, RuntimeError), match=r"gradient \(4, 3\)"):
+        layer.set_extra_state(other.get_extra_state())
+    layer.set_extra_state(pndt.DynamicDropConnectLinear(3, 4, seed=9).get_extra_state())
+    assert layer.seed == 9
+
+
+@pytest.mark.parametrize(
+    ("base_rate", "weight_rate", "value"),
+    [
+        (0.3, None, np.nan),
+        (0.3, None, -0.1),
+        (0.3, None, 0.8),
+        (pnd.schedules.Linear(0.0, 0.5, 10), None, 0.6),
+        (0.3, 0.3, 0.5),
+    ],
+)
+def test_the_state_of_a_gradient_rate_that_cannot_be_set_is_refused(base_rate, weight_rate, value):
+    prefer = "small_gradient" if weight_rate is None else "small_gradient+small_weight"
+    noise = {"base_rate": base_rate, "weight_rate": weight_rate, "prefer": prefer, "gradient_rate": 0.125}
+    layer = pndt.DynamicDropConnectLinear(3, 4, seed=1, **noise)
+    state, (old, new) = layer.get_extra_state(), np.array([0.125, value], "float32").view("int32")
+    assert (state == old).sum() == 1
+    state[state == old] = int(new)
+    with pytest.raises(ValueError, match="`gradient_rate`"):
+        layer.set_extra_state(state)
+    assert layer.gradient_rate == 0.125
+
+
 def test_a_checkpoint_is_made_of_tensors():
     """As files of safetensors are."""
     model = torch.nn.Sequential(pndt.PerNodeLinear(3, 4, noise=pnd.PartialGaussian(0.5, 2.0)), pndt.DropPath(0.5))
@@ -306,7 +339,21 @@ def test_a_checkpoint_is_exact_or_refused(use_reentrant):
     (expected**2).sum().backward()
     assert torch.equal(y, expected)
     assert torch.equal(found, layer.weight.grad)
-    assert layer.held_key is None
+    assert not layer.held
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_calls_in_checkpoints_have_one_mask_whatever_is_noted_between_them(use_reentrant):
+    layer, x, z = pndt.DynamicDropConnectLinear(30, 4, seed=1), *(inputs(5, 30).requires_grad_() for _ in range(2))
+    (layer(x) ** 2).sum().backward()
+    found = []
+    for call in (lambda x: checkpoint(layer, x, use_reentrant=use_reentrant), layer):
+        noted, x.grad, z.grad = layer.gradient.clone(), None, None
+        with pndt.drawn_keys(layer):
+            (call(x).sum() + (call(z) ** 3).sum()).backward()
+        found.append((x.grad, z.grad))
+        layer.noise_key[1], layer.gradient[:] = 1, noted
+    torch.testing.assert_close(*found)
 
 
 def test_functional_transforms():
@@ -351,6 +398,26 @@ def test_a_gradient_is_noted_by_a_backward_pass_alone():
     of_weights.zero_grad()
     of_weights(x, key=(1, 0)).sum().backward()
     torch.testing.assert_close(found["weight"], of_weights.weight.grad)
+
+
+def test_what_is_noted_has_no_graph():
+    layer, x = pndt.DynamicDropConnectLinear(30, 4, seed=1), inputs(5, 30)
+    for _ in range(2):
+        (gradient,) = torch.autograd.grad((layer(x) ** 3).sum(), layer.weight, create_graph=True)
+        assert torch.equal(layer.gradient, gradient.detach())
+        assert layer.gradient.grad_fn is None
+        (gradient**2).sum().backward()
+    assert torch.equal(copy.deepcopy(layer)(x, key=(1, 0)), layer(x, key=(1, 0)))
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_a_gradient_that_overflows_is_not_noted(value):
+    layer, x = pndt.DynamicDropConnectLinear(30, 4, seed=1), inputs(5, 30)
+    layer(x).sum().backward()
+    noted, x[2, 3] = layer.gradient.clone(), value
+    layer(x).sum().backward()
+    assert torch.equal(layer.gradient, noted)
+    assert not layer.weight.grad.isfinite().all()
 
 
 # attention
@@ -786,6 +853,14 @@ REFUSALS = {
         lambda: pndt.apply(torch.nn.MultiheadAttention(4, 2), "all-attention", "dynamic_drop_connect"),
         "`regularizer`.*'all-attention' chooses: 'per_node_drop', 'drop_connect'",
     ),
+    "recurrence of gradients": (
+        lambda: pndt.apply(
+            torch.nn.ModuleList([torch.nn.Linear(4, 4), torch.nn.RNN(4, 4), torch.nn.LSTM(4, 4)]),
+            ["all-linear", "all-recurrent"],
+            "dynamic_drop_connect",
+        ),
+        "`regularizer`.*'all-recurrent' chooses: 'noisy_rnn'",
+    ),
     "attention of examples": (
         lambda: pndt.PerNodeMultiheadAttention(4, 2, regime="example"),
         "`regime`.*'dynamic', 'fixed', 'bank'",
@@ -846,6 +921,38 @@ def test_the_names_of_parametrized_weights_stay_torchs_affair():
         pndt.PerNodeLinear.from_linear(parametrized)
     noisy, x = torch.nn.utils.parametrizations.weight_norm(pndt.PerNodeLinear(3, 4, rate=0.0)), inputs(5, 3)
     torch.testing.assert_close(noisy(x), torch.nn.functional.linear(x, noisy.weight, noisy.bias))
+
+
+PARAMETRIZED = {
+    "linear": (lambda: pndt.PerNodeLinear(4, 4, seed=7), "weight"),
+    "fixed linear": (lambda: pndt.PerNodeLinear(4, 4, regime="fixed", sharing="time+sample", seed=7), "weight"),
+    "recurrent": (lambda: pndt.NoisyLSTM(4, 4, batch_first=True, seed=7), "weight_ih_l0"),
+    "attention": (lambda: pndt.DropConnectMultiheadAttention(4, 2, batch_first=True, seed=7), "in_proj_weight"),
+    "attention of samples": (lambda: pndt.PerNodeMultiheadAttention(4, 2, batch_first=True, seed=7), "in_proj_weight"),
+    "fixed attention": (lambda: pndt.PerNodeMultiheadAttention(4, 2, regime="fixed", seed=7), "in_proj_weight"),
+    "output": (lambda: pndt.DropConnectMultiheadAttention(4, 2, seed=7), "out_proj.weight"),
+    "fixed output": (lambda: pndt.PerNodeMultiheadAttention(4, 2, regime="fixed", seed=7), "out_proj.weight"),
+}
+
+
+@pytest.mark.parametrize("case", PARAMETRIZED)
+def test_a_parametrized_module_is_the_one_with_its_weights_and_folds_to_a_plain_one(case):
+    make, name = PARAMETRIZED[case]
+    expected, found, x = make(), make(), inputs(5, 3, 4)
+    found.load_state_dict(expected.state_dict())
+    holder, _, attribute = name.rpartition(".")
+    holder = found.get_submodule(holder)
+    torch.nn.utils.parametrizations.weight_norm(holder, attribute)
+    arguments = (x, x, x) if hasattr(found, "masks") else (x,)
+    torch.testing.assert_close(found(*arguments)[0], expected(*arguments)[0])
+    found(*arguments)[0].sum().backward()
+    assert holder.parametrizations[attribute].original1.grad is not None
+    folded, plain = found.eval().fold(), expected.eval().fold()
+    assert folded.state_dict().keys() == plain.state_dict().keys()
+    assert all(parameter.requires_grad for parameter in folded.parameters())
+    assert not any(torch.nn.utils.parametrize.is_parametrized(part) for part in folded.modules())
+    assert torch.nn.utils.parametrize.is_parametrized(holder)
+    torch.testing.assert_close(folded(*arguments)[0], plain(*arguments)[0])
 
 
 def test_a_script_inside_the_folder_of_the_package_is_told_what_stands_in_its_way():
@@ -936,6 +1043,13 @@ def test_apply_knows_conv1d_and_leaves_tied_weights_tied(of_transformers):
         assert one.lm_head.weight is one.wte.weight
         torch.testing.assert_close(one(ids), expected)
     assert type(pndt.apply(Gpt(), of_transformers.Conv1D, "drop_connect").c_attn) is of_transformers.DropConnectConv1D
+    model = Gpt()
+    words = r"`regularizer`.*takes the Conv1D 'c_attn': 'per_node_drop', 'drop_connect'; .*dynamic_drop_connect"
+    with pytest.raises(ValueError, match=words):
+        pndt.apply(model, "all-linear", "dynamic_drop_connect")
+    assert type(model.lm_head) is torch.nn.Linear
+    pndt.apply(model, "all-linear", "dynamic_drop_connect", exclude="c_attn")
+    assert isinstance(model.lm_head, pndt.DynamicDropConnectLinear)
 
 
 def test_a_conv1d_of_another_class_is_refused(of_transformers):

@@ -6,7 +6,8 @@
 A model of each regularizer (tests/family.py) and of two architectures of others is exported by Keras as it is, with a
 batch of any size where the format has such, loaded by what runs the format, and called with a batch of 4. An error is
 the largest difference of an output from the model's own, by the largest output. What cannot be done is there with its
-reason. Formats whose converter or runtime is not installed are left out, by name:
+reason. What imports a converter, a runtime or a library that is not installed is left out, by name, and measured by a
+later run. Figures of other versions than the kept ones are refused: a backend's are of one set of versions.
 
     pip install onnxruntime tf2onnx onnxscript openvino ai-edge-litert jax2onnx keras-hub
 """
@@ -26,6 +27,7 @@ import tempfile
 PATH = pathlib.Path(__file__).parent / "formats.json"
 BATCH = 4
 FORMS = ("raw", "folded")
+NOT_FOLDED = "not folded: "
 BACKENDS = ("tensorflow", "torch", "jax")
 PACKAGES = {
     "tensorflow": ["tensorflow-cpu", "tf2onnx", "onnxruntime", "openvino", "ai-edge-litert"],
@@ -124,6 +126,7 @@ WAYS = {
     "torch": {"torch.export": torch_export, "ONNX": onnx, "int8": int8, "int4": int4},
     "jax": {"jax.export": jax_export, "ONNX": onnx},
 }
+EMPTY = {"rows": {}, "versions": {}}
 
 
 def names():
@@ -134,7 +137,10 @@ def names():
 
 
 def outcomes(name, ways):
-    """What comes of a model in each way, raw and folded: {form: {way: error, or why there is none}}."""
+    """What comes of a model in each way, raw and folded: {form: {way: error, or why there is none}}.
+
+    A way that imports what is not installed is not in it.
+    """
     import keras
     import numpy as np
 
@@ -146,15 +152,22 @@ def outcomes(name, ways):
         model = NETWORKS[name](keras, pnd) if name in NETWORKS else FAMILY[name].model()
         return pnd.fold(model) if form == "folded" else model
 
-    found = {}
+    def leave_out(way, error):
+        print(f"left out: {name}, {way}: {reason(error)}", file=sys.stderr, flush=True)
+
+    found = {form: {} for form in FORMS}
+    try:
+        shape = model_of("raw").input_shape[1:]
+    except ImportError as error:  # a library of architectures
+        leave_out("all formats", error)
+        return found
     for form in FORMS:
         try:
-            shape = model_of(form).input_shape[1:]
-        except (TypeError, ValueError) as error:
-            found[form] = dict.fromkeys(ways, reason(error))
+            model_of(form)
+        except (TypeError, ValueError) as error:  # of `fold`, as the raw one is there
+            found[form] = dict.fromkeys(ways, NOT_FOLDED + reason(error))
             continue
         x = np.random.default_rng(0).normal(size=(BATCH, *shape)).astype("float32")
-        found[form] = {}
         for way, run in ways.items():
             model = model_of(form)
             y = keras.ops.convert_to_numpy(model(x, training=False))
@@ -163,6 +176,8 @@ def outcomes(name, ways):
                     again = run(model, x, folder)
                     again = np.asarray(keras.ops.convert_to_numpy(again))
                     found[form][way] = float(f"{np.abs(again - y).max() / np.abs(y).max():.1e}")
+                except ImportError as error:
+                    leave_out(way, error)
                 except Exception as error:  # of any converter
                     found[form][way] = reason(error)
     return found
@@ -216,6 +231,18 @@ def versions(backend):
     return found
 
 
+def joined(backend, before, now):
+    """The versions of figures kept before and of new ones, which are those of before but for what had none."""
+    both = [name for name in before if before[name] and now.get(name)]
+    other = [f"{name} {before[name]}, not {now[name]}" for name in both if before[name] != now[name]]
+    if other:
+        raise SystemExit(
+            f"The figures on {backend} are of {'; '.join(other)}. Install what they are of, or remove them from "
+            f"{PATH.name}, to measure all of them anew."
+        )
+    return {name: now[name] or before.get(name) for name in now}
+
+
 def main():
     """Fill in what is not there yet."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -231,12 +258,14 @@ def main():
     os.environ.setdefault("KERAS_BACKEND", "numpy")
     rows = [name for name in names() if fnmatch.fnmatch(name, arguments.only)]
     for backend in arguments.backends:
-        before = kept().get(backend, {"rows": {}})["rows"]
+        before = kept().get(backend, EMPTY)
+        joined(backend, before["versions"], versions(backend))
         ways = [way for way in WAYS[backend] if way in (arguments.ways or WAYS[backend])]
-        some = [name for name in rows if arguments.again or not has(before.get(name, {}), ways)]
+        some = [name for name in rows if arguments.again or not has(before["rows"].get(name, {}), ways)]
         for name, outcome in measured(backend, some, ways) if ways else ():
             print(f"{backend}: {name}", file=sys.stderr, flush=True)
-            keep(backend, name, outcome)
+            if any(outcome.values()):
+                keep(backend, name, outcome)
 
 
 def kept():
@@ -246,11 +275,10 @@ def kept():
 def keep(backend, name, outcome):
     """Add to what is there now, which another process may have added to."""
     found = kept()
-    of = found.setdefault(backend, {"rows": {}})
-    of["versions"] = versions(backend)
-    row = of["rows"].setdefault(name, {})
-    for form, new in outcome.items():
-        row[form] = {**row.get(form, {}), **new}
+    of = found.get(backend, EMPTY)
+    row = of["rows"].get(name, {})
+    rows = {**of["rows"], name: {form: {**row.get(form, {}), **new} for form, new in outcome.items()}}
+    found[backend] = {"rows": rows, "versions": joined(backend, of["versions"], versions(backend))}
     PATH.write_text(json.dumps(found, indent=1) + "\n")
 
 

@@ -5,24 +5,28 @@
 
 A run is killed with SIGKILL again and again, and resumed by a new process from what was saved. When it has come to its
 end, its weights, those of the optimizer, and what the next training call and the key are must be, to the bit, those of
-a run that nothing disturbed. The processes are forked from one that has imported the framework and not used it yet.
+a run that nothing disturbed. As one that starts anew would end there too, every process must begin at the very step
+that was last saved; a run whose last process began after step 0 counts as resumed. The processes are forked from one
+that has imported the framework and not used it yet.
 
     BackupAndRestore   killed after a random step, so that steps since the last backup are done again
-    ModelCheckpoint    killed at a random moment, also while it writes: the newest file that loads is taken
+    ModelCheckpoint    killed at a random moment, also while it writes: where the newest file does not load, the one
+                       before is taken; one is torn by hand, too, so that there is one
     state_dict         torch modules and an optimizer of torch, likewise; files are replaced as a whole
 """
 
 import argparse
-import contextlib
 import json
 import os
 import pathlib
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 
 # each process would import or compile these anew, for seconds
 sys.modules["numba"] = None  # the masks are the same without
@@ -62,6 +66,22 @@ class Fatal(keras.callbacks.Callback):
         self.left -= 1
 
 
+class Noted(keras.callbacks.Callback):
+    """Notes the step at which training begins; behind the callbacks that restore."""
+
+    def __init__(self, folder):
+        super().__init__()
+        self.folder = folder
+
+    def on_train_begin(self, logs=None):
+        note(self.folder, int(self.model.optimizer.iterations.numpy()))
+
+
+def note(folder, step):
+    (folder / "new").write_text(str(step))
+    (folder / "new").replace(folder / "begun")
+
+
 def model_of():
     """Noise of weights and activations, at rates that change, and an optimizer that remembers."""
     keras.utils.set_random_seed(0)
@@ -75,8 +95,9 @@ def model_of():
     return model
 
 
-def fitted(model, callbacks, first=0):
+def fitted(folder, model, callbacks, first=0):
     """Train from an epoch on, and what there is then."""
+    callbacks = [*callbacks, Noted(folder)]
     model.fit(X, Y, batch_size=BATCH, epochs=EPOCHS, initial_epoch=first, shuffle=False, callbacks=callbacks, verbose=0)
     arrays = [keras.ops.convert_to_numpy(variable) for variable in [*model.variables, *model.optimizer.variables]]
     return [*arrays, keras.ops.convert_to_numpy(model(X, training=True))]
@@ -85,16 +106,22 @@ def fitted(model, callbacks, first=0):
 def backup_and_restore(folder, share):
     """A run, or what is left of it; `share` of it until the end of the process, or None."""
     fatal = [] if share is None else [Fatal(share)]
-    return fitted(model_of(), [keras.callbacks.BackupAndRestore(folder / "backup"), *fatal])
+    return fitted(folder, model_of(), [keras.callbacks.BackupAndRestore(folder / "backup"), *fatal])
 
 
 def model_checkpoint(folder, share):
     """Likewise; it is killed from outside."""
     saving = keras.callbacks.ModelCheckpoint(folder / "{epoch}.keras")
-    for epoch in range(EPOCHS, 0, -1):
-        with contextlib.suppress(OSError, ValueError, KeyError):  # there is none, or it was killed while it was written
-            return fitted(keras.saving.load_model(folder / f"{epoch}.keras"), [saving], epoch)
-    return fitted(model_of(), [saving])
+    newest = epochs_of(folder)[-1:]
+    for epoch in reversed(epochs_of(folder)):
+        try:
+            model = keras.saving.load_model(folder / f"{epoch}.keras")
+        except ValueError:  # it was killed while it wrote this one
+            if [epoch] != newest:
+                raise
+        else:
+            return fitted(folder, model, [saving], epoch)
+    return fitted(folder, model_of(), [saving])
 
 
 def state_dict(folder, share):
@@ -111,6 +138,7 @@ def state_dict(folder, share):
         state, of_optimizer, done = torch.load(folder / "state.pt")
         model.load_state_dict(state)
         optimizer.load_state_dict(of_optimizer)
+    note(folder, done)
     x, y = torch.from_numpy(X), torch.from_numpy(Y)
     for step in range(done, EPOCHS * STEPS):
         rows = slice(step % STEPS * BATCH, (step % STEPS + 1) * BATCH)
@@ -122,20 +150,54 @@ def state_dict(folder, share):
     return [*(tensor.numpy() for tensor in model.state_dict().values()), model(x).detach().numpy()]
 
 
-WAYS = {"BackupAndRestore": backup_and_restore, "ModelCheckpoint": model_checkpoint}
+def epochs_of(folder):
+    """The epochs that ModelCheckpoint wrote or began to write."""
+    return sorted(int(path.stem) for path in folder.glob("*.keras"))
+
+
+def is_whole(path):
+    try:
+        with zipfile.ZipFile(path) as file:
+            return file.testzip() is None
+    except zipfile.BadZipFile:
+        return False
+
+
+def in_backup(folder):
+    """The step of what BackupAndRestore saved last."""
+    path = folder / "backup" / "training_metadata.json"
+    return json.loads(path.read_text())["epoch"] * STEPS if path.exists() else 0
+
+
+def in_checkpoints(folder):
+    """The step of the newest whole file of ModelCheckpoint."""
+    return max((epoch * STEPS for epoch in epochs_of(folder) if is_whole(folder / f"{epoch}.keras")), default=0)
+
+
+def in_state(folder):
+    """The step of the state that was saved last."""
+    import torch
+
+    return torch.load(folder / "state.pt")[2] if (folder / "state.pt").exists() else 0
+
+
+WAYS = {"BackupAndRestore": (backup_and_restore, in_backup), "ModelCheckpoint": (model_checkpoint, in_checkpoints)}
 if keras.backend.backend() == "torch":
-    WAYS["state_dict"] = state_dict
+    WAYS["state_dict"] = (state_dict, in_state)
 OUTSIDE = ("ModelCheckpoint", "state_dict")
 
 
 def forked(way, folder, share=None, moment=None):
-    """Train in a process of its own; return whether it was killed, and after how many seconds it ended."""
+    """Train in a process of its own; return whether it was killed, at which step it began, and its seconds."""
+    train, saved = WAYS[way]
+    expected = saved(folder)
+    (folder / "begun").unlink(missing_ok=True)
     ready, begun = os.pipe()
     child = os.fork()
     if child == 0:
         try:
             os.write(begun, b"!")
-            arrays = way(folder, share)
+            arrays = train(folder, share)
             np.savez(folder / "new.npz", *arrays)
             (folder / "new.npz").replace(folder / "end.npz")
         except BaseException as error:
@@ -152,7 +214,11 @@ def forked(way, folder, share=None, moment=None):
     os.close(begun)
     if os.WIFEXITED(status) and os.WEXITSTATUS(status):
         raise RuntimeError("a process that was not killed failed")
-    return os.WIFSIGNALED(status), time.monotonic() - began
+    killed, seconds = os.WIFSIGNALED(status), time.monotonic() - began
+    step = int((folder / "begun").read_text()) if (folder / "begun").exists() else None
+    if step != expected and not (killed and step is None):
+        raise RuntimeError(f"training by {way} began at step {step}, and saved was step {expected}")
+    return killed, step, seconds
 
 
 def arrays_of(folder):
@@ -160,34 +226,57 @@ def arrays_of(folder):
         return [found[name] for name in found.files]
 
 
-def survived(name, way, kills, chance):
-    """How many kills there were in how many runs, and how many of these came to the end of the undisturbed one."""
+def has_torn(folder):
+    """Whether the newest file of ModelCheckpoint is one that was not written to its end."""
+    return any(not is_whole(folder / f"{epoch}.keras") for epoch in epochs_of(folder)[-1:])
+
+
+def survived(way, kills, chance):
+    """How many kills there were in how many runs; how many of these came to the end of the undisturbed one, how many in
+    a process that had resumed; and how many processes found a torn file.
+    """
+    seen = dict.fromkeys(("kills", "runs", "equal", "resumed", "torn"), 0)
+
+    def run(folder, **by):
+        """A process of a run; with the last one the run is counted."""
+        beside = has_torn(folder)
+        killed, step, seconds = forked(way, folder, **by)
+        seen["kills"] += killed
+        seen["torn"] += beside and step is not None
+        if (folder / "end.npz").exists() and folder != whole:
+            found = arrays_of(folder)
+            seen["runs"] += 1
+            seen["equal"] += all(map(np.array_equal, found, undisturbed)) and len(found) == len(undisturbed)
+            seen["resumed"] += step > 0
+        return seconds
+
     with tempfile.TemporaryDirectory() as root:
         whole = pathlib.Path(root, "whole")
         whole.mkdir()
-        _, duration = forked(way, whole)
-        undisturbed, count, runs, equal = arrays_of(whole), 0, 0, 0
-        while count < kills:
-            runs += 1
-            folder = pathlib.Path(root, str(runs))
+        duration = run(whole)
+        undisturbed = arrays_of(whole)
+        if way == "ModelCheckpoint":
+            folder = shutil.copytree(whole, whole.with_name("torn"), ignore=shutil.ignore_patterns("*.npz"))
+            newest = folder / f"{EPOCHS}.keras"
+            os.truncate(newest, newest.stat().st_size // 2)
+            run(folder)
+        while seen["kills"] < kills:
+            folder = whole.with_name(str(seen["runs"]))
             folder.mkdir()
-            for _ in range(min(A_RUN, kills - count)):
-                outside = name in OUTSIDE
-                by = {"moment": chance.uniform(0, duration)} if outside else {"share": chance.random()}
-                count += forked(way, folder, **by)[0]
+            for _ in range(min(A_RUN, kills - seen["kills"])):
+                by = {"moment": chance.uniform(0, duration)} if way in OUTSIDE else {"share": chance.random()}
+                run(folder, **by)
                 if (folder / "end.npz").exists():
                     break
             else:
-                forked(way, folder)
-            found = arrays_of(folder)
-            equal += all(map(np.array_equal, found, undisturbed)) and len(found) == len(undisturbed)
-    return {"kills": count, "runs": runs, "equal": equal}
+                run(folder)
+    return seen
 
 
 def work(kills, seed, ways):
     """Print what came of the ways of this backend."""
     chance = random.Random(seed)
-    print(json.dumps({name: survived(name, WAYS[name], kills, chance) for name in ways or WAYS}))
+    print(json.dumps({way: survived(way, kills, chance) for way in ways or WAYS}))
 
 
 def main():

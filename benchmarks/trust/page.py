@@ -7,6 +7,8 @@ import json
 import pathlib
 import re
 
+from benchmarks.trust.formats import NOT_FOLDED
+from benchmarks.trust.soak import COMPILED
 from pernodedrop.report.table import as_markdown
 
 FOLDER = pathlib.Path(__file__).parent
@@ -20,8 +22,10 @@ ENGINES = {  # and the test that compares masks
     "`tf.distribute.MultiWorkerMirroredStrategy`": "test_workers_have_the_masks_of_one_process",
     "`DistributedDataParallel`, PyTorch": "test_ranks_of_a_process_group_train_like_one_process_with_the_whole_batch",
     "FSDP2, PyTorch": "test_ranks_of_a_process_group_train_like_one_process_with_the_whole_batch",
-    "a process group of PyTorch, in Keras": "test_ranks_make_the_whole_in_layers_and_by_offsets_in_ops",
-    "gradient accumulation": "test_parts_of_a_batch_accumulate_to_the_whole_with_one_key",
+}
+WITHOUT_ENGINE = {
+    "Keras layers in ranks of a process group of PyTorch": "test_ranks_make_the_whole_in_layers_and_by_offsets_in_ops",
+    "gradient accumulation, on one device": "test_parts_of_a_batch_accumulate_to_the_whole_with_one_key",
 }
 CHECKPOINTS = {
     "`tf.train.Checkpoint`": "test_a_checkpoint_of_tensorflow_has_every_variable",
@@ -45,14 +49,17 @@ Figures of what may go wrong, each with the command that makes it.
 
 Training is killed with SIGKILL, after random steps or at random moments, and resumed by a new process, again and again.
 At its end all weights, the optimizer's, the keys of the noise and the next training call are compared with those of a
-run that nothing disturbed.
+run that nothing disturbed. As training is deterministic, one that silently starts anew ends there too: so every process
+has to begin at the very step that was last saved. A run counts as resumed if its last process began after step 0;
+one whose last kill came before the first save has to start anew.
 
 {kill_table}
 
     python benchmarks/trust/kills.py --kills 1000
 
-ModelCheckpoint and `state_dict` are killed while they write, too: a torn file of ModelCheckpoint is refused when it is
-loaded, and the one before is taken. Other ways to save are tests of the suite:
+ModelCheckpoint and `state_dict` are killed while they write, too. A torn file of ModelCheckpoint is refused when it is
+loaded, and the one before is taken, if there is one; of those in the table, at least one of each backend was torn by
+hand. Other ways to save are tests of the suite:
 
 {checkpoint_table}
 
@@ -61,6 +68,10 @@ loaded, and the one before is taken. Other ways to save are tests of the suite:
 {devices} [Many devices](guides/devices.md) says how.
 
 {device_table}
+
+Without an engine, parts of a batch have the masks of the whole:
+
+{part_table}
 
     python -m tests -k "devices or device or workers or ranks or accumulate"
 
@@ -100,8 +111,8 @@ Versions: {versions}.
 
 {soak}
 
-A step is a product with a new mask, compiled on JAX and TensorFlow. Products were compared with those of NumPy's
-mask at ten times. Then rows of a product with a mask of {entries:,} entries, which is more than 2^31, were compared
+A step is a product with a new mask{compiled}. Products were compared with those of NumPy's
+mask at {times} times. Then rows of a product with a mask of {entries:,} entries, which is more than 2^31, were compared
 with the same rows by themselves.
 
 {soak_table}
@@ -121,10 +132,19 @@ def read(name):
     return json.loads(path.read_text()) if path.exists() else {}
 
 
+KILLS = {
+    "kills": "kills",
+    "runs": "runs",
+    "equal": "equal to the bit",
+    "resumed": "resumed after step 0",
+    "torn": "torn files",
+}
+
+
 def kills():
-    """The kills, the runs, and whether all of these came to the right end."""
+    """The sums of what KILLS names."""
     counts = [of for ways in read("kills").values() for of in ways.values()]
-    return tuple(sum(of[what] for of in counts) for what in ("kills", "runs", "equal"))
+    return {what: sum(of[what] for of in counts) for what in KILLS}
 
 
 def outcomes():
@@ -136,31 +156,49 @@ def outcomes():
                     yield backend, way, row, form, outcome
 
 
-def is_exported(way):
-    return way not in ("int8", "int4")
+def of_folded():
+    """Every export of a model that was folded: (way, row, outcome)."""
+    for _, way, row, form, outcome in outcomes():
+        if way not in ("int8", "int4") and form == "folded" and not str(outcome).startswith(NOT_FOLDED):
+            yield way, row, outcome
+
+
+def is_exact(outcome):
+    """Whether an outcome is an error, and a small one: none is, and NaN is not."""
+    return isinstance(outcome, float) and outcome <= EXACT
+
+
+def exports():
+    """A sentence of the folded models: the errors of those that came out right, and the others by name."""
+    found = list(of_folded())
+    right = [(way, outcome) for way, _, outcome in found if is_exact(outcome)]
+    formats, largest = {way for way, _ in right}, max(outcome for _, outcome in right)
+    wrong = [f"{row} as {way}" for way, row, outcome in found if not is_exact(outcome)]
+    return (
+        f"{len(right)} of {len(found)} exports of folded models in {len(formats)} formats have an error of at most "
+        f"{largest:.0e}; " + (f"{len(wrong)} fail: {', '.join(wrong)}." if wrong else "none fails.")
+    )
 
 
 def lines():
     """What README.md says."""
-    killed, runs, equal = kills()
-    exported = [(way, form, o) for _, way, _, form, o in outcomes() if is_exported(way) and isinstance(o, float)]
-    folded = [error for _, form, error in exported if form == "folded"]
-    formats = {way for way, *_ in exported}
+    of = kills()
     soak = read("soak")
     return [
-        f"{killed:,} kills of training: {equal:,} of {runs:,} resumed runs ended in the bits of an undisturbed one.",
+        f"{of['kills']:,} kills of training: {of['equal']:,} of {of['runs']:,} runs ended in the bits of an "
+        f"undisturbed one; {of['resumed']:,} of them had resumed.",
         f"{len(ENGINES)} engines of many devices have the masks of one device, to the bit.",
         f"{sum(read('fuzz').values()):,} calls with junk ended in a right value or a named error.",
-        f"{len(folded)} exports of folded models in {len(formats)} formats have an error of {max(folded):.0e} at most.",
-        f"{sum(of['steps'] for of in soak.values()):,} steps' masks, on {len(soak)} backends, in flat memory.",
+        exports(),
+        f"{sum(one['steps'] for one in soak.values()):,} steps' masks, on {len(soak)} backends, in flat memory.",
     ]
 
 
 def kill_table():
-    rows = [("backend", "saved by", "kills", "runs", "equal to the bit")]
+    rows = [("backend", "saved by", *KILLS.values())]
     for backend, ways in read("kills").items():
         for way, counts in ways.items():
-            rows.append((BACKENDS[backend], way, *(f"{counts[what]:,}" for what in ("kills", "runs", "equal"))))
+            rows.append((BACKENDS[backend], way, *(f"{counts[what]:,}" for what in KILLS)))
     return as_markdown(rows)
 
 
@@ -171,7 +209,7 @@ def cell(raw, folded, reasons):
         if isinstance(outcome, str):
             outcome = re.sub(r"(?:_\d+)+", "", outcome)  # the numbers that Keras gives to names
             return f"[{reasons.setdefault(outcome, len(reasons) + 1)}]"
-        return "exact" if outcome <= EXACT else f"{outcome:.1g}"
+        return "exact" if is_exact(outcome) else f"{outcome:.1g}"
 
     texts = [shown(outcome) for outcome in (raw, folded) if outcome is not None]
     return " / ".join(dict.fromkeys(texts))
@@ -213,14 +251,16 @@ def text():
     """The page."""
     of_kills, of_devices, of_inputs, of_formats, of_soak = lines()
     formats, reasons = format_table()
-    versions = {name: version for of in read("formats").values() for name, version in of["versions"].items() if version}
-    large = [of["large"]["entries"] for of in read("soak").values()]
+    installed = [pair for of in read("formats").values() for pair in of["versions"].items() if all(pair)]
+    soak = read("soak")
+    compiled = " and ".join(BACKENDS[backend] for backend in soak if backend in COMPILED)
     return TEXT.format(
         kills=of_kills,
         kill_table=kill_table(),
         checkpoint_table=as_markdown(tests_of(CHECKPOINTS)),
         devices=of_devices,
         device_table=as_markdown(tests_of(ENGINES)),
+        part_table=as_markdown(tests_of(WITHOUT_ENGINE)),
         inputs=of_inputs,
         fuzz_table=as_markdown([("backend", "calls"), *((BACKENDS[b], f"{n:,}") for b, n in read("fuzz").items())]),
         formats=of_formats,
@@ -228,10 +268,12 @@ def text():
         exact=EXACT,
         format_table=formats,
         reasons=reasons,
-        versions=", ".join(f"{name} {version}" for name, version in sorted(versions.items())),
+        versions=", ".join(sorted({" ".join(pair) for pair in installed})),
         not_here=NOT_HERE,
         soak=of_soak,
-        entries=max(large),
+        compiled=compiled and f", compiled on {compiled}",
+        times=min(len(of["memory"]) for of in soak.values()),
+        entries=max(of["large"]["entries"] for of in soak.values()),
         soak_table=soak_table(),
     )
 

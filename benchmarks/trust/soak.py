@@ -4,9 +4,9 @@
     python benchmarks/trust/soak.py --backends torch --again
     python benchmarks/trust/soak.py --steps 10000 --print        a short one, which is not kept
 
-A step is a product with a new mask, compiled on JAX and TensorFlow. At ten times the resident memory is noted, and the
-product compared with that of NumPy's mask of the same key. Then the last rows of a product whose mask has 2**31 entries
-and more are compared with the same rows by themselves.
+A step is a product with a new mask, compiled on JAX and TensorFlow. After the first step and every tenth of all, the
+resident memory is noted, and the product compared with that of NumPy's mask of the same key. Then the last rows of a
+product whose mask has 2**31 entries and more are compared with the same rows by themselves.
 """
 
 import argparse
@@ -26,7 +26,8 @@ BACKENDS = ("numpy", "torch", "jax", "tensorflow")
 NOISE, SEED = pnd.Bernoulli(0.5), 1
 SHAPE = (3, 5, 4)  # samples, inputs, outputs
 LARGE = (2**11 + 2, 2**10, 2**10)
-TIMES = 10
+COMPILED = ("jax", "tensorflow")
+TENTHS = 10
 
 
 def resident():
@@ -43,7 +44,7 @@ def operands(shape):
 def stepper(backend):
     """A function of the number of a step that gives its product as an array."""
     x, w = (frameworks.tensor(backend, array) for array in operands(SHAPE))
-    if backend not in ("jax", "tensorflow"):
+    if backend not in COMPILED:
         return lambda step: frameworks.array(backend, pnd.ops.masked_dense(x, w, NOISE, (SEED, step)))
     product = frameworks.compiled(backend, lambda key: pnd.ops.masked_dense(x, w, NOISE, (SEED, key)))
     return lambda step: frameworks.array(backend, product(frameworks.tensor(backend, np.int32(step))))
@@ -59,7 +60,7 @@ def is_right(step, y):
 def soaked(backend, steps):
     """Pairs of steps done and memory, and whether all that was compared is right."""
     run, memory, right = stepper(backend), [], True
-    every = steps // TIMES
+    every = steps // TENTHS
     for step in range(steps):
         y = run(step)
         if step % every == 0 or step == steps - 1:
@@ -78,11 +79,19 @@ def large(backend):
     return {"entries": int(np.prod(LARGE)), "equal": bool(np.allclose(*arrays, rtol=1e-3, atol=1e-3))}
 
 
+def step_count(text):
+    """The argument `--steps`."""
+    steps = int(text)
+    if steps < TENTHS:
+        raise argparse.ArgumentTypeError(f"expected at least {TENTHS}, a step a tenth. Received: {steps}")
+    return steps
+
+
 def main():
     """Soak what is not there yet."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--backends", nargs="+", choices=BACKENDS, default=BACKENDS)
-    parser.add_argument("--steps", type=int, default=10**6)
+    parser.add_argument("--steps", type=step_count, default=10**6)
     parser.add_argument("--again", action="store_true", help="backends that are there, too")
     parser.add_argument("--print", action="store_true", help="keep nothing")
     parser.add_argument("--worker", help=argparse.SUPPRESS)

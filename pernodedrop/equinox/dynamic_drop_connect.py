@@ -68,7 +68,7 @@ def note_gradients(model: Model, gradients: Model) -> Model:
     """A model whose `DynamicDropConnectLinear` and `Conv` have noted the gradients of their weights.
 
     Call it in a training step, where the gradients are known, inside `equinox.filter_jit` or not. A module whose weight
-    has none, as one that is frozen, stays with what it last noted.
+    has none, as one that is frozen, or one with an inf or a NaN, stays with what it last noted.
 
     Args:
         model: a tree with such modules at any depth.
@@ -92,10 +92,11 @@ def note_gradients(model: Model, gradients: Model) -> Model:
         raise ValueError(checks.invalid("model", "one with DynamicDropConnect that follows gradients", type(model)))
     if [one.weight.shape for one in modules] != [_shape(new, old) for new, old in zip(found, modules, strict=False)]:
         raise ValueError(checks.invalid("gradients", "what equinox.filter_grad gives for this model", type(gradients)))
-    bits = [
-        old.gradient_bits if new.weight is None else jax.lax.bitcast_convert_type(new.weight.astype("float32"), "int32")
+    noted = [
+        old.gradient if new.weight is None else preferences.noted(new.weight, old.gradient, xp)
         for old, new in zip(modules, found, strict=True)
     ]
+    bits = [jax.lax.bitcast_convert_type(one, "int32") for one in noted]
     return eqx.tree_at(lambda tree: [one.gradient_bits for one in _following(tree)], model, bits)
 
 

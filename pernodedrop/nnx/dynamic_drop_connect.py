@@ -1,5 +1,6 @@
 """DynamicDropConnect: connections are dropped at rates that follow their last gradients (arXiv 2502.19948)."""
 
+import collections.abc
 import typing
 
 import jax
@@ -7,7 +8,7 @@ from flax import nnx
 
 from pernodedrop import checks, preferences
 from pernodedrop.modules import DynamicDropConnectModule
-from pernodedrop.nnx.noisy import NoiseState
+from pernodedrop.nnx.noisy import NoiseState, xp
 from pernodedrop.nnx.products import ConvProduct, LinearProduct
 from pernodedrop.nnx.weight_noise import WeightNoise
 from pernodedrop.schedules import Schedule
@@ -49,14 +50,15 @@ def note_gradients(model: nnx.Module, gradients: typing.Any) -> None:
     """Have the `DynamicDropConnectLinear` and `Conv` of a model note the gradients of their kernels, in place.
 
     Call it in a training step, where the gradients are known, inside `nnx.jit` or not. A module whose kernel is not
-    among them, as one that is frozen, stays with what it last noted.
+    among them, as one that is frozen, or has a gradient with an inf or a NaN, stays with what it last noted. Modules
+    with one kernel, a Variable, note its one gradient.
 
     Args:
         model: a module with such modules at any depth.
         gradients: those of `nnx.grad` for this model, an `nnx.State`.
 
     Raises:
-        TypeError, ValueError: another model, or gradients of none of those kernels.
+        TypeError, ValueError: another model, or gradients of none of those kernels, or of another shape.
 
     >>> import jax, pernodedrop.nnx as pndx
     >>> from flax import nnx
@@ -70,19 +72,26 @@ def note_gradients(model: nnx.Module, gradients: typing.Any) -> None:
         raise TypeError(checks.invalid("model", "a flax.nnx.Module", model))
     if not isinstance(gradients, nnx.State):
         raise TypeError(checks.invalid("gradients", "the nnx.State that nnx.grad gives", gradients))
-    found = dict(nnx.to_flat_state(gradients))
-    modules = {
-        path: one
-        for path, one in nnx.iter_modules(model)
+    found = {_name(path): gradient for path, gradient in nnx.to_flat_state(gradients)}
+    names = {id(held): _name(path) for path, held in nnx.to_flat_state(nnx.state(model))}  # of tied ones their only one
+    modules = [
+        (names[id(one.kernel)], one)
+        for _, one in nnx.iter_modules(model)
         if isinstance(one, DynamicDropConnect) and one.preferences.follow_gradients
-    }
-    noted = {path: one for path, one in modules.items() if (*path, "kernel") in found}
+    ]
+    noted = [(name, one, found[name][...]) for name, one in modules if name in found]
     if not noted:
-        names = [".".join(map(str, (*path, "kernel"))) for path in modules]
-        expected = f"those of {', '.join(names) or 'a model with DynamicDropConnect that follows gradients'}"
-        raise ValueError(checks.invalid("gradients", expected, [".".join(map(str, path)) for path in found]))
-    for path, one in noted.items():
-        one.gradient[...] = found[(*path, "kernel")][...].astype("float32")
+        expected = ", ".join(dict(modules)) or "a model with DynamicDropConnect that follows gradients"
+        raise ValueError(checks.invalid("gradients", f"those of {expected}", list(found)))
+    for name, one, gradient in noted:
+        if gradient.shape != one.kernel.shape:
+            raise ValueError(checks.invalid("gradients", f"{one.kernel.shape} for {name}", gradient.shape))
+    for _, one, gradient in noted:
+        one.gradient[...] = preferences.noted(gradient, one.gradient[...], xp)
+
+
+def _name(path: collections.abc.Iterable[typing.Any]) -> str:
+    return ".".join(map(str, path))
 
 
 class DynamicDropConnectLinear(DynamicDropConnect, LinearProduct, nnx.Linear):

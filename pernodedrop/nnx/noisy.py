@@ -117,8 +117,10 @@ class Noisy(Regularizer, nnx.Module):
             raise ValueError(checks.invalid("rngs", f"a key {expected}", key.shape[:-1]))
         return np.asarray(key)
 
-    def numbers_on_host(self) -> Params:
-        return {} if self.noise_numbers is None else self.state.numbers_on_host(np.asarray(self.noise_numbers[...]))
+    def numbers_on_host(self, argument: str = "rate") -> Params:
+        if self.noise_numbers is None:
+            return {}
+        return self.state.numbers_on_host(np.asarray(self.noise_numbers[...]), argument)
 
     def numbers(self) -> Params:
         if self.noise_numbers is None:

@@ -78,7 +78,8 @@ def apply(
         TypeError: a model that is no model, a rule that answers something else, or an argument that the regularizer
             does not take.
         ValueError: a model that is not built or not rebuilt by its config, a rule that changes nothing, an `exclude`
-            that excludes nothing, an element of one that chooses nothing, or an argument that is not as described.
+            that excludes nothing, an element of one that chooses nothing, a regularizer that does not take every layer
+            of a kind that the rule names, or an argument that is not as described.
 
     The author code of PerNodeDrop (arXiv 2512.12663) calls this a strategy adder.
 

@@ -16,7 +16,7 @@ from pernodedrop.schedules import Schedule
 from pernodedrop.state import apply_mask
 from pernodedrop.torch.composite import Composite
 from pernodedrop.torch.noisy import Noisy, xp
-from pernodedrop.torch.products import Form
+from pernodedrop.torch.products import Form, put
 from pernodedrop.torch.weight_noise import dtype_of
 
 PROJECTIONS = ("query", "key", "value", "output")
@@ -126,21 +126,23 @@ class NoisyAttention(Composite, Form, torch.nn.MultiheadAttention):
         """
         for part in self.parts.values():
             part.check_folds()
-        with torch.device("meta"):
-            plain: typing.Any = self.plain(**self.form_of(self))
+        plain = self.made_plain()
         output = plain.out_proj
-        of_torch.share(self, plain, leave_out={"masks"})
+        self.share_with(plain, leave_out={"masks"})
         if self.changes_at_inference:
-            of_torch.share(self.out_proj, output)
+            of_torch.share(plain.out_proj, output)
             plain.out_proj = output  # one of its own, whose weight may be another
             own = self.weights()
-            new = self.with_weights({name: part.noisy_weight(own[name]) for name, part in self.parts.items()})
+            new = self.noisy_values(plain, {name: part.noisy_weight(own[name]) for name, part in self.parts.items()})
             for name, old in dict(plain.named_parameters()).items():
                 if new[name] is not old:
-                    holder, _, attribute = name.rpartition(".")
-                    value = torch.nn.Parameter(new[name].detach().clone(), requires_grad=old.requires_grad)
-                    setattr(plain.get_submodule(holder), attribute, value)
+                    put(plain, name, new[name], old.requires_grad)
         return plain
+
+    def made_plain(self, **form: typing.Any) -> typing.Any:
+        """A plain module of the form of this one, or of another form, without memory."""
+        with torch.device("meta"):
+            return self.plain(**{**self.form_of(self), **form}).train(self.training)
 
     def weights(self) -> dict[str, torch.Tensor]:
         """The weight (out, in) of each projection."""
@@ -148,9 +150,11 @@ class NoisyAttention(Composite, Form, torch.nn.MultiheadAttention):
         found = own if self.in_proj_weight is None else self.in_proj_weight.chunk(3)
         return dict(zip(PROJECTIONS, (*found, self.out_proj.weight), strict=True))
 
-    def with_weights(self, new: collections.abc.Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """All parameters, by name, with other weights of projections."""
-        found: dict[str, torch.Tensor] = dict(self.named_parameters())
+    def noisy_values(
+        self, plain: torch.nn.Module, new: collections.abc.Mapping[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """What this module has for the parameters of a plain one, by name, with other weights of projections."""
+        found = self.values_of(plain)
         weights = {**self.weights(), **new}
         if "output" in new:
             found["out_proj.weight"] = new["output"]
@@ -159,14 +163,6 @@ class NoisyAttention(Composite, Form, torch.nn.MultiheadAttention):
         elif new.keys() - {"output"}:
             found["in_proj_weight"] = torch.cat([weights[name] for name in PROJECTIONS[:3]])
         return found
-
-    def called(
-        self, form: dict[str, typing.Any], weights: dict[str, torch.Tensor], args: typing.Any, kwargs: typing.Any
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """What a plain module of a form gives with these parameters."""
-        with torch.device("meta"):
-            plain = self.plain(**{**self.form_of(self), **form}).train(self.training)
-        return torch.func.functional_call(plain, weights, args, kwargs)
 
 
 class DropConnectMultiheadAttention(NoisyAttention):
@@ -221,9 +217,9 @@ class DropConnectMultiheadAttention(NoisyAttention):
         """What the plain module gives, in training with noise on its projections; see the class."""
         if not self.has_noise:
             return super().forward(query, key, value, *args, **kwargs)
-        weights = self.weights()
-        new = self.with_weights({name: part(weights[name]) for name, part in self.parts.items()})
-        return self.called({}, new, (query, key, value, *args), kwargs)
+        weights, plain = self.weights(), self.made_plain()
+        new = self.noisy_values(plain, {name: part(weights[name]) for name, part in self.parts.items()})
+        return torch.func.functional_call(plain, new, (query, key, value, *args), kwargs)
 
 
 class PerNodeMultiheadAttention(NoisyAttention):
@@ -298,8 +294,8 @@ class PerNodeMultiheadAttention(NoisyAttention):
         weights = {"in_proj_weight": identity.repeat(3, 1), "out_proj.weight": identity}
         if self.bias_k is not None and self.bias_v is not None:
             weights |= {"bias_k": self.bias_k, "bias_v": self.bias_v}
-        form = {"bias": False, "kdim": None, "vdim": None}
-        y, scores = self.called(form, weights, (*inner, *args), kwargs)
+        plain = self.made_plain(bias=False, kdim=None, vdim=None)
+        y, scores = torch.func.functional_call(plain, weights, (*inner, *args), kwargs)
         return self._projected("output", y), scores
 
     def _projected(self, name: str, x: torch.Tensor) -> torch.Tensor:

@@ -9,6 +9,7 @@ from pernodedrop import checks, preferences
 from pernodedrop.internals import of_torch
 from pernodedrop.modules import DynamicDropConnectModule
 from pernodedrop.schedules import Schedule
+from pernodedrop.torch.noisy import xp
 from pernodedrop.torch.products import Conv1dProduct, Conv2dProduct, Conv3dProduct, LinearProduct
 from pernodedrop.torch.weight_noise import WeightNoise
 
@@ -49,7 +50,7 @@ class DynamicDropConnect(DynamicDropConnectModule, WeightNoise):
         return np.zeros(self.weight.shape, "float32") if name == "gradient" else super().first(name)
 
     def gradients(self, weight: torch.Tensor) -> torch.Tensor:
-        return self.gradient
+        return self.held.get("gradient", self.gradient)
 
     def times_mask(self, weight: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         notes = self.preferences.follow_gradients and torch.is_grad_enabled() and weight.requires_grad
@@ -68,7 +69,7 @@ class _Noted(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: typing.Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-        ctx.buffer.copy_(gradient)
+        ctx.buffer.copy_(preferences.noted(gradient.detach(), ctx.buffer, xp))
         return gradient, None
 
 
@@ -84,9 +85,10 @@ class DynamicDropConnectLinear(DynamicDropConnect, LinearProduct, torch.nn.Linea
 
     Each backward pass notes dL/dweight in the buffer `gradient`, float32, with `loss.backward()` in any training loop,
     compiled or not; a module that is called twice has that of one of the calls. No optimizer, clipping or weight decay
-    has to do with it, and a scaled loss scales it, to no effect. Of batches whose gradients are accumulated it is that
-    of the last one. With DDP, which has all processes take the buffers of the first one, it is that process's own;
-    with FSDP2 each process has its own, and so a mask of its own.
+    has to do with it. A scaled loss scales it, with no effect on q while it spreads by far more than 1e-9; one with an
+    inf or a NaN, as a loss scale that is too large has it, is not noted. Of batches whose gradients are accumulated it
+    is that of the last one. With DDP, which has all processes take the buffers of the first one, it is that process's
+    own; with FSDP2 each process has its own, and so a mask of its own.
 
     Args:
         *args, **kwargs: those of `torch.nn.Linear`: in_features, out_features, bias, device, dtype.

@@ -67,7 +67,7 @@ class Noisy(Regularizer, torch.nn.Module):
         """
         self.state = State(mask, seed, schedule, persistence, more)
         self.replica: tuple[int, int] | None = None
-        self.held_key: torch.Tensor | None = None
+        self.held: dict[str, torch.Tensor] = {}
         for name in self.kept:
             self.register_buffer(name, None, persistent=False)
         self.begin_again()
@@ -84,8 +84,8 @@ class Noisy(Regularizer, torch.nn.Module):
     def words_of_key(self) -> np.typing.NDArray[np.uint32]:
         return self._bits("noise_key").view("uint32")
 
-    def numbers_on_host(self) -> dict[str, typing.Any]:
-        return self.state.numbers_on_host(self._bits("noise_numbers"))
+    def numbers_on_host(self, argument: str = "rate") -> dict[str, typing.Any]:
+        return self.state.numbers_on_host(self._bits("noise_numbers"), argument)
 
     def numbers(self) -> dict[str, torch.Tensor]:
         return self.state.numbers_of(self.noise_numbers, lambda bits, dtype: bits.view(getattr(torch, dtype)))
@@ -115,7 +115,7 @@ class Noisy(Regularizer, torch.nn.Module):
         raise NotImplementedError(f"{type(self).__name__} must define `fold`")
 
     def next_key(self) -> torch.Tensor:
-        return self.draw() if self.held_key is None else self.held_key
+        return self.held["noise_key"] if self.held else self.draw()
 
     def samples(self, x: torch.Tensor, sample_ids: torch.Tensor | None) -> torch.Tensor:
         """The sample coordinates of the rows of x.
@@ -141,19 +141,19 @@ class Noisy(Regularizer, torch.nn.Module):
         """Take what `get_extra_state` gave.
 
         Raises:
-            ValueError: the state of another noise.
+            ValueError: the state of another noise, or of a module of other sizes; or a rate that it cannot have.
         """
         own = self.get_extra_state()
         same = isinstance(state, torch.Tensor) and (state.dtype, state.shape) == (own.dtype, own.shape)
         if not same or state[0] != own[0]:
-            noise, names = type(self.noise).__name__, list(self.state.first_numbers)
-            expected = f"the key of a {type(self).__name__} with {noise} noise and {names}, int32 {tuple(own.shape)}"
+            noise, held = type(self.noise).__name__, [*self.state.first_numbers, *self._shapes()]
+            expected = f"the key of a {type(self).__name__} with {noise} noise and {held}, int32 {tuple(own.shape)}"
             raise ValueError(checks.invalid("state", expected, state))
         words = state.detach().cpu().numpy()
         sizes = [getattr(self, name).numel() for name in self.kept]
         bits = dict(zip(self.kept, np.split(words[1:], np.cumsum(sizes)[:-1]), strict=True))
         if len(numbers := bits["noise_numbers"]):  # refuses what is out of range
-            self.state.mask.with_params(self.state.numbers_on_host(numbers))
+            self.check_numbers(self.state.numbers_on_host(numbers))
         for name in self.kept:
             self._put(name, bits[name])
 
@@ -163,9 +163,13 @@ class Noisy(Regularizer, torch.nn.Module):
         return ", ".join(filter(None, [super().extra_repr(), noise, f"seed={self.seed}"]))
 
     def _mark(self) -> np.typing.NDArray[np.int32]:
-        """A word that tells one kind of noise from others, by the names of its class and of its numbers."""
-        names = " ".join([type(self.state.mask.noise).__name__, *self.state.first_numbers])
+        """A word that tells one kind of noise from others, by the names of its class, its numbers and its tensors."""
+        names = " ".join([type(self.state.mask.noise).__name__, *self.state.first_numbers, *self._shapes()])
         return np.array([zlib.crc32(names.encode())], "uint32").view("int32")
+
+    def _shapes(self) -> list[str]:
+        """The names and shapes of the buffers beside the key and the numbers, which tell their own lengths."""
+        return [f"{name} {tuple(getattr(self, name).shape)}" for name in self.kept if name not in Noisy.kept]
 
     def _put(self, name: str, bits: np.typing.NDArray[np.int32]) -> None:
         buffer = getattr(self, name)
@@ -199,7 +203,8 @@ def drawn_keys(model: torch.nn.Module) -> collections.abc.Iterator[None]:
     """Draws a key for every noisy module now, which all its calls inside use: for passes that are made again.
 
     `torch.utils.checkpoint` makes its forward pass again in the backward pass: put both inside. A module that is called
-    more than once has the same mask each time.
+    more than once has the same mask each time. What else masks are made of and a backward pass changes, the gradient
+    that `DynamicDropConnectLinear` notes, is held as well, in a copy.
 
     Args:
         model: a module, whose noisy modules at any depth draw if they train.
@@ -214,12 +219,13 @@ def drawn_keys(model: torch.nn.Module) -> collections.abc.Iterator[None]:
     _check_model(model)
     noisy = [module for module in model.modules() if isinstance(module, Noisy) and module.training]
     for module in noisy:
-        module.held_key = module.draw()
+        others = {name: getattr(module, name).clone() for name in module.kept if name not in Noisy.kept}
+        module.held = {"noise_key": module.draw(), **others}
     try:
         yield
     finally:
         for module in noisy:
-            module.held_key = None
+            module.held = {}
 
 
 def set_replica(model: torch.nn.Module, rank: int, ranks: int) -> torch.nn.Module:

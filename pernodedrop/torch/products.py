@@ -5,7 +5,9 @@ axes between first and last. A convolution is a product of patches; time: positi
 channels of the output within a group. in: row-major over (group, position in the kernel, channel within the group).
 """
 
+import collections.abc
 import math
+import operator
 import typing
 
 import torch
@@ -14,6 +16,7 @@ from torch.nn.utils import parametrize
 
 from pernodedrop import checks
 from pernodedrop.backends.methods import Window
+from pernodedrop.internals import of_torch
 from pernodedrop.modules import Restore
 from pernodedrop.rules import is_plain
 from pernodedrop.state import Patches
@@ -45,6 +48,30 @@ class Form(torch.nn.Module):
         if any(parametrize.is_parametrized(part) for part in module.modules()):
             expected = "a module without parametrizations: parametrize the noisy module instead"
             raise ValueError(checks.invalid("module", expected, module))
+
+    def values_of(self, plain: torch.nn.Module) -> dict[str, torch.Tensor]:
+        """What this module has for the parameters of a plain one, by name: where it is parametrized, the values."""
+        return {name: operator.attrgetter(name)(self) for name, _ in plain.named_parameters()}
+
+    def share_with(self, plain: torch.nn.Module, leave_out: collections.abc.Collection[str] = ()) -> None:
+        """Have a plain module hold what this one holds, but for these names, and values for what is parametrized."""
+        with torch.enable_grad():  # which tells what is trainable
+            values = self.values_of(plain)
+        inner = dict(plain.named_children())
+        of_torch.share(self, plain, {"parametrizations", *leave_out})
+        for name, child in inner.items():
+            if parametrize.is_parametrized(own := self.get_submodule(name)):
+                of_torch.share(own, child, {"parametrizations"})
+                setattr(plain, name, child)
+        for name in values.keys() - dict(self.named_parameters(remove_duplicate=False)).keys():
+            put(plain, name, values[name], values[name].requires_grad)
+
+
+def put(module: torch.nn.Module, name: str, value: torch.Tensor, trainable: bool) -> None:
+    """Give a module a parameter of its own with a value."""
+    holder, _, attribute = name.rpartition(".")
+    parameter = torch.nn.Parameter(value.detach().clone(), requires_grad=trainable)
+    setattr(module.get_submodule(holder), attribute, parameter)
 
 
 class Product(Form):

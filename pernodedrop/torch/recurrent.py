@@ -12,6 +12,7 @@ from pernodedrop.noise import Noise
 from pernodedrop.schedules import Schedule
 from pernodedrop.state import apply_mask
 from pernodedrop.torch.noisy import xp
+from pernodedrop.torch.products import put
 from pernodedrop.torch.weight_noise import OfPlain
 
 KERNELS = {"kernel": "weight_ih", "recurrent_kernel": "weight_hh"}
@@ -59,9 +60,9 @@ class RecurrentNoise(OfPlain):
         """What the plain module gives, in training with noise on its kernels; see the class."""
         if not self.has_noise:
             return super().forward(input, hx)
-        weights = {**dict(self.named_parameters(recurse=False)), **self._noisy_kernels(self._field(key))}
         with torch.device("meta"):
             plain = self.plain(**self.form_of(self)).train(self.training)
+        weights = {**self.values_of(plain), **self._noisy_kernels(self._field(key))}
         return torch.func.functional_call(plain, weights, (input, hx))
 
     def fold(self) -> torch.nn.Module:
@@ -69,8 +70,7 @@ class RecurrentNoise(OfPlain):
         plain = self.made_plain()
         if self.state.mask.at_inference:
             for name, value in self._noisy_kernels(self._field(self.noise_key)).items():
-                trainable = getattr(self, name).requires_grad
-                setattr(plain, name, torch.nn.Parameter(value.detach().clone(), requires_grad=trainable))
+                put(plain, name, value, getattr(plain, name).requires_grad)
         return plain
 
     def _field(self, key: Key | None) -> Field:

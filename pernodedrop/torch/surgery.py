@@ -96,8 +96,8 @@ def apply(
             or r"layers\\.[0-3]" choose what is inside too, and "head" does not choose "multihead". A class of torch. A
             list of these. Or a function of (name, module) that returns the module to stand there, or None to keep it.
         regularizer: "per_node_drop" or "drop_connect", for linear modules, convolutions and attention;
-            "dynamic_drop_connect", not for attention; or "noisy_rnn", for recurrent modules. None is the first. Not
-            beside a function.
+            "dynamic_drop_connect", not for attention and `Conv1D`; or "noisy_rnn", for recurrent modules. None is the
+            first. Not beside a function.
         exclude: which modules of these stay as they are, in the same forms, a function excepted.
         seed: int, any, from which every module has a seed of its own by its name; None takes them from Python's
             `random`. Not beside a function.
@@ -110,7 +110,8 @@ def apply(
     Raises:
         TypeError, ValueError: a rule or an `exclude`, or an element of one, that chooses nothing; a module that is
             chosen and takes no noise, such as the `out_proj` of a `torch.nn.MultiheadAttention`, which reads its weight
-            and never calls it; or an argument that is not as described.
+            and never calls it; a regularizer that does not take every module of a kind that the rule names; or an
+            argument that is not as described.
 
     Warns:
         UserWarning: the module around one that is chosen reads its weight, and so may not call it.

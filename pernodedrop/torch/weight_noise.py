@@ -14,7 +14,7 @@ from pernodedrop.mask import Mask
 from pernodedrop.modules import WeightModule, check_tensor
 from pernodedrop.schedules import Schedule
 from pernodedrop.torch.noisy import Noisy, xp
-from pernodedrop.torch.products import Form, Product
+from pernodedrop.torch.products import Form, Product, put
 
 
 class OfPlain(Noisy, Form):
@@ -44,7 +44,7 @@ class OfPlain(Noisy, Form):
         self.check_folds()
         with torch.device("meta"):
             plain = self.plain(**self.form_of(self))
-        of_torch.share(self, plain, leave_out={*self.kept, *vars(self).keys() - vars(plain).keys()})
+        self.share_with(plain, leave_out={*self.kept, *vars(self).keys() - vars(plain).keys()})
         return plain
 
 
@@ -117,8 +117,7 @@ class WeightNoise(OfPlain, Product, WeightModule):
         if self.changes_at_inference:
             for name, value in zip(("weight", "bias"), self.weights_at_inference(), strict=True):
                 if value is not None:
-                    trainable = getattr(self, name).requires_grad
-                    setattr(plain, name, torch.nn.Parameter(value.detach().clone(), requires_grad=trainable))
+                    put(plain, name, value, getattr(plain, name).requires_grad)
         return plain
 
 

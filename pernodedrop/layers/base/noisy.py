@@ -66,7 +66,7 @@ class Noisy(NoiseLayer, Regularizer):
     def words_of_key(self) -> np.typing.NDArray[np.uint32]:
         return keras.ops.convert_to_numpy(self._key).view("uint32")
 
-    def numbers_on_host(self) -> Params:
+    def numbers_on_host(self, argument: str = "rate") -> Params:
         return {name: keras.ops.convert_to_numpy(variable)[()] for name, variable in self._numbers.items()}
 
     def numbers(self) -> Params:

@@ -34,8 +34,10 @@ class DynamicDropConnect(DynamicRates, WeightNoise):
     `trainable_variables`, `fit` among them. It does so by a float32 weight `gradient`, two of the kernel's shape, the
     gradient and minus it, which the optimizer overwrites: no learning rate, clipping, weight decay or momentum applies
     to it, and it adds nothing to the norms that gradients are clipped by. A frozen layer stays with the gradient that
-    it last noted. A scaled loss scales it, to no effect on z. With `gradient_accumulation_steps` v is the largest
-    |dL/dW~| of the accumulated batches (Keras' rule, which keeps maxima, is why minus the gradient is noted too).
+    it last noted, and so does one whose step is left out by `keras.optimizers.LossScaleOptimizer` for an inf or a NaN;
+    without that optimizer such a gradient has q = 0 until the next one. A scaled loss scales v, with no effect on z
+    while std(v) is far above 1e-9. With `gradient_accumulation_steps` v is the largest |dL/dW~| of the accumulated
+    batches (Keras' rule, which keeps maxima, is why minus the gradient is noted too).
     Replicas of a MirroredStrategy note the gradient of the whole batch. The preferences for weights need none of this.
 
     Args:
@@ -111,7 +113,7 @@ class DynamicDropConnect(DynamicRates, WeightNoise):
                 aggregation="sum",  # of replicas, whose losses Keras divides by their number
             )
 
-    def rises_on_host(self) -> dict[str, float]:
+    def rises_on_host(self, argument: str = "gradient_rate") -> dict[str, float]:
         return {name: float(str(keras.ops.convert_to_numpy(rise))) for name, rise in self._rises().items()}
 
     def put_rise(self, name: str, value: float) -> None:
@@ -128,6 +130,7 @@ class DynamicDropConnect(DynamicRates, WeightNoise):
         noted = xp.zeros_like(kernel)
         if self.preferences.follow_gradients:
             gradient = keras.ops.convert_to_tensor(self.gradient)
+            gradient = keras.ops.where(keras.ops.isfinite(gradient), gradient, 0.0)  # inf - inf is NaN, for ever
             both = xp.astype(gradient - keras.ops.stop_gradient(gradient), xp.dtype(kernel))
             noted = both[0] - both[1]  # zero, whose slopes make the gradient and minus it the weight's "gradient"
         if self.straight_through:
