@@ -433,6 +433,35 @@ def test_metrics_are_of_what_is_chosen():
     assert model.fit(x, y, verbose=0).history["accuracy"] == [pytest.approx(hit)]
 
 
+@ONCE
+@pytest.mark.parametrize("reduction", ["sum", "mean", "mean_with_sample_weight", "sum_over_batch_size"])
+def test_the_joint_loss_is_that_of_each_exit_whatever_its_reduction(reduction):
+    model, x, y = network(exit_weights=[1.0, 0.5, 2.0]), inputs(6, 4), keras.ops.convert_to_tensor(np.arange(6) % 3)
+    model.stages[1].activity_regularizer = keras.regularizers.L2(0.1)
+    loss, weights = keras.losses.SparseCategoricalCrossentropy(reduction=reduction), np.arange(6, dtype="float32")
+    model.compile(loss=loss)
+    got = model.compute_loss(x, y, model(x, training=True), weights)
+    each = [host(loss(y, output, weights)) for output in outputs_of(model, x).astype("float32")]
+    np.testing.assert_allclose(host(got), [1.0, 0.5, 2.0] @ np.array(each) + host(sum(model.losses)), rtol=1e-4)
+    assert host(sum(model.losses)) > 0
+
+
+@ONCE
+def test_samples_leave_in_half_precision_and_where_a_stage_and_its_exit_have_one_name():
+    stages = [keras.layers.Dense(5, name=name) for name in ("one", "two")]
+    exits = [keras.layers.Dense(3, "softmax", name=name, dtype="float16") for name in ("one", "two")]
+    model = contrast.EarlyExits(stages, exits, thresholds=0.5)
+    x = inputs(20, 4)
+    model(x)
+    for leave in exits:
+        leave.kernel.assign(1000 * host(leave.kernel))  # probabilities that are 0 in float16
+    outputs, found = host(model(x)), model.predict_exits(x)
+    assert found.outputs.dtype == "float16"
+    np.testing.assert_array_equal(found.exits, 0)
+    np.testing.assert_allclose(found.outputs.sum(axis=1), 1, atol=1e-2)
+    np.testing.assert_allclose(found.outputs, outputs, atol=1e-2)
+
+
 # all of them
 
 
@@ -475,8 +504,9 @@ def test_files_bring_it_back(make, tmp_path):
     model.save(tmp_path / "model.keras")
     again = keras.saving.load_model(tmp_path / "model.keras")
     layers = [
-        [layer for layer in m.layers if type(layer).__module__.startswith("pernodedrop.")] for m in (again, model)
+        [layer for layer in (m, *m.layers) if type(layer).__module__.startswith("pernodedrop.")] for m in (again, model)
     ]
+    assert layers[1]
     for found, wanted in zip(*layers, strict=True):
         own = {name: wanted.get_config()[name] for name in inspect.signature(type(wanted)).parameters if name in OWN}
         assert {name: found.get_config()[name] for name in own} == own
