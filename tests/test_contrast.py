@@ -465,6 +465,13 @@ def test_samples_leave_in_half_precision_and_where_a_stage_and_its_exit_have_one
 # all of them
 
 
+@ONCE
+def test_predictions_take_a_noisy_layer_with_a_loop_inside_a_block():
+    rnn = pnd.NoisyRNN(keras.layers.SimpleRNN(3, return_sequences=True), 0.5, seed=1)
+    model = keras.Sequential([keras.Input((5, 3)), contrast.FractalBlock(rnn, 2, seed=1)])
+    assert pnd.uncertainty.predict(model, inputs(2, 5, 3), samples=3).variance.max() > 0
+
+
 def capsule_network(**kwargs):
     x = keras.Input((6,))
     below = contrast.squash(keras.layers.Reshape((3, 2))(x))
