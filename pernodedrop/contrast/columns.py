@@ -206,8 +206,9 @@ class FractalBlock(FractalJoin, Around):
 
     Args:
         layer: the inner layer, any `keras.layers.Layer` whose outputs it takes as inputs too, in another size of the
-            last axis; it is copied by its config, such as a Dense, or a Sequential of layers. A seed in it, of noise or
-            of an initializer, is in each copy another one that is made of it.
+            last axis (a functional model, in its own size only); it is copied by its config, such as a Dense, or a
+            Sequential of layers. A seed in it, of noise or of an initializer, is in each copy another one that is made
+            of it.
         columns: how many columns, an int from 1 to 10; 2.
         rate, global_share, place, sharing, seed, **kwargs: as for `FractalJoin`. `place` is the number of the block in
             its network. The dtype policy is the inner layer's unless given.
