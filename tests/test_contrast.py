@@ -1,6 +1,7 @@
 """What there is to compare with, against NumPy: columns, experts, capsules, early exits."""
 
 import inspect
+import typing
 
 import keras
 import numpy as np
@@ -10,6 +11,7 @@ import pernodedrop as pnd
 from pernodedrop import contrast, generator
 from pernodedrop.backends import numpy_ops
 from pernodedrop.contrast import columns as lanes
+from pernodedrop.internals import of_keras
 from pernodedrop.study import variants
 from tests.family import host, inputs
 from tests.frameworks import needs_gradients, needs_training, quick, value_and_gradients
@@ -433,7 +435,142 @@ def test_metrics_are_of_what_is_chosen():
     assert model.fit(x, y, verbose=0).history["accuracy"] == [pytest.approx(hit)]
 
 
+@ONCE
+@pytest.mark.parametrize("reduction", ["sum", "mean", "mean_with_sample_weight", "sum_over_batch_size"])
+def test_the_joint_loss_is_that_of_each_exit_whatever_its_reduction(reduction):
+    model, x, y = network(exit_weights=[1.0, 0.5, 2.0]), inputs(6, 4), keras.ops.convert_to_tensor(np.arange(6) % 3)
+    model.stages[1].activity_regularizer = keras.regularizers.L2(0.1)
+    loss, weights = keras.losses.SparseCategoricalCrossentropy(reduction=reduction), np.arange(6, dtype="float32")
+    model.compile(loss=loss)
+    got = model.compute_loss(x, y, model(x, training=True), weights)
+    each = [host(loss(y, output, weights)) for output in outputs_of(model, x).astype("float32")]
+    np.testing.assert_allclose(host(got), [1.0, 0.5, 2.0] @ np.array(each) + host(sum(model.losses)), rtol=1e-4)
+    assert host(sum(model.losses)) > 0
+
+
+@ONCE
+def test_samples_leave_in_half_precision_and_where_a_stage_and_its_exit_have_one_name():
+    stages = [keras.layers.Dense(5, name=name) for name in ("one", "two")]
+    exits = [keras.layers.Dense(3, "softmax", name=name, dtype="float16") for name in ("one", "two")]
+    model = contrast.EarlyExits(stages, exits, thresholds=0.5)
+    x = inputs(20, 4)
+    model(x)
+    for leave in exits:
+        leave.kernel.assign(1000 * host(leave.kernel))  # probabilities that are 0 in float16
+    outputs, found = host(model(x)), model.predict_exits(x)
+    assert found.outputs.dtype == "float16"
+    np.testing.assert_array_equal(found.exits, 0)
+    np.testing.assert_allclose(found.outputs.sum(axis=1), 1, atol=1e-2)
+    np.testing.assert_allclose(found.outputs, outputs, atol=1e-2)
+
+
 # all of them
+
+
+def several(kind, layer, **kwargs):
+    """A layer that holds copies of another."""
+    return contrast.FractalBlock(layer, 2, **kwargs) if kind == "columns" else contrast.MixtureOfExperts(layer)
+
+
+@ONCE
+@pytest.mark.parametrize("kind", ["columns", "experts"])
+@pytest.mark.parametrize("given", [[], [(4,)]], ids=["open", "with Input"])
+def test_models_are_copied_with_weights_of_their_own(kind, given, tmp_path):
+    inside = [keras.layers.Dense(3, activation="relu"), keras.layers.Dense(5)]
+    layer = several(kind, keras.Sequential([*map(keras.Input, given), *inside]))
+    model, x = keras.Sequential([keras.Input((4,)), layer]), inputs(6, 4)
+    first = [host(one.layers[-1].kernel) for one in (layer.layer, layer.copy_0, layer.copy_1)]
+    assert len({one.tobytes() for one in first}) == 3
+    assign(model)
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")
+    assert len(again.variables) == len(model.variables)
+    np.testing.assert_array_equal(host(again(x)), host(model(x)))
+    np.testing.assert_array_equal(host(again(x, training=True)), host(model(x, training=True)))
+    if kind == "columns":
+        np.testing.assert_allclose(host(again.layers[0].fold()(x)), host(model(x)), atol=1e-6)
+
+
+@ONCE
+@pytest.mark.parametrize("kind", ["columns", "experts"])
+def test_copies_have_names_and_seeds_of_their_own(kind):
+    glorot = keras.initializers.GlorotUniform(seed=3)
+    layer = several(kind, pnd.PerNodeDrop(keras.layers.Dense(5, kernel_initializer=glorot), seed=1, name="one"))
+    layer.build((None, 5))
+    all_of_them = [layer.layer, layer.copy_0, layer.copy_1]
+    assert [one.name for one in all_of_them] == ["one", "one_copy_0", "one_copy_1"]
+    assert len({one.seed for one in all_of_them}) == len({host(one.kernel).tobytes() for one in all_of_them}) == 3
+    again = type(layer).from_config(layer.get_config())
+    assert [one.seed for one in (again.layer, again.copy_0, again.copy_1)] == [one.seed for one in all_of_them]
+
+
+@ONCE
+def test_a_folded_block_is_plain_whatever_its_layers_are_called():
+    block, x = contrast.FractalBlock(pnd.PerNodeDrop(keras.layers.Dense(5)), 3), inputs(6, 4)
+    y = host(block(x))
+    block.copy_0.layer.name = block.layer.layer.name  # only names of layers that are folded could meet
+    folded = block.fold()
+    assert all(type(layer).__module__.startswith("keras.") for layer in folded.layers)
+    np.testing.assert_allclose(host(folded(x)), y, atol=1e-6)
+
+
+@pytest.mark.skip_backend("numpy", reason="NumPy arrays cannot carry a Keras mask")
+def test_all_layers_of_a_block_have_the_mask():
+    block = contrast.FractalBlock(keras.layers.SimpleRNN(3, return_sequences=True), 3)
+    x = inputs(2, 5, 3)
+    x[:, 2:4] = 0
+    a, b, c, d, e, f = ((lambda x, layer=layer: layer(x, mask=mask)) for layer in block.copies)
+    y = block(keras.layers.Masking()(x))
+    mask = np.array([[1, 1, 0, 0, 1]] * 2, bool)
+    np.testing.assert_array_equal(host(of_keras.mask_of(y)), mask)
+    middle = (b(a(x)) + e(x)) / 2
+    wanted = (d(c(middle)) + f(middle) + block.layer(x, mask=mask)) / 3
+    np.testing.assert_allclose(host(y), host(wanted), atol=1e-6)
+    assert not np.allclose(host(block(x)), host(y), atol=1e-3)
+
+
+@ONCE
+def test_predictions_take_a_noisy_layer_with_a_loop_inside_a_block():
+    rnn = pnd.NoisyRNN(keras.layers.SimpleRNN(3, return_sequences=True), 0.5, seed=1)
+    model = keras.Sequential([keras.Input((5, 3)), contrast.FractalBlock(rnn, 2, seed=1)])
+    assert pnd.uncertainty.predict(model, inputs(2, 5, 3), samples=3).variance.max() > 0
+
+
+class Training(keras.layers.Dense):
+    """A Dense that notes whether its calls are of training."""
+
+    seen: typing.ClassVar[list[bool | None]] = []
+
+    def call(self, x, training=None):
+        self.seen.append(training)
+        return super().call(x)
+
+
+@needs_gradients
+@pytest.mark.skip_backend("jax", reason="Keras traces `training` there")
+@pytest.mark.parametrize("kind", ["columns", "experts"])
+def test_inner_layers_train_where_the_backward_pass_makes_them_again(kind):
+    with keras.RematScope("full"):
+        layer = several(kind, Training(3))
+    layer.build((None, 3))
+    Training.seen.clear()
+    value_and_gradients(lambda x: layer(x, training=True), inputs(4, 3), upstream=inputs(4, 3))
+    assert len(Training.seen) >= 3
+    assert all(Training.seen), Training.seen
+
+
+@ONCE
+def test_small_shares_are_one_row_and_no_rows_have_no_loss():
+    def mixture(**kwargs):
+        return contrast.MixtureOfExperts(dense(), **kwargs)
+
+    assert mixture(capacity_factor=1e-5).capacity(8) == 1
+    wide = mixture(experts=5)
+    wide.experts = 5000  # as many copies take seconds to make
+    assert [wide.capacity(rows) for rows in (1, 2000, 2001)] == [1, 1, 2]  # ceil(rows * 2 / 5000 * 1.25)
+    layer = mixture()
+    assert layer(np.zeros((0, 4), "float32"), training=True).shape == (0, 3)
+    np.testing.assert_array_equal(host(layer.losses[0]), 0)
 
 
 def capsule_network(**kwargs):
@@ -475,8 +612,9 @@ def test_files_bring_it_back(make, tmp_path):
     model.save(tmp_path / "model.keras")
     again = keras.saving.load_model(tmp_path / "model.keras")
     layers = [
-        [layer for layer in m.layers if type(layer).__module__.startswith("pernodedrop.")] for m in (again, model)
+        [layer for layer in (m, *m.layers) if type(layer).__module__.startswith("pernodedrop.")] for m in (again, model)
     ]
+    assert layers[1]
     for found, wanted in zip(*layers, strict=True):
         own = {name: wanted.get_config()[name] for name in inspect.signature(type(wanted)).parameters if name in OWN}
         assert {name: found.get_config()[name] for name in own} == own

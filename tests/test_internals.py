@@ -458,6 +458,14 @@ def test_value_held():
     assert {*seen} == ({False, True} if NAME == "jax" else {False})
 
 
+def test_compiled_loss():
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, kernel_regularizer="l2")])
+    assert of_keras.compiled_loss(model) is None
+    model.compile(loss=keras.losses.MeanSquaredError(reduction="sum"))
+    y, p, weights = (np.array(n, "float32") for n in ([[1], [2]], [[0], [5]], [2, 1]))
+    assert float(host(of_keras.compiled_loss(model)(y, p, weights))) == 2 * 1 + 9
+
+
 @pytest.mark.skip_backend("numpy", reason="NumPy arrays cannot carry a Keras mask")
 def test_masks():
     """Keras' losses note the positions of `ignore_class` with the values, and leave out those that are noted so."""

@@ -230,6 +230,39 @@ def test_all_variants_start_with_the_weights_of_none(name):
     assert not (plain[0] == start(name, 4)[0]).all()
 
 
+@pytest.mark.once
+@pytest.mark.parametrize("name", ["fractal_block", "experts"])
+def test_copies_start_unlike_each_other_and_what_comes_after_and_alike_for_a_seed(name):
+    def kernels():
+        keras.utils.set_random_seed(3)
+        slot = Slot(variants.get(name).function, 0.5, 3)
+        model = keras.Sequential([keras.Input((5,)), *slot(5), *slot(5), keras.layers.Dense(5)])
+        return [keras.ops.convert_to_numpy(weight) for weight in model.trainable_weights if len(weight.shape) == 2]
+
+    found = kernels()
+    assert len({one.tobytes() for one in found}) == len(found) > 5
+    np.testing.assert_array_equal([one.sum() for one in found], [one.sum() for one in kernels()])
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("name", variants.names())
+def test_functional_models_of_studies_start_with_the_weights_of_none(name):
+    """Their layers are built while they are made, before `random` gives the seeds of those after them."""
+
+    def start(name):
+        keras.utils.set_random_seed(3)
+        slot = Slot(variants.get(name).function, 0.5, 3)
+        x = y = keras.Input((5,))
+        for layer in [*slot(5), keras.layers.Dense(5)]:
+            y = layer(y)
+        for layer in [*slot(5), keras.layers.Dense(1)]:
+            y = layer(y)
+        return [keras.ops.convert_to_numpy(weight) for weight in slot.start(keras.Model(x, y))]
+
+    for plain, noisy in zip(start("none"), start(name), strict=True):
+        np.testing.assert_array_equal(plain, noisy)
+
+
 @pytest.mark.parametrize("name", ["dropout", "per_node_drop", "drop_connect"])
 def test_slots_of_a_model_have_masks_of_their_own(name):
     slot = Slot(variants.get(name).function, 0.5, 3)

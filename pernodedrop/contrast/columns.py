@@ -1,5 +1,6 @@
 """FractalNet's drop-path: columns side by side, of which whole ones are dropped (Larsson et al., arXiv 1605.07648)."""
 
+import functools
 import math
 import typing
 
@@ -8,7 +9,9 @@ import keras
 from pernodedrop import checks, mask, schedules
 from pernodedrop._types import Config, Key, Shape, Sharing, Tensor, Words
 from pernodedrop.contrast import copies
+from pernodedrop.internals import of_keras
 from pernodedrop.layers.base.around import Around
+from pernodedrop.layers.base.noise_layer import NoiseLayer
 from pernodedrop.layers.base.noisy import Noisy, at_least_float32, check_built, floating, xp
 from pernodedrop.mask import Field, Mask
 from pernodedrop.noise import Bernoulli
@@ -203,8 +206,9 @@ class FractalBlock(FractalJoin, Around):
 
     Args:
         layer: the inner layer, any `keras.layers.Layer` whose outputs it takes as inputs too, in another size of the
-            last axis; it is copied by its config, as one with a Dense, or with a Sequential of layers. Initializers
-            with a seed would start all copies alike.
+            last axis (a functional model, in its own size only); it is copied by its config, such as a Dense, or a
+            Sequential of layers. A seed in it, of noise or of an initializer, is in each copy another one that is made
+            of it.
         columns: how many columns, an int from 1 to 10; 2.
         rate, global_share, place, sharing, seed, **kwargs: as for `FractalJoin`. `place` is the number of the block in
             its network. The dtype policy is the inner layer's unless given.
@@ -272,14 +276,33 @@ class FractalBlock(FractalJoin, Around):
         key: Key | None = None,
         sample_ids: Tensor | None = None,
     ) -> Tensor:
-        inputs = floating(inputs, ("dense",))
+        return self._call(inputs, training, key, sample_ids)
+
+    def rematerialized_call(
+        self, layer_call: typing.Callable[..., Tensor], *args: typing.Any, **kwargs: typing.Any
+    ) -> typing.Callable[..., Tensor]:
+        # Keras' context, which tells inner layers whether they train, is gone when the backward pass calls again
+        telling = functools.partial(self._call, told={"training": kwargs.get("training")})
+        return super().rematerialized_call(telling, *args, **kwargs)
+
+    def _call(
+        self,
+        inputs: Tensor,
+        training: bool | None = None,
+        key: Key | None = None,
+        sample_ids: Tensor | None = None,
+        told: Config | None = None,
+    ) -> Tensor:
+        """What a call gives; `told` are arguments of the inner layers."""
+        mask, inputs = of_keras.mask_of(inputs), floating(inputs, ("dense",))
         field, samples = self.drawn(inputs, training, key, sample_ids)
 
         def join(columns: list[Tensor], row: int) -> Tensor:
+            mask = of_keras.mask_of(columns[0])
             columns = [keras.ops.cast(column, self.compute_dtype) for column in columns]
-            return self.joined(columns, field, samples, row) if len(columns) > 1 else columns[0]
+            return _masked(self.joined(columns, field, samples, row) if len(columns) > 1 else columns[0], mask)
 
-        return self._through(inputs, join)
+        return self._through(_masked(inputs, mask), join, lambda layer, x: layer(x, **(told or {})))
 
     def compute_mask(self, inputs: typing.Any, previous_mask: typing.Any) -> typing.Any:
         """The mask that the inner layer gives."""
@@ -291,8 +314,10 @@ class FractalBlock(FractalJoin, Around):
     def fold(self) -> keras.Model:
         """A model of plain Keras layers that computes what this layer does at inference.
 
+        Noisy inner layers are folded; those inside an inner model stay as they are.
+
         Raises:
-            ValueError: a layer that is not built.
+            ValueError: a layer that is not built, or an inner one that cannot be folded.
         """
         check_built(self)
         x = keras.Input(self.get_build_config()["input_shape"][1:], dtype=self.compute_dtype)
@@ -300,8 +325,12 @@ class FractalBlock(FractalJoin, Around):
         again.build(self.get_build_config()["input_shape"])
         for mine, theirs in zip([self.layer, *self.copies], [again.layer, *again.copies], strict=True):
             theirs.set_weights(mine.get_weights())
-        y = again._through(x, lambda columns, row: keras.layers.Average(dtype=self.dtype_policy)(columns))
-        return keras.Model(x, y, name=self.name)
+        plain = {layer: _plain(layer) for layer in [again.layer, *again.copies]}
+
+        def join(columns: list[Tensor], row: int) -> Tensor:
+            return keras.layers.Average(name=f"{self.name}_join_{row}", dtype=self.dtype_policy)(columns)
+
+        return keras.Model(x, again._through(x, join, lambda layer, y: plain[layer](y)), name=self.name)
 
     def get_config(self) -> Config:
         return {**super().get_config(), "columns": self.columns}
@@ -313,13 +342,34 @@ class FractalBlock(FractalJoin, Around):
         before = 2**self.columns - 2 ** (self.columns - column)  # those of the deeper columns
         return self.copies[before + row // 2**column - 1]
 
-    def _through(self, inputs: Tensor, join: typing.Callable[[list[Tensor], int], Tensor]) -> Tensor:
-        """What comes out at the last join."""
+    def _through(
+        self,
+        inputs: Tensor,
+        join: typing.Callable[[list[Tensor], int], Tensor],
+        called: typing.Callable[[keras.layers.Layer, Tensor], Tensor],
+    ) -> Tensor:
+        """What comes out at the last join, from what joins and calls of layers give."""
         hidden = dict.fromkeys(range(self.columns), inputs)
         for row in range(1, 2 ** (self.columns - 1) + 1):
             ending = [column for column in hidden if row % 2**column == 0]
-            hidden |= dict.fromkeys(ending, join([self._layer(c, row)(hidden[c]) for c in ending], row))
+            hidden |= dict.fromkeys(ending, join([called(self._layer(c, row), hidden[c]) for c in ending], row))
         return hidden[0]
+
+
+def _plain(layer: keras.layers.Layer) -> keras.layers.Layer:
+    """A layer without noise, under the name of the noisy one, which has it alone."""
+    if not isinstance(layer, NoiseLayer):
+        return layer
+    plain = layer.fold()
+    plain.name = layer.name
+    return plain
+
+
+def _masked(tensor: Tensor, mask: Tensor | None) -> Tensor:
+    """A tensor with the mask that Keras notes for it."""
+    if mask is not None and of_keras.mask_of(tensor) is None:
+        of_keras.set_mask(tensor, mask)
+    return tensor
 
 
 def _fit(size: typing.Any, other: typing.Any) -> bool:

@@ -5,8 +5,11 @@ import typing
 
 import keras
 
-from pernodedrop import checks
+from pernodedrop import checks, generator
 from pernodedrop._types import Config, Shape
+
+OF_ONE = ("build_config", "build_input_shape", "shared_object_id")
+"""Of a config: the sizes that a layer was built for, and that it is itself, which a file being read asks for."""
 
 
 def check_layer(layer: typing.Any) -> keras.layers.Layer:
@@ -17,9 +20,32 @@ def check_layer(layer: typing.Any) -> keras.layers.Layer:
 
 
 def fresh(layer: keras.layers.Layer, count: int) -> list[keras.layers.Layer]:
-    """`count` layers of the same config that are not built. Keras' initializers draw anew where they have no seed."""
-    config: Config = {name: value for name, value in layer.get_config().items() if name != "name"}
-    return [type(layer).from_config({**config}) for _ in range(count)]
+    """`count` layers of the same config that are not built, and draw what they draw by themselves.
+
+    Keras' initializers draw anew where they have no seed. A seed anywhere in the config is in each copy one of its own.
+    """
+    return [type(layer).from_config(_copied(layer, n)) for n in range(count)]
+
+
+def _copied(layer: keras.layers.Layer, n: int) -> Config:
+    """The config of a copy, by its number."""
+    config: Config = _unbuilt({"class_name": type(layer).__name__, "config": layer.get_config()}, n)["config"]
+    return {**config, "name": f"{layer.name}_copy_{n}"} if "name" in config else config
+
+
+def _unbuilt(part: typing.Any, n: int) -> typing.Any:
+    """A part of a config with what is of one layer alone left out, and with the seeds of a copy."""
+    if type(part) in (list, tuple):
+        return type(part)(_unbuilt(one, n) for one in part)
+    if not isinstance(part, dict):
+        return part
+    found = {name: _unbuilt(one, n) for name, one in part.items() if name not in OF_ONE}
+    if checks.is_int(found.get("seed")):
+        found["seed"] = generator.sibling_seed(found["seed"], n)
+    if found.get("class_name") == "Sequential":  # its Input is of the first size, and comes again when it is built
+        layers = [one for one in found["config"]["layers"] if one["class_name"] != "InputLayer"]
+        found["config"] = {**found["config"], "layers": layers}
+    return found
 
 
 def hold(owner: keras.layers.Layer, name: str, layers: collections.abc.Sequence[keras.layers.Layer]) -> None:

@@ -11,7 +11,7 @@ from pernodedrop.contrast import copies
 from pernodedrop.layers.base.noisy import check_size, floating, xp
 
 FINEST = 1000
-"""Of the share of the rows that an expert takes: the largest denominator."""
+"""Of the capacity factor as a fraction: the largest denominator, so that counts of rows stay whole numbers."""
 
 
 @keras.saving.register_keras_serializable("pernodedrop")
@@ -31,15 +31,15 @@ class MixtureOfExperts(keras.layers.Wrapper):
 
     with f[e] the share of choices that fall on e, P[e] the mean of p[e] over rows; it is `balance` if both are even.
     In training an expert takes as many rows as its capacity: the even share, rows * top_k / experts, times
-    `capacity_factor`, rounded up. What is over it gets nothing of that expert: 0 with `top_k=1`, so that a shortcut
-    should lead around. First choices come before second ones, and earlier rows before later ones; masked positions are
-    rows too. Each expert computes as many rows as its capacity is, whether they were sent or not.
+    `capacity_factor`, rounded up, so one row at least. What is over it gets nothing of that expert: 0 with `top_k=1`,
+    so that a shortcut should lead around. First choices come before second ones, and earlier rows before later ones;
+    masked positions are rows too. Each expert computes as many rows as its capacity is, whether they were sent or not.
 
     Inference has no capacity, so that no row depends on others: each expert then computes all rows.
 
     Args:
         layer: the inner layer, a `keras.layers.Layer` that makes (rows, out) of (rows, in), such as a Dense or a
-            Sequential. Initializers with a seed would start all experts alike.
+            Sequential. A seed in it, of noise or of an initializer, is in each copy another one that is made of it.
         experts: how many, an int from 2; 4.
         top_k: how many of them a row has, an int from 1 to `experts`; 2.
         capacity_factor: a finite float above zero, or None for no capacity; 1.25.
@@ -80,6 +80,7 @@ class MixtureOfExperts(keras.layers.Wrapper):
         no_limit = capacity_factor is None
         self.capacity_factor = None if no_limit else checks.check_positive(capacity_factor, "capacity_factor")
         self.balance = checks.check_positive(balance, "balance", zero=True)
+        self._gate_initializer = keras.initializers.GlorotUniform()  # has its seed now, whenever the gate is built
         copies.hold(self, "copy", copies.fresh(layer, self.experts - 1))
         self.supports_masking = True
 
@@ -87,7 +88,12 @@ class MixtureOfExperts(keras.layers.Wrapper):
         if len(input_shape) < 2 or not input_shape[-1]:
             raise ValueError(checks.invalid("inputs", "rank from 2, of a known size along the last axis", input_shape))
         rows = (None, input_shape[-1])
-        self.gate = self.add_weight(name="gate", shape=(input_shape[-1], self.experts), autocast=False)
+        self.gate = self.add_weight(
+            name="gate",
+            shape=(input_shape[-1], self.experts),
+            initializer=self._gate_initializer,
+            autocast=False,
+        )
         for expert in self._all():
             if not expert.built:
                 expert.build(rows)
@@ -95,16 +101,16 @@ class MixtureOfExperts(keras.layers.Wrapper):
         copies.output_shape(self.layer, rows)
 
     def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
-        inputs, training = floating(inputs, ("dense",)), checks.check_training(training)
+        inputs, trains = floating(inputs, ("dense",)), checks.check_training(training)
         check_size(inputs, -1, self.gate.shape[0])
         *leading, size = xp.shape(inputs)
         x = keras.ops.reshape(inputs, (_product(leading), size))
         chosen, weights, p = self.routes(x)
-        if training:
+        if trains:
             self.add_loss(self.balance * self.imbalance(chosen, p))
         rows = xp.shape(x)[0]
-        capacity = self.capacity(rows) if training else rows
-        y = keras.ops.cast(self._sent(x, chosen, weights, rows, capacity), self.compute_dtype)
+        capacity = self.capacity(rows) if trains else rows
+        y = keras.ops.cast(self._sent(x, chosen, weights, rows, capacity, training), self.compute_dtype)
         return keras.ops.reshape(y, (*leading, y.shape[-1]))
 
     def routes(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -123,17 +129,21 @@ class MixtureOfExperts(keras.layers.Wrapper):
     def imbalance(self, chosen: Tensor, p: Tensor) -> Tensor:
         """Switch's loss of what `routes` gives, without its weight: 1 where the experts are used evenly."""
         hot = keras.ops.one_hot(chosen, self.experts, dtype=p.dtype)
-        return self.experts * keras.ops.sum(keras.ops.mean(hot, axis=(0, 1)) * keras.ops.mean(p, axis=0))
+        rows = keras.ops.cast(keras.ops.maximum(keras.ops.shape(p)[0], 1), p.dtype)  # no rows have the loss 0
+        f = keras.ops.sum(hot, axis=(0, 1)) / (rows * self.top_k)
+        return self.experts * keras.ops.sum(f * keras.ops.sum(p, axis=0) / rows)
 
     def capacity(self, rows: typing.Any) -> typing.Any:
         """How many of so many rows an expert takes in training, an int, or a scalar tensor as `rows` is."""
         if self.capacity_factor is None:
             return rows
-        share = fractions.Fraction(min(1.0, self.capacity_factor * self.top_k / self.experts))
-        share = share.limit_denominator(FINEST)
+        factor = fractions.Fraction(self.capacity_factor).limit_denominator(FINEST)
+        share = min(fractions.Fraction(1), max(factor, fractions.Fraction(1, FINEST)) * self.top_k / self.experts)
         return -(-rows * share.numerator // share.denominator)
 
-    def _sent(self, x: Tensor, chosen: Tensor, weights: Tensor, rows: typing.Any, capacity: typing.Any) -> Tensor:
+    def _sent(
+        self, x: Tensor, chosen: Tensor, weights: Tensor, rows: typing.Any, capacity: typing.Any, training: bool | None
+    ) -> Tensor:
         """The sum of what the experts make of the rows, each of which takes a number of them."""
         chosen = keras.ops.reshape(keras.ops.transpose(chosen), (self.top_k * rows,))  # all first choices, then others
         hot = keras.ops.one_hot(chosen, self.experts, dtype="int32")
@@ -142,7 +152,7 @@ class MixtureOfExperts(keras.layers.Wrapper):
         queue = keras.ops.where((hot > 0) & taken[:, None], place[:, None], self.top_k * rows)
         senders = keras.ops.argsort(keras.ops.transpose(queue), axis=-1)[:, :capacity] % rows
         y = keras.ops.stack([
-            expert(keras.ops.take(x, senders[n], axis=0)) for n, expert in enumerate(self._all())
+            expert(keras.ops.take(x, senders[n], axis=0), training=training) for n, expert in enumerate(self._all())
         ])  # fmt: skip
         y = keras.ops.reshape(y, (self.experts * capacity, y.shape[-1]))
         y = keras.ops.take(y, chosen * capacity + keras.ops.where(taken, place, 0), axis=0)

@@ -257,6 +257,11 @@ def seeded(generator: keras.random.SeedGenerator) -> Context:
         generator._initial_seed = seed
 
 
+def compiled_loss(model: keras.Model) -> typing.Callable[..., Tensor] | None:
+    """The loss of (y, y_pred, sample_weight) that a model was compiled with, by itself: `compute_loss` adds others."""
+    return model._compile_loss
+
+
 # Masks, which a loss of one's own has no public way to
 
 

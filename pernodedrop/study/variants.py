@@ -6,8 +6,10 @@ the file of a study gives them.
 """
 
 import collections.abc
+import contextlib
 import inspect
 import math
+import random
 import typing
 
 import keras
@@ -228,6 +230,30 @@ def _partial_gaussian(dense: keras.layers.Layer, rate: float, seed: int) -> Laye
     return [PerNodeDrop(dense, noise=noise, seed=seed)]
 
 
+@contextlib.contextmanager
+def _of_place(seed: int) -> collections.abc.Iterator[None]:
+    """Has copies of a layer start by the seed of their place.
+
+    What they would take of `random` the slot has given back, so that the next layer would start as they do.
+    """
+    state = random.getstate()
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(state)
+
+
+def _fractal_block(dense: keras.layers.Layer, rate: float, seed: int) -> Layers:
+    with _of_place(seed):
+        return [FractalBlock(dense, rate=rate, seed=seed)]
+
+
+def _experts(dense: keras.layers.Layer, rate: float, seed: int) -> Layers:
+    with _of_place(seed):
+        return [MixtureOfExperts(dense)]
+
+
 # Activation noise stands before the Dense layer, where it multiplies the same inputs as the noise of its kernel does.
 _VARIANTS = {
     "none": Variant(lambda dense, rate, seed: [dense], "no regularizer", has_rate=False),
@@ -242,6 +268,6 @@ _VARIANTS = {
     "per_node_drop_fixed": Variant(_per_node_drop("bernoulli", "fixed"), "PerNodeDrop Bernoulli fixed"),
     "per_node_drop_gaussian_fixed": Variant(_per_node_drop("gaussian", "fixed"), "PerNodeDrop Gaussian fixed"),
     "dynamic_drop_connect": Variant(_dynamic_drop_connect, "DynamicDropConnect"),
-    "fractal_block": Variant(lambda dense, rate, seed: [FractalBlock(dense, rate=rate, seed=seed)], "FractalBlock"),
-    "experts": Variant(lambda dense, rate, seed: [MixtureOfExperts(dense)], "mixture of experts", has_rate=False),
+    "fractal_block": Variant(_fractal_block, "FractalBlock"),
+    "experts": Variant(_experts, "mixture of experts", has_rate=False),
 }

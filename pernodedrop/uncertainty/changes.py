@@ -75,7 +75,7 @@ def changed(
     Those, that is, which the layer's `call` knows, or whatever else it is called by.
     """
     with contextlib.ExitStack() as stack:
-        for method in getattr(layer, "called_by", ("call",)):
+        for method in getattr(type(layer), "called_by", ("call",)):  # a wrapper itself would answer for its inner layer
             stack.enter_context(_changed(layer, change, method))
         yield
 
