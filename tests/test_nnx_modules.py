@@ -222,7 +222,9 @@ def test_gradients_are_noted_where_there_are_any():
 
 
 def test_modules_with_one_kernel_note_its_gradient():
-    make = lambda: pndx.DynamicDropConnectLinear(4, 4, seed=1, rngs=nnx.Rngs(0))  # noqa: E731
+    def make():
+        return pndx.DynamicDropConnectLinear(4, 4, seed=1, rngs=nnx.Rngs(0))
+
     model, x = nnx.Dict(z=make(), plain=nnx.Linear(4, 4, rngs=nnx.Rngs(1)), again=make()), inputs(5, 4)
     model.plain.kernel = model.again.kernel = model.z.kernel
 
