@@ -489,10 +489,10 @@ def test_a_study_selects_and_confirms_and_goes_on_with_more_seeds(tmp_path):
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    """What a run that nothing ends finds."""
-    study = studies.small(tmp_path_factory.mktemp("undisturbed"))
-    assert study.run(progress=False)
-    return found(study.records())
+    """What a run that nothing ends finds, in a process that compiles as those do which are killed."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    assert child("study_run.py", folder, 0)[0]
+    return found(studies.small(folder).records())
 
 
 @in_processes
