@@ -113,7 +113,7 @@ class Capsules(keras.layers.Layer):
         self.kernel_initializer = keras.initializers.get(default if kernel_initializer is None else kernel_initializer)
 
     def build(self, input_shape: Shape) -> None:
-        if len(input_shape) != 3 or not all(input_shape[1:]):
+        if input_shape is None or len(input_shape) != 3 or not all(input_shape[1:]):
             expected = "(batch, capsules below, dim below), the last two known"
             raise ValueError(checks.invalid("inputs", expected, input_shape))
         _, below, size = input_shape

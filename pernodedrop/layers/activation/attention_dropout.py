@@ -95,7 +95,9 @@ class AttentionDropout(AroundAttention):
             )
 
     def make_parts(self) -> dict[str, Noisy]:
-        return {"weights": self._like()}
+        weights = self._like()
+        weights.build(None)  # here, where its place is known
+        return {"weights": weights}
 
     def with_parts(
         self, layer: keras.layers.Layer, parts: dict[str, typing.Callable[..., Tensor]], training: bool | None
