@@ -31,7 +31,7 @@ def product(x, w, mask):
 
 def product_and_bits(x, w, mask):
     """The same, and its decisions for the gradients, bytes of the shape `methods.kept_shape`."""
-    bits = _lined_up(np.empty, methods.kept_shape(mask, x, w), np.dtype(np.uint8))
+    bits = _zeros(methods.kept_shape(mask, x, w), np.dtype(np.uint8))  # of inputs that fill a group up, too
     return _product(x, w, mask, bits), bits
 
 

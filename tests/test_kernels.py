@@ -275,6 +275,7 @@ def test_decisions_are_kept_up_to_a_size(monkeypatch):
     monkeypatch.setattr(methods, "KEPT_BYTES", math.prod(shape))
     y, kept = cpu_kernels.product_and_bits(x, w, mask)
     assert kept.shape == shape
+    assert kept.tobytes() == cpu_kernels.product_and_bits(x, w, mask)[1].tobytes()
     wanted = cpu_kernels.gradients(dy, x, w, mask, kept)
     with pytest.raises(ValueError, match=r"bits of the shape \(6, 3, 5, 8\).*\(6, 3, 4, 8\)"):
         cpu_kernels.gradients(dy, x, w, mask, kept[:, :, :4])
