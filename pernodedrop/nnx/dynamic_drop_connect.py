@@ -140,8 +140,7 @@ class DynamicDropConnectConv(DynamicDropConnect, ConvProduct, nnx.Conv):
 
     Args:
         *args, **kwargs: those of `nnx.Conv`, as for `pernodedrop.nnx.PerNodeConv`.
-        rngs, base_rate, gradient_rate, threshold, prefer, straight_through, calibration, weight_rate, seed,
-            deterministic: as for `DynamicDropConnectLinear`.
+        rngs, base_rate, deterministic: and all that `DynamicDropConnectLinear` has between them, as there.
 
     Call arguments, shapes, dtypes and errors: as for `pernodedrop.nnx.PerNodeConv`, but no `sample_ids`.
 
