@@ -77,13 +77,9 @@ def kernels_of(mask):
 
 
 def _zeros(shape, dtype):
-    return _lined_up(np.zeros, shape, dtype)
-
-
-def _lined_up(make, shape, dtype):
-    """An array at the start of a line of the cache, which TensorFlow takes as it is and would copy elsewhere."""
+    """Zeros at the start of a line of the cache, which TensorFlow takes as it is and would copy elsewhere."""
     size = int(np.prod(shape)) * dtype.itemsize
-    buffer = make(size + _LINE, np.uint8)
+    buffer = np.zeros(size + _LINE, np.uint8)
     start = -buffer.ctypes.data % _LINE
     return buffer[start : start + size].view(dtype).reshape(shape)
 
