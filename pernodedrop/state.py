@@ -424,6 +424,65 @@ class Regularizer:
         return entries_of_inputs(shape, inputs, self.field(key, self.xp.device(inputs)), sample, self.xp)
 
 
+class CompositeRegularizer:
+    """What several regularizers of one kind, which are one to whoever uses them, say of themselves: what one says."""
+
+    @property
+    def parts(self) -> collections.abc.Mapping[str, typing.Any]:
+        """The regularizers by name."""
+        raise NotImplementedError(f"{type(self).__name__} must define `parts`")
+
+    @property
+    def one(self) -> typing.Any:
+        """One of them."""
+        return next(iter(self.parts.values()))
+
+    @property
+    def mask(self) -> Mask:
+        """Which mask its parts have, with the noise's present numbers."""
+        return self.one.mask
+
+    @property
+    def noise(self) -> Noise:
+        """The noise of its parts with its present numbers."""
+        return self.one.noise
+
+    @property
+    def regime(self) -> str:
+        """When masks change, see `pernodedrop.Mask`."""
+        return self.one.regime
+
+    @property
+    def schedule(self) -> Schedule | None:
+        """The rate over time, or None."""
+        return self.one.schedule
+
+    @property
+    def members(self) -> int | None:
+        """How many fixed functions each part is at inference; None: it is one."""
+        return self.one.members
+
+    @property
+    def is_stochastic(self) -> bool:
+        """Whether training calls with other keys give other outputs."""
+        return self.one.is_stochastic
+
+    @property
+    def updates(self) -> int:
+        """How many keys each part drew: the update number of a schedule."""
+        return self.one.updates
+
+    @property
+    def rate(self) -> float | None:
+        """The present drop rate of its parts. Setting it sets it in all of them, as in any regularizer."""
+        return self.one.rate
+
+    @rate.setter
+    def rate(self, rate: float) -> None:
+        for part in self.parts.values():
+            part.rate = rate
+
+
 def bits_of(numbers: Params) -> np.typing.NDArray[np.int32]:
     """The bits of NumPy scalars of 32 bits, which no cast of floating numbers rounds: int32 (n,)."""
     return np.array([np.asarray(number).view("int32") for number in numbers.values()], "int32")

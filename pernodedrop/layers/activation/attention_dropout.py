@@ -108,9 +108,9 @@ class AttentionDropout(AroundAttention):
     def get_config(self) -> Config:
         return {
             **super().get_config(),
-            **self._one.noise_config,
+            **self.one.noise_config,
             "sharing": sorted(self.mask.sharing),
-            "persistence": self._one.persistence_config,
+            "persistence": self.one.persistence_config,
             "seed": self.given_seed,
         }
 
@@ -126,19 +126,19 @@ class AttentionDropout(AroundAttention):
     @property
     def persistence(self) -> float | None:
         """The present persistence, None where nothing persists. Setting it takes effect from the next call."""
-        return self._one.persistence
+        return self.one.persistence
 
     @persistence.setter
     def persistence(self, persistence: float) -> None:
-        self._one.persistence = persistence
+        self.one.persistence = persistence
 
     @property
     def given_seed(self) -> int | None:
-        return self._one.given_seed
+        return self.one.given_seed
 
     @property
     def drawn_seed(self) -> int | None:
-        return self._one.drawn_seed
+        return self.one.drawn_seed
 
 
 class Weights(ActivationNoise):

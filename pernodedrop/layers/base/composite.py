@@ -7,12 +7,10 @@ from pernodedrop import checks
 from pernodedrop._types import Tensor
 from pernodedrop.layers.base.noise_layer import NoiseLayer
 from pernodedrop.layers.base.noisy import Noisy, check_built
-from pernodedrop.mask import Mask
-from pernodedrop.noise import Noise
-from pernodedrop.schedules import Schedule
+from pernodedrop.state import CompositeRegularizer
 
 
-class Composite(NoiseLayer):
+class Composite(CompositeRegularizer, NoiseLayer):
     """Base of layers that hold several noisy ones, all of one kind, with a key and numbers each.
 
     Subclasses give:
@@ -32,6 +30,7 @@ class Composite(NoiseLayer):
     @property
     def parts(self) -> dict[str, typing.Any]:
         """The noisy layers by name."""
+        check_built(self)
         return {name: getattr(self, f"{name}_part") for name in self._part_names}
 
     def set_parts(self, parts: dict[str, typing.Any]) -> None:
@@ -40,55 +39,9 @@ class Composite(NoiseLayer):
         for name, part in parts.items():  # in attributes: tf.train.Checkpoint passes by dicts
             setattr(self, f"{name}_part", part)
 
-    @property
-    def mask(self) -> Mask:
-        """Which mask its parts have, with the noise's present numbers."""
-        return self._one.mask
-
-    @property
-    def noise(self) -> Noise:
-        """The noise of its parts with its present numbers."""
-        return self._one.noise
-
-    @property
-    def regime(self) -> str:
-        """When masks change, see `pernodedrop.Mask`."""
-        return self._one.regime
-
-    @property
-    def schedule(self) -> Schedule | None:
-        """The rate over time, or None."""
-        return self._one.schedule
-
-    @property
-    def members(self) -> int | None:
-        """How many fixed functions each part is at inference; None: it is one."""
-        return self._one.members
-
-    @property
-    def is_stochastic(self) -> bool:
-        """Whether training calls with other keys give other outputs."""
-        return self._one.is_stochastic
-
-    @property
-    def updates(self) -> int:
-        """How many keys each part drew: the update number of a schedule."""
-        return self._one.updates
-
-    @property
-    def rate(self) -> float | None:
-        """The present drop rate of its parts. Setting it sets it in all of them, as in any regularizer."""
-        return self._one.rate
-
-    @rate.setter
-    def rate(self, rate: float) -> None:
-        check_built(self)
-        for part in self.parts.values():
-            part.rate = rate
-
     def has_noise(self, training: bool | None) -> bool:
         """Whether a call has noise."""
-        return self._one.has_noise(training)
+        return self.one.has_noise(training)
 
     def draw(self) -> dict[str, Tensor]:
         """The next key of each part, for a call with `keys=`.
@@ -97,7 +50,6 @@ class Composite(NoiseLayer):
             RuntimeError: inside a rematerialized function, as for any noisy layer.
             ValueError: a layer that is not built.
         """
-        check_built(self)
         return {name: part.draw() for name, part in self.parts.items()}
 
     def rematerialized_call(
@@ -110,8 +62,8 @@ class Composite(NoiseLayer):
         return lambda *args, **_: again(*args)
 
     @property
-    def _one(self) -> Noisy:
-        return next(iter(self.parts.values())) if self.built else self._like()
+    def one(self) -> Noisy:
+        return super().one if self.built else self._like()
 
 
 def key_of(part: str, keys: dict[str, Tensor] | None) -> Tensor | None:

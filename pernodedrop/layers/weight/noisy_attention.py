@@ -84,7 +84,7 @@ class NoisyAttention(AroundAttention):
 
     def get_config(self) -> Config:
         return {
-            **self._one.get_config(),
+            **self.one.get_config(),
             **super().get_config(),
             "wrapper": keras.saving.get_registered_name(self.wrapper),
             "projections": list(self.projections),
