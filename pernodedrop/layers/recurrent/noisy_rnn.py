@@ -54,9 +54,9 @@ class NoisyRNN(RecurrentNoise):
     1512.05287): masks on x and on h of a sample, the same at all steps and in all gates; with "time+unit" each gate has
     masks of its own.
 
-    The two kernels have coordinates as one, W above U, that multiplies [x, h]: in coordinates of the recurrent kernel
-    go on where those of the kernel end, whether that one has noise or not. The kernels of several cells, and of the two
-    layers of a `Bidirectional`, follow one another likewise.
+    Coordinates are those of one kernel, W above U, that multiplies [x, h]: the in coordinates of the recurrent kernel
+    continue those of the kernel, whether that one has noise or not. The kernels of several cells, and of the two layers
+    of a `Bidirectional`, follow one another likewise.
 
     Args:
         layer: the inner layer, a `keras.layers.SimpleRNN`, `GRU` or `LSTM`, an `RNN` of their cells, stacked or not,
