@@ -297,7 +297,7 @@ class PartialGaussian(Noise):
     """Leaves an entry at 1 with probability 1 - rate, else makes it N(1, stddev**2).
 
     The paper names this kind of noise without tying its standard deviation to the rate, so give both. Which entries are
-    perturbed is decided as in `Bernoulli`, equally on every backend.
+    perturbed is decided as in `Bernoulli`, with the same bits on every backend.
 
     Args:
         rate: probability that an entry is perturbed, a float in [0, 1 - 2**-24].

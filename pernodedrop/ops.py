@@ -55,8 +55,8 @@ def masked_dense(
 
     Args:
         x: floating tensor (batch, in) or (batch, time, in) of NumPy, torch, JAX or TensorFlow. A sparse one may be
-            CSR or COO of SciPy (beside NumPy) or torch, BCOO or `tf.SparseTensor`. Only the entries that it lists cost
-            time and memory. They may come in any order; those listed twice add up.
+            CSR or COO of SciPy (beside NumPy) or torch, BCOO or `tf.SparseTensor`. Entries that it does not list have
+            no mask, and cost neither time nor memory. Those that it lists may come in any order; duplicates add up.
         w: floating tensor (in, out) of the same framework.
         noise: the distribution of an entry, a `pernodedrop.Noise`.
         key: (seed, call): two ints, seed any, call in [0, 2**32); or an integer tensor of length 2, modulo 2**32. A
