@@ -33,7 +33,7 @@ class State:
 
     Args:
         mask: which mask, at the rate it starts with.
-        seed: int, any; None takes one from Python's `random`, which `keras.utils.set_random_seed` seeds.
+        seed: any int; None takes one from Python's `random`, which `keras.utils.set_random_seed` seeds.
         schedule: the rate as a function of the key's call number; None has the numbers of the noise.
         persistence: the mask's persistence likewise; None leaves it where the mask has it.
         more: NumPy scalars of 32 bits by name, which are held beside the mask's numbers.

@@ -45,7 +45,7 @@ class FractalJoin(Noisy):
             columns; a global draw of another one, which does not pass here, becomes local.
         place: number of the join in its network, an int from 0; 0.
         sharing: "sample", the default and the paper's: one draw for a batch. None: one for each sample.
-        seed: int, any; None takes one from Python's `random`. Give all joins of a network the same one.
+        seed: any int; None takes one from Python's `random`. Give all joins of a network the same one.
         **kwargs: those of `keras.layers.Layer`.
 
     Call arguments:

@@ -230,7 +230,7 @@ class Masksembles(EnsembleModule, ActivationNoise):
         members: number of masks, an int from 1; 4.
         scale: how little the masks overlap, a finite float from 1; 2.0.
         axis: the axis of the channels in a sample, an int; -1. After a convolution it is 0.
-        seed: int, any; a Keras layer with this seed has the same masks. None takes it from `key`.
+        seed: any int; a Keras layer with this seed has the same masks. None takes it from `key`.
         rounding: how the number of ones of a mask is rounded, "down" or to the "nearest".
         inference: as for `pernodedrop.equinox.Dropout`.
         key: a `jax.random.key`, where there is no seed.

@@ -53,7 +53,7 @@ class Noisy(Regularizer, eqx.Module):
             mask: which mask, a `pernodedrop.Mask`.
             schedule: None; nothing counts updates here.
             inference: whether calls have no noise.
-            seed: int, any, of fixed masks; None takes it from `key`.
+            seed: any int, of fixed masks; None takes it from `key`.
             key: a `jax.random.key`.
             more: numbers that are held beside those of the noise.
         """

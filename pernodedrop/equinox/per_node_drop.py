@@ -61,7 +61,7 @@ class PerNodeLinear(PerNodeDrop, LinearProduct, eqx.nn.Linear):
             "example": a fixed mask for each `sample_id`, in training.
         sharing: coordinates that the mask does not depend on, as in `pernodedrop.ops.masked_dense`.
         bank_size: number of masks in the bank regime.
-        seed: int, any, for fixed masks; None takes it from `key`. Not with regime="dynamic".
+        seed: any int, for fixed masks; None takes it from `key`. Not with regime="dynamic".
         method: how the product is computed, as in `pernodedrop.ops.masked_dense`; "auto" is best.
         inference: whether calls have no noise; `equinox.nn.inference_mode` sets it. False.
         key: a `jax.random.key`, for the parameters.

@@ -48,7 +48,7 @@ def apply(
         regularizer: "per_node_drop", "drop_connect" or "dynamic_drop_connect"; None is the first. Not beside a
             function.
         exclude: which of these modules stay as they are, in the same forms, except a function.
-        seed: int, any, for fixed masks, from which every module gets a seed of its own, by its path.
+        seed: any int, for fixed masks, from which every module gets a seed of its own, by its path.
         **noise: arguments of the noisy modules, such as `rate=0.2`; see `PerNodeLinear` and `DropConnectLinear`.
 
     Returns:

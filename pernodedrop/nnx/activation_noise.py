@@ -88,7 +88,7 @@ class Dropout(ShapedNoise):
         rate: drop rate in [0, 1), or a schedule of `pernodedrop.schedules`.
         noise_shape: shape of the mask, which is broadcast against the input; a None in it stands for the input's size,
             and None for the input's shape.
-        seed: int, any, instead of a key of `rngs`; a Keras layer with this seed has the same masks.
+        seed: any int, instead of a key of `rngs`; a Keras layer with this seed has the same masks.
         persistence: the probability in [0, 1] that an entry keeps its value from one position of (batch, time, in) to
             the next instead of being drawn anew, or a schedule of it. With None or 0 every position has its own mask,
             with 1 a sequence has one (arXiv 1512.05287).

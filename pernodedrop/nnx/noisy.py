@@ -80,7 +80,7 @@ class Noisy(Regularizer, nnx.Module):
 
         Args:
             mask: which mask, a `pernodedrop.Mask`.
-            seed: int, any; None takes a key of the stream "noise" of `rngs`, or of "default".
+            seed: any int; None takes a key of the stream "noise" of `rngs`, or of "default".
             schedule: the rate as a function of the number of draws; None leaves it where the mask has it.
             rngs: `nnx.Rngs` or a stream; None, without a seed, has calls bring theirs.
             deterministic: whether calls have no noise until `train()`.

@@ -69,7 +69,7 @@ class PerNodeLinear(PerNodeDrop, LinearProduct, nnx.Linear):
         persistence: the probability in [0, 1] that an entry keeps its value from one position of (batch, time, in) to
             the next instead of being drawn anew, or a schedule of it. With it, `sharing` may not have "time", and
             `sharing=None` shares nothing. None leaves positions to `sharing`.
-        seed: int, any, instead of a key of `rngs`; a Keras layer with this seed has the same masks.
+        seed: any int, instead of a key of `rngs`; a Keras layer with this seed has the same masks.
         method: how the product is computed, as in `pernodedrop.ops.masked_dense`.
         deterministic: whether calls have no noise, until `train()`; False.
 

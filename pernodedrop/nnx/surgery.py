@@ -48,7 +48,7 @@ def apply(
         regularizer: "per_node_drop", "drop_connect" or "dynamic_drop_connect"; None is the first. Not beside a
             function.
         exclude: which of these modules stay as they are, in the same forms, except a function.
-        seed: int, any, from which every module gets a seed of its own, by its path. Not beside a function.
+        seed: any int, from which every module gets a seed of its own, by its path. Not beside a function.
         **noise: arguments of the noisy modules, such as `rate=0.2` and, without a seed, `rngs`, whose stream "noise"
             or "default" gives each a key; see `PerNodeLinear` and `DropConnectLinear`.
 

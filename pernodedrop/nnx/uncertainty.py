@@ -55,7 +55,7 @@ def predict(
         samples: number of passes. None is the number of members where the model has members and no other noise;
             otherwise 50, or the next multiple of the number of members. Several models count as members.
         batch_size: samples in a forward pass; None is 32. If x is batches, leave it None.
-        seed: int, any; None takes one from Python's `random`. A seed gives the same prediction each time.
+        seed: any int; None takes one from Python's `random`. A seed gives the same prediction each time.
         from_logits: whether outputs are logits. A softmax, or a sigmoid where the last axis has size 1, is applied
             first, in float64.
         probabilities: whether outputs are probabilities, and have entropies. None decides by their values.

@@ -71,7 +71,7 @@ class Dropout(ShapedNoise):
         rate: drop rate in [0, 1), or a schedule of `pernodedrop.schedules`.
         noise_shape: shape of the mask, broadcast against the input, None entries being the input's sizes; None is the
             input's shape.
-        seed: int, any; None takes one from Python's `random`.
+        seed: any int; None takes one from Python's `random`.
         persistence: the probability in [0, 1] that an entry keeps its value from one position of (batch, time, in) to
             the next, and is not drawn anew, or a schedule of it. None and 0 are a mask for every position, 1 is one for
             the sequence (arXiv 1512.05287).
@@ -141,7 +141,7 @@ class DropPath(PathModule, ActivationNoise):
     Args:
         rate: drop rate in [0, 1), or a schedule of `pernodedrop.schedules`; `pernodedrop.depth_rates` has one for each
             block of a network.
-        seed: int, any; None takes one from Python's `random`.
+        seed: any int; None takes one from Python's `random`.
         scale_by_keep: whether branches that are kept are scaled by 1 / (1 - rate); True.
 
     Call arguments, shapes, dtypes and errors: as for `pernodedrop.torch.Dropout`.
@@ -187,7 +187,7 @@ class SpatialDropout2d(SpatialDropout):
         rate: drop rate in [0, 1), or a schedule of `pernodedrop.schedules`.
         data_format: "channels_first" or "channels_last", which axis of the shape is that of the channels. Masks do not
             depend on it.
-        seed: int, any; None takes one from Python's `random`.
+        seed: any int; None takes one from Python's `random`.
 
     Call arguments, shapes, dtypes and errors: as for `pernodedrop.torch.Dropout`, of rank 4.
 
@@ -254,7 +254,7 @@ class DropBlock2d(DropBlock):
         normalize: over what the share that is kept is counted, by which what is kept is scaled: "sample", or "batch",
             as in the authors' code, which is refused in a process group, whose ranks have parts of it.
         data_format: "channels_first" or "channels_last", which axis of the shape is that of the channels.
-        seed: int, any; None takes one from Python's `random`.
+        seed: any int; None takes one from Python's `random`.
 
     Call arguments, shapes, dtypes and errors: as for `pernodedrop.torch.Dropout`, of rank 4.
 
@@ -304,7 +304,7 @@ class Masksembles(EnsembleModule, ActivationNoise):
             i has member i modulo members, for batches that have every sample `members` times in succession, as
             `x.repeat_interleave(members, 0)` has.
         axis: the axis of the channels in a batch, an int; -1. After a convolution it is 1.
-        seed: int, any; None takes one from Python's `random`.
+        seed: any int; None takes one from Python's `random`.
         rounding: how the number of ones of a mask is made an integer, "down" or to the "nearest".
 
     Call arguments:

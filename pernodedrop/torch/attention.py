@@ -178,7 +178,7 @@ class DropConnectMultiheadAttention(NoisyAttention):
         *args, **kwargs: those of `torch.nn.MultiheadAttention`: embed_dim, num_heads, batch_first and so on.
         rate: drop rate in [0, 1), or a schedule of `pernodedrop.schedules`; 0.5.
         projections: which have noise, some of "query", "key", "value", "output"; all.
-        seed: int, any, from which each projection has a seed of its own; None takes them from Python's `random`.
+        seed: any int, from which each projection has a seed of its own; None takes them from Python's `random`.
 
     Call arguments, output shapes and dtypes: those of `torch.nn.MultiheadAttention`. The keys are those of `masks`, a
     module for each projection with noise. torch.compile breaks its graph at a call with noise, which
@@ -235,7 +235,7 @@ class PerNodeMultiheadAttention(NoisyAttention):
         rate, noise, sharing, bank_size, persistence: as for `pernodedrop.torch.PerNodeLinear`.
         regime: "dynamic", "fixed" or "bank", as for `pernodedrop.torch.PerNodeLinear`.
         projections: which have noise, some of "query", "key", "value", "output"; all.
-        seed: int, any, from which each projection has a seed of its own; None takes them from Python's `random`.
+        seed: any int, from which each projection has a seed of its own; None takes them from Python's `random`.
 
     Call arguments, output shapes and dtypes: those of `torch.nn.MultiheadAttention`, of dense tensors. The keys are
     those of `masks`, a module for each projection with noise. torch.compile breaks its graph at a call with noise,

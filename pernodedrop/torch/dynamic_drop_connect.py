@@ -101,7 +101,7 @@ class DynamicDropConnectLinear(DynamicDropConnect, LinearProduct, torch.nn.Linea
         straight_through: whether dropped connections have the gradient of the others; True.
         calibration: "layer" divides by the share that this very mask keeps, "edge" by each connection's own rate.
         weight_rate: beside two preferences, what the drop rate rises by as the q of the weights goes to 1.
-        seed: int, any; None takes one from Python's `random`.
+        seed: any int; None takes one from Python's `random`.
 
     Call arguments: input and key as for `pernodedrop.torch.PerNodeLinear`; samples share the mask.
 

@@ -60,7 +60,7 @@ class Noisy(Regularizer, torch.nn.Module):
 
         Args:
             mask: which mask, a `pernodedrop.Mask`.
-            seed: int, any; None takes one from Python's `random`.
+            seed: any int; None takes one from Python's `random`.
             schedule: the rate as a function of the key's call number; None leaves it where the mask has it.
             persistence: the mask's persistence likewise.
             more: numbers that are held beside those of the noise.

@@ -64,7 +64,7 @@ class PerNodeLinear(PerNodeDrop, LinearProduct, torch.nn.Linear):
         persistence: the probability in [0, 1] that an entry keeps its value from one position of (batch, time, in) to
             the next, and is not drawn anew, or a schedule of it. Beside it `sharing` has no "time", and a sharing of
             None shares nothing. None leaves positions to `sharing`.
-        seed: int, any; None takes one from Python's `random`. Seeds s and s + 1 give independent masks.
+        seed: any int; None takes one from Python's `random`. Seeds s and s + 1 give independent masks.
         method: how the product is computed, as in `pernodedrop.ops.masked_dense`.
 
     Call arguments:

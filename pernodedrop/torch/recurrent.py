@@ -116,7 +116,7 @@ class NoisyLSTM(RecurrentNoise, torch.nn.LSTM):
         rate, noise: as for `pernodedrop.torch.PerNodeLinear`.
         regime: "dynamic": a new mask every call that trains. "fixed": one mask, at inference too.
         kernels: which have noise, some of "kernel", which the input is multiplied by, and "recurrent_kernel".
-        seed: int, any; None takes one from Python's `random`.
+        seed: any int; None takes one from Python's `random`.
 
     Call arguments:
         input, hx: those of `torch.nn.LSTM`, packed sequences included.

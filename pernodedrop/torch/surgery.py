@@ -99,7 +99,7 @@ def apply(
             "dynamic_drop_connect", not for attention and `Conv1D`; or "noisy_rnn", for recurrent modules. None is the
             first. Not beside a function.
         exclude: which modules of these stay as they are, in the same forms, a function excepted.
-        seed: int, any, from which every module has a seed of its own by its name; None takes them from Python's
+        seed: any int, from which every module has a seed of its own by its name; None takes them from Python's
             `random`. Not beside a function.
         **noise: arguments of the noisy modules, such as `rate=0.2`; see `PerNodeLinear`, `DropConnectLinear`,
             `PerNodeMultiheadAttention` and `NoisyLSTM`.

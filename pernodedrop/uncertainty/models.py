@@ -69,7 +69,7 @@ def predict(
             members, each with those that it has itself.
         batch_size: samples in a forward pass; None is 32. The last batch is filled up, so that all have one shape. With
             x as batches it is theirs, and None here.
-        seed: int, any; None takes one from Python's `random`. A seed gives the same prediction each time.
+        seed: any int; None takes one from Python's `random`. A seed gives the same prediction each time.
         from_logits: whether outputs are logits. A softmax, or a sigmoid where the last axis has size 1, is applied
             first, in float64.
         probabilities: whether outputs are probabilities, and have entropies. None decides by their values, see below:

@@ -40,7 +40,7 @@ class AttentionDropout(AroundAttention):
         sharing: coordinates that the mask does not depend on, some of "sample", "time", "in" and "out", as in
             `pernodedrop.ops.masked_dense`; () is an entry for each weight. With "time", all queries of a sample drop
             the same keys; with "out", all its heads do.
-        seed: int, any; None takes one from Python's `random`.
+        seed: any int; None takes one from Python's `random`.
         persistence: the probability in [0, 1] that an entry keeps its value from one query to the next, or a schedule
             of it, as for `pernodedrop.PerNodeDrop`.
         **kwargs: those of `keras.layers.Layer`. The dtype policy is the inner layer's unless given.

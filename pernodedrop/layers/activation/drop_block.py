@@ -80,7 +80,7 @@ class DropBlock2D(DropBlock):
             process group of torch. A sample or a batch that is dropped whole is zero.
         data_format: "channels_last", "channels_first", or None for Keras' `image_data_format`. Masks do not depend on
             it.
-        seed: int, any; None takes one from Python's `random`.
+        seed: any int; None takes one from Python's `random`.
         **kwargs: those of `keras.layers.Layer`.
 
     Call arguments:

@@ -28,7 +28,7 @@ class DropPath(ActivationNoise):
     Args:
         rate: drop rate in [0, 1), or a schedule of `pernodedrop.schedules`; `pernodedrop.depth_rates` has one for each
             block of a network.
-        seed: int, any; None takes one from Python's `random`.
+        seed: any int; None takes one from Python's `random`.
         scale_by_keep: True, the default, scales the branches that are kept by 1 / (1 - rate), so that the mean in
             training is what inference gives; False leaves them as they are, as timm's argument of this name does.
         **kwargs: those of `keras.layers.Layer`.

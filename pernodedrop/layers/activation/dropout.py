@@ -22,7 +22,7 @@ class Dropout(ShapedNoise):
         rate: drop rate in [0, 1), or a schedule of `pernodedrop.schedules`.
         noise_shape: shape of the mask, which is broadcast against the input; a None in it stands for the input's size,
             and None for the input's shape.
-        seed: int, any; None takes one from Python's `random`.
+        seed: any int; None takes one from Python's `random`.
         persistence: the probability in [0, 1] that an entry keeps its value from one position of (batch, time, in) to
             the next instead of being drawn anew, or a schedule of it. With None or 0 every position has its own mask,
             with 1 a sequence has one (arXiv 1512.05287); between them it is Markov dropout. Positions along several

@@ -45,7 +45,7 @@ class Masksembles(Ensemble, Noisy):
             member i modulo members; with batches made by `repeated` every sample goes through all members, as in
             torch-uncertainty.
         axis: the axis of the channels, an int; -1.
-        seed: int, any; None takes one from Python's `random`.
+        seed: any int; None takes one from Python's `random`.
         rounding: how the number of ones is rounded, "down" or to the "nearest", which comes closer to k.
         **kwargs: those of `keras.layers.Layer`.
 

@@ -44,7 +44,7 @@ class SpatialDropout2D(SpatialDropout):
     Args:
         rate: drop rate in [0, 1), or a schedule of `pernodedrop.schedules`.
         data_format: "channels_last", "channels_first", or None for Keras' `image_data_format`.
-        seed: int, any; None takes one from Python's `random`.
+        seed: any int; None takes one from Python's `random`.
         **kwargs: those of `keras.layers.Layer`.
 
     Call arguments:

@@ -24,7 +24,7 @@ class StochasticDepth(Noisy):
     Args:
         rate: drop rate in [0, 1), or a schedule of `pernodedrop.schedules`, whose present rate holds at inference;
             `pernodedrop.depth_rates(0.5, depth)` has the paper's rate for each block.
-        seed: int, any; None takes one from Python's `random`.
+        seed: any int; None takes one from Python's `random`.
         **kwargs: those of `keras.layers.Layer`.
 
     Call arguments:

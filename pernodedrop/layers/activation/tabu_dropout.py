@@ -72,7 +72,7 @@ class TabuDropout(ActivationNoise):
             schedule of `pernodedrop.schedules`; the scale then follows the q of the present rate.
         tenure: steps for which a unit is safe after it was dropped, an int from 1; 1.
         effective: whether `rate` is q, the drop rate in the long run, which is below 1 / (1 + tenure); False.
-        seed: int, any; None takes one from Python's `random`.
+        seed: any int; None takes one from Python's `random`.
         **kwargs: those of `keras.layers.Layer`.
 
     Call arguments:

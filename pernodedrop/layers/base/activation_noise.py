@@ -22,7 +22,7 @@ class ActivationNoise(Noisy):
 
     Args:
         mask: which mask, a `pernodedrop.Mask`.
-        seed: int, any; None takes one from Python's `random`.
+        seed: any int; None takes one from Python's `random`.
         schedule: the rate over time; None leaves it where the mask has it.
         **kwargs: those of `keras.layers.Layer`.
     """

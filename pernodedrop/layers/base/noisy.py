@@ -32,7 +32,7 @@ class Noisy(NoiseLayer, Regularizer):
 
     Args:
         mask: which mask, a `pernodedrop.Mask`.
-        seed: int, any; None takes one from Python's `random`, which `keras.utils.set_random_seed` seeds.
+        seed: any int; None takes one from Python's `random`, which `keras.utils.set_random_seed` seeds.
         schedule: the rate as a function of the key's call number, instead of those scalars; None has none.
         persistence: the mask's persistence likewise.
     """

@@ -47,7 +47,7 @@ class WeightNoise(Noisy, Around):
     Args:
         layer: the inner layer, of one of `kinds`.
         mask: which mask, a `pernodedrop.Mask`.
-        seed: int, any; None takes one from Python's `random`.
+        seed: any int; None takes one from Python's `random`.
         schedule: the rate over time; None leaves it where the mask has it.
         **kwargs: those of `keras.layers.Layer`. The dtype policy is the inner layer's unless given.
     """

@@ -70,7 +70,7 @@ class NoisyRNN(RecurrentNoise):
             one mask; "unit": all units of a gate share their entries, which so multiply the input or the state; or
             "out": both. Where samples or steps have masks of their own, cells must compute as Keras' do, without
             dropout.
-        seed: int, any; None takes one from Python's `random`.
+        seed: any int; None takes one from Python's `random`.
         method: how samples and steps are multiplied by kernels of their own. "materialized": all masks are made, and
             held in memory, before the loop. "recomputed": they are made in blocks at each step, and again in the
             backward pass, which takes less memory and more time. "auto": "recomputed" for masks of steps that do not

@@ -42,7 +42,7 @@ class Zoneout(RecurrentNoise):
         rate: the probability in [0, 1) that a unit of h keeps its state, or a schedule of `pernodedrop.schedules`,
             whose present rate holds at inference.
         cell_rate: the same for c, in LSTMs, a float in [0, 1); None is `rate`, with its schedule.
-        seed: int, any; None takes one from Python's `random`.
+        seed: any int; None takes one from Python's `random`.
         **kwargs: those of `keras.layers.Layer`. The dtype policy is the inner layer's unless given.
 
     Call arguments:

@@ -42,7 +42,7 @@ class NoiseInjection(WeightNoise):
             or a `pernodedrop.Noise`, which brings its own numbers.
         stddev: the standard deviation of a normal e itself, a finite float from zero, instead of rate and noise.
         initializer: of w, as Keras takes it. The weight `noise_kernel` has shape (1, number of weights).
-        seed: int, any; None takes one from Python's `random`.
+        seed: any int; None takes one from Python's `random`.
         **kwargs: those of `keras.layers.Layer`; the dtype policy is the inner layer's unless given.
 
     Call arguments, shapes and dtypes: as for `pernodedrop.PerNodeDrop`. e has the entries' sample and time coordinates.

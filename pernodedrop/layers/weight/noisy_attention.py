@@ -29,7 +29,7 @@ class NoisyAttention(AroundAttention):
             `pernodedrop.AttentionDropout` around one.
         wrapper: the weight noise, a class such as `pernodedrop.PerNodeDrop` or `pernodedrop.DropConnect`.
         projections: which are wrapped, some of "query", "key", "value", "output"; all.
-        seed: int, any, from which each projection has a seed of its own; None takes them from Python's `random`.
+        seed: any int, from which each projection has a seed of its own; None takes them from Python's `random`.
         **kwargs: arguments of the wrapper, such as `rate=0.1`, the same for all projections; and `name`, `dtype` and
             `trainable` of this layer. The dtype policy is the inner layer's unless given.
 

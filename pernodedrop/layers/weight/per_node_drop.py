@@ -51,7 +51,7 @@ class PerNodeDrop(MaskedProduct):
         persistence: the probability in [0, 1] that an entry keeps its value from one position of (batch, time, in) to
             the next, and is not drawn anew, or a schedule of it. Beside it `sharing` has no "time", and a sharing of
             None shares nothing. None leaves positions to `sharing`.
-        seed: int, any; None takes one from Python's `random` (`keras.utils.set_random_seed` makes that repeatable),
+        seed: any int; None takes one from Python's `random` (`keras.utils.set_random_seed` makes that repeatable),
             and `layer.seed` has it. Seeds s and s + 1 give independent masks. What was given is saved with the config,
             the present key with the weights.
         method: how the product is computed, as in `pernodedrop.ops.masked_dense`.

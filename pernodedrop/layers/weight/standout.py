@@ -36,7 +36,7 @@ class Standout(WeightNoise):
             without its scale.
         beta: shift towards being kept, a finite float; 0.0.
         shift: what `beta` is added to: "unit", the pre-activation of each unit, or "weight", each weight.
-        seed: int, any; None takes one from Python's `random`.
+        seed: any int; None takes one from Python's `random`.
         **kwargs: those of `keras.layers.Layer`; the dtype policy is the inner layer's unless given.
 
     Call arguments, shapes and dtypes: as for `pernodedrop.PerNodeDrop`.

@@ -39,7 +39,7 @@ class Variational(WeightNoise):
     Args:
         layer: the inner layer, of one of `kinds`.
         examples: number of training examples, N: the loss is the divergence divided by it.
-        seed: int, any; None takes one from Python's `random`.
+        seed: any int; None takes one from Python's `random`.
         **kwargs: those of `keras.layers.Layer`.
     """
 
