@@ -436,7 +436,7 @@ moments, on numpy: the mean of an entry of Shifted(half_width=0.5) is not the de
     repeat    pnd.testing.claims.moments(Shifted(half_width=0.5), 'numpy')
 
 Held on numpy: entries.
-Not tried, since they depend on a claim that does not hold: normality.
+Not tried, since they depend on what does not hold: normality.
 Not applicable or not tried there: agreement."""
 
 
