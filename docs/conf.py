@@ -313,12 +313,14 @@ def without_types(app, what, name, obj, options, lines):
 
 
 def with_gallery(app, what, name, obj, options, lines):
-    """The reference of a layer ends with a link to its section of the gallery."""
+    """What a section of the gallery leads to ends with a link back, to the first that does."""
     page = (pathlib.Path(__file__).parent / "gallery.md").read_text()
-    for title in re.findall(r"^### (.+)$", page, re.MULTILINE):
-        if what == "class" and name in [f"pernodedrop.{word}" for word in title.split(", ")]:
+    _, *parts = re.split(r"^### (.+)$", page, flags=re.MULTILINE)
+    for title, text in zip(parts[::2], parts[1::2], strict=True):
+        if f"](#{name})" in text:
             anchor = re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
-            lines += ["", f"`In the gallery <../gallery.html#{anchor}>`__", ""]
+            up = "../.." if what == "function" else ".."
+            lines += ["", f"`In the gallery <{up}/gallery.html#{anchor}>`__", ""]
             return
 
 

@@ -306,7 +306,7 @@ class EnsembleModule(Ensemble, ActivationModule):
         """Refused.
 
         Raises:
-            ValueError: always; the members are no one module.
+            ValueError: always, since the members are several functions.
         """
         raise ValueError(checks.invalid("members", "one function at inference, to be folded", self.members))
 

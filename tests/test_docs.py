@@ -141,7 +141,8 @@ def test_every_section_of_the_gallery_says_how_to_begin_and_leads_to_the_referen
     led_to = set()
     for title, text in zip(parts[::2], parts[1::2], strict=True):
         assert "\n```python\n" in text, title
-        assert "\n- Starting rate: " in text, title
+        for line in ("Numbers drawn per ", "Starting rate: ", "Tested against: "):
+            assert f"\n- {line}" in text, (title, line)
         (reference,) = re.findall(r"^- Reference: (.+?)\.$", text, re.MULTILINE | re.DOTALL)
         led_to |= {*re.findall(r"\]\(#(.+?)\)", reference)}
     assert led_to <= {*documented()}

@@ -436,8 +436,8 @@ moments, on numpy: the mean of an entry of Shifted(half_width=0.5) is not the de
     repeat    pnd.testing.claims.moments(Shifted(half_width=0.5), 'numpy')
 
 Held on numpy: entries.
-Not tried, since they stand on what does not hold: normality.
-Not made of it or not tried there: agreement."""
+Not tried, since they depend on a claim that does not hold: normality.
+Not applicable or not tried there: agreement."""
 
 
 def test_a_report_reads_well():

@@ -25,7 +25,7 @@ class Batches(keras.utils.PyDataset):
         x: array (n, ...), or a sparse matrix of SciPy, whose rows are dense only in their batch.
         y: array (n, ...).
         batch_size: an int from 1; the last batch of an epoch has what is left.
-        seed: int of the order, which is another one every epoch; None keeps the order of the arrays.
+        seed: int for the order, which changes every epoch; None keeps the order of the arrays.
     """
 
     def __init__(self, x: typing.Any, y: typing.Any, batch_size: int, seed: int | None = None) -> None:

@@ -3,7 +3,7 @@
 >>> import pernodedrop as pnd
 >>> print(pnd.testing.check_noise(pnd.Bernoulli(0.5), backends=["numpy"], examples=5))
 Bernoulli(rate=0.5): 16 claims hold on numpy.
-Not made of it or not tried there: normality, reparameterization, agreement, everywhere,
+Not applicable or not tried there: normality, reparameterization, agreement, everywhere,
     compilation, gradients, reparameterized_gradients.
 
 Reading order: claims.py is the contract, variation.py the numbers that a noise is tried with, search.py looks for

@@ -74,13 +74,13 @@ class Report(typing.NamedTuple):
             lines += [line for o in self.outcomes if o.finding for line in _paragraph(o)]
             lines += [_wrapped(f"Held on {places}: {_listed(self.held) or 'none'}.")]
             if self.skipped:
-                lines += [_wrapped(f"Not tried, since they stand on what does not hold: {_listed(self.skipped)}.")]
+                lines += [_wrapped(f"Not tried, since they depend on a claim that does not hold: {_listed(self.skipped)}.")]
         else:
             hold = "1 claim holds" if len(self.held) == 1 else f"{len(self.held)} claims hold"
             lines += [f"{self.subject}: {hold} on {places}."]
         unmade = [name for name in [*unmade, *self.omitted] if name not in self.held + self.broken]
         if unmade:
-            lines += [_wrapped(f"Not made of it or not tried there: {_listed(unmade)}.")]
+            lines += [_wrapped(f"Not applicable or not tried there: {_listed(unmade)}.")]
         return "\n".join(lines)
 
 

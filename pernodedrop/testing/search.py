@@ -1,6 +1,6 @@
 """The search for an example that breaks a claim: at numbers that are always the same, then by Hypothesis.
 
-A fault is named once: a claim is not tried where one does not hold that it stands on.
+A fault is named once: a claim is not tried if one that it depends on does not hold.
 """
 
 import collections.abc

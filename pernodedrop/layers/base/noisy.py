@@ -96,8 +96,8 @@ class Noisy(NoiseLayer, Regularizer):
     def draw(self) -> Tensor:
         """The next key: an integer tensor of length 2, (seed, call), for `layer(x, training=True, key=key)`.
 
-        Draw outside `keras.remat` and pass the key to the layer inside, so that the backward pass, which makes the
-        forward pass again, makes the same mask.
+        Draw outside `keras.remat` and pass the key to the layer inside, so that the backward pass, which repeats the
+        forward pass, makes the same mask.
 
         Raises:
             RuntimeError: inside a rematerialized function, on TensorFlow and torch (JAX itself refuses).

@@ -176,8 +176,8 @@ class WeightNoise(Noisy, Around):
         """A plain Keras layer, built, with weights of its own, that computes what this layer does at inference.
 
         Raises:
-            ValueError: a layer that is not built; a bank, whose members are no one layer; or a fixed mask that is
-                another one at each position.
+            ValueError: a layer that is not built; a bank, whose members are several layers; or a fixed mask that
+                differs from position to position.
         """
         check_built(self)
         if not self.state.mask.at_inference:
