@@ -53,6 +53,7 @@ HOUSE = """
     layers.base
     layers.recurrent.cells
     layers.recurrent.recurrent_noise
+    layers.recurrent.recurrent_posterior
     layers.activation.* layers.recurrent.* layers.weight.*
     layers.activation layers.recurrent layers.weight
     layers
