@@ -27,13 +27,13 @@ def parse_sharing(sharing: Sharing, coordinates: collections.abc.Sequence[str] =
     """The set of coordinates that entries do not depend on.
 
     Args:
-        sharing: None for {"time"}, which is one entry for every connection of every sample, the same at all positions
-            of a (batch, time, in) input; a string of coordinates joined by "+", such as "sample+time"; or a collection
-            of coordinates, of which the empty one means that nothing is shared.
-        coordinates: the names that there are, "sample", "time", "in" and "out".
+        sharing: None for {"time"}, one entry for every connection of every sample, the same at all positions of a
+            (batch, time, in) input; a string of coordinates joined by "+", such as "sample+time"; or a collection of
+            coordinates, where an empty one shares nothing.
+        coordinates: the names that may occur, "sample", "time", "in" and "out".
 
     Raises:
-        TypeError, ValueError: something else.
+        TypeError, ValueError: anything else.
     """
     if sharing is None:
         return frozenset({"time"})
@@ -85,10 +85,10 @@ class Mask:
             and at inference. "bank": `bank_size` fixed masks, each sample routed to one, at inference too. "example": a
             fixed mask for each example id.
         bank_size: number of masks of a bank; None in the other regimes.
-        persistence: the probability in [0, 1] that an entry keeps its value from one position to the next, and is not
-            drawn anew: 0 is a mask of its own for every position, 1 one mask for all. Entries l positions apart have
-            the correlation persistence**l. A sharing of None shares nothing then, and another one has no "time". None
-            leaves positions to `sharing`.
+        persistence: the probability in [0, 1] that an entry keeps its value from one position to the next instead of
+            being drawn anew: with 0 every position has its own mask, with 1 all have one. Entries l positions apart
+            have the correlation persistence**l. With it, `sharing=None` shares nothing, and no `sharing` may have
+            "time". None leaves positions to `sharing`.
 
     Raises:
         TypeError, ValueError: an argument that is not one of these.

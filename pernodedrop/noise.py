@@ -1,9 +1,9 @@
 """Noises: the distribution of one mask entry, as pure maths on uniform numbers.
 
 A noise turns the words of an entry (see `generator.py`) into a multiplier with mean 1. It is written once, against the
-ops namespace `xp` of whatever framework the words belong to, and never draws anything itself.
+ops namespace `xp` of the framework that the words belong to, and never draws anything itself.
 
-A noise of your own is one small class: its annotated fields are its numbers.
+A noise of your own is one small class, whose annotated fields are its numbers.
 
 >>> import pernodedrop as pnd
 >>> class Triangular(pnd.Noise):
@@ -41,7 +41,7 @@ LEVELS = 2**24
 class Noise:
     """Base class of noises: the distribution of one mask entry.
 
-    A subclass is made a frozen dataclass and registered for saved models under its module and name, so it compares,
+    A subclass becomes a frozen dataclass, registered for saved models under its module and name, so it compares,
     hashes, saves and loads by the values of all its fields; a field with `compare=False` is refused. The module that
     defines it must be imported before a model that uses it is loaded.
 
@@ -55,9 +55,9 @@ class Noise:
             Gaussian and `method="local_reparameterization"` holds; False.
         exact: whether entries are equal to the bit on every backend, which takes operations that round alike: no
             logarithm, no erfinv; False.
-        __post_init__(): checks of the fields, after `super().__post_init__()`, which refuses a field `rate` that is no
-            rate, a field annotated `float` that is no finite number of float32's range, and one annotated `int` that is
-            no int, or none of 32 bits.
+        __post_init__(): further checks of the fields, after `super().__post_init__()`, which refuses a field `rate`
+            that is not a drop rate, a `float` that is not finite in float32, and an `int` that is not an int of 32
+            bits.
 
     >>> class TwoPoint(Noise):
     ...     size: float
@@ -134,7 +134,7 @@ class Noise:
 
     @classmethod
     def from_config(cls, config: Config) -> typing.Self:
-        """The noise that `get_config` described, or an error if something of it is missing."""
+        """The noise that `get_config` described, or an error if a field is missing."""
         return registry.made(cls, config)
 
     def _has(self, params: Params) -> bool:
@@ -142,7 +142,7 @@ class Noise:
 
 
 class Bernoulli(Noise):
-    """Drops an entry with probability `rate`, scales what is kept by 1 / (1 - rate).
+    """Drops an entry with probability `rate`, and scales what is kept by 1 / (1 - rate).
 
     An entry is kept iff the upper 24 bits of its word are below the integer T = round((1 - rate) * 2**24), and is then
     2**24 / T; so masks are equal to the bit on every backend and the realised rate is within 2**-25 of `rate`.
@@ -296,8 +296,8 @@ class Gaussian(_ScaledNoise):
 class PartialGaussian(Noise):
     """Leaves an entry at 1 with probability 1 - rate, else makes it N(1, stddev**2).
 
-    The paper names this stir type and does not tie its standard deviation to the rate, so both are asked for. Which
-    entries are perturbed is decided as for `Bernoulli`, to the same bits on every backend.
+    The paper names this kind of noise without tying its standard deviation to the rate, so give both. Which entries are
+    perturbed is decided as in `Bernoulli`, with the same bits on every backend.
 
     Args:
         rate: probability that an entry is perturbed, a float in [0, 1 - 2**-24].

@@ -50,44 +50,45 @@ def masked_dense(
 
         y[b, o] = sum_i x[b, i] * w[i, o] * m[b, i, o]
 
-    with m[b, i, o] a function of (key, b, i, o) only: `sample_mask` gives the same m. The gradients are those of that
-    very m; noise, key and params have none.
+    with m[b, i, o] a function of (key, b, i, o) only: `sample_mask` gives the same m. The gradients are those of this
+    m; noise, key and params have none.
 
     Args:
         x: floating tensor (batch, in) or (batch, time, in) of NumPy, torch, JAX or TensorFlow. A sparse one may be
             CSR or COO of SciPy (beside NumPy) or torch, BCOO or `tf.SparseTensor`. Entries that it does not list have
-            no mask: time and memory are those of the listed ones, in any order. Those of one place add up.
+            no mask, and cost neither time nor memory. Those that it lists may come in any order; duplicates add up.
         w: floating tensor (in, out) of the same framework.
         noise: the distribution of an entry, a `pernodedrop.Noise`.
-        key: (seed, call): two ints, seed any, call in [0, 2**32); or an integer tensor of length 2, modulo 2**32. Of a
-            `jax.random.key` or `jax.random.PRNGKey` of threefry, the default, they are its two words.
+        key: (seed, call): two ints, seed any, call in [0, 2**32); or an integer tensor of length 2, modulo 2**32. A
+            `jax.random.key` or `jax.random.PRNGKey` of threefry, the default, stands for its two words.
         sharing: the coordinates that m does not depend on. None is "time": positions of (batch, time, in) share a
             sample's mask. Otherwise a "+"-joined string or a collection of "sample", "time", "in", "out": "sample+time"
             is one mask a batch (DropConnect), "out" is Dropout on x, () shares nothing.
         persistence: the probability in [0, 1] that an entry keeps its value from one position of (batch, time, in) to
-            the next, and is not drawn anew; `sharing` has no "time" then. The correlation of entries l positions apart
-            is persistence**l: 0 is a mask for every position, 1 one for all. None leaves positions to `sharing`.
+            the next instead of being drawn anew; `sharing` may then not have "time". The correlation of entries l
+            positions apart is persistence**l: with 0 every position has its own mask, with 1 all have one. None leaves
+            positions to `sharing`.
         sample_offset: the sample coordinate of row 0, an int in [0, 2**32) or a scalar integer tensor; 0. A batch split
             over devices keeps its masks if each part says where it starts.
         in_offset: the in coordinate of w's first row, likewise, for a kernel that is split; 0.
         sample_ids: integer tensor (batch,), the sample coordinates themselves, modulo 2**32, instead of the offset.
-            Rows of equal ids have equal masks, but not by local reparameterization, which has none: with a Gaussian
-            noise and ids that repeat ask for "recomputed".
+            Rows with equal ids have equal masks, except by local reparameterization, which makes no masks: for Gaussian
+            noise with repeated ids take the method "recomputed".
         params: the numbers of `noise` as scalar tensors, under the names of `noise.params()`, instead of its own: for a
             rate that changes after compilation.
         method: "materialized" has the whole mask in memory, 4 * batch * in * out bytes, and serves as oracle.
-            "recomputed" evaluates it block by block, again in the backward pass; its memory does not grow with the
-            mask. "kernel" does so by a kernel written by hand, with the mask in a core's registers or cache only; of a
-            Bernoulli mask of each row torch and TensorFlow on a CPU keep a bit an entry for the backward pass, up to 64
-            MiB a product. It is there on a CPU with numba (`pip install 'pernodedrop[fast]'`), for every noise whose
-            `from_uniform` is made of operators and of the ops in `pernodedrop.backends.NOISE_OPS`; for `Bernoulli` on
-            CUDA; on TensorFlow and JAX where a gradient is taken, so that what is exported stays the framework's own.
-            "local_reparameterization" has no mask and draws y itself from the same distribution: for a Gaussian noise
-            with a mask of its own for every row of x. "auto" takes the last where it holds, else "kernel" where it can
-            be had, else "recomputed"; masks that are small because they are shared are plain products. All can be
-            differentiated any number of times, but on JAX not in forward mode where a mask is made again, which JAX
-            refuses ("custom_vjp"): take "materialized" for `jax.jvp` and `jax.hessian`. What is dropped is multiplied
-            by 0, so NaN and infinity in x or w become NaN; only the kernel on CUDA skips them.
+            "recomputed" evaluates it block by block, and again in the backward pass, so memory does not grow with the
+            mask. "kernel" does so by a kernel written by hand, with the mask only in a core's registers or cache; if
+            each row has a Bernoulli mask, torch and TensorFlow on a CPU keep one bit an entry for the backward pass, up
+            to 64 MiB a product. It is available on a CPU with numba (`pip install 'pernodedrop[fast]'`), for every
+            noise whose `from_uniform` is made of operators and the ops in `pernodedrop.backends.NOISE_OPS`, and on CUDA
+            for `Bernoulli`; on TensorFlow and JAX only where a gradient is taken, so that what is exported stays the
+            framework's own. "local_reparameterization" makes no mask and draws y itself from the same distribution, for
+            a Gaussian noise with a mask of its own for every row of x. "auto" takes the last where it holds, else
+            "kernel" where it is available, else "recomputed"; masks that are small because they are shared are plain
+            products. All can be differentiated any number of times, except on JAX in forward mode where a mask is
+            recomputed, which JAX refuses ("custom_vjp"): for `jax.jvp` and `jax.hessian` take "materialized". What is
+            dropped is multiplied by 0, so NaN and infinity in x or w become NaN; only the kernel on CUDA skips them.
 
     Returns:
         A tensor (batch, out) or (batch, time, out), of the dtype of x. Sums are in float32, or in float64 if x or w is.
@@ -136,8 +137,8 @@ def masked(
         w: floating tensor (in, out), (batch, in, out) or (batch, time, in, out) of NumPy, torch, JAX or TensorFlow; the
             coordinates of an entry are its places along these axes.
         noise, key, persistence, sample_offset, in_offset, params: as for `masked_dense`.
-        sharing: as for `masked_dense`, but by default one mask for all samples and positions. A tensor (in, out) has no
-            others. Beside `persistence` give one without "time".
+        sharing: as for `masked_dense`, but by default one mask for all samples and positions, the only choice for a
+            tensor (in, out). With `persistence` give one without "time".
 
     Returns:
         A tensor of the shape and dtype of w. The product is in float32 at least.
@@ -241,13 +242,14 @@ def random_bits(
 def draw(state: Tensor) -> Tensor:
     """The next key of a state that counts calls, for a training step of your own; the state moves on by one call.
 
-    Inside a function whose backward pass makes its forward pass again (`torch.utils.checkpoint`, `tf.recompute_grad`)
-    it would draw another key then and differentiate another mask: there it refuses. Draw outside and hand the key in.
+    Inside a function whose backward pass repeats its forward pass (`torch.utils.checkpoint`, `tf.recompute_grad`) the
+    repetition would draw another key, and the gradient would be that of another mask: there it refuses. Draw outside,
+    and pass the key in.
 
     Args:
-        state: integer tensor (2,), the first key to begin with: (seed, 0). A torch tensor, say a buffer of a module, a
-            `tf.Variable` or a NumPy array is advanced in place, compiled or not. What cannot be changed, a JAX array,
-            a TensorFlow tensor or a read-only NumPy array, stays as it is.
+        state: integer tensor (2,), at first the key to begin with, (seed, 0). A torch tensor, such as a buffer of a
+            module, a `tf.Variable` or a NumPy array is advanced in place, compiled or not. What cannot be changed, a
+            JAX array, a TensorFlow tensor or a read-only NumPy array, stays as it is.
 
     Returns:
         The key, a tensor like `state`; where `state` cannot be changed, the pair (key, next state).

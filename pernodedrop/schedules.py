@@ -1,7 +1,7 @@
 """Schedules: drop rate as a function of the update number.
 
-Every regularizer takes one for its `rate`. The update number is the call number of the layer's key, the number of
-training calls before this one: it is in the layer's saved state, so a resumed run goes on where it was, and in a
+Every regularizer takes one as its `rate`. The update number is the number of training calls before this one, the call
+number of the layer's key. It is in the layer's saved state, so a resumed run continues where it was, and in the
 compiled step, so no callback is needed. A mask stays a function of its key.
 
 >>> import keras, pernodedrop as pnd
@@ -9,9 +9,9 @@ compiled step, so no callback is needed. A mask stays a function of its key.
 >>> layer.rate
 0.0
 
-The rate is evaluated on the host, in float64, and held as a table, so that thresholds are equal on every backend. The
-table has an entry for each step up to 4095 steps. For more steps the rate changes every 2, 4, 8 ... steps instead, at
-most 4095 times, and comes to its end at the next multiple of these. There it stays.
+The rate is evaluated on the host, in float64, and held as a table, so that thresholds are equal on every backend. A
+schedule of up to 4095 steps has an entry for each step. In a longer one the rate changes every 2, 4, 8 ... steps
+instead, at most 4095 times, and reaches its final value at the next multiple of these.
 """
 
 import bisect
@@ -37,8 +37,8 @@ LAST_STEP = 2**31  # where the counts of updates end
 class Schedule:
     """Base class of schedules: drop rate as a function of the update number.
 
-    A subclass is made a frozen dataclass and registered for saved models under its module and name, as a noise is. It
-    has an int field, or a property, `steps`: from there on the rate stays what it is. It gives `rate_at`.
+    A subclass becomes a frozen dataclass, registered for saved models under its module and name, as a noise is. It has
+    an int field or a property `steps`, the update number from which on the rate stays as it is, and defines `rate_at`.
 
     >>> import math, pernodedrop as pnd
     >>> class Cosine(pnd.schedules.Schedule):
@@ -117,8 +117,8 @@ class Linear(Schedule):
 
     Args:
         start, end: rates, floats in [0, 1 - 2**-24].
-        steps: update number at which `end` is reached; it stays there.
-        begin: update number at which `start` is left; 0.
+        steps: update number at which the rate reaches `end`, to stay there.
+        begin: update number at which the rate leaves `start`; 0.
 
     >>> [Linear(0.0, 0.5, steps=10)(step) for step in (0, 5, 10, 99)]
     [0.0, 0.25, 0.5, 0.5]
@@ -181,12 +181,12 @@ class _OfGamma(Schedule):
 
 
 class Exponential(_OfGamma):
-    """Exponential annealing: rate * exp(-gamma * step), the comparison of Morerio et al., arXiv 1703.06229.
+    """Exponential annealing: rate * exp(-gamma * step), a baseline of Morerio et al., arXiv 1703.06229.
 
     Args:
         rate: the rate at step 0, a float in [0, 1 - 2**-24].
-        steps: number of updates of the training; gamma is then 10 / steps, and rate * exp(-10) stays. Give one of the
-            two.
+        steps: number of updates in the training: gamma is then 10 / steps, and the rate stays at rate * exp(-10). Give
+            this or `gamma`.
         gamma: a finite float above zero.
 
     Raises:
@@ -205,7 +205,7 @@ class Curriculum(_OfGamma):
 
     Args:
         rate: the rate that is approached, a float in [0, 1 - 2**-24].
-        steps: number of updates of the training; gamma is then 10 / steps, as in the paper. Give one of the two.
+        steps: number of updates in the training: gamma is then 10 / steps, as in the paper. Give this or `gamma`.
         gamma: a finite float above zero; the authors' code has 1e-3 for MNIST, 1e-4 for double MNIST.
 
     Raises:
@@ -227,7 +227,7 @@ class Step(Schedule):
         boundaries: update numbers from 1, rising: rates[n + 1] holds from boundaries[n] on.
 
     Raises:
-        TypeError, ValueError: boundaries that do not rise, or another number of rates.
+        TypeError, ValueError: boundaries that do not rise, or a wrong number of rates.
 
     >>> [Step([0.0, 0.5], [10])(step) for step in (9, 10)]
     [0.0, 0.5]
@@ -265,8 +265,8 @@ class Custom(Schedule):
     Args:
         function: function(step), a rate in [0, 1 - 2**-24] for each update number from 0 to `steps`. It is called on
             the host, when the layer is made. To be saved, or copied by `pernodedrop.apply` or `fold`, the function has
-            to be registered: `@keras.saving.register_keras_serializable()`. Its name is what is saved.
-        steps: update number from which the rate stays what it is.
+            to be registered, by `@keras.saving.register_keras_serializable()`; only its name is saved.
+        steps: update number from which on the rate stays as it is.
 
     >>> Custom(lambda step: 0.5 if step % 2 else 0.1, steps=100)(3)
     0.5

@@ -1,8 +1,8 @@
-"""What to compare with in the same slot: other ways to be many networks in one. Keras layers, on every backend.
+"""Baselines to compare with: other ways to have many networks in one. Keras layers, on every backend.
 
-`FractalJoin` and `FractalBlock` drop whole columns (FractalNet), `MixtureOfExperts` sends a row to few of many layers,
-`Capsules` route by agreement, and `EarlyExits` lets easy samples leave before the end (BranchyNet). They are as their
-papers have them, small, and for comparison.
+`FractalJoin` and `FractalBlock` drop whole columns (FractalNet), `MixtureOfExperts` sends each row to a few of many
+layers, `Capsules` route by agreement, and `EarlyExits` lets easy samples leave before the end (BranchyNet). They follow
+their papers, are small, and are meant for comparison.
 """
 
 from pernodedrop.contrast.capsules import Capsules, MarginLoss, lengths, squash

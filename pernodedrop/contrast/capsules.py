@@ -13,7 +13,7 @@ TINY = 1e-14
 
 
 def squash(s: Tensor, axis: int = -1) -> Tensor:
-    """Vectors in their direction, with a length below 1 (arXiv 1710.09829, equation 1).
+    """Vectors shortened to a length below 1, in their own direction (arXiv 1710.09829, equation 1).
 
         v = (|s|**2 / (1 + |s|**2)) (s / |s|)
 
@@ -37,7 +37,7 @@ def squash(s: Tensor, axis: int = -1) -> Tensor:
 
 
 def lengths(capsules: Tensor) -> Tensor:
-    """The lengths of vectors along the last axis: the probabilities that what capsules stand for is there.
+    """The lengths of vectors along the last axis: the probability that what a capsule stands for is there.
 
     Args:
         capsules: floating tensor (..., dim); Keras' symbolic ones too.
@@ -58,25 +58,25 @@ def lengths(capsules: Tensor) -> Tensor:
 
 @keras.saving.register_keras_serializable("pernodedrop")
 class Capsules(keras.layers.Layer):
-    """Capsules, each of which has a vector as its output, with routing by agreement (arXiv 1710.09829).
+    """Capsules, whose outputs are vectors, with routing by agreement (arXiv 1710.09829).
 
-    The vector u[i] of each capsule below makes a prediction for each capsule j here, by a kernel of their own,
+    From the vector u[i] of each capsule below, each capsule j here gets a prediction, by a kernel for each pair:
 
         h[j, i] = W[i, j] u[i]
 
-    and b[i, j] = 0 to begin with. In each of the iterations c[i] = softmax(b[i]) over the capsules here,
+    Routing starts at b[i, j] = 0. An iteration takes c[i] = softmax(b[i]), over the capsules here, and
 
         v[j] = squash(sum_i c[i, j] h[j, i])
 
-    and b[i, j] grows by the product of h[j, i] with v[j], which is large where they agree. The output is v of the last
-    iteration. Gradients go through all of them. Routing is computed in float32 at least. Training and inference are the
-    same, and nothing is random.
+    and then adds to b[i, j] the product of h[j, i] with v[j], which is large where they agree. The output is v of the
+    last iteration. Gradients go through all iterations. Routing is computed in float32 at least. Training and inference
+    are the same, and nothing is random.
 
     Args:
-        capsules: how many capsules, an int from 1; of a classifier the classes.
+        capsules: the number of capsules, an int from 1; in a classifier, that of the classes.
         dim: the size of their vectors, an int from 1; 16.
-        iterations: of the routing, an int from 1; 3. With 1 all c are equal.
-        kernel_initializer: of W; None is a truncated normal distribution of standard deviation 0.1.
+        iterations: the number of iterations, an int from 1; 3. With 1 all c are equal.
+        kernel_initializer: that of W; None is a truncated normal distribution of standard deviation 0.1.
         **kwargs: those of `keras.layers.Layer`.
 
     Call arguments:
@@ -87,7 +87,7 @@ class Capsules(keras.layers.Layer):
     Raises:
         TypeError, ValueError: an argument that is not as described, named in the message.
 
-    Example, of a classifier, to be trained with `pernodedrop.contrast.MarginLoss`:
+    Example, a classifier, to be trained with `pernodedrop.contrast.MarginLoss`:
 
     >>> import keras, pernodedrop as pnd
     >>> images = keras.Input((28, 28, 1))
@@ -155,8 +155,8 @@ class MarginLoss(keras.losses.Loss):
         L = sum_k T[k] max(0, upper - |v[k]|)**2 + absent (1 - T[k]) max(0, |v[k]| - lower)**2
 
     Args:
-        upper: the length from which a class that is there costs nothing, a float in [0, 1]; 0.9.
-        lower: that up to which one that is not costs nothing; 0.1.
+        upper: from this length on, a class that is there costs nothing, a float in [0, 1]; 0.9.
+        lower: up to this length, a class that is not there costs nothing, a float in [0, 1]; 0.1.
         absent: the weight of classes that are not there, a finite float from zero; 0.5.
         name, **kwargs: those of `keras.losses.Loss`.
 
@@ -165,7 +165,7 @@ class MarginLoss(keras.losses.Loss):
         y_pred: lengths (batch, classes), as `pernodedrop.contrast.lengths` gives them.
 
     Raises:
-        TypeError, ValueError: an argument that is not as described, or tensors of two shapes.
+        TypeError, ValueError: an argument that is not as described, or tensors of different shapes.
 
     >>> import numpy as np, pernodedrop as pnd
     >>> loss = pnd.contrast.MarginLoss()(np.array([[1.0, 0.0]]), np.array([[0.9, 0.3]], "float32"))

@@ -26,26 +26,26 @@ MOST_COLUMNS = 10
 
 @keras.saving.register_keras_serializable("pernodedrop")
 class FractalJoin(Noisy):
-    """Is the mean of its inputs, and in training that of those that are kept: drop-path (arXiv 1605.07648).
+    """The mean of its inputs; in training, of those that drop-path keeps (arXiv 1605.07648).
 
     With m[k] in {0, 1} the column k is kept or dropped, and
 
         y = sum_k m[k] x[k] / sum_k m[k]
 
     Inference is the mean of all. In training a draw is local with probability 1 - global_share: each column is dropped
-    with probability `rate`, and if all are, one of them stays, each with the same probability. Else it is global: one
-    column of the network stays, each with the same probability. Mode and column are functions of (seed, call) alone, so
-    joins of one seed that are called alike agree on them, and a single column goes through the whole network; their
-    local draws differ by `place`. Dropped columns are computed all the same.
+    with probability `rate`, and if all are, one of them stays, each with the same probability. Otherwise it is global:
+    one column of the network stays, each with the same probability. Whether a draw is global, and of which column, is
+    a function of (seed, call) alone. So joins that have one seed and are called equally often agree on it, and a single
+    column leads through the whole network; their local draws differ by `place`. Dropped columns are computed, too.
 
     Args:
         rate: drop rate of a column in local draws, in [0, 1), or a schedule of `pernodedrop.schedules`; 0.15.
         global_share: the probability that a draw is global, a float in [0, 1]; 0.5.
-        columns: how many columns the network has; None: as many as the join has inputs. Inputs are its first columns,
-            and where another one was drawn, which the path does not lead through here, the draw is local.
+        columns: how many columns the network has; None: as many as the join has inputs. The inputs are its first
+            columns; a global draw of another one, which does not pass here, becomes local.
         place: number of the join in its network, an int from 0; 0.
-        sharing: "sample": one draw for a batch, the paper's. None: one for each sample. "sample".
-        seed: int, any; None takes one from Python's `random`. Joins of one network have the same.
+        sharing: "sample", the default and the paper's: one draw for a batch. None: one for each sample.
+        seed: int, any; None takes one from Python's `random`. Give all joins of a network the same one.
         **kwargs: those of `keras.layers.Layer`.
 
     Call arguments:
@@ -193,22 +193,21 @@ class FractalJoin(Noisy):
 
 @keras.saving.register_keras_serializable("pernodedrop")
 class FractalBlock(FractalJoin, Around):
-    """A layer as a fractal of layers like it: columns of several depths, with drop-path where they join (FractalNet).
+    """A fractal of layers like a given one: columns of several depths, with drop-path where they join (FractalNet).
 
-    That is arXiv 1605.07648. With f[1](x) = layer(x) and `+` the join, of those columns that a draw keeps,
+    This is arXiv 1605.07648. With f[1](x) = layer(x) and `+` the join of those columns that a draw keeps,
 
         f[c + 1](x) = f[c](f[c](x)) + layer(x)
 
-    where joins that meet are one. Each layer has weights of its own, 2**columns - 1 of them, of which the deepest
-    column has 2**(columns - 1) in a row; the inner layer is the shallowest. Joins are those of
-    `pernodedrop.contrast.FractalJoin`: global draws take one column through the whole block, and through all blocks of
-    one seed. Inference has all columns.
+    where joins that follow one another directly are one. There are 2**columns - 1 layers, each with weights of its own.
+    The deepest column has 2**(columns - 1) of them in a row; the inner layer is the shallowest column. Joins are those
+    of `pernodedrop.contrast.FractalJoin`: global draws take one column through the whole block, and through all blocks
+    that have the same seed. Inference has all columns.
 
     Args:
-        layer: the inner layer, any `keras.layers.Layer` whose outputs it takes as inputs too, in another size of the
-            last axis (a functional model, in its own size only); it is copied by its config, such as a Dense, or a
-            Sequential of layers. A seed in it, of noise or of an initializer, is in each copy another one that is made
-            of it.
+        layer: the inner layer, such as a Dense or a Sequential, which is copied by its config. It has to take its own
+            outputs as inputs, whose last axis may then have another size (not for a functional model). A seed in it,
+            of noise or of an initializer, becomes another one in each copy.
         columns: how many columns, an int from 1 to 10; 2.
         rate, global_share, place, sharing, seed, **kwargs: as for `FractalJoin`. `place` is the number of the block in
             its network. The dtype policy is the inner layer's unless given.

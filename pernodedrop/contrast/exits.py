@@ -31,31 +31,32 @@ class Exited(typing.NamedTuple):
 class EarlyExits(keras.Model):
     """A classifier with an exit after each of its stages, which `fit` trains jointly (BranchyNet, arXiv 1709.01686).
 
-    With h[n] = stage[n](h[n - 1]), h[-1] the input, and y[n] = exit[n](h[n]) probabilities over classes, the loss of
-    training is the sum of the exits' own, each of what the model is compiled with:
+    With h[n] = stage[n](h[n - 1]), h[-1] the input, and y[n] = exit[n](h[n]) probabilities over classes, training
+    minimizes the weighted sum of the losses at all exits, of the loss that the model is compiled with:
 
         L = sum_n w[n] loss(y, y[n])
 
-    At inference a sample has the output of the first exit whose entropy, -sum_c y[n, c] ln(y[n, c]), is below its
-    threshold, and else of the last. Calls, `predict` and `evaluate` compute all stages and then choose; `evaluate` has
-    the loss, and metrics always are, of what was chosen. `predict_exits` computes no stage for samples that have left.
+    At inference a sample has the output of the first exit where the entropy, -sum_c y[n, c] ln(y[n, c]), is below the
+    threshold, or else of the last. Calls, `predict` and `evaluate` compute all stages and then choose; metrics, and the
+    loss of `evaluate`, are those of the chosen outputs. `predict_exits` computes no more stages for samples that left.
 
     Measured on a busy machine, 256 rows through four equal stages: `predict_exits` took 0.4 to 0.5 of the time of
-    `predict` where two thirds of the samples leave at the first exit, and up to 1.4 where none do, since what a stage
-    makes comes to the host.
+    `predict` where two thirds of the samples leave at the first exit, and up to 1.4 where none do, since the output of
+    each stage comes to the host.
 
     Args:
-        stages: layers or models, each of which takes what the one before makes.
-        exits: as many, each of which makes probabilities (batch, classes) of what its stage makes.
-        exit_weights: w, a finite float from zero for each exit, or one for all; 1.0. The paper has more weight on the
-            first than on those after it.
-        thresholds: of the entropy in nats, a finite float from zero for each exit but the last, or one for all; 0.0,
-            which no sample is below. They may be set, `model.thresholds = 0.3`, when the model is trained.
+        stages: layers or models, each of which takes the output of the one before.
+        exits: as many layers or models, each of which makes probabilities (batch, classes) of its stage's output.
+        exit_weights: w, a finite float from zero for each exit, or one for all; 1.0. The paper gives the first exit
+            more weight than those after it.
+        thresholds: those of the entropy, in nats, a finite float from zero for each exit but the last, or one for all;
+            0.0, which no sample is below. Set them when the model is trained: `model.thresholds = 0.3`.
         **kwargs: those of `keras.Model`.
 
     Call arguments: inputs (batch, ...), those of the first stage; training.
 
-    Output: (batch, classes), in the dtype of the exits. In training a list of what each exit gives and, last, of that.
+    Output: (batch, classes), in the dtype of the exits. In training a list: the output of each exit, and last of all
+    the chosen one.
 
     Raises:
         TypeError, ValueError: an argument that is not as described, named in the message.
@@ -157,10 +158,10 @@ class EarlyExits(keras.Model):
         return super().compute_metrics(x, y, y_pred[-1] if isinstance(y_pred, list) else y_pred, sample_weight)
 
     def predict_exits(self, x: typing.Any, batch_size: int = 32) -> Exited:
-        """What samples get at the exit that they take, and which it is. Stages after it do not compute them.
+        """The output of each sample at the exit that it takes, and which exit that is; later stages are not computed.
 
-        The samples that are still there go through the next stage in full batches, so that they are less by what has
-        left: the last batch is filled up with some of them again. What a stage makes of all of them is on the host.
+        The samples that are left go through the next stage in full batches, so there are fewer of these; the last one
+        is filled up by repeating samples. The outputs of a stage for all its samples are held on the host.
 
         Args:
             x: array (n, ...), n from 1, the inputs of the first stage.
@@ -170,8 +171,8 @@ class EarlyExits(keras.Model):
             An `Exited`.
 
         Raises:
-            TypeError, ValueError: an x without samples, a batch size that is no int from 1, exits that give anything
-                but probabilities (n, classes).
+            TypeError, ValueError: an x without samples, a batch size that is no int from 1, or an exit that does not
+                give probabilities (n, classes).
         """
         hidden, size = np.asarray(x), checks.check_count(batch_size, "batch_size")
         if hidden.ndim == 0 or len(hidden) == 0:

@@ -18,30 +18,31 @@ FINEST = 1000
 class MixtureOfExperts(keras.layers.Wrapper):
     """Sends each row to the `top_k` experts that a gate prefers: a sparse mixture (Shazeer et al., arXiv 1701.06538).
 
-    Experts are the inner layer and copies of it with weights of their own. Rows are what lies along the last axis, of
-    all samples and positions. With z = x G the logits of a row, p = softmax(z), and S its `top_k` largest,
+    Experts are the inner layer and copies of it with weights of their own. A row is a vector along the last axis, at
+    any sample and position. With z = x G the logits of a row, p = softmax(z), and S its `top_k` largest,
 
         y = sum_{e in S} g[e] expert[e](x)
 
-    where g is softmax over S, as arXiv 1701.06538 has it, and with one expert p itself, as Switch has it (Fedus et al.,
-    arXiv 2101.03961), since a softmax over one gives the gate no gradient. The gate is computed in float32 at least,
-    and has no noise of its own. So that all experts are used, training adds Switch's loss,
+    where g is the softmax over S, as in arXiv 1701.06538; for `top_k=1` it is p itself, as in Switch (Fedus et al.,
+    arXiv 2101.03961), since a softmax over one expert gives the gate no gradient. The gate is computed in float32 at
+    least, and has no noise of its own. So that all experts are used, training adds Switch's loss,
 
         balance * experts * sum_e f[e] P[e]
 
     with f[e] the share of choices that fall on e, P[e] the mean of p[e] over rows; it is `balance` if both are even.
-    In training an expert takes as many rows as its capacity: the even share, rows * top_k / experts, times
-    `capacity_factor`, rounded up, so one row at least. What is over it gets nothing of that expert: 0 with `top_k=1`,
-    so that a shortcut should lead around. First choices come before second ones, and earlier rows before later ones;
-    masked positions are rows too. Each expert computes as many rows as its capacity is, whether they were sent or not.
+
+    In training an expert takes no more rows than its capacity: the even share, rows * top_k / experts, times
+    `capacity_factor`, rounded up, so one row at least. Rows beyond it get nothing from that expert, with `top_k=1` an
+    output of 0, so let a shortcut lead around the layer. First choices come before second ones, and earlier rows before
+    later ones; masked positions are rows too. Each expert computes as many rows as its capacity, sent or not.
 
     Inference has no capacity, so that no row depends on others: each expert then computes all rows.
 
     Args:
         layer: the inner layer, a `keras.layers.Layer` that makes (rows, out) of (rows, in), such as a Dense or a
-            Sequential. A seed in it, of noise or of an initializer, is in each copy another one that is made of it.
-        experts: how many, an int from 2; 4.
-        top_k: how many of them a row has, an int from 1 to `experts`; 2.
+            Sequential. A seed in it, of noise or of an initializer, becomes another one in each copy.
+        experts: the number of experts, an int from 2; 4.
+        top_k: how many of them each row goes to, an int from 1 to `experts`; 2.
         capacity_factor: a finite float above zero, or None for no capacity; 1.25.
         balance: weight of the loss, a finite float from zero; 0.01.
         **kwargs: those of `keras.layers.Layer`; the dtype policy is the inner layer's unless given.

@@ -44,16 +44,16 @@ class ActivationNoise(Noisy, ActivationModule):
 class Dropout(ShapedModule, ActivationNoise):
     """Sets entries of its input to zero with probability `rate` in training (Srivastava et al., JMLR 15, 2014).
 
-    What is kept is scaled by 1 / (1 - rate). A call is that of one sample; see `pernodedrop.equinox.PerNodeLinear` for
-    its key. It is `pernodedrop.Dropout` as a module; it stands where an `equinox.nn.Dropout` does.
+    Entries that are kept are scaled by 1 / (1 - rate). A call takes one sample; see `pernodedrop.equinox.PerNodeLinear`
+    for its key. It is `pernodedrop.Dropout` as a module, to take the place of an `equinox.nn.Dropout`.
 
     Args:
         rate: drop rate in [0, 1). No schedule: `with_rate` sets it.
-        noise_shape: shape of the mask of a sample, broadcast against the input, None entries being the input's sizes;
-            None is the input's shape.
+        noise_shape: shape of the mask of a sample, which is broadcast against the input; a None in it stands for the
+            input's size, and None for the input's shape.
         persistence: the probability in [0, 1] that an entry keeps its value from one position of (time, in) to the
-            next, and is not drawn anew. None and 0 are a mask for every position, 1 is one for the sequence (arXiv
-            1512.05287). No schedule: `with_persistence` sets it.
+            next instead of being drawn anew. With None or 0 every position has its own mask, with 1 a sequence has one
+            (arXiv 1512.05287). No schedule: `with_persistence` sets it.
         inference: whether calls have no noise; `equinox.nn.inference_mode` sets it. False.
 
     Call arguments:
@@ -121,7 +121,7 @@ class GaussianDropout(ShapedModule, ActivationNoise):
 class DropPath(PathModule, ActivationNoise):
     """Sets a residual branch to zero with probability `rate` in training, sample by sample (arXiv 1605.07648).
 
-    It stands at the end of the branch: y = shortcut + drop_path(branch, key=key). It is `pernodedrop.DropPath` as a
+    Put it at the end of the branch: y = shortcut + drop_path(branch, key=key). It is `pernodedrop.DropPath` as a
     module.
 
     Args:
@@ -178,8 +178,8 @@ class SpatialDropout(ChannelModule, ActivationNoise):
 class DropBlock(BlockModule, ActivationNoise):
     """Sets blocks of feature maps to zero in training (Ghiasi, Lin and Le, arXiv 1810.12890).
 
-    It is `pernodedrop.DropBlock1D`, `2D` and `3D` as one module; its docstring says where blocks lie. What is kept of a
-    sample is scaled by the share that is kept of it.
+    It is `pernodedrop.DropBlock1D`, `2D` and `3D` as one module; their docstring says where blocks lie. What is kept of
+    a sample is divided by the share that is kept.
 
     Args:
         rate: the share that would be dropped if blocks did not overlap, in [0, 1). No schedule: `with_rate` sets it.
@@ -222,24 +222,24 @@ class Masksembles(EnsembleModule, ActivationNoise):
     """Multiplies each sample by one of a few fixed masks over channels (Durasov et al., arXiv 2012.08334).
 
     It is `pernodedrop.Masksembles` as a module, with equal masks for equal seeds: an ensemble whose members share their
-    weights, in training and at inference alike, and so without a scale. In training a sample has the member that its
-    key chooses, as in the paper, or that of its `sample_id`. The masks are an array, int32 (members, channels).
+    weights, in training and at inference alike, so nothing has to be rescaled. In training a sample has the member that
+    its key draws, as in the paper, or that of its `sample_id`. The masks are an array, int32 (members, channels).
 
     Args:
         channels: their number, an int from 1.
         members: number of masks, an int from 1; 4.
         scale: how little the masks overlap, a finite float from 1; 2.0.
         axis: the axis of the channels in a sample, an int; -1. After a convolution it is 0.
-        seed: int, any, that of a Keras layer with the same masks; None takes it from `key`.
-        rounding: how the number of ones of a mask is made an integer, "down" or to the "nearest".
+        seed: int, any; a Keras layer with this seed has the same masks. None takes it from `key`.
+        rounding: how the number of ones of a mask is rounded, "down" or to the "nearest".
         inference: as for `pernodedrop.equinox.Dropout`.
         key: a `jax.random.key`, where there is no seed.
 
     Call arguments:
         x: floating array of rank from 1, one sample.
         key: as for `pernodedrop.equinox.PerNodeLinear`; it draws the member, in training.
-        sample_id: integer, the member modulo `members`, also in training; at inference every call has one, but in
-            `pernodedrop.equinox.uncertainty.predict`, where every sample goes through all members.
+        sample_id: integer, the member modulo `members`, also in training. At inference every call has to bring one,
+            except in `pernodedrop.equinox.uncertainty.predict`, where every sample goes through all members.
         inference: as for `pernodedrop.equinox.PerNodeLinear`.
 
     Output shape and dtype: the input's.

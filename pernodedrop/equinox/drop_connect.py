@@ -38,18 +38,18 @@ class DropConnect(DropConnectModule, WeightNoise):
 class DropConnectLinear(DropConnect, LinearProduct, eqx.nn.Linear):
     """An `equinox.nn.Linear` whose connections are dropped in training, those of the call's key (ICML 2013).
 
-    What is kept is scaled by 1 / (1 - rate), the bias is never dropped, and inference is Linear itself. Samples have
-    one mask, as is usual, if they are given one key (`jax.vmap` with None for it in `in_axes`); with a key each they
-    have a mask each. It is the module of `pernodedrop.DropConnect` around a `keras.layers.Dense`, with equal masks for
-    equal (seed, call).
+    Connections that are kept are scaled by 1 / (1 - rate), the bias is not dropped, and inference is Linear itself.
+    Samples share a mask, as is usual, if they are given one key (`jax.vmap` with None for it in `in_axes`); with a key
+    each they have a mask each. It is `pernodedrop.DropConnect` around a `keras.layers.Dense` as a module, with equal
+    masks for equal (seed, call).
 
     Args:
         *args, **kwargs: those of `equinox.nn.Linear`.
         rate: drop rate in [0, 1); 0.5. No schedule: `with_rate` sets it.
         sharing: "sample+time": the mask of a key. "time": that of a key and a `sample_id`, which is binary PerNodeDrop.
-        mask_bias: whether entries of the bias are dropped too. `sharing` has "time" then.
-        scaling: "inverted" divides by the share that is kept in training. "none" does not, and multiplies by it at
-            inference the weight and, with `mask_bias`, the bias.
+        mask_bias: whether entries of the bias are dropped too; `sharing` must then have "time". False.
+        scaling: "inverted" divides by the share that is kept in training. "none" does not; at inference it multiplies
+            the weight and, with `mask_bias`, the bias by that share.
         method, inference, key: as for `pernodedrop.equinox.PerNodeLinear`.
 
     Call arguments, shapes, dtypes and errors: as for `pernodedrop.equinox.PerNodeLinear`; no `sample_id` where samples

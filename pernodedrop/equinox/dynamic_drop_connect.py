@@ -67,8 +67,8 @@ class DynamicDropConnect(DynamicDropConnectModule, WeightNoise):
 def note_gradients(model: Model, gradients: Model) -> Model:
     """A model whose `DynamicDropConnectLinear` and `Conv` have noted the gradients of their weights.
 
-    Call it in a training step, where the gradients are known, inside `equinox.filter_jit` or not. A module whose weight
-    has none, as one that is frozen, or one with an inf or a NaN, stays with what it last noted.
+    Call it in a training step, where the gradients are known, inside `equinox.filter_jit` or not. A module keeps what
+    it last noted if its weight has no gradient, because it is frozen, say, or one with an inf or a NaN.
 
     Args:
         model: a tree with such modules at any depth.
@@ -114,23 +114,24 @@ def _shape(gradient: typing.Any, module: typing.Any) -> tuple[int, ...]:
 class DynamicDropConnectLinear(DynamicDropConnect, LinearProduct, eqx.nn.Linear):
     """An `equinox.nn.Linear` whose connections are dropped at rates that follow their last gradients (2502.19948).
 
-    Those with small gradients are dropped more often. Samples have one mask, as in the paper, if they are given one key
-    (`jax.vmap` with None for it in `in_axes`). It is the module of `pernodedrop.DynamicDropConnect` around a
-    `keras.layers.Dense`, which has the formulas. Inference is Linear itself. Gradients are those that
-    `note_gradients(model, gradients)` was given last, in the training step; until then nothing is dropped. The
-    preferences for weights need none of this.
+    Those with small gradients are dropped more often. Samples share a mask, as in the paper, if they are given one key
+    (`jax.vmap` with None for it in `in_axes`). It is `pernodedrop.DynamicDropConnect`, which has the formulas, around a
+    `keras.layers.Dense` as a module. Inference is Linear itself. The gradients are those that the training step last
+    gave to `note_gradients(model, gradients)`; until it does, nothing is dropped. Preferences for weights need no
+    gradients.
 
     Args:
         *args, **kwargs: those of `equinox.nn.Linear`.
         base_rate: drop rate of every connection, a float in [0, 1); 0.3. No schedule: `with_rate`
             sets it, as `with_gradient_rate` and `with_weight_rate` set the others.
-        gradient_rate: what the drop rate rises by as q goes to 1, a float from zero; 0.5.
-        threshold: q up to which it counts as 0, a float in [0, 1); 0.5.
+        gradient_rate: by how much the drop rate rises as q goes to 1, a float from zero; 0.5.
+        threshold: a q up to this counts as 0, a float in [0, 1); 0.5.
         prefer: what is dropped more often: "small_gradient", "big_gradient", "small_weight", "big_weight", or one for
             gradients and one for weights joined by "+".
         straight_through: whether dropped connections have the gradient of the others; True.
-        calibration: "layer" divides by the share that this very mask keeps, "edge" by each connection's own rate.
-        weight_rate: beside two preferences, what the drop rate rises by as the q of the weights goes to 1.
+        calibration: "layer" divides by the share that the present mask keeps, "edge" each connection by the
+            probability that it is kept.
+        weight_rate: with two preferences, by how much the drop rate rises as the q of the weights goes to 1.
         inference, key: as for `pernodedrop.equinox.PerNodeLinear`.
 
     Call arguments, shapes, dtypes and errors: as for `pernodedrop.equinox.PerNodeLinear`, but no `sample_id`; rates and

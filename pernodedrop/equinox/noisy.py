@@ -176,10 +176,10 @@ def replaced(module: Model, **new: typing.Any) -> Model:
 
 
 def with_key(model: Model, key: jax.Array) -> Model:
-    """A model whose noisy modules have a key each, made of one: for models that hand none to their layers.
+    """A model whose noisy modules each have a key made from one: for models that hand no keys to their layers.
 
-    Call it where each sample has its key, within `jax.vmap` and within what is differentiated. A key that a call is
-    given goes first. A module that is called more than once has the same mask each time.
+    Call it where each sample has its key, within `jax.vmap` and within what is differentiated. A key that is given to a
+    call takes precedence. A module that is called more than once has the same mask each time.
 
     Args:
         model: a tree with noisy modules at any depth.
@@ -189,7 +189,7 @@ def with_key(model: Model, key: jax.Array) -> Model:
         The model; the one given stays as it is.
 
     Raises:
-        ValueError: something else than one key.
+        ValueError: anything but one key.
 
     >>> import equinox as eqx, jax, pernodedrop.equinox as pnde
     >>> model = eqx.nn.MLP(3, 1, width_size=8, depth=2, key=jax.random.key(0))

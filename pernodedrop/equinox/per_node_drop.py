@@ -43,14 +43,14 @@ class PerNodeLinear(PerNodeDrop, LinearProduct, eqx.nn.Linear):
 
         y[j] = sum_i x[i] * weight[j, i] * M[i, j] + bias[j]
 
-    A call is that of one sample, and `jax.vmap` makes a batch of it. What tells samples apart is their key or their
-    `sample_id`: a call without an id has 0, so that equal keys have equal masks. The mask of key (seed, call) and
-    sample_id n is that of row n in `pernodedrop.PerNodeDrop` around a `keras.layers.Dense`, to the bit; those of a
-    `jax.random.key` are its two words.
+    A call takes one sample, and `jax.vmap` makes a batch of it. Samples are told apart by their key or by their
+    `sample_id`, which is 0 unless it is given, so that equal keys have equal masks. The mask of key (seed, call) and
+    sample_id n is that of row n in `pernodedrop.PerNodeDrop` around a `keras.layers.Dense`, to the bit. For a
+    `jax.random.key`, seed and call are its two words.
 
     With `inference=True` the regimes "dynamic" and "example" are Linear itself; "fixed" and "bank" keep their masks.
-    Under `jax.vmap` the gradient of the weight is that of each sample first, (batch, out, in) in memory, as with any
-    function of one sample whose weight is not just multiplied: where that is too much, take `pernodedrop.ops`.
+    Under `jax.vmap` memory holds the gradient of the weight for each sample, (batch, out, in), as with any function of
+    one sample that does more to a weight than multiply by it: where that is too much, take `pernodedrop.ops`.
 
     Args:
         *args, **kwargs: those of `equinox.nn.Linear`: in_features, out_features, use_bias, dtype.
@@ -61,7 +61,7 @@ class PerNodeLinear(PerNodeDrop, LinearProduct, eqx.nn.Linear):
             "example": a fixed mask for each `sample_id`, in training.
         sharing: coordinates that the mask does not depend on, as in `pernodedrop.ops.masked_dense`.
         bank_size: number of masks in the bank regime.
-        seed: int, any, of fixed masks; None takes it from `key`. Not with regime="dynamic".
+        seed: int, any, for fixed masks; None takes it from `key`. Not with regime="dynamic".
         method: how the product is computed, as in `pernodedrop.ops.masked_dense`; "auto" is best.
         inference: whether calls have no noise; `equinox.nn.inference_mode` sets it. False.
         key: a `jax.random.key`, for the parameters.
@@ -104,8 +104,8 @@ class PerNodeConv(PerNodeDrop, ConvProduct, eqx.nn.Conv):
     """An `equinox.nn.Conv` whose every connection has its own noise for every sample (arXiv 2512.12663).
 
     A connection is an entry of the weight. A sample has one mask at all positions of its output unless `sharing` leaves
-    "time" out. The masks are those of `pernodedrop.PerNodeDrop` around a convolution of Keras. The weight of a sample
-    with its noise is in memory, or the sample's patches.
+    "time" out. The masks are those of `pernodedrop.PerNodeDrop` around a convolution of Keras. Memory holds the noisy
+    weight of each sample, or its patches.
 
     Args:
         *args, **kwargs: those of `equinox.nn.Conv`: num_spatial_dims, in_channels, out_channels, kernel_size and so on.

@@ -34,29 +34,29 @@ def apply(
     seed: int | None = None,
     **noise: typing.Any,
 ) -> eqx.Module:
-    """Put noise into the modules of a model that a rule names: a model with the very parameters that it has.
+    """Put noise into the modules of a model that a rule names: a model with the same parameters.
 
-    Only modules whose `__call__` is Equinox' own take noise: what else is chosen is refused. Where a model hands no key
-    to its layers, as `equinox.nn.MLP` does not, call `with_key(model, key)` instead of the model.
+    Only modules whose `__call__` is Equinox' own take noise; any other that is chosen is refused. If a model hands no
+    key to its layers, like `equinox.nn.MLP`, call `with_key(model, key)` instead of the model.
 
     Args:
         model: any `equinox.Module`.
-        rule: which modules. "all-linear": every `equinox.nn.Linear`; "all-conv": every `equinox.nn.Conv`. Another
-            string: a regular expression for a part of a module's path that is whole between dots, so that "mlp" chooses
-            what is inside too, and "head" does not choose "multihead". A class of Equinox. A list of these. Or a
-            function of (path, module) that returns the module to stand there, or None to keep it.
+        rule: which modules. "all-linear": every `equinox.nn.Linear`; "all-conv": every `equinox.nn.Conv`. Any other
+            string: a regular expression that matches a whole part of a module's path, between dots, so that "mlp" also
+            chooses what is inside, and "head" does not choose "multihead". A class of Equinox. A list of these. Or a
+            function of (path, module) that returns the module to put there, or None to keep it.
         regularizer: "per_node_drop", "drop_connect" or "dynamic_drop_connect"; None is the first. Not beside a
             function.
-        exclude: which modules of these stay as they are, in the same forms, a function excepted.
-        seed: int, any, of fixed masks, from which every module has a seed of its own by its path.
+        exclude: which of these modules stay as they are, in the same forms, except a function.
+        seed: int, any, for fixed masks, from which every module gets a seed of its own, by its path.
         **noise: arguments of the noisy modules, such as `rate=0.2`; see `PerNodeLinear` and `DropConnectLinear`.
 
     Returns:
         The model with noise; the one given stays as it is.
 
     Raises:
-        TypeError, ValueError: a rule or an `exclude`, or an element of one, that chooses nothing; a module that is
-            chosen and takes no noise; or an argument that is not as described.
+        TypeError, ValueError: a rule or an `exclude`, or an element of one, that chooses nothing; a chosen module that
+            takes no noise; or an argument that is not as described.
 
     Example:
 
@@ -95,7 +95,7 @@ def fold(model: eqx.Module) -> eqx.Module:
         The model without noise; the one given stays as it is.
 
     Raises:
-        ValueError: a module that is no one module at inference, such as one with a bank of masks.
+        ValueError: a module that is several functions at inference, such as one with a bank of masks.
 
     Example:
 

@@ -37,26 +37,26 @@ def predict(
     """Predict with the noise left on, many times, and say how much the passes differ (arXiv 1506.02142).
 
     Noise modules are found in the model at any depth: those of this library and `equinox.nn.Dropout`, also inside of
-    attention. They train, all others are in inference mode. All passes are compiled once.
+    attention. They train; all others are in inference mode. All passes are compiled once.
 
-    The model is called with one row of x, and `jax.vmap` makes a batch of it. Where it takes a `key` it is given one of
-    (seed, pass, row), and modules that it hands keys have the noise of these, as in training. Modules of this library
-    that are called without a key have one of their place, and the row as `sample_id`: it is
-    `pernodedrop.uncertainty.predict` for such, with the same masks for the same seed where modules stand in the same
-    order, which is that of the tree. No mask depends on `batch_size`. A module with `members` (regime "bank") is its
-    member s modulo their number in pass s.
+    The model is called with one row of x, and `jax.vmap` makes a batch of it. If it takes a `key`, it is given one made
+    from (seed, pass, row); modules to which it hands keys have the noise of these, as in training. Modules of this
+    library that are called without a key have one made from their place, and the row as `sample_id`. For these it is
+    `pernodedrop.uncertainty.predict`, with the same masks for the same seed if modules stand in the same order, that of
+    the tree. No mask depends on `batch_size`. A module with M `members` (regime "bank") is its member s modulo M in
+    pass s.
 
     Args:
         model: a module that is called with inputs of one sample and gives an array, or a dict, list or tuple of them,
-            or an object that has one as `logits`. Or a list of modules, an ensemble (arXiv 1612.01474), of which pass s
-            is pass s // M of module s modulo M, with a seed of its own; several of them need no noise. Of one with a
-            state give `equinox.Partial(model, state=state)`; the state that it returns is dropped.
+            or an object that has one as `logits`. For a model with a state give `equinox.Partial(model, state=state)`;
+            the state that it returns is discarded. Or a list of M modules, an ensemble (arXiv 1612.01474): pass s is
+            pass s // M of module s modulo M, with a seed of its own. Several modules need no noise.
         x: an array (n, ...), or a list or tuple of them for a model of several arguments, or a dict of them by the
-            arguments' names; or batches, as a generator gives them, of which (x, y) or (x, y, weights) is x. The last
+            arguments' names; or batches, say from a generator, where (x, y) and (x, y, weights) stand for x. The last
             batch is filled up, so that all have one shape.
         samples: number of passes. None is the number of members where the model has members and no other noise;
             otherwise 50, or the next multiple of the number of members. Several models count as members.
-        batch_size: samples in a forward pass; None is 32. With x as batches it is theirs, and None here.
+        batch_size: samples in a forward pass; None is 32. If x is batches, leave it None.
         seed: int, any; None takes one from Python's `random`. A seed gives the same prediction each time.
         from_logits: whether outputs are logits. A softmax, or a sigmoid where the last axis has size 1, is applied
             first, in float64.
@@ -64,11 +64,11 @@ def predict(
         gaussian: whether outputs are normal distributions: along the last axis means, then as many logarithms of
             variances (arXiv 1703.04977). Where a model has several outputs, this, `probabilities` and `from_logits` are
             for all of them, or dicts or lists like the outputs.
-        layers: which modules make noise: None for all, "last" for the last one of them in the order of the tree, or
-            modules of the model or their paths, such as "layers.0", and what is inside of these too. Others are in
-            inference mode, and one with members gives each sample that of its place in x. The masks are those of passes
-            in which all make noise.
-        keep: whether to keep the output of every pass; else memory does not depend on `samples`.
+        layers: which modules make noise: None for all, "last" for the last one of them in the order of the tree, or a
+            collection of modules of the model or their paths, such as "layers.0", with all that is inside these. Others
+            are in inference mode; one with members gives each sample the member of its place in x. The masks are those
+            of passes in which all make noise.
+        keep: whether to keep the output of every pass; if not, memory does not depend on `samples`.
 
     Returns:
         A `pernodedrop.uncertainty.Prediction`, NumPy arrays in float64, or a dict or list of them for several outputs.

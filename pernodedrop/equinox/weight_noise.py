@@ -52,7 +52,8 @@ class WeightNoise(Noisy, Product, WeightModule):
 
         Args:
             module: an instance of the class of Equinox that this one derives from, with Equinox' own `__call__`.
-            **noise: the arguments of this class that the plain one has not, such as `rate`; of fixed masks also `seed`.
+            **noise: the arguments of this class that the plain one does not have, such as `rate`; for fixed masks also
+                `seed`.
 
         Raises:
             TypeError, ValueError: a module of another class, or an argument that is not as described.
@@ -95,7 +96,8 @@ class WeightNoise(Noisy, Product, WeightModule):
         """The plain module that computes what this one does at inference.
 
         Raises:
-            ValueError: a bank, whose members are no one module; or a fixed mask that is another one at each position.
+            ValueError: a bank, whose members are several modules; or a fixed mask that differs from position to
+                position.
         """
         self.check_folds()
         plain = self.plain(**self.form_of(self), key=jax.random.key(0))

@@ -81,25 +81,25 @@ class ShapedNoise(ShapedModule, ActivationNoise):
 class Dropout(ShapedNoise):
     """Sets entries of its input to zero with probability `rate` in training (Srivastava et al., JMLR 15, 2014).
 
-    What is kept is scaled by 1 / (1 - rate). It is `pernodedrop.Dropout` as a module, with equal masks for equal
-    (seed, call); it stands where an `nnx.Dropout` does.
+    Entries that are kept are scaled by 1 / (1 - rate). It is `pernodedrop.Dropout` as a module, with equal masks for
+    equal (seed, call), to take the place of an `nnx.Dropout`.
 
     Args:
         rate: drop rate in [0, 1), or a schedule of `pernodedrop.schedules`.
-        noise_shape: shape of the mask, broadcast against the input, None entries being the input's sizes; None is the
-            input's shape.
-        seed: int, any, instead of a key of `rngs`: that of a Keras layer with the same masks.
+        noise_shape: shape of the mask, which is broadcast against the input; a None in it stands for the input's size,
+            and None for the input's shape.
+        seed: int, any, instead of a key of `rngs`; a Keras layer with this seed has the same masks.
         persistence: the probability in [0, 1] that an entry keeps its value from one position of (batch, time, in) to
-            the next, and is not drawn anew, or a schedule of it. None and 0 are a mask for every position, 1 is one for
-            the sequence (arXiv 1512.05287).
+            the next instead of being drawn anew, or a schedule of it. With None or 0 every position has its own mask,
+            with 1 a sequence has one (arXiv 1512.05287).
         deterministic: whether calls have no noise, until `train()`; False.
-        rngs: `nnx.Rngs`, whose stream "noise", or else "default", gives the key, or a stream. None, without a seed, has
-            every call bring its `rngs` or `key`.
+        rngs: `nnx.Rngs`, whose stream "noise", or else "default", gives the key; or a stream. With neither this nor a
+            seed, every call has to bring its `rngs` or `key`.
 
     Call arguments:
         inputs: floating array of any rank from 1, samples first.
         deterministic, rngs, key, sample_ids: as for `pernodedrop.nnx.PerNodeLinear`; no `sample_ids` with a
-            `noise_shape` of one sample.
+            `noise_shape` whose first size is 1.
 
     Output shape and dtype: the input's.
 
@@ -160,7 +160,7 @@ class GaussianDropout(ShapedNoise):
 class DropPath(PathModule, ActivationNoise):
     """Sets a residual branch to zero with probability `rate` in training, sample by sample (arXiv 1605.07648).
 
-    It stands at the end of the branch: y = shortcut + drop_path(branch). It is `pernodedrop.DropPath` as a module.
+    Put it at the end of the branch: y = shortcut + drop_path(branch). It is `pernodedrop.DropPath` as a module.
 
     Args:
         rate: drop rate in [0, 1), or a schedule of `pernodedrop.schedules`; `pernodedrop.depth_rates` has one for each
@@ -235,7 +235,7 @@ class DropBlock(BlockModule, ActivationNoise):
             `pernodedrop.schedules`; the paper lets it rise linearly.
         block_size: side of a block, an int from 1; 7, the paper's. Along a shorter axis a block is as long as the axis.
         per_channel: whether each channel has blocks of its own; True.
-        normalize: what the share that is kept, which sets the scale, is counted over: "sample", or "batch", as in the
+        normalize: where the entries kept are counted, for the scale: in each "sample", or in the "batch", as in the
             authors' code.
         data_format: "channels_last", as NNX has them, or "channels_first". Masks do not depend on it.
         seed, deterministic, rngs: as for `pernodedrop.nnx.Dropout`.
@@ -272,20 +272,20 @@ class Masksembles(EnsembleModule, ActivationNoise):
     """Multiplies each sample by one of a few fixed masks over channels (Durasov et al., arXiv 2012.08334).
 
     It is `pernodedrop.Masksembles` as a module, with equal masks for equal seeds: an ensemble whose members share their
-    weights, in training and at inference alike, and so without a scale. The masks are a `NoiseState`, int32 (members,
-    channels), made of the seed or of the first key of the stream; they stay as they are when that is split.
+    weights, in training and at inference alike, so nothing has to be rescaled. The masks are a `NoiseState`, int32
+    (members, channels), made from the seed or from the first key of the stream; splitting the stream changes nothing.
 
     Args:
         channels: their number, an int from 1.
         members: number of masks, an int from 1; 4.
         scale: how little the masks overlap, a finite float from 1; 2.0.
-        train_assignment: which member a sample has in training. "random": any, drawn anew each call (the paper).
-            "contiguous": the batch is cut into `members` parts, one after another (the authors' code). "repeat": sample
+        train_assignment: which member a sample has in training. "random": a random one, drawn anew in each call (the
+            paper). "contiguous": the batch is cut into `members` successive parts (the authors' code). "repeat": sample
             i has member i modulo members, for batches that have every sample `members` times in succession, as
-            `jax.numpy.repeat(x, members, 0)` has.
+            `jax.numpy.repeat(x, members, 0)` gives them.
         axis: the axis of the channels in a batch, an int; -1.
-        rounding: how the number of ones of a mask is made an integer, "down" or to the "nearest".
-        seed, deterministic, rngs: as for `pernodedrop.nnx.Dropout`, but that one of seed and rngs is given.
+        rounding: how the number of ones of a mask is rounded, "down" or to the "nearest".
+        seed, deterministic, rngs: as for `pernodedrop.nnx.Dropout`, but one of seed and rngs has to be given.
 
     Call arguments:
         inputs: floating array of rank from 2, samples first.
@@ -295,7 +295,7 @@ class Masksembles(EnsembleModule, ActivationNoise):
     Output shape and dtype: the input's.
 
     At inference sample i of a batch has member i modulo `members`, unless `sample_ids` says otherwise; so a prediction
-    depends on the order of the samples. In `pernodedrop.nnx.uncertainty.predict` every sample goes through all.
+    depends on the order of the samples. In `pernodedrop.nnx.uncertainty.predict` every sample goes through all members.
 
     Raises:
         TypeError, ValueError: an argument that is not as described, named in the message.

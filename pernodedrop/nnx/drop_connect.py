@@ -39,18 +39,18 @@ class DropConnect(DropConnectModule, WeightNoise):
 class DropConnectLinear(DropConnect, LinearProduct, nnx.Linear):
     """An `nnx.Linear` whose connections are dropped in training, the same ones for a whole batch (ICML 2013).
 
-    What is kept is scaled by 1 / (1 - rate), the bias is never dropped, and inference is Linear itself. It is the
-    module of `pernodedrop.DropConnect` around a `keras.layers.Dense`, with equal masks for equal (seed, call).
+    Connections that are kept are scaled by 1 / (1 - rate), the bias is not dropped, and inference is Linear itself. It
+    is `pernodedrop.DropConnect` around a `keras.layers.Dense` as a module, with equal masks for equal (seed, call).
 
     Args:
-        *args, **kwargs: those of `nnx.Linear`, but for `dot_general`.
+        *args, **kwargs: those of `nnx.Linear`, except `dot_general`.
         rate: drop rate in [0, 1), or a schedule of `pernodedrop.schedules`; 0.5.
         sharing: "sample+time", or None: one mask a batch. "time": one mask a sample, which is binary PerNodeDrop.
-        mask_bias: whether entries of the bias are dropped too. `sharing` has "time" then.
-        scaling: "inverted" divides by the share that is kept in training. "none" does not, and multiplies by it at
-            inference the kernel and, with `mask_bias`, the bias.
-        rngs, seed, method, persistence, deterministic: as for `pernodedrop.nnx.PerNodeLinear`; beside `persistence` a
-            sharing of None is "sample".
+        mask_bias: whether entries of the bias are dropped too; `sharing` must then have "time". False.
+        scaling: "inverted" divides by the share that is kept in training. "none" does not; at inference it multiplies
+            the kernel and, with `mask_bias`, the bias by that share.
+        rngs, seed, method, persistence, deterministic: as for `pernodedrop.nnx.PerNodeLinear`; with `persistence`,
+            `sharing=None` is "sample".
 
     Call arguments, shapes, dtypes and errors: as for `pernodedrop.nnx.PerNodeLinear`.
 

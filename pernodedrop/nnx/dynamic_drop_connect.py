@@ -49,16 +49,16 @@ class DynamicDropConnect(DynamicDropConnectModule, WeightNoise):
 def note_gradients(model: nnx.Module, gradients: typing.Any) -> None:
     """Have the `DynamicDropConnectLinear` and `Conv` of a model note the gradients of their kernels, in place.
 
-    Call it in a training step, where the gradients are known, inside `nnx.jit` or not. A module whose kernel is not
-    among them, as one that is frozen, or has a gradient with an inf or a NaN, stays with what it last noted. Modules
-    with one kernel, a Variable, note its one gradient.
+    Call it in a training step, where the gradients are known, inside `nnx.jit` or not. A module keeps what it last
+    noted if its kernel has no gradient, because it is frozen, say, or one with an inf or a NaN. Modules that share a
+    kernel, a Variable, all note its gradient.
 
     Args:
         model: a module with such modules at any depth.
         gradients: those of `nnx.grad` for this model, an `nnx.State`.
 
     Raises:
-        TypeError, ValueError: another model, or gradients of none of those kernels, or of another shape.
+        TypeError, ValueError: a model without such modules, or gradients of none of their kernels, or of another shape.
 
     >>> import jax, pernodedrop.nnx as pndx
     >>> from flax import nnx
@@ -97,22 +97,23 @@ def _name(path: collections.abc.Iterable[typing.Any]) -> str:
 class DynamicDropConnectLinear(DynamicDropConnect, LinearProduct, nnx.Linear):
     """An `nnx.Linear` whose connections are dropped at rates that follow their last gradients (arXiv 2502.19948).
 
-    One mask a batch; those with small gradients are dropped more often. It is the module of
-    `pernodedrop.DynamicDropConnect` around a `keras.layers.Dense`, which has the formulas. Inference is Linear itself.
-    Gradients are those that `note_gradients(model, gradients)` was given last, in the training step; until then nothing
-    is dropped. The preferences for weights need none of this.
+    A batch has one mask; connections with small gradients are dropped more often. It is
+    `pernodedrop.DynamicDropConnect`, which has the formulas, around a `keras.layers.Dense` as a module. Inference is
+    Linear itself. The gradients are those that the training step last gave to `note_gradients(model, gradients)`; until
+    it does, nothing is dropped. Preferences for weights need no gradients.
 
     Args:
-        *args, **kwargs: those of `nnx.Linear`, but for `dot_general`.
+        *args, **kwargs: those of `nnx.Linear`, except `dot_general`.
         base_rate: drop rate of every connection, a float in [0, 1) or a schedule of
             `pernodedrop.schedules`; 0.3. It is the module's `rate`; it and `gradient_rate` can be set at any time.
-        gradient_rate: what the drop rate rises by as q goes to 1, a float from zero; 0.5.
-        threshold: q up to which it counts as 0, a float in [0, 1); 0.5.
+        gradient_rate: by how much the drop rate rises as q goes to 1, a float from zero; 0.5.
+        threshold: a q up to this counts as 0, a float in [0, 1); 0.5.
         prefer: what is dropped more often: "small_gradient", "big_gradient", "small_weight", "big_weight", or one for
             gradients and one for weights joined by "+".
         straight_through: whether dropped connections have the gradient of the others; True.
-        calibration: "layer" divides by the share that this very mask keeps, "edge" by each connection's own rate.
-        weight_rate: beside two preferences, what the drop rate rises by as the q of the weights goes to 1.
+        calibration: "layer" divides by the share that the present mask keeps, "edge" each connection by the
+            probability that it is kept.
+        weight_rate: with two preferences, by how much the drop rate rises as the q of the weights goes to 1.
         rngs, seed, deterministic: as for `pernodedrop.nnx.PerNodeLinear`.
 
     Call arguments, shapes, dtypes and errors: as for `pernodedrop.nnx.PerNodeLinear`, but no `sample_ids`; rates and

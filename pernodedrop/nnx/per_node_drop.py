@@ -45,15 +45,16 @@ class PerNodeLinear(PerNodeDrop, LinearProduct, nnx.Linear):
 
         y[n, ..., j] = sum_i x[n, ..., i] * kernel[i, j] * M[n, i, j] + bias[j]
 
-    It is the module of `pernodedrop.PerNodeDrop` around a `keras.layers.Dense`: equal masks for equal (seed, call), to
-    the bit. After `eval()` the regimes "dynamic" and "example" are Linear itself; "fixed" and "bank" keep their masks.
+    It is `pernodedrop.PerNodeDrop` around a `keras.layers.Dense` as a module: masks are equal to the bit for equal
+    (seed, call). After `eval()` the regimes "dynamic" and "example" are Linear itself; "fixed" and "bank" keep their
+    masks.
 
-    Keys come from an `nnx.RngStream` of its own, tagged "noise": its key is the seed, and its count the call number. So
-    `nnx.split_rngs` and `nnx.reseed` do with it what they do with that of `nnx.Dropout`. Masks that are fixed have
-    their seed beside, where nothing splits it; a rate that follows a schedule counts its draws beside, too.
+    Keys come from the module's own `nnx.RngStream`, tagged "noise", whose key is the seed and whose count is the call
+    number. `nnx.split_rngs` and `nnx.reseed` treat it as they treat that of `nnx.Dropout`. The seed of fixed masks, and
+    the count of draws that a schedule goes by, are in variables apart, which nothing splits.
 
     Args:
-        *args, **kwargs: those of `nnx.Linear`: in_features, out_features, use_bias, dtype and so on, but for
+        *args, **kwargs: those of `nnx.Linear`: in_features, out_features, use_bias, dtype and so on, except
             `dot_general`.
         rngs: `nnx.Rngs`, whose stream "noise", or else "default", gives the key, as "params" gives the parameters.
         rate: drop rate in [0, 1) that goes with a noise given by name; None is 0.5. Or a schedule of
@@ -66,9 +67,9 @@ class PerNodeLinear(PerNodeDrop, LinearProduct, nnx.Linear):
             sample's mask over the positions of inputs of rank 3 and more.
         bank_size: number of masks in the bank regime.
         persistence: the probability in [0, 1] that an entry keeps its value from one position of (batch, time, in) to
-            the next, and is not drawn anew, or a schedule of it. Beside it `sharing` has no "time", and a sharing of
-            None shares nothing. None leaves positions to `sharing`.
-        seed: int, any, instead of a key of `rngs`: that of a Keras layer with the same masks.
+            the next instead of being drawn anew, or a schedule of it. With it, `sharing` may not have "time", and
+            `sharing=None` shares nothing. None leaves positions to `sharing`.
+        seed: int, any, instead of a key of `rngs`; a Keras layer with this seed has the same masks.
         method: how the product is computed, as in `pernodedrop.ops.masked_dense`.
         deterministic: whether calls have no noise, until `train()`; False.
 
@@ -79,8 +80,8 @@ class PerNodeLinear(PerNodeDrop, LinearProduct, nnx.Linear):
         rngs: `nnx.Rngs` or a stream to draw the key from instead, or a `jax.random.key`, as `nnx.Dropout` takes it.
         key: the key itself, from `draw()`, or (seed, call).
         sample_ids: integer array (batch,), modulo 2**32: the sample coordinate of each row. None is the row's number,
-            that in the whole batch where JAX splits it over devices. Under `nnx.vmap` rows are those of one call: give
-            the ids, or split the streams.
+            in the whole batch where JAX splits that over devices. Under `nnx.vmap` rows are numbered within a call:
+            give the ids, or split the streams.
 
     Output shape and dtype: those of `nnx.Linear`; sums are in float32.
 
@@ -117,11 +118,11 @@ class PerNodeConv(PerNodeDrop, ConvProduct, nnx.Conv):
     """An `nnx.Conv` whose every connection has its own noise for every sample in training (arXiv 2512.12663).
 
     A connection is an entry of the kernel. A sample has one mask at all positions of its output unless `sharing` leaves
-    "time" out. The masks are those of `pernodedrop.PerNodeDrop` around a convolution of Keras. Masks of each sample
-    take a kernel for each in memory, or its patches: the input times the size of the kernel.
+    "time" out. The masks are those of `pernodedrop.PerNodeDrop` around a convolution of Keras. Where samples have masks
+    of their own, memory holds a kernel for each sample, or its patches: the input times the size of the kernel.
 
     Args:
-        *args, **kwargs: those of `nnx.Conv`, groups and all paddings included, but for `input_dilation` and
+        *args, **kwargs: those of `nnx.Conv`, groups and all paddings included, except `input_dilation` and
             `conv_general_dilated`.
         rngs, rate, noise, regime, sharing, bank_size, seed, method, persistence, deterministic: as for `PerNodeLinear`.
 

@@ -36,19 +36,19 @@ def apply(
     """Put noise into the modules of a model that a rule names, in a model that shares its variables.
 
     The model itself stays as it is. Both share their parameters, under the same paths, so an optimizer of one serves
-    the other. Only modules whose `__call__` is NNX' own take noise: what else is chosen is refused. A module that is
-    held in several places stays one.
+    the other. Only modules whose `__call__` is NNX' own take noise; any other that is chosen is refused. A module that
+    is held in several places remains one.
 
     Args:
         model: any `nnx.Module`.
-        rule: which modules. "all-linear": every `nnx.Linear`; "all-conv": every `nnx.Conv`. Another string: a regular
-            expression for a part of a module's path that is whole between dots, so that "mlp" chooses what is inside
-            too, and "head" does not choose "multihead". A class of NNX. A list of these. Or a function of (path,
-            module) that returns the module to stand there, or None to keep it.
+        rule: which modules. "all-linear": every `nnx.Linear`; "all-conv": every `nnx.Conv`. Any other string: a regular
+            expression that matches a whole part of a module's path, between dots, so that "mlp" also chooses what is
+            inside, and "head" does not choose "multihead". A class of NNX. A list of these. Or a function of (path,
+            module) that returns the module to put there, or None to keep it.
         regularizer: "per_node_drop", "drop_connect" or "dynamic_drop_connect"; None is the first. Not beside a
             function.
-        exclude: which modules of these stay as they are, in the same forms, a function excepted.
-        seed: int, any, from which every module has a seed of its own by its path. Not beside a function.
+        exclude: which of these modules stay as they are, in the same forms, except a function.
+        seed: int, any, from which every module gets a seed of its own, by its path. Not beside a function.
         **noise: arguments of the noisy modules, such as `rate=0.2` and, without a seed, `rngs`, whose stream "noise"
             or "default" gives each a key; see `PerNodeLinear` and `DropConnectLinear`.
 
@@ -56,8 +56,8 @@ def apply(
         The model with noise.
 
     Raises:
-        TypeError, ValueError: a rule or an `exclude`, or an element of one, that chooses nothing; a module that is
-            chosen and takes no noise; or an argument that is not as described.
+        TypeError, ValueError: a rule or an `exclude`, or an element of one, that chooses nothing; a chosen module that
+            takes no noise; or an argument that is not as described.
 
     Example:
 
@@ -96,8 +96,8 @@ def _name(path: tuple[typing.Any, ...]) -> str:
 def fold(model: nnx.Module) -> nnx.Module:
     """A copy of a model that computes the same at inference without noise: plain modules of NNX, for deployment.
 
-    Fixed masks are multiplied into the kernels; modules that are the identity at inference become one that is nothing
-    else. Parameters have the paths of the plain model.
+    Fixed masks are multiplied into the kernels; modules that are the identity at inference become a plain identity.
+    Parameters have the paths of the plain model.
 
     Args:
         model: any `nnx.Module`.
@@ -106,7 +106,7 @@ def fold(model: nnx.Module) -> nnx.Module:
         The copy, with variables of its own.
 
     Raises:
-        ValueError: a module that is no one module at inference, such as one with a bank of masks.
+        ValueError: a module that is several functions at inference, such as one with a bank of masks.
 
     Example:
 

@@ -35,27 +35,26 @@ def predict(
     """Predict with the noise left on, many times, and say how much the passes differ (arXiv 1506.02142).
 
     Noise modules are found in the model at any depth: those of this library, `nnx.Dropout` and the dropout of
-    `nnx.MultiHeadAttention`. They train, all others are as after `eval()`: BatchNorm uses its moving statistics. The
+    `nnx.MultiHeadAttention`. They train; all others are as after `eval()`: BatchNorm uses its moving statistics. The
     model itself stays as it is, its modes, streams and statistics included. All passes are compiled once.
 
-    It is `pernodedrop.uncertainty.predict` for modules, with the same masks for the same seed where modules stand in
-    the same order, which is that of `nnx.iter_modules`: the mask of sample n in pass s depends on (seed, place of the
-    module, call number, s, n), not on `batch_size`. All other streams in the model have keys of the pass too, so that
-    the masks of NNX' own modules are those of the seed; they depend on the batch size. A module with `members` (regime
-    "bank") is its member s modulo their number in pass s. What a call of a module is given goes first: a model that
-    calls its modules with `deterministic=True` has no noise in them, and one that brings `rngs` of its own has their
-    masks.
+    It is `pernodedrop.uncertainty.predict` for modules, with the same masks for the same seed if modules stand in the
+    same order, that of `nnx.iter_modules`: the mask of sample n in pass s depends on (seed, place of the module, call
+    number, s, n), not on `batch_size`. All other streams in the model have keys of the pass, too, so the seed decides
+    the masks of NNX' own modules as well; these depend on the batch size. A module with M `members` (regime "bank") is
+    its member s modulo M in pass s. Arguments of a module's call come first: a model that calls its modules with
+    `deterministic=True` has no noise in them, and one that brings `rngs` of its own has their masks.
 
     Args:
         model: a module that is called with inputs alone, and gives an array (n, ...), or a dict, list or tuple of them,
-            or an object that has one as `logits`. Or a list of modules, an ensemble (arXiv 1612.01474), of which pass s
-            is pass s // M of module s modulo M, with a seed of its own; several of them need no noise.
+            or an object that has one as `logits`. Or a list of M modules, an ensemble (arXiv 1612.01474): pass s is
+            pass s // M of module s modulo M, with a seed of its own. Several modules need no noise.
         x: an array (n, ...), or a list or tuple of them for a model of several arguments, or a dict of them by the
-            arguments' names; or batches, as a generator gives them, of which (x, y) or (x, y, weights) is x. The last
+            arguments' names; or batches, say from a generator, where (x, y) and (x, y, weights) stand for x. The last
             batch is filled up, so that all have one shape.
         samples: number of passes. None is the number of members where the model has members and no other noise;
             otherwise 50, or the next multiple of the number of members. Several models count as members.
-        batch_size: samples in a forward pass; None is 32. With x as batches it is theirs, and None here.
+        batch_size: samples in a forward pass; None is 32. If x is batches, leave it None.
         seed: int, any; None takes one from Python's `random`. A seed gives the same prediction each time.
         from_logits: whether outputs are logits. A softmax, or a sigmoid where the last axis has size 1, is applied
             first, in float64.
@@ -64,10 +63,10 @@ def predict(
             variances (arXiv 1703.04977). Where a model has several outputs, this, `probabilities` and `from_logits` are
             for all of them, or dicts or lists like the outputs.
         layers: which modules make noise: None for all, "last" for the last one of them in the order of
-            `nnx.iter_modules`, or modules of the model or their paths, such as "blocks.0", and what is inside of these
-            too. Others are as after `eval()`, and one with members gives each sample that of its place in x. The masks
-            are those of passes in which all make noise.
-        keep: whether to keep the output of every pass; else memory does not depend on `samples`.
+            `nnx.iter_modules`, or a collection of modules of the model or their paths, such as "blocks.0", with all
+            that is inside these. Others are as after `eval()`; one with members gives each sample the member of its
+            place in x. The masks are those of passes in which all make noise.
+        keep: whether to keep the output of every pass; if not, memory does not depend on `samples`.
 
     Returns:
         A `pernodedrop.uncertainty.Prediction`, NumPy arrays in float64, or a dict or list of them for several outputs.

@@ -59,8 +59,8 @@ class WeightNoise(Noisy, Product, WeightModule):
 
         Args:
             module: an instance of the class of NNX that this one derives from, with NNX' own `__call__`.
-            **noise: the arguments of this class that the plain one has not, such as `rate` and `seed`; without a seed
-                also `rngs`.
+            **noise: the arguments of this class that the plain one does not have, such as `rate` and `seed`; without a
+                seed also `rngs`.
 
         Raises:
             TypeError, ValueError: a module of another class, or an argument that is not as described.
@@ -117,7 +117,8 @@ class WeightNoise(Noisy, Product, WeightModule):
         """The plain module that computes what this one does at inference, sharing its parameters where they are equal.
 
         Raises:
-            ValueError: a bank, whose members are no one module; or a fixed mask that is another one at each position.
+            ValueError: a bank, whose members are several modules; or a fixed mask that differs from position to
+                position.
         """
         self.check_folds()
         plain: typing.Any = of_form(self.plain, self, {})

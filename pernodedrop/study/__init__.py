@@ -1,4 +1,4 @@
-"""Does it help? Regularizers compared on data and a model of one's own: which one, at which rate, beyond chance.
+"""Does it help? Regularizers compared on your data and your model: which one, at which rate, and is it chance.
 
 A `Study` trains Keras models, and needs Keras, which is imported for it; `compare` takes losses from anywhere.
 """

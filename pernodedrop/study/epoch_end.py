@@ -62,10 +62,10 @@ def whole(data: typing.Any, batch_size: int = EVALUATION) -> typing.Any:
 
 
 def evaluate(model: keras.Model, data: typing.Any) -> Logs:
-    """The loss and the metrics of a compiled model on a whole data set, as inference is, without noise.
+    """The loss and the metrics of a compiled model on a whole data set, at inference, without noise.
 
-    A model with Masksembles is the ensemble of its members: its outputs are the mean over all of them, where
-    `model.evaluate` would give each sample one member, by its place in the batch.
+    A model with Masksembles counts as the ensemble of its members: its outputs are the mean over all of them, while
+    `model.evaluate` gives each sample one member, by its place in the batch.
 
     Args:
         model: a compiled Keras model.
@@ -101,8 +101,8 @@ class EpochEndLoss(keras.callbacks.Callback):
     """Evaluates a data set at the end of each epoch: all of it, with the updated weights and without noise.
 
     That is what PerNodeDrop's paper (arXiv 2512.12663) calls the training loss of an epoch. The loss that `fit` itself
-    logs is a mean over the epoch, of weights that change and with the noise on, and cannot be compared with `val_loss`.
-    Give it before callbacks that read what it logs.
+    logs is a mean over the epoch, with the noise on and while the weights change, and cannot be compared with
+    `val_loss`. List this callback before those that read what it logs.
 
     Args:
         data: (x, y), or what `model.evaluate` takes as `x`.

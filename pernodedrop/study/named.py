@@ -38,7 +38,8 @@ def read(name: str) -> dict[str, typing.Any]:
         name: of a study that comes with the package, or the path of a file that ends in .toml.
 
     Raises:
-        TypeError, ValueError: no such study or file, or one that is not TOML or lacks a title, data or network.
+        TypeError, ValueError: a study or file that does not exist, or that is not TOML or lacks a title, data or
+            network.
     """
     given = checks.check_path(name, "name")
     if given.suffix != ".toml":
@@ -61,13 +62,13 @@ def load(name: str, /, data: str | None = None, **arguments: typing.Any) -> Stud
     """The study that a file describes.
 
     The file has a title, the names of `data` and `network` (those of `pernodedrop.study.datasets` and `networks`), and
-    arguments of `pernodedrop.study.Study` beside them; the table `options` goes to the loading of the data. The
-    tables inside `layers` are variants beside those in `variants`, with the arguments of `variants.of_layer`.
+    further arguments of `pernodedrop.study.Study`; its table `options` has those of loading the data. Each table inside
+    `layers` is a variant more than those in `variants`, with the arguments of `variants.of_layer`.
 
     Args:
         name: of a study that comes with the package, or the path of a file that ends in .toml.
         data: the folder where the data lie; None: as for `pernodedrop.study.datasets.load`.
-        **arguments: those of `Study`, which go before those of the file.
+        **arguments: those of `Study`, which override those of the file.
 
     Returns:
         A `Study` whose data are loaded when they are needed.

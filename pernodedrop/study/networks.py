@@ -169,13 +169,13 @@ def get(name: str) -> Network:
     - `transformer`: on the rows of digits, `blocks`, 1, of attention with `heads`, 2, and two slots (arXiv 1706.03762).
     - `resnet`: on digits, `blocks`, 2, of two convolutions to `maps` 16, with a slot of `width` 64 (arXiv 1512.03385).
 
-    Where data have another shape, `shape` and `classes` say so, of `rcv1` `terms` and `topics`.
+    For data of another shape, give `shape` and `classes`, for `rcv1` `terms` and `topics`.
 
     Args:
         name: one of `NAMES`.
 
     Raises:
-        ValueError: another name.
+        ValueError: a name that is not one of them.
 
     >>> import keras
     >>> model = get("cifar10")(lambda width, activation: [keras.layers.Dense(width, activation)], width=32)

@@ -2,7 +2,7 @@
 
 Sound: settings are selected on some seeds, and confirmed on fresh ones and on a test set that nothing saw before.
 Blocks are seeds, so differences are paired: a t interval, a sign-flip permutation test, Holm's correction for the
-number of variants, and the difference that such a number of seeds would have found.
+number of variants, and the difference that this number of seeds could have found.
 """
 
 import collections.abc
@@ -56,9 +56,9 @@ class Comparison:
         p_t: of the paired t test, two-sided.
         p_flip: of the sign-flip permutation test, two-sided; with n seeds it is at least 2 / 2**n.
         p_holm: `p_t` after Holm's correction for all variants that are compared with this baseline.
-        detectable: the least true difference that so many seeds find with a probability of 80 %, at the level 5 %
-            divided by the number of comparisons, if the deviation is what was seen.
-        failed: in how many seeds one of the two has no finite loss.
+        detectable: the smallest true difference that this number of seeds finds with a probability of 80 %, at the
+            level 5 % divided by the number of comparisons, if the deviation is the one observed.
+        failed: the number of seeds in which one of the two has no finite loss.
     """
 
     variant: str
@@ -93,20 +93,20 @@ class Comparison:
 def compare(values: collections.abc.Mapping[str, Losses], baseline: str) -> list[Comparison]:
     """Each variant against a baseline: is its loss lower, beyond chance?
 
-    Losses may come from any framework and any loop. Differences are paired: within a seed let all variants start with
-    the same weights and see the same batches, and choose rates on other data than these losses are of.
+    Losses may come from any framework and any loop. Differences are paired: within a seed, let all variants start with
+    the same weights and see the same batches. Choose rates on other data than those of these losses.
 
     Args:
         values: from the name of each variant to its losses: a list with one for each seed, the seeds in the same order
-            for all variants, or a dict from seeds to losses. Of dicts the seeds are compared that both variants have.
+            for all variants, or a dict from seeds to losses; then the seeds that both variants have are compared.
         baseline: one of these names.
 
     Returns:
         A list of `Comparison`, in the order of the variants, the baseline left out.
 
     Raises:
-        TypeError, ValueError: values that are no such mapping, lists of unequal lengths, lists beside dicts, or a
-            baseline that is none of the variants.
+        TypeError, ValueError: values that are not such a mapping, lists of unequal lengths, lists mixed with dicts, or
+            a baseline that is not one of the variants.
 
     >>> losses = {"none": [0.50, 0.54, 0.49], "dropout": [0.41, 0.46, 0.40]}
     >>> found, = compare(losses, "none")
@@ -226,7 +226,7 @@ def power(difference: float, deviation: float, seeds: int, level: float = LEVEL)
 
 
 def detectable(deviation: float, seeds: int, level: float = LEVEL, wanted: float = POWER) -> float:
-    """The least true difference that a paired t test finds with a probability of `wanted`.
+    """The smallest true difference that a paired t test finds with a probability of `wanted`.
 
     >>> round(detectable(1.0, 10), 2)
     1.0
@@ -257,7 +257,7 @@ def seeds_for(difference: float, deviation: float, level: float = LEVEL, wanted:
 class Concordance:
     """The analysis of arXiv 2512.12663: the five best records of each variant, and Friedman's test on them.
 
-    Its blocks are "the i-th best record of each variant". Sorted records agree by themselves, so that the p is small
+    Its blocks are "the i-th best record of each variant". Sorted records agree by construction, so the p is small
     whether or not variants differ: `null` says what chi2 is if they do not.
 
     Attributes:

@@ -40,33 +40,33 @@ class Study:
     are then *confirmed* on fresh seeds, on the test set, which nothing before has seen. Protocol "paper" is that of
     arXiv 2512.12663: the grid of all rates and settings, by validation loss alone.
 
-    What has finished stays: `run` goes on where it ended, whatever ended it, and repeats no trial.
+    Finished trials are kept: `run` resumes where it stopped, whatever stopped it, and repeats none.
 
     Args:
         name: a str, of the study and of its folder.
         data: (x, y), which is split at random (60 % train, 20 % validate, 20 % test; always the same ones);
             (train, validation, test), each (x, y) or what `fit` takes as `x`, such as a `tf.data.Dataset` or a torch
-            loader; or a function that returns such a triple. The function is called once, or for each trial with
-            `seed=` if it takes that. x is an array (n, ...) or a sparse matrix of SciPy; y an array (n, ...).
+            loader; or a function that returns such a triple. The function is called once or, if it takes `seed=`, for
+            each trial. x is an array (n, ...) or a sparse matrix of SciPy; y an array (n, ...).
         model: function `(slot, **settings)` -> a built Keras model. `slot(width, activation=...)` is a list of layers:
             a `keras.layers.Dense` with the variant before or around it. Or a function without a slot, `(**settings)` ->
             a built model: variants are then rules. The model may come compiled.
         variants: names of `pernodedrop.study.variants`, or a dict from names to functions (dense, rate, seed) -> list
             of layers. Without a slot, a dict from names to rules (layer, rate, seed) -> a layer or None, for
             `pernodedrop.apply`, and to None for the model as it is.
-        rates: rates that are tried, floats in [0, 1); (0.1, 0.3, 0.5, 0.7).
-        search: dict from a keyword of `model`, or a name of a setting below, to a list of values that are tried, each
-            with each, such as {"width": [32, 64]}.
+        rates: rates to try, floats in [0, 1); (0.1, 0.3, 0.5, 0.7).
+        search: dict from a keyword of `model`, or the name of a setting below, to a list of values to try, such as
+            {"width": [32, 64]}; all combinations are tried.
         settings: dict of further keywords of `model`, the same in all trials.
         seeds: how many fresh seeds confirm (in the paper's protocol: how many the grid has), an int from 1; 5.
         select_seeds: how many seeds select, an int from 1 to 1000; 2.
         epochs, batch_size, learning_rate: ints from 1, and a float above zero; 20, 64 and 1e-3.
         optimizer: "adam", "adamw", "rmsprop", "sgd" (with momentum 0.9), or a function that returns one.
-        decay: whether the learning rate falls to zero on a cosine.
-        patience: epochs without a better validation loss after which a trial ends; None: never.
+        decay: whether the learning rate falls to zero along a cosine.
+        patience: after how many epochs without a better validation loss a trial ends; None: it never ends early.
         loss: a loss of Keras; None takes crossentropy if the targets are integers (n,).
         metrics: those of Keras; None takes accuracy with that loss.
-        sizes: how many samples of each of the three parts are taken, at random, always the same; None takes all.
+        sizes: how many samples of each of the three parts are taken, at random but always the same; None takes all.
         protocol: "sound" or "paper".
         baselines: names of variants that the report compares all others with; ("dropout", "none").
         folder: where results go; None is study-results/<name>.
@@ -168,14 +168,14 @@ class Study:
             A list of dicts with study, stage, variant, rate (None: it has none), seed, settings and backend.
 
         Raises:
-            ValueError: a stage that the protocol has not.
+            ValueError: a stage that the protocol does not have.
             LookupError: "confirm" before the selection has finished.
         """
         checks.check_choice(stage, "stage", self.stages)
         return plan.plan(self.design, stage, self.records() if stage == plan.CONFIRM else ())
 
     def candidate(self, variant: str, rate: float | None = None, seed: int = 0, **settings: typing.Any) -> Trial:
-        """A trial of your own for `trial`, which no plan has: what a search of other values than a grid's runs.
+        """A trial that is in no plan, for `trial` to run: for a search of your own, beyond a grid.
 
         Args:
             variant: the name of one of the study's variants.
@@ -203,11 +203,11 @@ class Study:
         return Records(self.folder).read()
 
     def trial(self, planned: Trial, on_epoch: OnEpoch | None = None) -> Trial:
-        """Run one trial, apart from the queue and the records: the same trial gives the same losses again.
+        """Run one trial, apart from the queue and the records. The same trial always gives the same losses.
 
         Args:
             planned: a dict as `plan` gives it, or a record.
-            on_epoch: called with the number of each epoch, from 0, and a dict of its figures.
+            on_epoch: function that is called with the number of each epoch, from 0, and a dict of its figures.
 
         Returns:
             The record.
@@ -233,12 +233,12 @@ class Study:
         return self._load(0)
 
     def run(self, hours: float | None = None, progress: bool = True) -> bool:
-        """Run what has not run yet. Ctrl-C, and even kill -9, lose nothing but the trials that are running.
+        """Run what has not run yet. Ctrl-C, and even kill -9, lose only the trials that are running.
 
         Any number of processes may run the same study in the same folder, or with the same `storage`.
 
         Args:
-            hours: after which no further trial begins; None: no bound.
+            hours: time after which no further trial begins; None: no limit.
             progress: whether to show a bar with the time left.
 
         Returns:
@@ -254,7 +254,7 @@ class Study:
         return run(self.design, self.trial, self.folder, self.storage, until, progress)
 
     def status(self) -> dict[str, tuple[int, int | None]]:
-        """From each stage to how many trials have finished, and of how many (None: that is not known yet)."""
+        """For each stage, how many trials have finished, and how many there are (None: that is not known yet)."""
         records = self.records()
         done = {plan.key(record) for record in records}
         found: dict[str, tuple[int, int | None]] = {}
@@ -268,7 +268,7 @@ class Study:
         return found
 
     def verdict(self) -> str:
-        """Whether anything helped, in words: the first lines of the report. The answer comes first, a sentence a line.
+        """Whether anything helped, in words: the first lines of the report, a sentence a line, the answer first.
 
         Raises:
             ValueError: there are no records.
@@ -280,8 +280,8 @@ class Study:
     def report(self) -> pathlib.Path:
         """Write what the records say, in words, tables and figures, into the study's folder.
 
-        Records of other settings than this study's are left out, and of seeds none. Where there are none of the backend
-        in use, the report is of those of another one.
+        It is on all records with this study's settings, whatever their seeds. If there are none of the backend in use,
+        it is on those of another one.
 
         Returns:
             The path of report.html, which needs nothing but itself.

@@ -1,8 +1,8 @@
 """The variants of a study: each regularizer as a function from a Dense layer, a rate and a seed to layers.
 
-What a study compares stands here under a name, whatever a layer's own arguments are called: all of them take a rate, so
-that one grid of rates serves all. `register` adds one of your own, and `of_layer` makes one of a layer's arguments, as
-the file of a study gives them.
+What a study compares has a name here. Whatever a layer's own arguments are called, its variant takes a rate, so that
+one grid of rates serves all. `register` adds one of your own, and `of_layer` makes one from a layer's arguments, as the
+file of a study gives them.
 """
 
 import collections.abc
@@ -66,8 +66,8 @@ def register(name: str, function: Function, title: str | None = None, has_rate: 
 
     Args:
         name: a str that no variant has yet.
-        function: (dense, rate, seed) -> list of layers. `dense` is an unbuilt `keras.layers.Dense` which the list
-            holds, alone or inside a wrapper; `rate` is a float in [0, 1); `seed` an int that differs between places.
+        function: (dense, rate, seed) -> list of layers. `dense` is an unbuilt `keras.layers.Dense`, which the list has
+            to hold, bare or inside a wrapper; `rate` is a float in [0, 1); `seed` an int that differs between places.
         title: what reports call it; the name by default.
         has_rate: whether the rate matters.
 
@@ -92,7 +92,7 @@ def register(name: str, function: Function, title: str | None = None, has_rate: 
 
 
 def get(name: str) -> Variant:
-    """The variant with a name, or an error that says the nearest right one.
+    """The variant with a name, or an error that says which name is nearest.
 
     >>> from pernodedrop.study import variants
     >>> variants.get("per_node_drop").title
@@ -118,14 +118,14 @@ def of_layer(
     schedule: Config | None = None,
     **arguments: typing.Any,
 ) -> Variant:
-    """A variant that is a layer of this library, with arguments: what a file of a study says of one.
+    """A variant made of a layer of this library with arguments, as the file of a study gives them.
 
     Args:
         layer: the name of a layer that has a rate, such as "DynamicDropConnect".
         title: what reports call it; the layer's name by default.
         r_drop: as for `Variant`, a float from zero.
-        schedule: what the layer has as its rate: "kind", the name of one of `pernodedrop.schedules`, and its arguments.
-        **arguments: those of the layer. Where neither they nor the schedule give a rate, it is the study's.
+        schedule: the layer's rate over time: "kind", the name of one of `pernodedrop.schedules`, and its arguments.
+        **arguments: those of the layer. If neither they nor the schedule give a rate, it is the study's.
 
     Returns:
         The `Variant`. Weight noise is around the Dense layer, activation noise before it.

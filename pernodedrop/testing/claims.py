@@ -1,8 +1,8 @@
-"""The contract of a noise: each claim is a function that raises `Broken` where a noise does not keep it.
+"""The contract of a noise: each claim is a function that raises `Broken` if a noise does not keep it.
 
-A claim judges one noise, with the numbers that it has. `check_noise` brings the noises, see `variation.py`, and the
-examples that Hypothesis finds. By hand a claim is called with the noise, a backend and an example, or none, which is
-how the smallest example that broke is repeated:
+A claim judges one noise, with the numbers that it has. `check_noise` supplies the noises (see `variation.py`) and the
+examples that Hypothesis finds. To repeat the smallest example that broke a claim, call the claim by hand, with the
+noise, a backend and, where there is one, the example:
 
 >>> import pernodedrop as pnd
 >>> from pernodedrop.testing import claims
@@ -291,7 +291,7 @@ def moments(noise, backend):
 
 @claim("moments", of="one backend", made_of=_is_resolved_gaussian)
 def normality(noise, backend):
-    """A noise that says it is Gaussian is: its entries are 1 + stddev times a standard normal number."""
+    """A noise that says it is Gaussian is so: its entries are 1 + stddev times a standard normal number."""
     stddev = float(noise.params()["stddev"])
     expect_near(stddev**2, noise.variance, 1e-5 * noise.variance, "`params()['stddev']` squared is not the variance")
     m = np.concatenate([evaluate.entries(noise, backend, words[:, ::8]) for words in integration.chunks(noise)])
@@ -341,7 +341,7 @@ def masks(noise, backend, key=(1, 0), sample_offset=0, ops=own_ops):
 
 @claim("masks", most=2, key=keys, sample_offset=sample_offsets)
 def coordinates(noise, backend, key=(1, 0), sample_offset=0, ops=own_ops):
-    """A mask is so far out as well: along no coordinate does it begin anew."""
+    """A mask is right at large coordinates too: along none of them does it repeat."""
     for shape in SHAPES:
         m = evaluate.mask(noise, backend, key, shape, ops, sharing=(), sample_offset=sample_offset)
         wanted = evaluate.reference_mask(noise, key, shape, (), sample_offset)
@@ -383,7 +383,7 @@ def product(noise, backend, key=(1, 0), sample_offset=0, in_offset=0, ops=own_op
 
 @claim("product", of="differentiable backend", most=2, key=keys, sample_offset=sample_offsets)
 def gradients(noise, backend, key=(1, 0), sample_offset=0, ops=own_ops):
-    """The gradients of `masked_dense` are those of the very mask that it applied."""
+    """The gradients of `masked_dense` are those of the mask that it applied."""
     for method, sharing, which in PRODUCTS:
         x, w = _operands(which)
         dx, dw, dy = _gradients(noise, backend, key, x, w, sharing, method, sample_offset, ops)

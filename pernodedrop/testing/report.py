@@ -27,7 +27,7 @@ class Outcome(typing.NamedTuple):
     Attributes:
         claim: its name.
         backend: name of the backend, None for a claim about the noise itself.
-        tried: how many examples; 0 where the claim is not made of the noise.
+        tried: how many examples; 0 where the claim does not concern the noise.
         finding: a `Finding`, or None where it held.
     """
 
@@ -42,10 +42,10 @@ class Report(typing.NamedTuple):
 
     Attributes:
         subject: the noise, as text.
-        backends: names of those that it was tried on.
+        backends: names of the backends that it was tried on.
         outcomes: an `Outcome` for each claim and backend that was tried.
-        omitted: names of claims that were not tried, since there is no backend for them.
-        skipped: names of those that were not tried since they stand on one that does not hold.
+        omitted: names of claims that were not tried because there is no backend for them.
+        skipped: names of claims that were not tried because they depend on one that does not hold.
     """
 
     subject: str

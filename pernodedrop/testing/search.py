@@ -41,21 +41,21 @@ def check_noise(
     """Prove or refute that a noise is what it claims to be, on every backend, in one process.
 
     Each claim of `pernodedrop.testing.claims` is tried with the given numbers, with others in the place of each float
-    of the noise, and on examples (words, keys, offsets, numbers) that Hypothesis finds; one that does not hold is
-    shrunk to a small example. Means and variances are integrated over all uniform numbers, so they are exact with one
-    lane. The statistical claims refuse a right noise of one lane with a probability of 1e-6 a run at most, however many
-    examples are tried.
+    of the noise, and on examples (words, keys, offsets, numbers) that Hypothesis finds; an example that breaks a claim
+    is shrunk to a small one. Means and variances are integrated over all uniform numbers, so with one lane they are
+    exact. The statistical claims refuse a correct noise of one lane with a probability of at most 1e-6 a run, however
+    many examples are tried.
 
     Args:
-        noise: a `pernodedrop.Noise`, which is also tried with other numbers, as far as it does not refuse them: rates
-            from 0.001 to 0.999, and each other float times -1 to 2; a subclass, tried with its defaults and rate 0.5;
-            or a Hypothesis strategy of noises, which says itself which numbers are tried.
+        noise: a `pernodedrop.Noise`, which is also tried with other numbers unless it refuses them: rates from 0.001 to
+            0.999, and each other float times -1 to 2; a subclass, tried with its defaults and rate 0.5; or a Hypothesis
+            strategy of noises, which decides itself what numbers are tried.
         backends: names of backends; None is all whose framework is installed.
         claims: names of claims, of `pernodedrop.testing.claims.CLAIMS`; None is all.
         examples: the most examples for a claim and backend, an int from 1; costly claims try fewer.
         seed: int, of the search: equal seeds try equal examples.
-        ops: what is put to the test, in the place of `pernodedrop.ops`: an object with functions `sample_mask`,
-            `masked_dense` and `random_bits` of the same arguments, for a kernel or a mask of your own.
+        ops: what to test instead of `pernodedrop.ops`, such as a kernel or a mask of your own: an object with functions
+            `sample_mask`, `masked_dense` and `random_bits` of the same arguments.
         progress: whether to draw a progress bar (with tqdm).
 
     Returns:
@@ -63,8 +63,8 @@ def check_noise(
 
     Raises:
         Refused: an AssertionError; its `report` says which claims do not hold, on which backend, what was observed and
-            what is claimed, and has a line that repeats the smallest example. A claim that breaks on one backend is not
-            tried on the others, nor is one that stands on it.
+            what is claimed, with a line that repeats the smallest example. A claim that breaks on one backend is not
+            tried on the others, nor are claims that depend on it.
         TypeError, ValueError: an argument that is not as described.
         ImportError: a backend that is not installed.
 

@@ -17,16 +17,16 @@ SATURATION = -1.0507009873554805 * 1.6732632423543772
 
 @keras.saving.register_keras_serializable("pernodedrop")
 class AlphaDropout(ShapedNoise):
-    """Sets entries of its input to where SELU saturates, and keeps mean 0 and variance 1 (arXiv 1706.02515).
+    """Sets entries of its input to SELU's saturation value, keeping mean 0 and variance 1 (arXiv 1706.02515).
 
-    In training an entry is dropped with probability p = `rate`. With s = -1.7580993408473766, which SELU goes to far
+    In training an entry is dropped with probability p = `rate`. With s = -1.7580993408473766, the limit of SELU far
     below 0,
 
         y = a x + b where x is kept, a s + b where it is dropped
         a = 1 / sqrt((1 - p) (1 + p s**2)), b = -a p s
 
-    so that y has mean 0 and variance 1 if x has. Inference is the identity. Which entries are dropped is decided as by
-    `pernodedrop.Dropout`: at the same key it drops the same ones.
+    so that y has mean 0 and variance 1 if x has. Inference is the identity. At the same key, `pernodedrop.Dropout`
+    drops the same entries.
 
     Args:
         rate: drop rate in [0, 1), or a schedule of `pernodedrop.schedules`; a and b follow it.

@@ -25,31 +25,30 @@ class AttentionDropout(AroundAttention):
 
         y[n, q] = sum_k A[n, q, k] * M[n, q, k] * V[n, k]
 
-    It is the dropout that Keras' attention has, with a key, a schedule, sharing and persistence; instead of that one,
-    which a layer inside keeps in its config and does not use. Masks are equal to the bit on every backend. At inference
-    the layer is the inner layer. In training with noise attention is computed without flash attention, which never has
-    its weights; at inference it stays as it is.
+    It is the dropout of Keras' attention, with a key, a schedule, sharing and persistence. It replaces that one: the
+    inner layer keeps its own `dropout` in its config, but does not use it. Masks are equal to the bit on every backend.
+    Inference is the inner layer. Training with noise does without flash attention, which never holds the weights;
+    inference keeps it.
 
-    Coordinates of an entry are the sample, the position of the query (time), that of the key (in), and the number of
-    the head (out); so a mask does not depend on how long the sequences of a batch are.
+    The coordinates of an entry are the sample, the position of the query (time), that of the key (in), and the number
+    of the head (out), so a mask does not depend on how long the sequences of a batch are.
 
     Args:
         layer: the inner layer, a `keras.layers.MultiHeadAttention` or `GroupQueryAttention`, or a subclass that
-            makes its weights as they do; or a `pernodedrop.NoisyAttention` around one.
+            computes its weights as they do; or a `pernodedrop.NoisyAttention` around one.
         rate, noise: as for `pernodedrop.PerNodeDrop`.
         sharing: coordinates that the mask does not depend on, some of "sample", "time", "in" and "out", as in
-            `pernodedrop.ops.masked_dense`; (): an entry for each weight. With "time" the queries of a sample leave out
-            the same keys, with "out" all its heads do.
+            `pernodedrop.ops.masked_dense`; () is an entry for each weight. With "time", all queries of a sample drop
+            the same keys; with "out", all its heads do.
         seed: int, any; None takes one from Python's `random`.
         persistence: the probability in [0, 1] that an entry keeps its value from one query to the next, or a schedule
             of it, as for `pernodedrop.PerNodeDrop`.
         **kwargs: those of `keras.layers.Layer`. The dtype policy is the inner layer's unless given.
 
     Call arguments: those of the inner layer, (query, value, key=None, ...), where `key` is attention's, and
-        keys: the keys to use instead of drawing them, a dict with that of "weights", from `draw()`.
+        keys: the keys to use instead of drawing them: a dict from `draw()`, with that of "weights".
 
-    Input and output shapes: the inner layer's; scores that are returned have no noise. Output dtype: this layer's
-    compute dtype.
+    Input and output shapes: the inner layer's; returned scores have no noise. Output dtype: this layer's compute dtype.
 
     Raises:
         TypeError, ValueError: an argument that is not as described, named in the message.

@@ -56,17 +56,17 @@ class DropBlock2D(DropBlock):
 
         gamma = rate / block_size**2 * rows * columns / ((rows - block_size + 1) * (columns - block_size + 1)).
 
-    What lies in a block is zero; what is kept is scaled by (number of entries) / (number of entries kept). Inference is
-    the identity. A block is placed by its first corner, so even sizes are as good as odd ones. Along an axis that is
-    shorter than `block_size` a block is as long as the axis; where that holds for all axes, maps are dropped whole, at
-    `rate`. At block size 1 the same entries are dropped as by `pernodedrop.Dropout` at the same key.
+    Entries in a block are zero; the others are scaled by (number of entries) / (number of entries kept). Inference is
+    the identity. A block is placed by its first corner, so even sizes work as well as odd ones. Along an axis that is
+    shorter than `block_size` a block is as long as the axis; if all axes are shorter, whole maps are dropped, at
+    `rate`. With blocks of size 1, `pernodedrop.Dropout` at the same key drops the same entries.
 
     Blocks overlap, so a little less than `rate` is dropped, and near the border a lot less: a position is dropped with
     probability 1 - (1 - gamma)**(number of blocks that cover it). In a map of 14 x 14, with blocks of 7 and rate 0.1,
     that is 0.265 in the middle, 0.006 in a corner and 0.093 on average.
 
-    The paper lets the rate rise linearly from 0: `rate=pernodedrop.schedules.Linear(0.0, 0.1, steps=...)`. gamma
-    follows the rate in the compiled step, to 2**-23 and equally on every backend, so that all of them drop the same
+    In the paper the rate rises linearly from 0: `rate=pernodedrop.schedules.Linear(0.0, 0.1, steps=...)`. gamma
+    follows the rate inside the compiled step, to 2**-23 and equally on every backend, so all backends drop the same
     entries.
 
     Args:
@@ -75,9 +75,9 @@ class DropBlock2D(DropBlock):
         block_size: side of a block, an int from 1; 7, the paper's.
         per_channel: True: each channel has blocks of its own, which "tends to work better" in the paper. False: all
             channels of a sample have the same blocks.
-        normalize: what the share that is kept is counted over. "sample": over each sample, so that samples do not
-            depend on each other. "batch": over the whole batch, as in the authors' code, whose parts all replicas
-            have; refused in a process group of torch. A sample, or a batch, that is dropped whole is zero.
+        normalize: where the entries kept are counted, for the scale. "sample": in each sample, so that samples do not
+            depend on each other. "batch": in the whole batch, over all replicas, as in the authors' code; refused in a
+            process group of torch. A sample or a batch that is dropped whole is zero.
         data_format: "channels_last", "channels_first", or None for Keras' `image_data_format`. Masks do not depend on
             it.
         seed: int, any; None takes one from Python's `random`.
@@ -115,7 +115,7 @@ class DropBlock2D(DropBlock):
 class DropBlock1D(DropBlock):
     """Sets stretches of sequences to zero in training (after Ghiasi, Lin and Le, arXiv 1810.12890).
 
-    `pernodedrop.DropBlock2D` with one axis of space, on which the paper says nothing: gamma is
+    `pernodedrop.DropBlock2D` with one axis of space, a case that the paper leaves out: gamma is
     rate / block_size * steps / (steps - block_size + 1).
 
     Args:
@@ -145,7 +145,7 @@ class DropBlock1D(DropBlock):
 class DropBlock3D(DropBlock):
     """Sets blocks of volumes to zero in training (after Ghiasi, Lin and Le, arXiv 1810.12890).
 
-    `pernodedrop.DropBlock2D` with three axes of space, on which the paper says nothing: gamma has a factor
+    `pernodedrop.DropBlock2D` with three axes of space, a case that the paper leaves out: gamma has a factor
     size / (block_size * (size - block_size + 1)) for each.
 
     Args:

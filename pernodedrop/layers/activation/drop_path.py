@@ -19,18 +19,18 @@ from pernodedrop.schedules import Schedule
 class DropPath(ActivationNoise):
     """Sets a residual branch to zero with probability `rate` in training, sample by sample (arXiv 1605.07648).
 
-    It stands at the end of the branch: y = shortcut + drop_path(branch). There is one Bernoulli entry for each sample;
-    branches that are kept are scaled by 1 / (1 - rate), and inference is the identity. This is drop path as residual
-    networks have it (timm's `DropPath`, EfficientNet's "drop connect"), named after the drop-path of FractalNet, whose
-    joins are means rather than sums. `pernodedrop.StochasticDepth` is the older form, with one entry a batch and no
-    scale in training. Masks are those of `pernodedrop.Dropout(noise_shape=(None, 1, ...))` at the same key.
+    Put it at the end of the branch: y = shortcut + drop_path(branch). Each sample has one Bernoulli entry. Branches
+    that are kept are scaled by 1 / (1 - rate); inference is the identity. This is the drop path of residual networks
+    (timm's `DropPath`, EfficientNet's "drop connect"). Its name is that of FractalNet's drop-path, where joins are
+    means rather than sums. `pernodedrop.StochasticDepth` is the older form, with one entry a batch and no scaling in
+    training. Masks are those of `pernodedrop.Dropout(noise_shape=(None, 1, ...))` at the same key.
 
     Args:
         rate: drop rate in [0, 1), or a schedule of `pernodedrop.schedules`; `pernodedrop.depth_rates` has one for each
             block of a network.
         seed: int, any; None takes one from Python's `random`.
-        scale_by_keep: whether branches that are kept are scaled by 1 / (1 - rate), so that the mean in training is what
-            inference gives; False leaves them as they are, as timm's switch of this name does; True.
+        scale_by_keep: True, the default, scales the branches that are kept by 1 / (1 - rate), so that the mean in
+            training is what inference gives; False leaves them as they are, as timm's argument of this name does.
         **kwargs: those of `keras.layers.Layer`.
 
     Call arguments:
@@ -89,14 +89,13 @@ def depth_rates(
 
     Args:
         rate: rate of the last block, a float in [0, 1 - 2**-24].
-        depth: how many blocks there are, an int from 1; all those of a network, over its stages. Or a list with the
-            number of blocks of each stage.
+        depth: the number of blocks in the whole network, an int from 1; or a list with the number in each stage.
         keep_first: False: rate * l / depth with l from 1 (stochastic depth, arXiv 1603.09382; NASNet, arXiv
             1707.07012). True: rate * l / (depth - 1) with l from 0, so the first block is never dropped (timm, Swin,
             ConvNeXt); a single block then has rate 0.
 
     Returns:
-        A list of `depth` floats; of a list, one for each stage, of rates that rise over all stages.
+        A list of `depth` floats. For a list of stages, a list for each stage; the rates rise over all of them.
 
     Raises:
         TypeError, ValueError: an argument that is not as described.

@@ -15,18 +15,18 @@ from pernodedrop.schedules import Schedule
 class Dropout(ShapedNoise):
     """Sets entries of its input to zero with probability `rate` in training (Srivastava et al., JMLR 15, 2014).
 
-    What is kept is scaled by 1 / (1 - rate); inference is the identity. Masks are equal to the bit on every backend and
-    are those of `PerNodeDrop(..., sharing="out")` at the same key.
+    Entries that are kept are scaled by 1 / (1 - rate); inference is the identity. Masks are equal to the bit on every
+    backend and are those of `PerNodeDrop(..., sharing="out")` at the same key.
 
     Args:
         rate: drop rate in [0, 1), or a schedule of `pernodedrop.schedules`.
-        noise_shape: shape of the mask, broadcast against the input, None entries being the input's sizes; None is the
-            input's shape.
+        noise_shape: shape of the mask, which is broadcast against the input; a None in it stands for the input's size,
+            and None for the input's shape.
         seed: int, any; None takes one from Python's `random`.
         persistence: the probability in [0, 1] that an entry keeps its value from one position of (batch, time, in) to
-            the next, and is not drawn anew, or a schedule of it. None and 0 are a mask for every position, 1 is one for
-            the sequence (arXiv 1512.05287); between them it is Markov dropout. Positions of several axes follow each
-            other row by row.
+            the next instead of being drawn anew, or a schedule of it. With None or 0 every position has its own mask,
+            with 1 a sequence has one (arXiv 1512.05287); between them it is Markov dropout. Positions along several
+            axes follow each other row by row.
         **kwargs: those of `keras.layers.Layer`.
 
     Call arguments:
@@ -34,7 +34,7 @@ class Dropout(ShapedNoise):
         training: whether to train; Keras sets it in `fit`.
         key: the key to use instead of drawing one, from `draw()`.
         sample_ids: integer tensor (batch,): the sample coordinate of each row, instead of its place in the batch. Not
-            with a `noise_shape` of one sample.
+            with a `noise_shape` whose first size is 1.
 
     Output shape and dtype: the input's.
 

@@ -19,7 +19,7 @@ class GaussianDropout(ShapedNoise):
 
     Args:
         rate: drop rate in [0, 1) of the Dropout with the same variance, or a schedule of `pernodedrop.schedules`.
-        seed, noise_shape, persistence, **kwargs: as for `pernodedrop.Dropout`, seed first as it is in
+        seed, noise_shape, persistence, **kwargs: as for `pernodedrop.Dropout`. The seed comes first, as in
             `keras.layers.GaussianDropout`, which has no `noise_shape`.
 
     Call arguments, shapes and dtypes: as for `pernodedrop.Dropout`.

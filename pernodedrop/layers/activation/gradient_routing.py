@@ -13,26 +13,26 @@ from pernodedrop.layers.base.noisy import check_samples
 
 @keras.saving.register_keras_serializable("pernodedrop")
 class GradientRouting(keras.layers.Layer):
-    """Is the identity, and multiplies the gradient that comes back by a mask given by the data (arXiv 2410.04332).
+    """The identity, which multiplies the gradient by a mask that the data choose (arXiv 2410.04332).
 
-    With M the mask of a call and sg what is constant in the backward pass,
+    With M the mask of a call, and sg (stop gradient) constant in the backward pass,
 
         y = M * x + (1 - M) * sg(x)
 
-    so what a sample teaches the layers before this one goes through the units of its mask alone, and these units come
-    to hold what is learned from it. The layers after this one learn from all. There is no noise and nothing random.
+    so the layers before this one learn from a sample through the units of its mask alone, and these units come to hold
+    what is learned from it. The layers after this one learn from all units. Nothing is random.
 
     Args:
-        routes: None: calls are given masks. Or an array (routes, units), a mask for each label or example id, and calls
-            are given these.
+        routes: None: each call is given its masks. Or an array (routes, units), a mask for each label or example id:
+            each call is given labels or ids.
         **kwargs: those of `keras.layers.Layer`.
 
     Call arguments:
         inputs: floating tensor (batch, ..., units), of finite numbers.
-        route: with `routes`, an integer tensor (batch,) or (batch, positions) of their numbers, as labels are; else the
+        route: with `routes`, an integer tensor (batch,) or (batch, positions) of rows of it, such as labels; else the
             mask, a tensor (batch or 1, ...) that broadcasts against the input. Numbers between 0 and 1 let a part of
-            the gradient pass, negative ones reverse it. A mask has no gradient. It may be left out where `training`
-            is not True: then gradients pass as they are.
+            the gradient pass, negative ones reverse it. A mask has no gradient. Unless `training` is True it may be
+            left out: then gradients pass as they are.
         training: whether to train; Keras sets it in `fit`.
 
     Output shape and dtype: the input's.
@@ -49,7 +49,7 @@ class GradientRouting(keras.layers.Layer):
     array([[1., 1., 1.],
            [1., 1., 1.]], dtype=float32)
 
-    Of 1000 examples each teaches units of its own, those of the regime "example", with their ids as numbers:
+    Each of 1000 examples has units of its own, those that the regime "example" keeps, and its id is its route:
 
     >>> kept = pnd.ops.sample_mask(pnd.Bernoulli(0.5), (1, 0), (1000, 3, 1), backend="numpy")[..., 0] > 0
     >>> pnd.GradientRouting(kept).routes.shape

@@ -17,36 +17,36 @@ from pernodedrop.members import Ensemble, Members, check_axis
 class Masksembles(Ensemble, Noisy):
     """Multiplies each sample by one of a few fixed masks over channels (Durasov et al., arXiv 2012.08334).
 
-    y[b, ..., c] = x[b, ..., c] * mask[member(b), c], in training and at inference alike, and so without a scale:
-    nothing has to be calibrated. Each mask is a member of an ensemble that shares its weights. At scale 1 all masks are
-    ones; the higher the scale, the less the masks overlap, and the more the members differ.
+    y[b, ..., c] = x[b, ..., c] * mask[member(b), c], in training and at inference alike, so nothing has to be rescaled.
+    Each mask is a member of an ensemble whose members share their weights. At scale 1 all masks are ones; the higher
+    the scale, the less the masks overlap, and the more the members differ.
 
-    Every mask has the same number of ones, C * k rounded down, as in the authors' code and in torch-uncertainty, and at
-    least C / members, where C is the number of channels and
+    Every mask has the same number m of ones: C * k rounded down, as in the authors' code and in torch-uncertainty, and
+    at least C / members, where C is the number of channels and
 
-        k = 1 / (scale * (1 - (1 - 1 / scale)**members)),
+        k = 1 / (scale * (1 - (1 - 1 / scale)**members)).
 
-    and every channel is in at least one mask. All such choices of masks are equally probable. That is the distribution
-    of the paper's code given its number of channels: `members` masks of m ones at random among m * scale positions,
-    those that no mask uses deleted. The code repeats this, with other scales, until as many are left as there are
-    channels, which for some numbers takes minutes or fails; here the masks are drawn at once for any number. The
-    expected overlap of two masks (intersection over union) is 1 / (2 * scale - 1) but for the rounding of m.
+    Every channel is in at least one mask, and all such choices of masks are equally probable, which is the distribution
+    of the paper's code for a given number of channels. That code puts m ones of each mask at random among m * scale
+    positions and deletes the positions that no mask uses. It repeats this, with other scales, until as many are left as
+    there are channels, which for some numbers takes minutes or fails; here the masks are drawn at once for any number.
+    Up to the rounding of m, the expected overlap of two masks (intersection over union) is 1 / (2 * scale - 1).
 
-    The masks are made of the seed when the layer is built, the same ones on every backend, and are a weight that is
-    not trained, `masks`, float32 (members, channels): they are saved, and others may be assigned to them. With those of
-    a bank, the layer before a Dense layer is `PerNodeDrop(dense, regime="bank", sharing="out")`.
+    The masks are made from the seed when the layer is built, and are the same on every backend. They are a weight that
+    is not trained, `masks`, float32 (members, channels), which is saved and to which other masks may be assigned. In
+    front of a Dense layer, and with the masks of a bank, it is `PerNodeDrop(dense, regime="bank", sharing="out")`.
 
     Args:
         members: number of masks, an int from 1; 4.
         scale: how little the masks overlap, a finite float from 1; 2.0.
-        train_assignment: which member a sample has in training. "random": any, drawn anew each call (the paper).
-            "contiguous": the batch is cut into `members` parts, one after another: sample i of n has member
-            floor(i * members / n) (the authors' code, there for batches that `members` divides). "repeat": sample i has
+        train_assignment: which member a sample has in training. "random": a random one, drawn anew in each call (the
+            paper). "contiguous": the batch is cut into `members` successive parts: sample i of n has member
+            floor(i * members / n) (the authors' code, whose batches `members` has to divide). "repeat": sample i has
             member i modulo members; with batches made by `repeated` every sample goes through all members, as in
             torch-uncertainty.
         axis: the axis of the channels, an int; -1.
         seed: int, any; None takes one from Python's `random`.
-        rounding: how the number of ones is made an integer, "down" or to the "nearest", which is closer to k.
+        rounding: how the number of ones is rounded, "down" or to the "nearest", which comes closer to k.
         **kwargs: those of `keras.layers.Layer`.
 
     Call arguments:
@@ -61,8 +61,8 @@ class Masksembles(Ensemble, Noisy):
     depends on the order of the samples and on the batch size, and `model.evaluate(x, y)` is a mean over members of
     different samples. For the ensemble's predictions call the model on `repeated(x)`, or use
     `pernodedrop.uncertainty.predict`; `model.evaluate(*repeated((x, y)))` is the mean over all members of all samples,
-    in batches that `members` divides. On replicas of TensorFlow the
-    batch is the replica's in the contiguous assignment, and the whole one in the others.
+    in batches that `members` divides. On replicas of TensorFlow the contiguous assignment cuts the replica's part of
+    the batch; the others count in the whole batch.
 
     Raises:
         TypeError, ValueError: an argument that is not as described, named in the message.
@@ -115,7 +115,7 @@ class Masksembles(Ensemble, Noisy):
         return apply_mask(inputs, self.masks_of_rows(masks, member, self.axis, len(inputs.shape)))
 
     def repeated(self, data: typing.Any) -> typing.Any:
-        """Each sample `members` times in succession, so that by its place it goes through all members.
+        """Each sample `members` times in succession, so that it goes through all members.
 
         Args:
             data: array (n, ...), NumPy's or the backend's, or a nested structure of them, such as (x, y).
@@ -140,7 +140,7 @@ class Masksembles(Ensemble, Noisy):
         """Refused.
 
         Raises:
-            ValueError: always; the members are no one layer.
+            ValueError: always, since the members are several functions.
         """
         raise ValueError(checks.invalid("members", "one function at inference, to be folded", self.members))
 

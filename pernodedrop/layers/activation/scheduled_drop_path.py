@@ -14,14 +14,14 @@ from pernodedrop.schedules import Linear
 class ScheduledDropPath(DropPath):
     """DropPath whose rate rises linearly from 0 to `rate` over `steps` updates (Zoph et al., arXiv 1707.07012).
 
-    It is `pernodedrop.DropPath(pernodedrop.schedules.Linear(0.0, rate, steps))`. In NASNet the rate rises with the
-    depth of a cell too, rate(l, t) = rate * (l + 1) / depth * min(1, t / steps) for cell l from 0, which is one layer
-    for each number of `pernodedrop.depth_rates(rate, depth)`; the authors' depth counts reduction and stem cells. Their
+    It is `pernodedrop.DropPath(pernodedrop.schedules.Linear(0.0, rate, steps))`. In NASNet the rate also rises with
+    depth: for cell l from 0 it is rate(l, t) = rate * (l + 1) / depth * min(1, t / steps). For that, make a layer for
+    each number of `pernodedrop.depth_rates(rate, depth)`. The authors' depth counts reduction and stem cells; their
     final rates are 0.4 on CIFAR-10, with 937 500 steps, and 0.3 for the large ImageNet model.
 
     Args:
         rate: the final drop rate, a float in [0, 1).
-        steps: the update at which it is reached, an int from 1; it stays there.
+        steps: the update at which the rate reaches it, to stay there, an int from 1.
         seed, **kwargs: as for `pernodedrop.DropPath`.
 
     Call arguments, shapes and dtypes: as for `pernodedrop.DropPath`.

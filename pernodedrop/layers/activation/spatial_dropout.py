@@ -38,8 +38,8 @@ class SpatialDropout2D(SpatialDropout):
 
     There is one Bernoulli entry for each sample and channel; maps that are kept are scaled by 1 / (1 - rate). Inference
     is the identity. With channels last the masks are those of `pernodedrop.Dropout(noise_shape=(None, 1, 1, None))` at
-    the same key; with channels first they are the same ones, so a model may change its data format and keep its noise.
-    The arguments of `keras.layers.SpatialDropout2D` mean the same here, and its config is taken.
+    the same key; with channels first they are the same, so a model may change its data format and keep its noise.
+    The arguments of `keras.layers.SpatialDropout2D` mean the same here, and its config is accepted.
 
     Args:
         rate: drop rate in [0, 1), or a schedule of `pernodedrop.schedules`.
@@ -75,8 +75,8 @@ class SpatialDropout2D(SpatialDropout):
 class SpatialDropout1D(SpatialDropout):
     """Sets whole channels of sequences to zero with probability `rate` in training (Tompson et al., arXiv 1411.4280).
 
-    `pernodedrop.SpatialDropout2D` with one axis of space. As Keras' layer of this name, and unlike those of more axes,
-    it has channels last whatever Keras' `image_data_format` is, unless it is told otherwise.
+    `pernodedrop.SpatialDropout2D` with one axis of space. Like Keras' layer of this name, and unlike the 2D and 3D
+    ones, it has channels last by default, whatever Keras' `image_data_format` is.
 
     Args:
         rate, seed, **kwargs: as for `pernodedrop.SpatialDropout2D`.

@@ -18,13 +18,12 @@ class StochasticDepth(Noisy):
     """Adds a residual branch to its shortcut, or drops it for a whole batch (Huang et al., arXiv 1603.09382).
 
     In training y = shortcut + b * branch, where b is 1 with probability 1 - rate and else 0, the same for the batch and
-    not scaled. At inference y = shortcut + (1 - rate) * branch, which is what the layer's weights are made for. The
-    branch is computed in any case, so no time is saved. `pernodedrop.DropPath` drops sample by sample, scales in
-    training, and leaves inference as it is.
+    not scaled. At inference y = shortcut + (1 - rate) * branch, the mean of training. The branch is always computed, so
+    no time is saved. `pernodedrop.DropPath` drops sample by sample, scales in training, and leaves inference as it is.
 
     Args:
         rate: drop rate in [0, 1), or a schedule of `pernodedrop.schedules`, whose present rate holds at inference;
-            `pernodedrop.depth_rates(0.5, depth)` has the paper's for each block.
+            `pernodedrop.depth_rates(0.5, depth)` has the paper's rate for each block.
         seed: int, any; None takes one from Python's `random`.
         **kwargs: those of `keras.layers.Layer`.
 

@@ -16,7 +16,7 @@ from pernodedrop.state import refuse_sample_ids
 
 
 class Tries(Bernoulli):
-    """The Bernoulli noise of the tries that drop a unit at `rate` in the long run, since others follow on a tenure.
+    """The Bernoulli noise by which units are tried, so that in the long run, with tenures, they are dropped at `rate`.
 
     Args:
         rate: drop rate q in the long run, a float from 0 and below 1 / (1 + tenure). A unit that may be dropped is
@@ -57,19 +57,19 @@ class Tries(Bernoulli):
 class TabuDropout(ActivationNoise):
     """Drops units for a whole batch, and spares each for some steps after it was dropped (arXiv 1808.09907).
 
-    In a training step, a unit is dropped if it is tried, which it is with probability p, and was not dropped in the
-    last `tenure` steps. In the long run it is dropped in q = p / (1 + tenure * p) of the steps, so what is kept is
-    scaled by 1 / (1 - q). The first steps drop more than that: p of the units in the first one. Inference is the
+    In a training step, each unit that was not dropped in the last `tenure` steps is dropped with probability p. In the
+    long run a unit is dropped in a share q = p / (1 + tenure * p) of the steps, so what is kept is scaled by
+    1 / (1 - q). The first steps drop more than that; the very first drops a share p of the units. Inference is the
     identity.
 
     Units are the entries of the last axis. A batch has one mask, since the next step has other samples. The layer's
-    state, saved with it, is for how many steps each unit is still safe, int32 (units,). Every training call is a step
-    and changes it, also one with `key=`; all replicas have the same mask. The paper counts its tenure in epochs; here
-    it is in steps, as in its basic form with a tenure of 1.
+    state, int32 (units,), is for how many more steps each unit is safe, and is saved with the layer. Every training
+    call is a step and changes it, even a call with `key=`; all replicas have the same mask. The paper counts the tenure
+    in epochs; here it is in steps, as in the paper's basic form with a tenure of 1.
 
     Args:
-        rate: p, the probability with which a unit that may be dropped is dropped, a float in [0, 1); or q with
-            `effective`. Or a schedule of `pernodedrop.schedules`; the scale then goes with the q of the present rate.
+        rate: p, the probability that a unit that is not safe is dropped, a float in [0, 1); or q with `effective`. Or a
+            schedule of `pernodedrop.schedules`; the scale then follows the q of the present rate.
         tenure: steps for which a unit is safe after it was dropped, an int from 1; 1.
         effective: whether `rate` is q, the drop rate in the long run, which is below 1 / (1 + tenure); False.
         seed: int, any; None takes one from Python's `random`.
@@ -86,8 +86,8 @@ class TabuDropout(ActivationNoise):
     Raises:
         TypeError, ValueError: an argument that is not as described, named in the message.
         RuntimeError: a training call inside a function that is rematerialized, on TensorFlow and torch (JAX itself
-            refuses): made again it would be another step. In a Keras `RematScope` of its own the layer is not
-            rematerialized; it has nothing to save.
+            refuses): to compute it again would be another step. A Keras `RematScope` leaves the layer itself as it is,
+            since there is no memory to save.
 
     Example:
 
@@ -132,7 +132,7 @@ class TabuDropout(ActivationNoise):
         return xp.where(dropped, xp.zeros_like(scale), scale)
 
     def to_steady_state(self) -> None:
-        """Put the units where they are in the long run, by numbers of the present key: dropped q of the steps.
+        """Draw the state that units have in the long run, when a share q of them is dropped, with the present key.
 
         Raises:
             ValueError: a layer that is not built.

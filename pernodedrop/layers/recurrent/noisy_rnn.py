@@ -44,43 +44,44 @@ DIGITS = 3
 class NoisyRNN(RecurrentNoise):
     """Puts noise on the kernels of a recurrent layer, by default one mask a batch on the recurrent kernel.
 
-    So it is the DropConnect of language models (AWD-LSTM's weight drop, arXiv 1708.02182): in each training call
+    By default it is the DropConnect of language models (AWD-LSTM's weight drop, arXiv 1708.02182). In a training call
 
         z[n, t] = x[n, t] W + h[n, t - 1] (U * M) + b,    E[M] = 1,
 
     where z has the gates of a GRU or an LSTM side by side, so that each gate has a mask of its own; M is the same at
     all steps. The mask multiplies the kernel before the loop over the steps, and the rest is the inner layer's own
-    call, cuDNN's where it is. With `sharing="time"` each sample has masks of its own, the same at all its steps, as
-    PerNodeDrop has it (arXiv 2512.12663); then Keras' loop over the steps takes cells with these products, without
-    cuDNN. At inference the dynamic and example regimes are the inner layer; fixed and bank keep their masks.
+    call, with cuDNN where Keras uses it. With `sharing="time"` each sample has masks of its own, the same at all its
+    steps, as in PerNodeDrop (arXiv 2512.12663); Keras' loop over the steps then runs cells with these products, without
+    cuDNN. In the regimes dynamic and example, inference is the inner layer; fixed and bank keep their masks.
 
     With `kernels=("kernel", "recurrent_kernel")` and `sharing="time+out"` it is Gal's variational dropout (arXiv
     1512.05287): masks on x and on h of a sample, the same at all steps and in all gates; with "time+unit" each gate has
     masks of its own.
 
-    The mask is that of [x, h] with W over U: the in coordinate of the recurrent kernel's first row is the one after the
-    kernel's last, whether that has noise or not. The kernels of several cells, and of the two layers of a
-    `Bidirectional`, follow one another likewise.
+    Coordinates are those of one kernel, W above U, that multiplies [x, h]: the in coordinates of the recurrent kernel
+    continue those of the kernel, whether that one has noise or not. The kernels of several cells, and of the two layers
+    of a `Bidirectional`, follow one another likewise.
 
     Args:
         layer: the inner layer, a `keras.layers.SimpleRNN`, `GRU` or `LSTM`, an `RNN` of their cells, stacked or not,
             or a `Bidirectional` of these; or a NoisyRNN with one mask for a batch and all steps.
         rate, noise: as for `pernodedrop.PerNodeDrop`.
         regime, bank_size: as for `pernodedrop.PerNodeDrop`; those of examples and of a bank with `sharing="time"`.
-        kernels: which have noise, some of "kernel", which the input is multiplied by, and "recurrent_kernel".
-        sharing: coordinates that the mask does not depend on. None, or "sample+time": one mask for a batch and all
-            steps. "time": masks of each sample. "sample": masks of each step, (): of each step of each sample. Time is
-            the position in the input, whichever way the layer goes. "gate" beside them: all gates have one mask.
-            "unit": the units of a gate share an entry, which so is one of the input; "out": both. Where samples or
-            steps have masks of their own the cells compute as Keras' do, and have no dropout.
+        kernels: which have noise, some of "kernel", which multiplies the input, and "recurrent_kernel".
+        sharing: coordinates that the mask does not depend on. None or "sample+time": one mask for a batch and all
+            steps. "time": a mask for each sample. "sample": for each step. (): for each step of each sample. Time is
+            the position in the input, whichever way the layer goes. Each of these may also have "gate": all gates have
+            one mask; "unit": all units of a gate share their entries, which so multiply the input or the state; or
+            "out": both. Where samples or steps have masks of their own, cells must compute as Keras' do, without
+            dropout.
         seed: int, any; None takes one from Python's `random`.
-        method: how samples and steps are multiplied by kernels of their own. "materialized": the masks are made before
-            the loop, in the memory of all of them. "recomputed": they are made at each step, and again in the backward
-            pass, in blocks, which takes less memory and more time. "auto": "recomputed" for masks of steps that do not
-            persist, else "materialized", so that the memory grows with time for what persists alone. Where units share
-            entries these are multiplied into inputs and states, whose size they have.
+        method: how samples and steps are multiplied by kernels of their own. "materialized": all masks are made, and
+            held in memory, before the loop. "recomputed": they are made in blocks at each step, and again in the
+            backward pass, which takes less memory and more time. "auto": "recomputed" for masks of steps that do not
+            persist, else "materialized", so that memory grows with time only for what persists. Entries that all units
+            of a gate share multiply inputs and states, and are as many as these.
         persistence: the probability in [0, 1] that an entry keeps its value from one position to the next, or a
-            schedule of it, as for `pernodedrop.PerNodeDrop`; a sharing of None is "sample" then.
+            schedule of it, as for `pernodedrop.PerNodeDrop`; with it, `sharing=None` is "sample".
         **kwargs: those of `keras.layers.Layer`. The dtype policy is the inner layer's unless given.
 
     Call arguments:

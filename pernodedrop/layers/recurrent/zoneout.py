@@ -20,28 +20,28 @@ from pernodedrop.schedules import Schedule
 
 @keras.saving.register_keras_serializable("pernodedrop")
 class Zoneout(RecurrentNoise):
-    """Has units of a recurrent layer keep their state from one step to the next with a probability (arXiv 1606.01305).
+    """Lets units of a recurrent layer keep their state from one step to the next, at random (arXiv 1606.01305).
 
-    With h~[t] and, of an LSTM, c~[t] the states that the cell makes of h[t - 1] and c[t - 1], in training
+    With h~[t] and, in an LSTM, c~[t] the states that the cell computes from h[t - 1] and c[t - 1], in training
 
         h[t] = h[t - 1] where a unit is zoned out, with probability `rate`, else h~[t]
 
-    and c[t] likewise with `cell_rate`, for each sample, step and unit apart. At inference the states are the means,
-    rate * h[t - 1] + (1 - rate) * h~[t]. The output of a step is h[t]. Keras' loop over the steps takes cells that do
-    so, without cuDNN, at inference too.
+    and c[t] likewise with `cell_rate`, independently for each sample, step and unit. At inference the states are the
+    means, rate * h[t - 1] + (1 - rate) * h~[t]. The output of a step is h[t]. Keras' loop over the steps runs such
+    cells, without cuDNN, at inference too.
 
     Around a `pernodedrop.NoisyRNN` the cells have that noise on their kernels as well, with a key of its own.
 
-    Coordinates of an entry are the sample, the position in the input (time) and the number of the unit (in), h before c
-    and the cells one after another, as `cell.state_size` has them; of a `Bidirectional` those of the forward layer
-    first.
+    The coordinates of an entry are the sample, the position in the input (time) and the number of the unit (in). Units
+    of h come before those of c, and cells one after another, as in `cell.state_size`; in a `Bidirectional`, the forward
+    layer's come first.
 
     Args:
-        layer: the inner layer, as for `pernodedrop.NoisyRNN`, or a NoisyRNN. Its cells compute as Keras' do, and have
-            no dropout.
+        layer: the inner layer, as for `pernodedrop.NoisyRNN`, or a NoisyRNN. Its cells must compute as Keras' do,
+            without dropout.
         rate: the probability in [0, 1) that a unit of h keeps its state, or a schedule of `pernodedrop.schedules`,
             whose present rate holds at inference.
-        cell_rate: that of c, of LSTMs, a float in [0, 1); None is `rate`, with its schedule.
+        cell_rate: the same for c, in LSTMs, a float in [0, 1); None is `rate`, with its schedule.
         seed: int, any; None takes one from Python's `random`.
         **kwargs: those of `keras.layers.Layer`. The dtype policy is the inner layer's unless given.
 

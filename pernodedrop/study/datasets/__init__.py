@@ -29,8 +29,8 @@ NAMES = tuple(DATASETS)
 def load(name: str, folder: str | os.PathLike[str] | None = None, **options: typing.Any) -> Splits:
     """Data by name: ((x, y), (x, y), (x, y)) to train, to validate and to test on.
 
-    An archive is looked for in the folder alone if there is one, and is downloaded otherwise, to where Keras and
-    scikit-learn keep theirs. It is used if its SHA-256 is the known one, and is never changed.
+    If there is a folder, archives are looked for in it alone; otherwise they are downloaded, to where Keras and
+    scikit-learn keep theirs. An archive is used only if its SHA-256 is the known one, and is never changed.
 
     ========  ==============================================  =======================  =======================
     name      x                                               y                        default sizes
@@ -47,15 +47,15 @@ def load(name: str, folder: str | os.PathLike[str] | None = None, **options: typ
     Args:
         name: one of `NAMES`.
         folder: where archives lie; None takes the variable PERNODEDROP_DATA, and without that downloads.
-        **options: `sizes`, how many samples the three parts have; `seed`, of the split, 0; of rcv1 `terms`, 4096,
-            those in most training documents, and `topics`, 25, the most frequent; of speech `size`, 64, the side of
-            a spectrogram; of plane `deviation`, 0.3, of the noise on what is not to test on.
+        **options: `sizes`, how many samples the three parts have; `seed`, that of the split, 0; for rcv1 `terms`, 4096,
+            those in most training documents, and `topics`, 25, the most frequent; for speech `size`, 64, the side of
+            a spectrogram; for plane `deviation`, 0.3, that of the noise on the heights, except those to test on.
 
     Returns:
         A tuple of three pairs, which also has a `title`, such as "CIFAR-10 (JPEG)": data under its own name.
 
     Raises:
-        ValueError: an argument that is not as described, or an archive that is not the one known.
+        ValueError: an argument that is not as described, or an archive other than the known one.
         FileNotFoundError: a folder without a known archive.
         ConnectionError: an archive that could not be downloaded.
 
