@@ -74,7 +74,8 @@ class Report(typing.NamedTuple):
             lines += [line for o in self.outcomes if o.finding for line in _paragraph(o)]
             lines += [_wrapped(f"Held on {places}: {_listed(self.held) or 'none'}.")]
             if self.skipped:
-                lines += [_wrapped(f"Not tried, since they depend on a claim that does not hold: {_listed(self.skipped)}.")]
+                why = "since they depend on a claim that does not hold"
+                lines += [_wrapped(f"Not tried, {why}: {_listed(self.skipped)}.")]
         else:
             hold = "1 claim holds" if len(self.held) == 1 else f"{len(self.held)} claims hold"
             lines += [f"{self.subject}: {hold} on {places}."]

@@ -14,11 +14,15 @@ from pernodedrop.layers.base.noisy import at_least_float32, check_built, xp
 from pernodedrop.layers.recurrent.cells import (
     KERNELS,
     Product,
+    assign_kernels,
     cells_of,
     check_steps,
     is_last,
+    kernels_of,
+    plain_product,
     step,
     with_cells,
+    with_kernels,
 )
 from pernodedrop.layers.recurrent.recurrent_noise import RecurrentNoise
 from pernodedrop.mask import COORDINATES, Field, Grid, Mask, coordinate, parse_sharing
@@ -139,7 +143,7 @@ class NoisyRNN(RecurrentNoise):
         self, layer: keras.layers.Layer, inputs: Tensor, field: Field, samples: Words
     ) -> tuple[keras.layers.Layer, Tensor]:
         if self.state.one_kernel:
-            return self._with_masks(layer, field), inputs
+            return with_kernels(layer, self._masked_kernels(layer, field)), inputs
         layer = self._with_steps(layer, inputs, field, samples)
         return layer, inputs if "time" in self.sharing else with_positions(inputs)
 
@@ -156,10 +160,7 @@ class NoisyRNN(RecurrentNoise):
         nested = isinstance(self.layer, RecurrentNoise)
         plain = self.layer.fold() if nested else copy_of(self.layer, dtype=self.dtype_policy)
         if self.state.mask.at_inference:
-            masked = self._masked_kernels(plain, self.field(None, None))
-            for cell, kernels in zip(cells_of(plain), masked, strict=True):
-                for name, kernel in kernels.items():
-                    getattr(cell, name).assign(kernel)
+            assign_kernels(plain, self._masked_kernels(plain, self.field(None, None)))
         return plain
 
     def get_config(self) -> Config:
@@ -174,41 +175,31 @@ class NoisyRNN(RecurrentNoise):
             "persistence": self.persistence_config,
         }
 
-    def _with_masks(self, layer: keras.layers.Layer, field: Field) -> keras.layers.Layer:
-        """A layer with the kernels of a call, where the mask is one for all samples and steps."""
-        masked = zip(cells_of(layer), self._masked_kernels(layer, field), strict=True)
-        return with_cells(layer, (of_keras.shallow_copy(cell, **kernels) for cell, kernels in masked))
-
     def _masked_kernels(self, layer: keras.layers.Layer, field: Field) -> list[dict[str, Tensor]]:
         """Those kernels of each cell that have noise, with it, in the dtype that the cell computes in."""
         masked: list[dict[str, Tensor]] = []
-        row = 0
-        for cell in cells_of(layer):
+        for cell, kernels in zip(cells_of(layer), kernels_of(layer), strict=True):
             masked.append({})
-            for name in KERNELS:
-                kernel = self._float_kernel(cell, name)
-                if name in self.kernels:
-                    zero = xp.arange(1, like=kernel)
-                    mask = self._grid(row, kernel, cell.units, field, zero, zero).entries(xp)[0]
-                    masked[-1][name] = apply_mask(kernel, xp.optimization_barrier(mask))
-                row += kernel.shape[0]
+            for name in self.kernels:
+                kernel, row = kernels[name]
+                zero = xp.arange(1, like=kernel)
+                mask = self._grid(row, kernel, cell.units, field, zero, zero).entries(xp)[0]
+                masked[-1][name] = apply_mask(kernel, xp.optimization_barrier(mask))
         return masked
 
     def _with_steps(
         self, layer: keras.layers.Layer, inputs: Tensor, field: Field, samples: Words
     ) -> keras.layers.Layer:
         """A layer with cells whose products have the masks of each sample, of each step, or of both."""
-        row, cells = 0, []
+        cells = []
         time = coordinate("time", xp.shape(inputs)[1], self.sharing, inputs, xp)
         samples = xp.arange(1, like=inputs) if "sample" in self.sharing else samples
-        for cell in cells_of(layer):
+        for cell, kernels in zip(cells_of(layer), kernels_of(layer), strict=True):
             products = {}
-            for name in KERNELS:
-                kernel = self._float_kernel(cell, name)
+            for name, (kernel, row) in kernels.items():
                 grid = self._grid(row, kernel, cell.units, field, time, samples)
                 noisy = name in self.kernels
                 products[name] = self._products(kernel, cell.units, grid) if noisy else _plain(kernel)
-                row += kernel.shape[0]
             cells.append(of_keras.shallow_copy(cell, call=self._call_of(cell, products, is_last(layer, cell))))
         return with_cells(layer, iter(cells), use_cudnn=False)
 
@@ -306,11 +297,6 @@ class NoisyRNN(RecurrentNoise):
 
         return at
 
-    def _float_kernel(self, cell: keras.layers.Layer, name: str) -> Tensor:
-        """A kernel in the dtype that its cell computes in, whichever this layer has."""
-        with of_keras.autocast(None):
-            return keras.ops.cast(getattr(cell, name), cell.compute_dtype)
-
     def _grid(self, row: int, kernel: Tensor, units: int, field: Field, time: Words, samples: Words) -> Grid:
         """The mask of a kernel (in, out) whose first row has this in coordinate."""
         rows, columns = kernel.shape
@@ -339,7 +325,7 @@ def _parse(sharing: Sharing, persistence: typing.Any) -> tuple[frozenset[str], f
 
 
 def _plain(kernel: Tensor) -> typing.Callable[[Tensor | None], Product]:
-    return lambda position: lambda x: keras.ops.matmul(x, kernel)
+    return lambda position: plain_product(kernel)
 
 
 def with_positions(inputs: Tensor) -> Tensor:
