@@ -548,7 +548,7 @@ def of_torch():
         if isinstance(module, torch.nn.MultiheadAttention):
             return module(x, x, x)[0]
         if isinstance(module, torch.nn.RNNBase):
-            return module(x, **kwargs)[0]
+            return module(x, sample_ids=sample_ids, **kwargs)[0]
         return module(x, sample_ids=sample_ids, **kwargs)
 
     yield from modules_of(pndt, SIZES, SHAPES_OF, {"seed": lambda: 1}, call)

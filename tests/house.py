@@ -34,7 +34,7 @@ HOUSE = """
     backends.*_ops
     ops
     state
-    members preferences
+    members preferences recurrence
     modules rules
     uncertainty.metrics.arrays
     uncertainty.metrics.classification uncertainty.metrics.regression uncertainty.metrics.selection

@@ -9,13 +9,10 @@ from pernodedrop import checks
 from pernodedrop._types import Tensor
 from pernodedrop.internals import of_keras
 from pernodedrop.layers.base.inner import tensor_of
+from pernodedrop.recurrence import KERNELS, Product
 
 Layer: typing.TypeAlias = keras.layers.Layer
-Product: typing.TypeAlias = typing.Callable[[Tensor], Tensor]
 Products: typing.TypeAlias = dict[str, Product]
-
-KERNELS = ("kernel", "recurrent_kernel")
-"""What a cell multiplies its input and its state by, (in, out) and (units, out), with the gates side by side in out."""
 
 CELLS = (keras.layers.SimpleRNNCell, keras.layers.GRUCell, keras.layers.LSTMCell)
 EXPECTED = (

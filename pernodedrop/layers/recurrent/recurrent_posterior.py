@@ -12,8 +12,6 @@ from pernodedrop.layers.base.inner import copy_of
 from pernodedrop.layers.base.noisy import at_least_float32, check_built, xp
 from pernodedrop.layers.base.posterior import Posterior
 from pernodedrop.layers.recurrent.cells import (
-    KERNELS,
-    Product,
     cells_of,
     check_steps,
     kernels_of,
@@ -23,6 +21,7 @@ from pernodedrop.layers.recurrent.cells import (
 from pernodedrop.layers.recurrent.recurrent_noise import RecurrentNoise
 from pernodedrop.mask import Field, Mask, coordinate, parse_sharing
 from pernodedrop.noise import UniformNumber, normal
+from pernodedrop.recurrence import KERNELS, Product
 
 SHARED = ({"sample", "time"}, {"time"})
 

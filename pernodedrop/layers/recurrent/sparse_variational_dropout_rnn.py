@@ -8,8 +8,9 @@ import numpy as np
 
 from pernodedrop._types import Shape, Sharing, Tensor
 from pernodedrop.layers.base.posterior import LearnedVariances, log_alpha_of
-from pernodedrop.layers.recurrent.cells import KERNELS, assign_kernels, with_kernels
+from pernodedrop.layers.recurrent.cells import assign_kernels, with_kernels
 from pernodedrop.layers.recurrent.recurrent_posterior import RecurrentPosterior
+from pernodedrop.recurrence import KERNELS
 
 
 @keras.saving.register_keras_serializable("pernodedrop")

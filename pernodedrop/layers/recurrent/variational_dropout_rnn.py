@@ -9,8 +9,8 @@ import numpy as np
 from pernodedrop._types import Shape, Sharing, Tensor
 from pernodedrop.layers.base.noisy import xp
 from pernodedrop.layers.base.posterior import LearnedRates
-from pernodedrop.layers.recurrent.cells import KERNELS, Product
 from pernodedrop.layers.recurrent.recurrent_posterior import RecurrentPosterior
+from pernodedrop.recurrence import KERNELS, Product
 
 
 @keras.saving.register_keras_serializable("pernodedrop")
