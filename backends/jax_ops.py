@@ -235,15 +235,26 @@ def _kernel(noise, grid, x, w):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _by_kernel(noise, grid, x, w):
+def _keeping(noise, grid, x, w):
+    """The product, and its decisions for the gradients."""
     from pernodedrop.backends import xla_kernels
 
-    y, _ = _varying_alike(xla_kernels.product(x, w, methods.flat(_with_noise(noise, grid), xp)), x)
-    return y
+    y, bits, _ = _varying_alike(*xla_kernels.product_and_bits(x, w, methods.flat(_with_noise(noise, grid), xp)), x)
+    return y, bits
+
+
+def _keeping_forward(noise, grid, x, w):
+    y, bits = _keeping(noise, grid, x, w)
+    return (y, bits), (grid, x, w, bits)
+
+
+def _keeping_backward(noise, saved, cotangents):
+    return _kernel_backward(noise, saved, cotangents[0])
 
 
 def _kernel_forward(noise, grid, x, w):
-    return _by_kernel(noise, grid, x, w), (grid, x, w)
+    (y, _), saved = _keeping_forward(noise, grid, x, w)
+    return y, saved
 
 
 def _kernel_backward(noise, saved, dy):
@@ -251,10 +262,11 @@ def _kernel_backward(noise, saved, dy):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _kernel_gradients(noise, grid, x, w, dy):
+def _kernel_gradients(noise, grid, x, w, bits, dy):
     from pernodedrop.backends import xla_kernels
 
-    dx, dw, _ = _varying_alike(*xla_kernels.gradients(dy, x, w, methods.flat(_with_noise(noise, grid), xp)), x)
+    mask = methods.flat(_with_noise(noise, grid), xp)
+    dx, dw, _ = _varying_alike(*xla_kernels.gradients(dy, x, w, mask, bits), x)
     return dx, dw
 
 
@@ -262,9 +274,15 @@ def _kernel_gradients_forward(noise, *saved):
     return _kernel_gradients(noise, *saved), saved
 
 
+def _kernel_gradients_backward(noise, saved, cotangents):
+    grid, x, w, _, dy = saved
+    *of_grid_x_w, of_dy = _gradients_backward(noise, (grid, x, w, dy), cotangents)
+    return *of_grid_x_w, None, of_dy
+
+
 _kernel.defvjp(_kernel_forward, _kernel_backward)
-_by_kernel.defvjp(_kernel_forward, _kernel_backward)
-_kernel_gradients.defvjp(_kernel_gradients_forward, _gradients_backward)
+_keeping.defvjp(_keeping_forward, _keeping_backward)
+_kernel_gradients.defvjp(_kernel_gradients_forward, _kernel_gradients_backward)
 _jitted_kernel = jax.jit(_kernel, static_argnums=0)
 
 

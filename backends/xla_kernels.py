@@ -18,6 +18,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from pernodedrop.backends import cpu_kernels, decision_kernels, methods
+from pernodedrop.backends.bit_kernels import NARROW, WIDE
 from pernodedrop.backends.methods import Decisions, Entries
 
 _METADATA = 1  # the extension of a call that only asks
@@ -26,27 +27,43 @@ _ALL = (0, 2**62)
 _CALLS = 4 * max(4, os.cpu_count() or 1)  # below a dozen steps XLA takes them one after the other
 
 
-def product(x, w, mask):
-    """As `cpu_kernels.product`, on traced arrays."""
+def product_and_bits(x, w, mask):
+    """As `cpu_kernels.product_and_bits`, on traced arrays."""
     methods.check_operands(mask, x, w)
     outputs, w = w.shape[1], cpu_kernels.padded(w, jnp)
-    operands = (x, w, *mask)
-    parts = [
-        _call("forward", mask, span, operands, (span[1] - span[0], x.shape[1], w.shape[1]))[0]
-        for span in cpu_kernels.spans(len(x), _parts(x, w))
-    ]
-    return jnp.concatenate(parts)[:, :, :outputs]
+    columns, groups, _, group = none = methods.kept_shape(mask, x, w)
+    ys, kept = [], []
+    for start, stop in cpu_kernels.spans(len(x), _parts(x, w)):
+        results = [_float32(stop - start, x.shape[1], w.shape[1])]
+        if cpu_kernels.kernels_of(mask) is decision_kernels:
+            results.append(jax.ShapeDtypeStruct((columns, groups, stop - start, group), np.uint8))
+        y, *bits = _call("forward", mask, (start, stop), (x, w, *mask), *results)
+        ys.append(y)
+        kept += bits
+    return jnp.concatenate(ys)[:, :, :outputs], _of_all_rows(kept) if columns else jnp.zeros(none, np.uint8)
 
 
-def gradients(dy, x, w, mask):
+def _of_all_rows(parts):
+    """Bits of parts of the rows as those of one product: the rows of a block of outputs follow one another."""
+    columns, groups, _, group = parts[0].shape
+    wide, joined = columns // (WIDE // 8) * (WIDE // 8), []
+    for start, stop, width in ((0, wide, WIDE), (wide, columns, NARROW)):
+        count = (stop - start) // (width // 8)
+        blocks = [part[start:stop].reshape(count, groups, part.shape[2], group * width // 8) for part in parts]
+        joined.append(jnp.concatenate(blocks, axis=2).ravel())
+    return jnp.concatenate(joined).reshape(columns, groups, -1, group)
+
+
+def gradients(dy, x, w, mask, bits):
     """As `cpu_kernels.gradients`, on traced arrays."""
     methods.check_operands(mask, x, w, dy)
     outputs, dy, w = w.shape[1], cpu_kernels.padded(dy, jnp), cpu_kernels.padded(w, jnp)
-    operands = (dy, x, w, *mask)
-    parts = [
-        _call("backward", mask, span, operands, (*x.shape[:2], span[1] - span[0]), (span[1] - span[0], w.shape[1]))
-        for span in cpu_kernels.spans(len(w), _parts(x, w))
-    ]
+    of_decisions = cpu_kernels.kernels_of(mask) is decision_kernels
+    operands = (dy, x, w, *mask, *((bits,) if of_decisions else ()))
+    parts = []
+    for start, stop in cpu_kernels.spans(len(w), _parts(x, w), decision_kernels.COLUMNS if of_decisions else 1):
+        results = _float32(*x.shape[:2], stop - start), _float32(stop - start, w.shape[1])
+        parts.append(_call("backward", mask, (start, stop), operands, *results))
     dx, dw = zip(*parts, strict=True)
     return jnp.concatenate(dx, axis=2), jnp.concatenate(dw)[:, :outputs]
 
@@ -61,7 +78,7 @@ def entries(mask):
     inputs, outputs = len(mask.in_), len(mask.out)
     size = len(mask.time) * inputs
     parts = [
-        _call("fill", mask, span, mask, (span[1] - span[0], outputs))[0]
+        _call("fill", mask, span, mask, _float32(span[1] - span[0], outputs))[0]
         for span in cpu_kernels.spans(size, _CALLS if size * outputs > cpu_kernels.FEW else 1)
     ]
     return jnp.concatenate(parts).reshape(len(mask.time), inputs, outputs)
@@ -69,24 +86,29 @@ def entries(mask):
 
 def sparse_product(values, rows, columns, w, mask):
     """As `cpu_kernels.sparse_product`, on traced arrays and one thread; places are inside of x."""
-    return _call_listed("sparse_forward", mask, (values, rows, columns, w, *mask), (len(mask.time), w.shape[1]))[0]
+    y = _float32(len(mask.time), w.shape[1])
+    return _call_listed("sparse_forward", mask, (values, rows, columns, w, *mask), y)[0]
 
 
 def sparse_gradients(dy, values, rows, columns, w, mask):
     """As `cpu_kernels.sparse_gradients`, on traced arrays and one thread."""
-    return _call_listed("sparse_backward", mask, (values, rows, columns, w, *mask, dy), values.shape, w.shape)
+    results = _float32(*values.shape), _float32(*w.shape)
+    return _call_listed("sparse_backward", mask, (values, rows, columns, w, *mask, dy), *results)
 
 
-def _call_listed(name, mask, operands, *shapes):
+def _call_listed(name, mask, operands, *results):
     methods.check_rows(mask)
     values, rows, columns, *rest = operands
     operands = (values, rows.astype(np.int32), columns.astype(np.int32), *rest)
-    return _call(name, mask, (0, len(values)), operands, *shapes)
+    return _call(name, mask, (0, len(values)), operands, *results)
 
 
-def _call(name, mask, span, operands, *shapes):
+def _float32(*shape):
+    return jax.ShapeDtypeStruct(shape, np.float32)
+
+
+def _call(name, mask, span, operands, *results):
     target = _registered(name, cpu_kernels.kernels_of(mask))
-    results = [jax.ShapeDtypeStruct(shape, np.float32) for shape in shapes]
     return jax.ffi.ffi_call(target, results, vmap_method="sequential")(np.asarray(span, np.int32), *operands)
 
 
@@ -137,10 +159,13 @@ def _asks_for_version(frame):
 
 @numba.njit
 def _operands(frame):
-    """The addresses of the numbers of all operands and results, and the shapes of the operands."""
-    buffers = [_words(address, 6) for address in _words(frame[9], frame[7])]
-    results = [_words(address, 6)[3] for address in _words(frame[14], frame[12])]
-    return [b[3] for b in buffers], [_words(b[5], b[4]) for b in buffers], results
+    """The addresses and shapes of all operands, and of all results."""
+    operands = [_words(address, 6) for address in _words(frame[9], frame[7])]
+    results = [_words(address, 6) for address in _words(frame[14], frame[12])]
+    return (
+        [b[3] for b in operands], [_words(b[5], b[4]) for b in operands],
+        [b[3] for b in results], [_words(b[5], b[4]) for b in results],
+    )  # fmt: skip
 
 
 @numba.njit
@@ -170,6 +195,11 @@ def _coordinates(addresses, shapes, rows, inputs):
 
 
 @numba.njit
+def _bits(address, shape):
+    return _array(address, (shape[0], shape[1], shape[2], shape[3]), types.uint8)
+
+
+@numba.njit
 def _listed(addresses, shapes):
     """values, rows, columns and w of a call for a sparse x."""
     n, inputs, outputs = shapes[1][0], shapes[4][0], shapes[4][1]
@@ -186,7 +216,7 @@ def _handler(name, kernels):
         frame = _words(address, 15)
         if _asks_for_version(frame):
             return 0
-        addresses, shapes, results = _operands(frame)
+        addresses, shapes, results, shapes_of_results = _operands(frame)
         start, stop = _array(addresses[0], 2, types.int32)
         (rows, positions, inputs), outputs = (shapes[1][0], shapes[1][1], shapes[1][2]), shapes[2][1]
         x = _array(addresses[1], (rows, positions, inputs), types.float32)
@@ -197,14 +227,17 @@ def _handler(name, kernels):
             kernels.forward(0, stop - start, y, x[start:stop], w, part)
         else:
             part = _decisions(addresses[3:], shapes[3:], (start, stop), (0, inputs))
-            kernels.forward(0, stop - start, y, np.empty((0, 0, 0, methods.GROUP), np.uint8), x[start:stop], w, part)
+            bits = _bits(results[1], shapes_of_results[1])
+            if inputs % methods.GROUP:
+                bits[:] = 0  # of the inputs that fill the last group up
+            kernels.forward(0, stop - start, y, bits, x[start:stop], w, part)
         return 0
 
     def backward(address):
         frame = _words(address, 15)
         if _asks_for_version(frame):
             return 0
-        addresses, shapes, results = _operands(frame)
+        addresses, shapes, results, _ = _operands(frame)
         start, stop = _array(addresses[0], 2, types.int32)
         (rows, positions, inputs), outputs = (shapes[2][0], shapes[2][1], shapes[2][2]), shapes[3][1]
         dy = _array(addresses[1], (rows, positions, outputs), types.float32)
@@ -216,18 +249,15 @@ def _handler(name, kernels):
             part = _entries(addresses[4:], shapes[4:], (0, rows), (start, stop))
             kernels.backward(0, stop - start, dx, dw, dy, x, w, part)
         else:
-            part, bits = (
-                _decisions(addresses[4:], shapes[4:], (0, rows), (start, stop)),
-                np.empty((0, 0, 0, methods.GROUP), np.uint8),
-            )
-            kernels.backward(0, stop - start, dx, dw, dy, x, w, bits, start, part)
+            part = _decisions(addresses[4:], shapes[4:], (0, rows), (start, stop))
+            kernels.backward(0, stop - start, dx, dw, dy, x, w, _bits(addresses[-1], shapes[-1]), start, part)
         return 0
 
     def sparse_forward(address):
         frame = _words(address, 15)
         if _asks_for_version(frame):
             return 0
-        addresses, shapes, results = _operands(frame)
+        addresses, shapes, results, _ = _operands(frame)
         values, rows, columns, w = _listed(addresses, shapes)
         if of_entries:
             mask = _entries(addresses[5:], shapes[5:], _ALL, _ALL)
@@ -241,7 +271,7 @@ def _handler(name, kernels):
         frame = _words(address, 15)
         if _asks_for_version(frame):
             return 0
-        addresses, shapes, results = _operands(frame)
+        addresses, shapes, results, _ = _operands(frame)
         values, rows, columns, w = _listed(addresses, shapes)
         dvalues, dw = _array(results[0], (len(values),), types.float32), _zeros(results[1], w.shape)
         dy = _array(addresses[-1], (shapes[-1][0], w.shape[1]), types.float32)
@@ -256,7 +286,7 @@ def _handler(name, kernels):
         frame = _words(address, 15)
         if _asks_for_version(frame):
             return 0
-        addresses, shapes, results = _operands(frame)
+        addresses, shapes, results, _ = _operands(frame)
         start, stop = _array(addresses[0], 2, types.int32)
         mask = _entries(addresses[1:], shapes[1:], _ALL, _ALL)
         kernels.fill(start, stop, _array(results[0], (stop - start, len(mask.out)), types.float32), mask)

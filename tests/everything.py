@@ -125,6 +125,7 @@ LAYERS = {
     "ScheduledDropPath": {"rate": lambda: 0.5, "steps": lambda: 10},
     "Shakeout": {"layer": dense},
     "SparseVariationalDropout": {"layer": dense, "examples": lambda: 50},
+    "SparseVariationalDropoutRNN": {"layer": lambda: keras.layers.LSTM(2), "examples": lambda: 50},
     "SpatialDropout1D": {"rate": lambda: 0.5},
     "SpatialDropout2D": {"rate": lambda: 0.5},
     "SpatialDropout3D": {"rate": lambda: 0.5},
@@ -132,6 +133,7 @@ LAYERS = {
     "StochasticDepth": {"rate": lambda: 0.5},
     "TabuDropout": {"rate": lambda: 0.1},
     "VariationalDropout": {"layer": dense, "examples": lambda: 50},
+    "VariationalDropoutRNN": {"layer": lambda: keras.layers.LSTM(2), "examples": lambda: 50},
     "Zoneout": {"layer": lambda: keras.layers.LSTM(2), "rate": lambda: 0.5},
 }
 SHAPE_OF = {"1D": (2, 5, 3), "2D": (2, 4, 5, 3), "3D": (2, 3, 4, 5, 3), "NN": (3, 4, 5), "Zoneout": (3, 4, 5)}
@@ -166,7 +168,7 @@ def layer_targets():
         arguments = good(make, **LAYERS[name])
         if name != "GradientRouting":  # which draws nothing
             arguments.setdefault("seed", lambda: 1)
-        loops = name in ("NoisyRNN", "Zoneout")
+        loops = name.endswith("RNN") or name == "Zoneout"
         yield Target(name, make, arguments, used_layer(name), kind="constructor", compiles=loops)
     published = good(pnd.DropConnect.as_published, layer=relu)
     yield Target(
@@ -546,7 +548,7 @@ def of_torch():
         if isinstance(module, torch.nn.MultiheadAttention):
             return module(x, x, x)[0]
         if isinstance(module, torch.nn.RNNBase):
-            return module(x, **kwargs)[0]
+            return module(x, sample_ids=sample_ids, **kwargs)[0]
         return module(x, sample_ids=sample_ids, **kwargs)
 
     yield from modules_of(pndt, SIZES, SHAPES_OF, {"seed": lambda: 1}, call)

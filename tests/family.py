@@ -208,6 +208,12 @@ FAMILY = {
     "noisy_rnn_samples": Case(functools.partial(recurrent, sharing="time", unroll=True), shape=(3, 2)),
     "noisy_rnn_inputs": Case(functools.partial(recurrent, sharing="time+unit", unroll=True), shape=(3, 2)),
     "zoneout": Case(lambda rate=0.5, **kw: recurrent(True, pnd.Zoneout, rate=rate, **kw), shape=(3, 2), folds=False),
+    "variational_dropout_rnn": Case(
+        functools.partial(recurrent, wrapper=pnd.VariationalDropoutRNN, examples=50), shape=(3, 2), rated=False
+    ),
+    "sparse_variational_dropout_rnn": Case(
+        functools.partial(recurrent, wrapper=pnd.SparseVariationalDropoutRNN, examples=50), shape=(3, 2), rated=False
+    ),
     "masksembles": Case(lambda **kw: pnd.Masksembles(**{"seed": 1, **kw}), rated=False, folds=False),
     "tabu_dropout": Case(between(pnd.TabuDropout, tenure=2), stateful=True),
     "fractal_join": Case(between(pnd.contrast.FractalJoin, global_share=0.0), shape=SERIES, takes=pair),

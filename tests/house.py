@@ -34,7 +34,7 @@ HOUSE = """
     backends.*_ops
     ops
     state
-    members preferences
+    members preferences recurrence
     modules rules
     uncertainty.metrics.arrays
     uncertainty.metrics.classification uncertainty.metrics.regression uncertainty.metrics.selection
@@ -47,12 +47,13 @@ HOUSE = """
     layers.base.noise_layer
     layers.base.convolution layers.base.lookup layers.base.noisy
     layers.base.composite layers.base.inner layers.base.stochastic
-    layers.base.activation_noise layers.base.around_attention layers.base.weight_noise
+    layers.base.activation_noise layers.base.around_attention layers.base.posterior layers.base.weight_noise
     layers.base.shaped_noise
     layers.base.spatial_noise
     layers.base
     layers.recurrent.cells
     layers.recurrent.recurrent_noise
+    layers.recurrent.recurrent_posterior
     layers.activation.* layers.recurrent.* layers.weight.*
     layers.activation layers.recurrent layers.weight
     layers

@@ -254,6 +254,7 @@ DENSE_ALWAYS = {
     *("noise_injection_conv", "shakeout_conv", "noisy_attention", "noisy_rnn", "noisy_rnn_samples"),
     "attention_dropout",
     *("noisy_rnn_inputs", "zoneout", "fractal_join", "fractal_block"),
+    *("variational_dropout_rnn", "sparse_variational_dropout_rnn"),
 }
 DENSE_IN_TRAINING = DENSE_ALWAYS | {"shakeout", "flipout", "alpha_dropout"}
 VARIANTS = {

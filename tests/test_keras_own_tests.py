@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import pernodedrop as pnd
+from pernodedrop.layers.recurrent.recurrent_noise import RecurrentNoise
 from tests.family import FAMILY, host
 from tests.test_layers import BACKEND, OF_EACH_KIND
 
@@ -81,9 +82,7 @@ def test_keras_takes_every_regularizer_for_a_layer(name, keras_test_case):
         input_shape=case.shape_of(4),
         call_kwargs={"training": True},
         expected_output_dtype="float32",
-        expected_num_seed_generators=int(
-            isinstance(case.make(), pnd.NoisyRNN | pnd.Zoneout)
-        ),  # that of Keras' own dropout within
+        expected_num_seed_generators=int(isinstance(case.make(), RecurrentNoise)),  # that of Keras' own dropout within
         run_training_check=False,
         run_mixed_precision_check=BACKEND != "jax",
     )

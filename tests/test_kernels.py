@@ -303,6 +303,31 @@ def test_decisions_are_kept_where_a_product_is_to_be_differentiated(kept, monkey
     masked_dense(tensor(x), tensor(w), BERNOULLI, KEY, method="kernel")  # of which no gradient is wanted
 
 
+@pytest.mark.only_backend("jax", reason="where parts of the rows have bits of their own, which are put together")
+def test_bits_of_parts_of_the_rows_are_those_of_one_product(monkeypatch):
+    import jax
+
+    from pernodedrop.backends import cpu_kernels, xla_kernels
+
+    x, w, dy = operands((131, 1, 19), 150, "float32")
+    mask = decisions(131, 19, 150)
+    y, bits = cpu_kernels.product_and_bits(x, w, mask)
+    monkeypatch.setattr(cpu_kernels, "FEW", 0)
+    found_y, found = jax.jit(xla_kernels.product_and_bits)(x, w, mask)
+    assert (np.asarray(found_y).tobytes(), np.asarray(found).tobytes()) == (y.tobytes(), bits.tobytes())
+    for read in (bits, np.zeros_like(bits)):
+        wanted = cpu_kernels.gradients(dy, x, w, mask, read)
+        for one, gradient in zip(jax.jit(xla_kernels.gradients)(dy, x, w, mask, read), wanted, strict=True):
+            np.testing.assert_array_equal(one, gradient)
+    monkeypatch.setattr(methods, "KEPT_BYTES", bits.size - 1)
+    jax.clear_caches()  # of what was traced before
+    _, none = jax.jit(xla_kernels.product_and_bits)(x, w, mask)
+    assert none.size == 0
+    wanted = cpu_kernels.gradients(dy, x, w, mask)
+    for one, gradient in zip(jax.jit(xla_kernels.gradients)(dy, x, w, mask, none), wanted, strict=True):
+        np.testing.assert_array_equal(one, gradient)
+
+
 @pytest.mark.only_backend("numpy", reason="the same threads on every backend but JAX, where XLA has its own")
 @pytest.mark.parametrize(("rows", "positions", "outputs"), [(9, 2, 11), (131, 1, 70)])
 @pytest.mark.parametrize("largest", [1.0, np.inf])

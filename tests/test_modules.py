@@ -81,6 +81,12 @@ RECURRENT = {
     "gru": ("GRU", {"rate": 0.3, "kernels": ("kernel", "recurrent_kernel")}),
     "rnn": ("SimpleRNN", {"rate": 0.3, "noise": "gaussian", "regime": "fixed"}),
     "bidirectional": ("GRU", {"rate": 0.3, "kernels": ("kernel",)}),
+    "lstm_samples": ("LSTM", {"rate": 0.3, "sharing": "time"}),
+    "bidirectional_steps": ("GRU", {"rate": 0.3, "sharing": (), "kernels": ("kernel", "recurrent_kernel")}),
+    "slow": ("SimpleRNN", {"rate": 0.3, "noise": "gaussian", "persistence": 0.7}),
+    "gates": ("GRU", {"rate": 0.3, "sharing": "time+gate", "regime": "bank", "bank_size": 2}),
+    "units": ("GRU", {"rate": 0.3, "sharing": "unit", "kernels": ("kernel", "recurrent_kernel")}),
+    "variational": ("LSTM", {"rate": 0.3, "sharing": "time+out", "kernels": ("kernel", "recurrent_kernel")}),
 }
 ELSEWHERE = {
     "torch": {"causal", "strided"},  # has no such padding
@@ -152,7 +158,7 @@ def ensemble(library, case):
 
 def recurrent(library, case):
     name, noise = RECURRENT[case]
-    both = {"bidirectional": True} if case == "bidirectional" else {}
+    both = {"bidirectional": True} if case.startswith("bidirectional") else {}
     module = library.make(f"Noisy{name.removeprefix('Simple')}", 3, 4, batch_first=True, **both, **noise)
     plain = getattr(keras.layers, name)(4, return_sequences=True)
     return module, pnd.NoisyRNN(keras.layers.Bidirectional(plain) if both else plain, seed=7, **noise), inputs(5, 6, 3)

@@ -635,6 +635,288 @@ def test_a_prediction_with_a_recurrent_module_keeps_its_first_state():
     assert found.variance.any()
 
 
+def rows_of(module):
+    """The first row of each kernel of a recurrent module in its mask, by name."""
+    names = [name for name in module.state_dict() if name.startswith(("weight_ih", "weight_hh"))]
+    ends = np.cumsum([getattr(module, name).shape[1] for name in names])
+    return {name: end - getattr(module, name).shape[1] for name, end in zip(names, ends, strict=True)}
+
+
+def in_torchs_order(mask, module):
+    """A mask (..., in, gates * units) of Keras' gates as one of a weight of torch, (..., gates * units, in)."""
+    order = {"LSTM": (0, 1, 2, 3), "GRU": (1, 0, 2)}.get(module.mode, (0,))
+    parts = np.split(mask, len(order), -1)
+    return torch.from_numpy(np.concatenate([parts[gate] for gate in order], -1)).mT
+
+
+def masks_of(module, samples, steps, **which):
+    """The masks (sample, step, *weight) of the weights of a recurrent module by name, at the key (7, 0), from NumPy."""
+    rows, columns = rows_of(module), len(module.weight_hh_l0)
+    whole = (samples, steps, 99, columns)
+    mask = pnd.ops.sample_mask(module.noise, (7, 0), whole, sharing=module.sharing, backend="numpy", **which)
+    kernels = [{"kernel": "weight_ih", "recurrent_kernel": "weight_hh"}[one] for one in module.recurrence.kernels]
+    return {
+        name: in_torchs_order(mask[:, :, row : row + getattr(module, name).shape[1]], module)
+        for name, row in rows.items()
+        if name.startswith(tuple(kernels))
+    }
+
+
+def plain_of(module):
+    """A plain module of the same form, whose parameters are given with each call."""
+    form = {name: getattr(module, name) for name in module.form}
+    return module.plain(**{**form, "batch_first": False})
+
+
+def of_each_sample(module, x, hx, masks, lengths):
+    """What torch's own module gives of one sample after another, each with its masks: outputs, and the last states."""
+    plain, parameters, found = plain_of(module), dict(module.named_parameters()), []
+    for n, length in enumerate(lengths):
+        own = {name: value * masks[name][n, 0] if name in masks else value for name, value in parameters.items()}
+        found.append(torch.func.functional_call(plain, own, (x[:length, n : n + 1], states_at(hx, n))))
+    return [y[:, 0] for y, _ in found], join([states for _, states in found])
+
+
+def states_at(hx, n):
+    return tuple(h[:, n : n + 1] for h in hx) if isinstance(hx, tuple) else hx[:, n : n + 1]
+
+
+def join(states):
+    """The states of samples side by side."""
+    if isinstance(states[0], tuple):
+        return tuple(torch.cat(of_one, 1) for of_one in zip(*states, strict=True))
+    return torch.cat(states, 1)
+
+
+def first_states(module, samples):
+    """Some first states, of which a loss has gradients."""
+    layers = module.num_layers * (1 + module.bidirectional)
+    found = [inputs(layers, samples, size).requires_grad_() for size in module.state_sizes]
+    return tuple(found) if len(found) > 1 else found[0]
+
+
+def gradients(outputs, module, *others):
+    """Those of a sum of sines of all numbers in some outputs, which tells their places apart."""
+    flat = torch.cat([one.reshape(-1) for one in torch.utils._pytree.tree_leaves(outputs)])
+    loss = (flat * torch.sin(torch.arange(len(flat)))).sum()
+    wanted = [*torch.utils._pytree.tree_leaves(others), *module.parameters()]
+    return torch.autograd.grad(loss, wanted)
+
+
+BOTH = ("kernel", "recurrent_kernel")
+STEPPED = {
+    "lstm": ("NoisyLSTM", {}),
+    "lstm of all": ("NoisyLSTM", {"num_layers": 2, "bidirectional": True, "proj_size": 2, "kernels": BOTH}),
+    "again": ("NoisyLSTM", {"method": "recomputed", "kernels": BOTH, "bidirectional": True}),
+    "gru": ("NoisyGRU", {"num_layers": 2, "bidirectional": True, "kernels": BOTH}),
+    "gru without bias": ("NoisyGRU", {"bias": False, "kernels": ("kernel",)}),
+    "rnn": ("NoisyRNN", {"nonlinearity": "relu", "num_layers": 2, "noise": "gaussian", "kernels": BOTH}),
+}
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+@pytest.mark.parametrize("packed", [False, True], ids=["equal", "packed"])
+@pytest.mark.parametrize("case", STEPPED)
+def test_each_sample_has_kernels_of_its_own(case, packed):
+    """Values and gradients are those of torch's own module, of one sample after another with its masks."""
+    name, arguments = STEPPED[case]
+    module, x = getattr(pndt, name)(3, 4, rate=0.3, sharing="time", seed=7, **arguments), inputs(6, 5, 3)
+    hx, lengths = first_states(module, 5), [3, 6, 1, 5, 3] if packed else [6] * 5
+    x.requires_grad_()
+    y, states = of_each_sample(module, x, hx, masks_of(module, 5, 1), lengths)
+    expected = torch.nn.utils.rnn.pad_sequence(y), states
+    given = torch.nn.utils.rnn.pack_padded_sequence(x, lengths, enforce_sorted=False) if packed else x
+    found, last = module(given, hx)
+    found = torch.nn.utils.rnn.pad_packed_sequence(found)[0] if packed else found
+    torch.testing.assert_close((found, last), expected)
+    torch.testing.assert_close(gradients((found, last), module, x, hx), gradients(expected, module, x, hx))
+
+
+@pytest.mark.parametrize(
+    "which",
+    [{"sharing": ()}, {"sharing": "sample"}, {"sharing": (), "persistence": 0.6}, {"persistence": 0.6}],
+    ids=["each", "of a batch", "slow", "slow of a batch"],
+)
+@pytest.mark.parametrize("kind", ["NoisyLSTM", "NoisyGRU"])
+def test_each_step_has_kernels_of_its_own(kind, which):
+    """Of its position, also backwards: as torch's own module has it that is called once a step."""
+    module, x = getattr(pndt, kind)(3, 4, bidirectional=True, rate=0.3, kernels=BOTH, seed=7, **which), inputs(6, 5, 3)
+    hx, persists = first_states(module, 5), {key: which[key] for key in which if key == "persistence"}
+    x.requires_grad_()
+    masks, plain = masks_of(module, 5, 6, **persists), torch.nn.GRU(3, 4) if "GRU" in kind else torch.nn.LSTM(3, 4)
+    outputs, last = [], []
+    for place, (suffix, steps) in enumerate({"": range(6), "_reverse": range(6)[::-1]}.items()):
+        of_samples, of_last = [], []
+        for n in range(5):
+            states, of_steps = states_at(hx, n), {}
+            states = tuple(h[place : place + 1] for h in states) if "LSTM" in kind else states[place : place + 1]
+            for t in steps:
+                own = {name: getattr(module, name + suffix) for name in plain.state_dict()}
+                own |= {
+                    name: own[name] * masks[name + suffix][min(n, len(masks[name]) - 1), t]
+                    for name in ("weight_ih_l0", "weight_hh_l0")
+                }
+                of_steps[t], states = torch.func.functional_call(plain, own, (x[t : t + 1, n : n + 1], states))
+            of_samples.append(torch.cat([of_steps[t] for t in range(6)]))
+            of_last.append(states)
+        outputs.append(torch.cat(of_samples, 1))
+        last.append(join(of_last))
+    states = tuple(map(torch.cat, zip(*last, strict=True))) if "LSTM" in kind else torch.cat(last)
+    expected, found = (torch.cat(outputs, -1), states), module(x, hx)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(gradients(found, module, x, hx), gradients(expected, module, x, hx))
+
+
+def test_noise_of_rate_zero_in_the_loop_is_torchs_own_module():
+    """The dropout between its layers included, and what it takes and gives in all forms of inputs."""
+    arguments = {"num_layers": 2, "dropout": 0.5, "bidirectional": True}
+    rnn = torch.nn.utils.rnn
+    for batch_first in (False, True):
+        module = pndt.NoisyLSTM(3, 4, rate=0.0, sharing="time", seed=7, batch_first=batch_first, **arguments)
+        plain, x = torch.nn.LSTM(3, 4, batch_first=batch_first, **arguments), inputs(6, 6, 3)
+        plain.load_state_dict(module.state_dict(), strict=False)
+        sorted_ = rnn.pack_sequence([x[0], x[1, :4], x[2, :4], x[3, :1]])
+        loose = rnn.pack_sequence([x[3, :1], x[0], x[1, :4], x[2, :4]], enforce_sorted=False)
+        state = inputs(4, 4), inputs(4, 4) / 2
+        of_four = tuple(one[:, None].repeat(1, 4, 1) for one in state)
+        for given in ((x,), (x[0],), (x[0], state), (x[:4, :4], of_four), (sorted_,), (loose, of_four)):
+            is_packed = isinstance(given[0], rnn.PackedSequence)
+            module.dropout = plain.dropout = 0.0 if is_packed else 0.5  # which falls on other places of padded ones
+            found, expected = (drawn(one, *given) for one in (module, plain))
+            torch.testing.assert_close(found[1], expected[1])
+            assert type(found[0]) is type(expected[0])
+            for one, other in zip(found[0], expected[0], strict=True) if is_packed else [(found[0], expected[0])]:
+                assert (one is other is None) or one.shape == other.shape
+                torch.testing.assert_close(one, other)
+
+
+def drawn(module, *given):
+    torch.manual_seed(0)
+    return module(*given)
+
+
+def test_samples_of_a_recurrent_module_have_the_masks_of_their_ids():
+    module, x = pndt.NoisyGRU(3, 4, rate=0.5, sharing="time", seed=7), inputs(6, 5, 3)
+    ids = torch.tensor([3, 0, 4, 1, 2])
+    expected = module(x, key=(7, 0))[0][:, ids]
+    torch.testing.assert_close(module(x[:, ids], key=(7, 0), sample_ids=ids)[0], expected)
+    lengths = torch.tensor([2, 6, 1, 6, 3])
+    pack = torch.nn.utils.rnn.pack_padded_sequence
+    one, other = pack(x, lengths, enforce_sorted=False), pack(x[:, ids], lengths[ids], enforce_sorted=False)
+    found = [
+        torch.nn.utils.rnn.pad_packed_sequence(y)[0]
+        for y in (module(one, key=(7, 0))[0], module(other, key=(7, 0), sample_ids=ids)[0])
+    ]
+    torch.testing.assert_close(found[1], found[0][:, ids])
+    bank = pndt.NoisyGRU(3, 4, rate=0.5, sharing="time", regime="bank", bank_size=2, seed=7).eval()
+    same = bank(x[:, :1].expand(-1, 4, -1))[0]
+    assert torch.equal(same[:, :2], same[:, 2:])
+    assert not torch.equal(same[:, 0], same[:, 1])
+    torch.testing.assert_close(bank(x[:, 0], sample_ids=torch.tensor([3]))[0], bank(x, sample_ids=ids * 0 + 1)[0][:, 0])
+
+
+@pytest.mark.parametrize("which", [{"sharing": ()}, {"sharing": "time"}, {"sharing": "unit"}], ids=str)
+def test_memory_for_masks_of_recurrent_kernels_does_not_grow_with_time(which):
+    """A step more keeps less than half of the masks of all samples for the backward pass."""
+    units, batch = 32, 8
+
+    def kept(steps):
+        module, storages = pndt.NoisyGRU(4, units, rate=0.5, seed=1, kernels=BOTH, **which), {}
+
+        def pack(tensor):
+            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            y, _ = module(inputs(steps, batch, 4))
+        y.sum().backward()
+        return sum(storage.nbytes() for storage in storages.values())
+
+    assert 0 < (kept(20) - kept(4)) / 16 < 4 * batch * units * 3 * units / 2
+
+
+of_samples_or_steps = pytest.mark.parametrize("sharing", ["time", ()], ids=["samples", "steps"])
+
+
+@of_samples_or_steps
+def test_a_loop_over_steps_in_half_precision_has_torchs_dtypes(sharing):
+    module, x = pndt.NoisyLSTM(3, 4, 2, rate=0.5, kernels=BOTH, seed=7, sharing=sharing), inputs(6, 5, 3)
+    plain, expected = torch.nn.LSTM(3, 4, 2), module(x, key=(7, 0))[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        pairs = [(module(x, key=(7, 0)), plain(x))]
+    half = copy.deepcopy(module).bfloat16()
+    hx = tuple(torch.zeros(2, 5, 4, dtype=torch.bfloat16) for _ in range(2))
+    pairs.append((half(x.bfloat16(), hx, key=(7, 0)), plain.bfloat16()(x.bfloat16(), hx)))
+    for (y, states), (of_plain, states_of_plain) in pairs:
+        assert [one.dtype for one in (y, *states)] == [one.dtype for one in (of_plain, *states_of_plain)]
+        torch.testing.assert_close(y.float(), expected, atol=0.02, rtol=0.02)
+
+
+@of_samples_or_steps
+def test_a_loop_over_steps_inside_a_checkpoint(sharing):
+    module, x = pndt.NoisyGRU(3, 4, rate=0.5, seed=7, sharing=sharing), inputs(6, 5, 3).requires_grad_()
+    expected = gradients(module(x, key=(7, 0)), module, x)
+    with pytest.raises(RuntimeError, match="drawn_keys"):
+        checkpoint(module, x, use_reentrant=False)
+    with pndt.drawn_keys(module):
+        torch.testing.assert_close(gradients(checkpoint(module, x, use_reentrant=False), module, x), expected)
+
+
+class Last(torch.nn.Module if torch else object):
+    """The last outputs of a recurrent module, whose input has time first, or is packed."""
+
+    def __init__(self, rnn, packs=False):
+        super().__init__()
+        self.rnn, self.packs = rnn, packs
+
+    def forward(self, x):
+        x = x.transpose(0, 1)
+        if self.packs:
+            x = torch.nn.utils.rnn.pack_padded_sequence(x, [4] * x.shape[1], enforce_sorted=False)
+        return self.rnn(x)[1][0]
+
+
+@pytest.mark.parametrize("which", [{}, {"regime": "bank", "bank_size": 3}], ids=str)
+def test_predictions_with_masks_of_sequences_do_not_depend_on_the_batches(which):
+    rnn, x = pndt.NoisyGRU(3, 4, rate=0.5, sharing="time", seed=1, **which), inputs(5, 4, 3)
+    found = [
+        pndt.uncertainty.predict(Last(rnn, packs), x, samples=3, seed=1, keep=True, batch_size=size).outputs
+        for packs, size in ((False, 5), (False, 2), (True, 3))
+    ]
+    for one in found[1:]:
+        np.testing.assert_allclose(one, found[0], atol=1e-6)
+    assert np.ptp(found[0], axis=0).max(-1).min() > 1e-4
+    assert rnn.updates == 0
+
+
+@of_samples_or_steps
+def test_a_loop_over_steps_breaks_compiled_graphs_unless_torch_is_told_to_compile_recurrent_modules(sharing):
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    eager, x = Last(pndt.NoisyLSTM(3, 4, rate=0.5, sharing=sharing, kernels=BOTH, seed=1)), inputs(5, 2, 3)
+    model, counter = copy.deepcopy(eager), CompileCounterWithBackend("aot_eager")
+    torch.compiler.reset()
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="RNN, GRU, or LSTM"):
+        torch.compile(model, backend="aot_eager", fullgraph=True)(x)
+    torch.compiler.reset()
+    with torch._dynamo.config.patch(allow_rnn=True):
+        compiled = torch.compile(model, backend=counter, fullgraph=True)
+        for _ in range(2):
+            torch.testing.assert_close(compiled(x), eager(x))
+    assert counter.frame_count == 1
+    torch.compiler.reset()
+
+
+@of_samples_or_steps
+@pytest.mark.filterwarnings("ignore:The tensor attributes self.rnn._flat_weights")  # torch's own, of a plain LSTM too
+def test_a_loop_over_steps_is_no_part_of_inference(sharing):
+    model, x = Last(pndt.NoisyLSTM(3, 4, rate=0.5, sharing=sharing, seed=1)).eval(), inputs(5, 4, 3)
+    program = torch.export.export(model, (x,))
+    torch.testing.assert_close(program.module()(x), model(x))
+    assert not any("pernodedrop" in str(node.target) for node in program.graph.nodes)
+    torch.testing.assert_close(pndt.fold(model)(x), model(x))
+
+
 # models
 
 
@@ -806,7 +1088,33 @@ REFUSALS = {
         "`projections`.*each once",
     ),
     "no kernels": (lambda: pndt.NoisyGRU(3, 4, kernels=()), "`kernels`.*one or more"),
-    "members of a loop": (lambda: pndt.NoisyRNN(3, 4, regime="bank"), "`regime`"),
+    "members of a batch": (lambda: pndt.NoisyRNN(3, 4, regime="bank", bank_size=2), "`sharing`.*samples apart"),
+    "what gates share": (lambda: pndt.NoisyGRU(3, 4, sharing="gates"), "`sharing`.*did you mean 'gate'"),
+    "slow masks made again": (lambda: pndt.NoisyGRU(3, 4, persistence=0.5, method="recomputed"), "`method`.*beside"),
+    "masks of steps": (lambda: pndt.NoisyGRU(3, 4, regime="fixed", sharing=()).fold(), "`sharing`.*one for all"),
+    "ids of one mask": (
+        lambda: pndt.NoisyGRU(3, 4)(inputs(5, 2, 3), sample_ids=torch.arange(2)),
+        "`sample_ids`.*the same for all samples",
+    ),
+    "features of steps": (lambda: pndt.NoisyGRU(3, 4, sharing="time")(inputs(5, 2, 4)), "`input`.*3 features"),
+    "features of packed steps": (
+        lambda: pndt.NoisyGRU(3, 4, sharing="time")(torch.nn.utils.rnn.pack_sequence([inputs(5, 4)])),
+        r"`input`.*3 features.*\(5, 4\)",
+    ),
+    "no steps": (lambda: pndt.NoisyGRU(3, 4, sharing="time")(inputs(0, 2, 3)), "`input`.*one step or more"),
+    "array of steps": (lambda: pndt.NoisyGRU(3, 4, sharing="time")(np.ones((5, 2, 3))), "`input`.*a tensor of torch"),
+    "one state of two": (
+        lambda: pndt.NoisyLSTM(3, 4, sharing="time")(inputs(5, 2, 3), inputs(1, 2, 4)),
+        "`hx`.*a tuple of tensors",
+    ),
+    "size of a state": (
+        lambda: pndt.NoisyGRU(3, 4, sharing="time")(inputs(5, 2, 3), inputs(1, 4)),
+        r"`hx`.*a tensor \(1, 2, 4\).*\(1, 4\)",
+    ),
+    "dtype of a state": (
+        lambda: pndt.NoisyGRU(3, 4, sharing="time")(inputs(5, 2, 3), inputs(1, 2, 4).double()),
+        "`hx`.*torch.float32, the weight's",
+    ),
     "recurrent and linear": (lambda: pndt.apply(torch.nn.LSTM(3, 4), "all-linear"), "takes noise: none"),
     "recurrent": (lambda: pndt.apply(torch.nn.LSTM(3, 4), "all-recurrent"), "`regularizer`.*'noisy_rnn'.*='per_node"),
     "recurrent by name": (

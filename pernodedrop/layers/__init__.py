@@ -16,6 +16,8 @@ from pernodedrop.layers.activation.spatial_dropout import SpatialDropout1D, Spat
 from pernodedrop.layers.activation.stochastic_depth import StochasticDepth
 from pernodedrop.layers.activation.tabu_dropout import TabuDropout
 from pernodedrop.layers.recurrent.noisy_rnn import NoisyRNN
+from pernodedrop.layers.recurrent.sparse_variational_dropout_rnn import SparseVariationalDropoutRNN
+from pernodedrop.layers.recurrent.variational_dropout_rnn import VariationalDropoutRNN
 from pernodedrop.layers.recurrent.zoneout import Zoneout
 from pernodedrop.layers.weight.drop_connect import DropConnect
 from pernodedrop.layers.weight.dynamic_drop_connect import DynamicDropConnect
@@ -52,6 +54,7 @@ __all__ = [
     "ScheduledDropPath",
     "Shakeout",
     "SparseVariationalDropout",
+    "SparseVariationalDropoutRNN",
     "SpatialDropout1D",
     "SpatialDropout2D",
     "SpatialDropout3D",
@@ -59,6 +62,7 @@ __all__ = [
     "StochasticDepth",
     "TabuDropout",
     "VariationalDropout",
+    "VariationalDropoutRNN",
     "Zoneout",
     "depth_rates",
 ]

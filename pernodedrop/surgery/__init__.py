@@ -65,8 +65,8 @@ def apply(
             its place (often a wrapper around it), or to None to keep it.
         regularizer: the wrapper: "per_node_drop", which None stands for, "drop_connect", "attention_dropout",
             "dynamic_drop_connect", "fast_dropout", "flipout", "noise_injection", "noisy_rnn", "shakeout",
-            "sparse_variational_dropout", "standout", "variational_dropout" or "zoneout". Not beside a function, as all
-            that follow.
+            "sparse_variational_dropout", "sparse_variational_dropout_rnn", "standout", "variational_dropout",
+            "variational_dropout_rnn" or "zoneout". Not beside a function, as all that follow.
         exclude: what the rule is not to choose, in the same words.
         seed: int from which each layer gets a seed of its own, by its name. None draws them.
         **noise: arguments of the regularizer, such as `rate=0.2, noise="gaussian"`.

@@ -17,8 +17,10 @@ from pernodedrop.layers import (
     PerNodeDrop,
     Shakeout,
     SparseVariationalDropout,
+    SparseVariationalDropoutRNN,
     Standout,
     VariationalDropout,
+    VariationalDropoutRNN,
     Zoneout,
 )
 from pernodedrop.layers.base.around_attention import KINDS as ATTENTION
@@ -93,8 +95,10 @@ FAMILY = Family(
         "noisy_rnn": _wrapped(NoisyRNN, RECURRENT),
         "shakeout": _of_weights(Shakeout),
         "sparse_variational_dropout": _of_weights(SparseVariationalDropout),
+        "sparse_variational_dropout_rnn": _wrapped(SparseVariationalDropoutRNN, RECURRENT),
         "standout": _of_weights(Standout),
         "variational_dropout": _of_weights(VariationalDropout),
+        "variational_dropout_rnn": _wrapped(VariationalDropoutRNN, RECURRENT),
         "zoneout": _wrapped(Zoneout, RECURRENT),
     },
     operator.methodcaller("arguments"),

@@ -117,6 +117,10 @@ class Noisy(Regularizer, torch.nn.Module):
     def next_key(self) -> torch.Tensor:
         return self.held["noise_key"] if self.held else self.draw()
 
+    def batch_of(self, x: typing.Any) -> int:
+        """How many samples an input has."""
+        return int(x.shape[0])
+
     def samples(self, x: torch.Tensor, sample_ids: torch.Tensor | None) -> torch.Tensor:
         """The sample coordinates of the rows of x.
 

@@ -134,9 +134,9 @@ class _Passes(Passes):
 
         def be_member_of_place(module: Noisy, args: typing.Any, kwargs: dict[str, typing.Any]) -> typing.Any:
             # the module's rows are the batch's, or each sample of the batch has been made several of them
-            x = _input(args, kwargs)
-            first = start * (x.shape[0] // size)
-            ids = first + torch.arange(x.shape[0], dtype=torch.int32, device=x.device)
+            rows = module.batch_of(_input(args, kwargs))
+            first = start * (rows // size)
+            ids = first + torch.arange(rows, dtype=torch.int32, device=module.noise_key.device)
             return args[: module.inputs], {**kwargs, "sample_ids": ids}
 
         def make_noise(module: Noisy, args: typing.Any, kwargs: dict[str, typing.Any]) -> typing.Any:
@@ -145,8 +145,8 @@ class _Passes(Passes):
             return args[: module.inputs], {**kwargs, "key": (self.word(module, sample), self.calls[module])}
 
         def be_member(module: Noisy, args: typing.Any, kwargs: dict[str, typing.Any]) -> typing.Any:
-            x = _input(args, kwargs)
-            ids = torch.full(x.shape[:1], sample, dtype=torch.int32, device=x.device)
+            rows = module.batch_of(_input(args, kwargs))
+            ids = torch.full((rows,), sample, dtype=torch.int32, device=module.noise_key.device)
             return args[: module.inputs], {**kwargs, "sample_ids": ids}
 
         modes = [(module, module.training) for module in self.model.modules()]
@@ -166,7 +166,7 @@ class _Passes(Passes):
             yield
 
 
-def _input(args: tuple[typing.Any, ...], kwargs: dict[str, typing.Any]) -> torch.Tensor:
+def _input(args: tuple[typing.Any, ...], kwargs: dict[str, typing.Any]) -> typing.Any:
     return args[0] if args else kwargs["input"]
 
 

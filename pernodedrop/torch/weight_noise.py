@@ -121,11 +121,11 @@ class WeightNoise(OfPlain, Product, WeightModule):
         return plain
 
 
-def dtype_of(x: torch.Tensor, weight: torch.Tensor) -> torch.dtype:
+def dtype_of(x: torch.Tensor, weight: torch.Tensor, argument: str = "input") -> torch.dtype:
     """The dtype that an output of an input will have, or an error where torch would give one."""
     kind = x.device.type
     if kind != "meta" and torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
         return torch.get_autocast_dtype(kind)
     if x.dtype != weight.dtype:
-        raise TypeError(checks.invalid("input", f"{weight.dtype}, the weight's", x.dtype))
+        raise TypeError(checks.invalid(argument, f"{weight.dtype}, the weight's", x.dtype))
     return x.dtype

@@ -9,13 +9,10 @@ from pernodedrop import checks
 from pernodedrop._types import Tensor
 from pernodedrop.internals import of_keras
 from pernodedrop.layers.base.inner import tensor_of
+from pernodedrop.recurrence import KERNELS, Product
 
 Layer: typing.TypeAlias = keras.layers.Layer
-Product: typing.TypeAlias = typing.Callable[[Tensor], Tensor]
 Products: typing.TypeAlias = dict[str, Product]
-
-KERNELS = ("kernel", "recurrent_kernel")
-"""What a cell multiplies its input and its state by, (in, out) and (units, out), with the gates side by side in out."""
 
 CELLS = (keras.layers.SimpleRNNCell, keras.layers.GRUCell, keras.layers.LSTMCell)
 EXPECTED = (
@@ -60,6 +57,56 @@ def with_cells(layer: typing.Any, cells: collections.abc.Iterator[Layer], **chan
     if isinstance(layer, keras.layers.StackedRNNCells):
         return of_keras.shallow_copy(layer, cells=list(inner.values()))
     return of_keras.shallow_copy(layer, **inner, **(changed if isinstance(layer, keras.layers.RNN) else {}))
+
+
+def kernels_of(layer: typing.Any) -> list[dict[str, tuple[Tensor, int]]]:
+    """The kernels of each cell by name: itself, in the dtype that the cell computes in, and its first row.
+
+    Rows are numbered through all kernels, as the mask of [x, h] with W over U has them.
+    """
+    found: list[dict[str, tuple[Tensor, int]]] = []
+    row = 0
+    for cell in cells_of(layer):
+        found.append({})
+        for name in KERNELS:
+            with of_keras.autocast(None):  # whichever dtype the layer around has
+                kernel = keras.ops.cast(getattr(cell, name), cell.compute_dtype)
+            found[-1][name] = kernel, row
+            row += kernel.shape[0]
+    return found
+
+
+def with_kernels(layer: typing.Any, kernels: list[dict[str, Tensor]]) -> Layer:
+    """A copy of a recurrent layer whose cells have these tensors as kernels, by name, and else their own."""
+    cells = zip(cells_of(layer), kernels, strict=True)
+    return with_cells(layer, (of_keras.shallow_copy(cell, **own) for cell, own in cells))
+
+
+def assign_kernels(layer: typing.Any, kernels: list[dict[str, Tensor]]) -> None:
+    """Give the variables of a recurrent layer's cells the values of these tensors, by name."""
+    for cell, own in zip(cells_of(layer), kernels, strict=True):
+        for name, kernel in own.items():
+            getattr(cell, name).assign(kernel)
+
+
+def with_products(layer: typing.Any, products: list[Products]) -> Layer:
+    """A copy of a recurrent layer whose cells multiply by these products, by the kernel's name, at all steps."""
+
+    def changed(cell: Layer, kernels: dict[str, tuple[Tensor, int]], own: Products) -> Layer:
+        all_of_it = {name: own.get(name, plain_product(kernel)) for name, (kernel, _) in kernels.items()}
+
+        def call(inputs: Tensor, states: list[Tensor], training: bool = False) -> tuple[Tensor, list[Tensor]]:
+            return step(cell, all_of_it, inputs, states)
+
+        return of_keras.shallow_copy(cell, call=call)
+
+    cells = map(changed, cells_of(layer), kernels_of(layer), products)
+    return with_cells(layer, cells, use_cudnn=False)
+
+
+def plain_product(kernel: Tensor) -> Product:
+    """The product with a kernel as it is."""
+    return lambda x: keras.ops.matmul(x, kernel)
 
 
 def _inside(layer: typing.Any) -> dict[str, Layer]:

@@ -10,25 +10,23 @@ from pernodedrop._types import Config, Sharing, Tensor, Words
 from pernodedrop.internals import of_keras
 from pernodedrop.layers.base.activation_noise import apply_mask
 from pernodedrop.layers.base.inner import copy_of
-from pernodedrop.layers.base.noisy import at_least_float32, check_built, xp
+from pernodedrop.layers.base.noisy import check_built, xp
 from pernodedrop.layers.recurrent.cells import (
-    KERNELS,
-    Product,
+    assign_kernels,
     cells_of,
     check_steps,
     is_last,
+    kernels_of,
+    plain_product,
     step,
     with_cells,
+    with_kernels,
 )
 from pernodedrop.layers.recurrent.recurrent_noise import RecurrentNoise
-from pernodedrop.mask import COORDINATES, Field, Grid, Mask, coordinate, parse_sharing
+from pernodedrop.mask import Field, coordinate
 from pernodedrop.noise import Noise
+from pernodedrop.recurrence import ProductAt, Recurrence
 from pernodedrop.schedules import Schedule
-
-METHODS = ("auto", "materialized", "recomputed")
-
-COLUMNS = ("gate", "unit")
-"""What an out coordinate consists of: kernels have the gates side by side, and in each of them the units."""
 
 BASE = 256
 """Positions reach the cells as digits beside the input, which are exact in every floating dtype."""
@@ -116,30 +114,24 @@ class NoisyRNN(RecurrentNoise):
         if isinstance(layer, RecurrentNoise) and not (isinstance(layer, NoisyRNN) and layer.state.one_kernel):
             expected = "one of Keras', or a NoisyRNN with one mask for all samples and steps"
             raise ValueError(checks.invalid("layer", expected, layer))
-        sharing, columns = _parse(sharing, persistence)
-        names = checks.check_names(kernels, "kernels", KERNELS)
-        noise, schedule = schedules.get_noise(noise, rate)
+        kind, schedule = schedules.get_noise(noise, rate)
         start, slow = schedules.get_persistence(persistence)
-        mask = Mask(noise, sharing, regime, bank_size, start)
-        super().__init__(layer, mask, seed=seed, schedule=schedule, persistence=slow, **kwargs)
-        if not {"sample", "time"} <= mask.sharing:
+        recurrence = Recurrence.of(kind, sharing, regime, bank_size, start, kernels, method)
+        super().__init__(layer, recurrence.mask, seed=seed, schedule=schedule, persistence=slow, **kwargs)
+        self.recurrence = recurrence
+        if not self.state.one_kernel:
             check_steps(self.plain)
-        self.columns = columns
-        self.kernels = names
-        self.method = checks.check_choice(method, "method", METHODS)
-        if method == "recomputed" and start is not None:
-            raise ValueError(checks.invalid("method", "'auto' or 'materialized' beside `persistence`", method))
 
     @property
     def sharing(self) -> frozenset[str]:
         """The coordinates that entries do not depend on, "gate" and "unit" among them."""
-        return self.state.mask.sharing | self.columns  # torch.compile cannot read a property of `super()`
+        return self.recurrence.sharing  # torch.compile cannot read a property of `super()`
 
     def with_noise(
         self, layer: keras.layers.Layer, inputs: Tensor, field: Field, samples: Words
     ) -> tuple[keras.layers.Layer, Tensor]:
         if self.state.one_kernel:
-            return self._with_masks(layer, field), inputs
+            return with_kernels(layer, self._masked_kernels(layer, field)), inputs
         layer = self._with_steps(layer, inputs, field, samples)
         return layer, inputs if "time" in self.sharing else with_positions(inputs)
 
@@ -156,10 +148,7 @@ class NoisyRNN(RecurrentNoise):
         nested = isinstance(self.layer, RecurrentNoise)
         plain = self.layer.fold() if nested else copy_of(self.layer, dtype=self.dtype_policy)
         if self.state.mask.at_inference:
-            masked = self._masked_kernels(plain, self.field(None, None))
-            for cell, kernels in zip(cells_of(plain), masked, strict=True):
-                for name, kernel in kernels.items():
-                    getattr(cell, name).assign(kernel)
+            assign_kernels(plain, self._masked_kernels(plain, self.field(None, None)))
         return plain
 
     def get_config(self) -> Config:
@@ -167,53 +156,43 @@ class NoisyRNN(RecurrentNoise):
             **super().get_config(),
             **self.noise_config,
             "regime": self.regime,
-            "kernels": list(self.kernels),
+            "kernels": list(self.recurrence.kernels),
             "sharing": sorted(self.sharing),
             "bank_size": self.members,
-            "method": self.method,
+            "method": self.recurrence.method,
             "persistence": self.persistence_config,
         }
-
-    def _with_masks(self, layer: keras.layers.Layer, field: Field) -> keras.layers.Layer:
-        """A layer with the kernels of a call, where the mask is one for all samples and steps."""
-        masked = zip(cells_of(layer), self._masked_kernels(layer, field), strict=True)
-        return with_cells(layer, (of_keras.shallow_copy(cell, **kernels) for cell, kernels in masked))
 
     def _masked_kernels(self, layer: keras.layers.Layer, field: Field) -> list[dict[str, Tensor]]:
         """Those kernels of each cell that have noise, with it, in the dtype that the cell computes in."""
         masked: list[dict[str, Tensor]] = []
-        row = 0
-        for cell in cells_of(layer):
+        for cell, kernels in zip(cells_of(layer), kernels_of(layer), strict=True):
             masked.append({})
-            for name in KERNELS:
-                kernel = self._float_kernel(cell, name)
-                if name in self.kernels:
-                    zero = xp.arange(1, like=kernel)
-                    mask = self._grid(row, kernel, cell.units, field, zero, zero).entries(xp)[0]
-                    masked[-1][name] = apply_mask(kernel, xp.optimization_barrier(mask))
-                row += kernel.shape[0]
+            for name in self.recurrence.kernels:
+                kernel, row = kernels[name]
+                zero = xp.arange(1, like=kernel)
+                mask = self.recurrence.grid(row, kernel, cell.units, field, zero, zero, xp).entries(xp)[0]
+                masked[-1][name] = apply_mask(kernel, xp.optimization_barrier(mask))
         return masked
 
     def _with_steps(
         self, layer: keras.layers.Layer, inputs: Tensor, field: Field, samples: Words
     ) -> keras.layers.Layer:
         """A layer with cells whose products have the masks of each sample, of each step, or of both."""
-        row, cells = 0, []
+        cells = []
         time = coordinate("time", xp.shape(inputs)[1], self.sharing, inputs, xp)
         samples = xp.arange(1, like=inputs) if "sample" in self.sharing else samples
-        for cell in cells_of(layer):
+        for cell, kernels in zip(cells_of(layer), kernels_of(layer), strict=True):
             products = {}
-            for name in KERNELS:
-                kernel = self._float_kernel(cell, name)
-                grid = self._grid(row, kernel, cell.units, field, time, samples)
-                noisy = name in self.kernels
-                products[name] = self._products(kernel, cell.units, grid) if noisy else _plain(kernel)
-                row += kernel.shape[0]
+            for name, (kernel, row) in kernels.items():
+                grid = self.recurrence.grid(row, kernel, cell.units, field, time, samples, xp)
+                noisy = name in self.recurrence.kernels
+                products[name] = self.recurrence.products(kernel, cell.units, grid, xp) if noisy else _plain(kernel)
             cells.append(of_keras.shallow_copy(cell, call=self._call_of(cell, products, is_last(layer, cell))))
         return with_cells(layer, iter(cells), use_cudnn=False)
 
     def _call_of(
-        self, cell: keras.layers.Layer, products: dict[str, typing.Callable[[Tensor | None], Product]], last: bool
+        self, cell: keras.layers.Layer, products: dict[str, ProductAt], last: bool
     ) -> typing.Callable[..., typing.Any]:
         """The `call` of a copy of a cell, with its products at a position; without positions it is None."""
 
@@ -228,118 +207,9 @@ class NoisyRNN(RecurrentNoise):
 
         return call
 
-    def _products(self, kernel: Tensor, units: int, grid: Grid) -> typing.Callable[[Tensor | None], Product]:
-        """How an input (batch, in) of a cell is multiplied by a kernel with its masks, by the position in time."""
-        kernel = at_least_float32(kernel)
-        dtype, axis = xp.dtype(kernel), 0 if "sample" in self.sharing else 1
-        if self._makes_again:
-            at = self._recomputed(kernel, grid)
-        elif self._is_of_inputs:
-            at = self._of_inputs(kernel, units, grid)
-        else:
-            at = self._materialized(kernel, grid)
 
-        def product_at(position: Tensor | None) -> Product:
-            multiply = at(position)
-
-            def product(x: Tensor) -> Tensor:
-                y = multiply(keras.ops.expand_dims(xp.astype(x, dtype), axis))
-                return xp.astype(keras.ops.squeeze(y, axis), xp.dtype(x))
-
-            return product
-
-        return product_at
-
-    @property
-    def _is_of_inputs(self) -> bool:
-        """Whether all units of a gate share an entry, so that it is that of an input."""
-        return not {"out", "unit"}.isdisjoint(self.sharing)
-
-    @property
-    def _makes_again(self) -> bool:
-        """Whether masks are made again at each step: those of a step are, unless they persist or are of inputs."""
-        of_steps = "time" not in self.sharing and self.state.mask.persistence is None and not self._is_of_inputs
-        return self.method == "recomputed" or (self.method == "auto" and of_steps)
-
-    def _recomputed(self, kernel: Tensor, grid: Grid) -> typing.Callable[[Tensor | None], Product]:
-        """Products of rows (sample or 1, *, in) by the position, with masks that are made for each."""
-
-        def at(position: Tensor | None) -> Product:
-            here = grid if position is None else grid._replace(time=xp.as_word(position))
-            return lambda rows: xp.recomputed(rows, kernel, here)
-
-        return at
-
-    def _materialized(self, kernel: Tensor, grid: Grid) -> typing.Callable[[Tensor | None], Product]:
-        """The same with masks that are made before the loop."""
-        time, sample = grid.time[:, None, None, None], grid.sample[:, None, None]
-        masks = xp.optimization_barrier(grid.field.entries(time, sample, grid.in_[:, None], grid.out, xp))
-        masks = xp.astype(masks, xp.dtype(kernel))
-        whole = kernel * masks[0] if "time" in self.sharing else None  # once, before the loop
-
-        def at(position: Tensor | None) -> Product:
-            masked = whole if position is None else kernel * xp.take(masks, position, axis=0)[0]
-            return lambda rows: keras.ops.matmul(rows, masked)
-
-        return at
-
-    def _of_inputs(self, kernel: Tensor, units: int, grid: Grid) -> typing.Callable[[Tensor | None], Product]:
-        """The same where `_is_of_inputs`: it is the inputs that are multiplied, once for each gate with its own."""
-        inputs, columns = kernel.shape
-        gates = 1 if "out" in self.sharing else columns // units
-        time, sample, out = grid.time[:, None, None, None], grid.sample[:, None, None], xp.arange(gates, like=kernel)
-        masks = grid.field.entries(time, sample, grid.in_, out[:, None], xp)  # (time, sample, gate, in)
-        masks = xp.astype(xp.optimization_barrier(masks), xp.dtype(kernel))
-        kernels = keras.ops.transpose(keras.ops.reshape(kernel, (inputs, gates, columns // gates)), (1, 0, 2))
-
-        def at(position: Tensor | None) -> Product:
-            mask = (masks if position is None else xp.take(masks, position, axis=0))[0]
-
-            def product(rows: Tensor) -> Tensor:
-                masked = keras.ops.transpose(rows[:, None] * mask[:, :, None], (1, 0, 2, 3))
-                _, *rows_of, _ = keras.ops.shape(masked)
-                # all samples in one product a gate, where a product each would read the kernel anew
-                y = keras.ops.matmul(keras.ops.reshape(masked, (gates, -1, inputs)), kernels)
-                return keras.ops.reshape(keras.ops.transpose(y, (1, 0, 2)), (*rows_of, columns))
-
-            return product
-
-        return at
-
-    def _float_kernel(self, cell: keras.layers.Layer, name: str) -> Tensor:
-        """A kernel in the dtype that its cell computes in, whichever this layer has."""
-        with of_keras.autocast(None):
-            return keras.ops.cast(getattr(cell, name), cell.compute_dtype)
-
-    def _grid(self, row: int, kernel: Tensor, units: int, field: Field, time: Words, samples: Words) -> Grid:
-        """The mask of a kernel (in, out) whose first row has this in coordinate."""
-        rows, columns = kernel.shape
-        in_ = xp.broadcast_to(coordinate("in", rows, self.sharing, kernel, xp), (rows,))
-        if "in" not in self.sharing:
-            in_ = in_ + row
-        gates = columns // units
-        if "gate" in self.sharing:
-            out = xp.broadcast_to(xp.arange(units, like=kernel), (gates, units))
-        elif "unit" in self.sharing:
-            out = xp.broadcast_to(xp.arange(gates, like=kernel)[:, None], (gates, units))
-        else:
-            out = xp.broadcast_to(coordinate("out", columns, self.sharing, kernel, xp), (columns,))
-        return Grid(field, time, samples, in_, xp.reshape(out, (columns,)))
-
-
-def _parse(sharing: Sharing, persistence: typing.Any) -> tuple[frozenset[str], frozenset[str]]:
-    """The coordinates that entries do not depend on: those of any mask, and those of `COLUMNS`."""
-    if sharing is None:
-        sharing = "sample+time" if persistence is None else "sample"
-    names = parse_sharing(sharing, (*COORDINATES, *COLUMNS))
-    columns = names.intersection(COLUMNS)
-    if columns == set(COLUMNS):
-        return names - columns | {"out"}, frozenset()
-    return names - columns, frozenset() if "out" in names else columns
-
-
-def _plain(kernel: Tensor) -> typing.Callable[[Tensor | None], Product]:
-    return lambda position: lambda x: keras.ops.matmul(x, kernel)
+def _plain(kernel: Tensor) -> ProductAt:
+    return lambda position: plain_product(kernel)
 
 
 def with_positions(inputs: Tensor) -> Tensor:

@@ -3,22 +3,17 @@
 import typing
 
 import keras
-import numpy as np
 
-from pernodedrop import checks
-from pernodedrop._types import Config, Shape, Tensor, Words
+from pernodedrop._types import Shape, Tensor, Words
 from pernodedrop.layers.base.inner import copy_of, float_kernel, with_kernel
 from pernodedrop.layers.base.noisy import at_least_float32, xp
+from pernodedrop.layers.base.posterior import LearnedVariances, log_alpha_of
 from pernodedrop.layers.weight.variational_dropout import Variational
 from pernodedrop.mask import Field
 
-FIT = (0.63576, 1.87320, 1.48695)  # the paper's k1, k2, k3
-LIMIT = 8.0  # ln alpha is clipped to +- this
-TINY = 1e-8  # beside theta**2
-
 
 @keras.saving.register_keras_serializable("pernodedrop")
-class SparseVariationalDropout(Variational):
+class SparseVariationalDropout(LearnedVariances, Variational):
     """Learns a noise level for every weight and prunes what is noise (Molchanov, Ashukha and Vetrov, arXiv 1701.05369).
 
     A weight's posterior is N(theta, sigma**2), its prior log-uniform; ln(sigma**2) is learned beside theta. Training
@@ -76,71 +71,32 @@ class SparseVariationalDropout(Variational):
         clip_noise: bool = False,
         **kwargs: typing.Any,
     ) -> None:
-        self.clip_noise = checks.check_bool(clip_noise, "clip_noise")
-        self.warm_up = checks.check_count(warm_up, "warm_up", least=0)
-        checks.check_finite(threshold, "threshold")
-        self.start = checks.check_finite(log_variance, "log_variance", "a float from -80 to 80")
-        if abs(self.start) > 80:  # further away its exponential leaves float32
-            raise ValueError(checks.invalid("log_variance", "a float from -80 to 80", log_variance))
-        super().__init__(layer, examples, seed=seed, **kwargs)
-        self._threshold = self._variable("threshold", np.float32(threshold))
+        numbers = (warm_up, threshold, log_variance, clip_noise)
+        super().__init__(layer, examples, *numbers, seed=seed, **kwargs)
 
     def build(self, input_shape: Shape) -> None:
         super().build(input_shape)
         self.log_variance = self.learned("log_variance", self.layer.kernel.shape, self.start)
 
-    @property
-    def threshold(self) -> float:
-        """The present threshold. Setting it takes effect from the next call, compiled or not."""
-        return float(str(keras.ops.convert_to_numpy(self._threshold)))  # the shortest number it is the float32 of
-
-    @threshold.setter
-    def threshold(self, threshold: float) -> None:
-        self._threshold.assign(checks.check_finite(threshold, "threshold"))
+    def posteriors(self) -> list[tuple[Tensor, Tensor]]:
+        return [(float_kernel(self.layer), keras.ops.convert_to_tensor(self.log_variance))]
 
     def call_without_noise(self, inputs: Tensor) -> Tensor:
         return with_kernel(self.layer, inputs, self.pruned_kernel())
 
     def call_with_noise(self, inputs: Tensor, field: Field, samples: Words) -> Tensor:
-        x = at_least_float32(inputs)
-        if self.clip_noise:
-            variances = keras.ops.exp(self.log_alpha()) * keras.ops.square(
-                xp.astype(float_kernel(self.layer), "float32")
-            )
-        else:
-            variances = keras.ops.exp(keras.ops.convert_to_tensor(self.log_variance))
-        variances = xp.astype(variances, xp.dtype(x))
-        return self.reparameterized(inputs, x, variances, field, samples)
+        x, (posterior,) = at_least_float32(inputs), self.posteriors()
+        return self.reparameterized(inputs, x, xp.astype(self.variances(*posterior), xp.dtype(x)), field, samples)
 
     def log_alpha(self) -> Tensor:
         """ln(alpha) of every weight, clipped: a float32 tensor of the kernel's shape."""
-        theta = xp.astype(float_kernel(self.layer), "float32")
-        log_variance = keras.ops.convert_to_tensor(self.log_variance)
-        return keras.ops.clip(log_variance - keras.ops.log(theta * theta + TINY), -LIMIT, LIMIT)
-
-    def divergence(self) -> Tensor:
-        log_alpha = self.log_alpha()
-        k1, k2, k3 = FIT
-        each = k1 + 0.5 * keras.ops.softplus(-log_alpha) - k1 * keras.ops.sigmoid(k2 + k3 * log_alpha)
-        return keras.ops.sum(each)
-
-    def divergence_weight(self) -> Tensor | float:
-        """beta / examples."""
-        if not self.warm_up:
-            return super().divergence_weight()
-        calls = keras.ops.convert_to_tensor(self._key)[1]
-        calls = xp.where(calls < 0, self.warm_up, calls)  # a word from 2**31 is negative as an int
-        return keras.ops.minimum(keras.ops.cast(calls, "float32") / self.warm_up, 1.0) / self.examples
+        (posterior,) = self.posteriors()
+        return log_alpha_of(*posterior)
 
     def pruned_kernel(self) -> Tensor:
         """The kernel of inference."""
-        kernel = float_kernel(self.layer)
-        return xp.where(self._pruned(), xp.zeros_like(kernel), kernel)
-
-    @property
-    def sparsity(self) -> float:
-        """The share of weights that are pruned."""
-        return float(np.mean(keras.ops.convert_to_numpy(self._pruned())))
+        (posterior,) = self.posteriors()
+        return self.pruned(*posterior)
 
     def fold(self) -> keras.layers.Layer:
         """The inner layer with the pruned kernel: a plain Keras layer, built, with weights of its own.
@@ -152,16 +108,3 @@ class SparseVariationalDropout(Variational):
         if not self.built:
             return super().fold()  # says so
         return copy_of(self.layer, kernel=self.pruned_kernel(), dtype=self.dtype_policy)
-
-    def get_config(self) -> Config:
-        return {
-            **super().get_config(),
-            "warm_up": self.warm_up,
-            "threshold": self.threshold,
-            "log_variance": self.start,
-            "clip_noise": self.clip_noise,
-        }
-
-    def _pruned(self) -> Tensor:
-        """Which weights are pruned, a boolean tensor of the kernel's shape."""
-        return self.log_alpha() > xp.asarray(self._threshold.value)

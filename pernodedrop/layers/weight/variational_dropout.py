@@ -4,10 +4,9 @@ import math
 import typing
 
 import keras
-import numpy as np
 
 from pernodedrop import checks, ops
-from pernodedrop._types import Config, Shape, Tensor, Words
+from pernodedrop._types import Shape, Tensor, Words
 from pernodedrop.layers.base.activation_noise import apply_mask
 from pernodedrop.layers.base.contraction import Contraction
 from pernodedrop.layers.base.inner import (
@@ -21,20 +20,14 @@ from pernodedrop.layers.base.inner import (
     with_kernel,
 )
 from pernodedrop.layers.base.noisy import at_least_float32, uniforms, xp
+from pernodedrop.layers.base.posterior import LearnedRates, Posterior
 from pernodedrop.layers.base.weight_noise import WeightNoise
 from pernodedrop.mask import Field, Mask
 from pernodedrop.noise import UniformNumber, normal
 
-KINDS_OF_NOISE = ("A", "B")
-PER = ("layer", "unit")
-POLYNOMIAL = (1.161451241083230, -1.502041176441722, 0.586299206427007)  # the paper's c1, c2, c3
 
-
-class Variational(WeightNoise):
-    """Base of wrappers whose kernel has a Gaussian posterior, learned by the evidence lower bound.
-
-    The divergence of the posterior from its prior is a loss of the layer, once a model and step however often the layer
-    is called, as a weight's regularizer is.
+class Variational(Posterior, WeightNoise):
+    """Base of wrappers around a layer with one product, whose kernel has a Gaussian posterior.
 
     Args:
         layer: the inner layer, of one of `kinds`.
@@ -44,20 +37,7 @@ class Variational(WeightNoise):
     """
 
     def __init__(self, layer: keras.layers.Layer, examples: int, seed: int | None = None, **kwargs: typing.Any) -> None:
-        self.examples = checks.check_count(examples, "examples")
-        super().__init__(layer, Mask(UniformNumber(), ()), seed=seed, **kwargs)
-
-    def divergence(self) -> Tensor:
-        """KL(posterior || prior) of the whole kernel, up to a constant: a float32 scalar tensor."""
-        raise NotImplementedError
-
-    def divergence_weight(self) -> Tensor | float:
-        """What the divergence is multiplied by to make the layer's loss."""
-        return 1 / self.examples
-
-    def _loss(self, _: Tensor) -> Tensor:
-        """The layer's loss, in the dtype of Keras' losses, to which it is added."""
-        return keras.ops.cast(self.divergence() * self.divergence_weight(), keras.config.floatx())
+        super().__init__(layer, examples, mask=Mask(UniformNumber(), ()), seed=seed, **kwargs)
 
     def reparameterized(self, x: Tensor, spread: Tensor, variances: Tensor, field: Field, samples: Words) -> Tensor:
         """The layer with its product y ~ N(x W, spread**2 variances), normal numbers apart for all entries of y.
@@ -80,24 +60,9 @@ class Variational(WeightNoise):
         y = mean + deviation * xp.astype(keras.ops.moveaxis(z, place, axis), xp.dtype(mean))
         return bias_and_activation(self.layer, xp.astype(y, dtype))
 
-    def learned(self, name: str, shape: Shape, start: float, **kwargs: typing.Any) -> keras.Variable:
-        """A new trainable float32 weight of the posterior, which brings the layer's loss with it."""
-        return self.add_weight(
-            name=name,
-            shape=shape,
-            dtype="float32",
-            initializer=keras.initializers.Constant(start),
-            autocast=False,
-            regularizer=self._loss,
-            **kwargs,
-        )
-
-    def get_config(self) -> Config:
-        return {**super().get_config(), "examples": self.examples}
-
 
 @keras.saving.register_keras_serializable("pernodedrop")
-class VariationalDropout(Variational):
+class VariationalDropout(LearnedRates, Variational):
     """Gaussian dropout whose rates are learned (Kingma, Salimans and Welling, arXiv 1506.02557).
 
     A weight's posterior is N(theta, alpha * theta**2), its prior log-uniform, and alpha <= 1 is learned. The layer
@@ -153,12 +118,7 @@ class VariationalDropout(Variational):
         seed: int | None = None,
         **kwargs: typing.Any,
     ) -> None:
-        if not 0 < checks.check_finite(alpha, "alpha", "a float in (0, 1]") <= 1:
-            raise ValueError(checks.invalid("alpha", "a float in (0, 1]", alpha))
-        super().__init__(layer, examples, seed=seed, **kwargs)
-        self.kind = checks.check_choice(kind, "kind", KINDS_OF_NOISE)
-        self.per = checks.check_choice(per, "per", PER)
-        self.start = float(alpha)
+        super().__init__(layer, examples, kind, per, alpha, seed=seed, **kwargs)
 
     def build(self, input_shape: Shape) -> None:
         super().build(input_shape)
@@ -172,26 +132,14 @@ class VariationalDropout(Variational):
                 raise ValueError(checks.invalid("per", expected, self.per))
             shape = (input_shape[axis],)
         one_each = groups * inputs if isinstance(product, Contraction) else input_shape[axis]
-        self._numbers_of_noise = groups * inputs * outputs if self.kind == "B" else one_each
-        self._log_alpha = self.learned("log_alpha", shape, math.log(self.start), constraint=_not_above_zero)
-
-    @property
-    def alpha(self) -> np.typing.NDArray[np.float32]:
-        """The present alpha on the host: float32, of shape () or (units,)."""
-        return np.exp(keras.ops.convert_to_numpy(self._log_alpha))
-
-    def divergence(self) -> Tensor:
-        log_alpha = keras.ops.convert_to_tensor(self._log_alpha)
-        alpha = keras.ops.exp(log_alpha)
-        c1, c2, c3 = POLYNOMIAL
-        each = -(0.5 * log_alpha + alpha * (c1 + alpha * (c2 + alpha * c3)))
-        return self._numbers_of_noise * keras.ops.mean(each)
+        numbers = groups * inputs * outputs if self.kind == "B" else one_each
+        self.learn_alpha(shape, numbers / math.prod(shape))
 
     def call_with_noise(self, inputs: Tensor, field: Field, samples: Words) -> Tensor:
         if self.kind == "A":
             ops.check_layout("inputs", inputs, ("dense",), xp)
         x = at_least_float32(inputs)
-        stddev = xp.astype(keras.ops.exp(0.5 * keras.ops.convert_to_tensor(self._log_alpha)), xp.dtype(x))
+        stddev = xp.astype(self.stddev(), xp.dtype(x))
         if self.per == "unit":
             axis = channel_axis(self.layer, len(x.shape))
             stddev = keras.ops.reshape(stddev, [-1 if n == axis else 1 for n in range(len(x.shape))])
@@ -203,14 +151,7 @@ class VariationalDropout(Variational):
         z = xp.astype(keras.ops.moveaxis(z, -1, axis), xp.dtype(x))
         return with_kernel(self.layer, xp.astype(x * (1 + stddev * z), xp.dtype(inputs)), float_kernel(self.layer))
 
-    def get_config(self) -> Config:
-        return {**super().get_config(), "kind": self.kind, "per": self.per, "alpha": self.start}
-
 
 def normals(like: Tensor, field: Field, samples: Words, lane: int, of: str) -> Tensor:
     """Standard normal numbers, float32, in the shape of `like`; arguments are those of `noisy.uniforms`."""
     return normal(uniforms(like, field, samples, lane, of), xp)
-
-
-def _not_above_zero(log_alpha: Tensor) -> Tensor:
-    return keras.ops.minimum(log_alpha, 0.0)
