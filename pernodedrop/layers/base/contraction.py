@@ -10,6 +10,7 @@ The mask's in coordinate is row-major over (group, in) and its out coordinate ov
 """
 
 import collections.abc
+import functools
 import math
 import string
 import typing
@@ -18,6 +19,7 @@ import keras
 
 from pernodedrop import checks
 from pernodedrop._types import Shape, Tensor
+from pernodedrop.internals import of_torch
 
 
 class Operands(typing.NamedTuple):
@@ -48,18 +50,9 @@ class Contraction:
 
     def __init__(self, layer: keras.layers.Layer, rank: int) -> None:
         self.equation = _equation(layer, rank)
-        terms, self.y = self.equation.split("->")
-        self.x, self.kernel_letters = terms.split(",")
-        if len(self.x) != rank or rank < 2:
-            expected = f"samples first, and the axes of {self.equation!r}"
-            raise ValueError(checks.invalid("inputs", expected, f"rank {rank}"))
-        self.batch = self.x[0]
-        self._refuse_without_per_sample_form()
-        x, kernel, y = self.x[1:], self.kernel_letters, self.y
-        self.time = [c for c in x if c not in kernel]
-        self.group = [c for c in kernel if c in x and c in y]
-        self.in_ = [c for c in kernel if c in x and c not in y]
-        self.out = [c for c in kernel if c not in x]
+        parts = _parts(self.equation, rank)
+        self.x, self.kernel_letters, self.y, self.batch = parts.x, parts.kernel, parts.y, parts.x[0]
+        self.time, self.group, self.in_, self.out = parts.time, parts.group, parts.in_, parts.out
 
     def operands(self, x: Tensor, kernel: Tensor) -> Operands:
         """The layer's input and a tensor of its kernel's shape as operands, and the way back for their product."""
@@ -95,23 +88,58 @@ class Contraction:
             **dict(zip(self.kernel_letters, kernel.shape, strict=True)),
         }
 
-    def _refuse_without_per_sample_form(self) -> None:
-        def refuse(why: str) -> typing.NoReturn:
-            raise ValueError(
-                f"The equation {self.equation!r} has no per-sample form: {why}. Expected a batch letter that comes "
-                "first in x, stands in the output and not in the kernel, and no letter that stands in one term only."
-            )
 
-        if self.batch in self.kernel_letters:
-            refuse(f"the kernel has the batch letter {self.batch!r}, so a sample has a kernel of its own already")
-        if self.batch not in self.y:
-            refuse(f"the output sums over the batch letter {self.batch!r}")
-        for term in (self.x, self.kernel_letters, self.y):
-            if len(set(term)) < len(term):
-                refuse(f"the term {term!r} repeats a letter")
-        for letter in set(self.x + self.kernel_letters + self.y):
-            if [letter in term for term in (self.x, self.kernel_letters, self.y)].count(True) == 1:
-                refuse(f"{letter!r} stands in one term only")
+class _Parts(typing.NamedTuple):
+    """The terms of an equation, and the letters that play each part."""
+
+    x: str
+    kernel: str
+    y: str
+    time: tuple[str, ...]
+    group: tuple[str, ...]
+    in_: tuple[str, ...]
+    out: tuple[str, ...]
+
+
+@of_torch.constant_in_graphs
+def _parts(equation: str, rank: int) -> _Parts:
+    return _found_parts(equation, rank)
+
+
+@functools.cache  # each call of a layer asks
+def _found_parts(equation: str, rank: int) -> _Parts:
+    terms, y = equation.split("->")
+    x, kernel = terms.split(",")
+    if len(x) != rank or rank < 2:
+        raise ValueError(checks.invalid("inputs", f"samples first, and the axes of {equation!r}", f"rank {rank}"))
+    _refuse_without_per_sample_form(equation, x, kernel, y)
+    return _Parts(
+        *(x, kernel, y),
+        time=tuple(c for c in x[1:] if c not in kernel),
+        group=tuple(c for c in kernel if c in x and c in y),
+        in_=tuple(c for c in kernel if c in x and c not in y),
+        out=tuple(c for c in kernel if c not in x),
+    )
+
+
+def _refuse_without_per_sample_form(equation: str, x: str, kernel: str, y: str) -> None:
+    def refuse(why: str) -> typing.NoReturn:
+        raise ValueError(
+            f"The equation {equation!r} has no per-sample form: {why}. Expected a batch letter that comes "
+            "first in x, stands in the output and not in the kernel, and no letter that stands in one term only."
+        )
+
+    batch = x[0]
+    if batch in kernel:
+        refuse(f"the kernel has the batch letter {batch!r}, so a sample has a kernel of its own already")
+    if batch not in y:
+        refuse(f"the output sums over the batch letter {batch!r}")
+    for term in (x, kernel, y):
+        if len(set(term)) < len(term):
+            refuse(f"the term {term!r} repeats a letter")
+    for letter in set(x + kernel + y):
+        if [letter in term for term in (x, kernel, y)].count(True) == 1:
+            refuse(f"{letter!r} stands in one term only")
 
 
 def _equation(layer: keras.layers.Layer, rank: int) -> str:

@@ -148,7 +148,7 @@ def bias_and_activation(layer: keras.layers.Layer, y: Tensor, bias: Tensor | Non
         bias: instead of the layer's, one for each sample: (batch or 1, *the shape of the layer's).
     """
     if bias is None and bias_of(layer) is not None:
-        bias = tensor_of(layer.bias)[None]
+        bias = keras.ops.expand_dims(tensor_of(layer.bias), 0)
     if bias is not None:
         y = keras.ops.add(y, as_channels(layer, y, bias))
     if activation_of(layer) is not None:
@@ -228,8 +228,10 @@ def copy_of(
 
 def as_channels(layer: keras.layers.Layer, y: Tensor, bias: Tensor) -> Tensor:
     """A bias for each sample in a shape that is added to y."""
-    batch, *own = keras.ops.shape(bias)
     between = (1,) * (len(y.shape) - len(bias.shape))
+    if not between:
+        return bias
+    batch, *own = keras.ops.shape(bias)
     first = channel_axis(layer, len(y.shape)) == 1
     return keras.ops.reshape(bias, (batch, *own, *between) if first else (batch, *between, *own))
 
