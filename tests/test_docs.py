@@ -135,7 +135,7 @@ def test_the_guide_of_a_framework_has_every_module(folder, guide):
     assert {*re.findall(r'"([A-Z]\w+)"', listed)} - {"NoiseState"} <= {*re.findall(r"`(\w+)`", page)}
 
 
-def test_every_section_of_the_gallery_says_how_to_begin_and_leads_to_the_reference():
+def test_every_section_of_the_gallery_says_how_to_begin_and_what_it_was_tested_against_and_leads_to_the_reference():
     page = (ROOT / "docs" / "gallery.md").read_text()
     _, *parts = re.split(r"^### (.+)$", page, flags=re.MULTILINE)
     led_to = set()

@@ -24,8 +24,112 @@ MOST_COLUMNS = 10
 """Of a block, which has 2**columns - 1 layers."""
 
 
+class Columns(Noisy):
+    """Base of what joins columns: which of them a draw keeps, and the mean of these.
+
+    Args:
+        rate, global_share, columns, place, sharing, seed, **kwargs: those of `FractalJoin`.
+    """
+
+    def __init__(
+        self,
+        rate: float | Schedule,
+        global_share: float,
+        columns: int | None,
+        place: int,
+        sharing: Sharing,
+        seed: int | None,
+        **kwargs: typing.Any,
+    ) -> None:
+        start, schedule = schedules.get(rate)
+        shared = mask.parse_sharing(() if sharing is None else sharing)
+        if not shared <= {"sample"}:
+            raise ValueError(checks.invalid("sharing", "'sample' or None", sharing))
+        super().__init__(mask=Mask(Bernoulli(start), shared), seed=seed, schedule=schedule, **kwargs)
+        self.global_share = checks.check_probability(global_share, "global_share")
+        self.columns = None if columns is None else checks.check_count(columns, "columns")
+        self.place = checks.check_word(place, "place")
+        self.supports_masking = True
+
+    @property
+    def is_stochastic(self) -> bool:
+        """Whether training calls with other keys give other outputs."""
+        return self.global_share > 0 or super().is_stochastic
+
+    def drawn(
+        self, like: Tensor, training: bool | None, key: Key | None, sample_ids: Tensor | None
+    ) -> tuple[Field | None, Words]:
+        """What all joins of a call have in common: the mask at its key, or None, and the sample coordinates."""
+        if not self.has_noise(training):
+            return None, None
+        samples = self.samples(like, sample_ids)
+        samples = xp.arange(1, like=like) if "sample" in self.sharing else samples
+        return self.field(key, xp.device(like)), samples
+
+    def joined(self, columns: list[Tensor], field: Field | None, samples: Words, row: int = 0) -> Tensor:
+        """The mean of those columns that a mask keeps, by default of all.
+
+        Args:
+            columns: tensors of one shape.
+            field, samples: those of `drawn`.
+            row: which of the joins at its place it is.
+        """
+        total = [at_least_float32(column) for column in columns]
+        dtype, count = xp.dtype(columns[0]), len(columns)
+        if field is None:
+            return xp.astype(sum(total) / count, dtype)
+        kept = xp.astype(self._kept(count, columns[0], field, samples, row), xp.dtype(total[0]))
+        kept = kept / xp.sum(kept, axis=1)[:, None]
+        shape = (-1,) + (1,) * (len(columns[0].shape) - 1)
+        return xp.astype(sum(x * xp.reshape(kept[:, n], shape) for n, x in enumerate(total)), dtype)
+
+    def _kept(self, count: int, like: Tensor, field: Field, samples: Words, row: int) -> Tensor:
+        """Which columns stay, a bool tensor (samples, count)."""
+        zero, sample = xp.arange(1, like=like), samples[:, None]
+        place, row = (xp.asarray(xp.as_word(n), device=xp.device(like)) for n in (self.place, row))
+        column = xp.arange(count, like=like)
+        number = xp.astype(column, "int32")
+
+        def uniform(lane: int, time: Words, out: Words) -> Tensor:
+            return xp.uniform(field.words(lane, time[:, None], sample, zero, out, xp))
+
+        def one_of(choices: int, u: Tensor) -> Tensor:
+            return xp.astype(xp.floor(u * choices), "int32")
+
+        alive = xp.astype(field.entries(place[:, None], sample, column, row, xp) > 0, "int32")
+        none_is = xp.sum(alive, axis=1)[:, None] == 0
+        kept = (alive > 0) | (none_is & (number == one_of(count, uniform(SURVIVOR, place, row))))
+        if self.global_share == 0:
+            return kept
+        chosen = one_of(self.columns or count, uniform(COLUMN, zero, zero))
+        alone = (uniform(MODE, zero, zero) < self.global_share) & (chosen < count)
+        return (alone & (number == chosen)) | (~alone & kept)
+
+    def get_config(self) -> Config:
+        return {
+            **super().get_config(),
+            "rate": self.rate_config,
+            "global_share": self.global_share,
+            "columns": self.columns,
+            "place": self.place,
+            "sharing": "sample" if "sample" in self.sharing else None,
+        }
+
+    def _check_columns(self, shapes: typing.Any) -> Shape:
+        """The shape of one of the columns, or an error."""
+        most = "" if self.columns is None else f", {self.columns} at most"
+        expected = f"a list of the columns, tensors of one shape, samples first{most}"
+        listed = isinstance(shapes, tuple | list) and shapes and all(isinstance(one, tuple | list) for one in shapes)
+        if not listed or len(shapes) > (self.columns or math.inf):
+            raise ValueError(checks.invalid("inputs", expected, shapes))
+        first, *others = map(tuple, shapes)
+        if not first or any(len(one) != len(first) or not all(map(_fit, one, first)) for one in others):
+            raise ValueError(checks.invalid("inputs", expected, shapes))
+        return first
+
+
 @keras.saving.register_keras_serializable("pernodedrop")
-class FractalJoin(Noisy):
+class FractalJoin(Columns):
     """The mean of its inputs; in training, of those that drop-path keeps (arXiv 1605.07648).
 
     With m[k] in {0, 1} the column k is kept or dropped, and
@@ -78,20 +182,7 @@ class FractalJoin(Noisy):
         seed: int | None = None,
         **kwargs: typing.Any,
     ) -> None:
-        start, schedule = schedules.get(rate)
-        shared = mask.parse_sharing(() if sharing is None else sharing)
-        if not shared <= {"sample"}:
-            raise ValueError(checks.invalid("sharing", "'sample' or None", sharing))
-        super().__init__(mask=Mask(Bernoulli(start), shared), seed=seed, schedule=schedule, **kwargs)
-        self.global_share = checks.check_probability(global_share, "global_share")
-        self.columns = None if columns is None else checks.check_count(columns, "columns")
-        self.place = checks.check_word(place, "place")
-        self.supports_masking = True
-
-    @property
-    def is_stochastic(self) -> bool:
-        """Whether training calls with other keys give other outputs."""
-        return self.global_share > 0 or super().is_stochastic
+        super().__init__(rate, global_share, columns, place, sharing, seed, **kwargs)
 
     def build(self, input_shape: typing.Any) -> None:
         self._check_columns(input_shape)
@@ -108,55 +199,6 @@ class FractalJoin(Noisy):
         inputs = [floating(one, ("dense",)) for one in inputs]
         return self.joined(inputs, *self.drawn(inputs[0], training, key, sample_ids))
 
-    def drawn(
-        self, like: Tensor, training: bool | None, key: Key | None, sample_ids: Tensor | None
-    ) -> tuple[Field | None, Words]:
-        """What all joins of a call have in common: the mask at its key, or None, and the sample coordinates."""
-        if not self.has_noise(training):
-            return None, None
-        samples = self.samples(like, sample_ids)
-        samples = xp.arange(1, like=like) if "sample" in self.sharing else samples
-        return self.field(key, xp.device(like)), samples
-
-    def joined(self, columns: list[Tensor], field: Field | None, samples: Words, row: int = 0) -> Tensor:
-        """The mean of those columns that a mask keeps, by default of all.
-
-        Args:
-            columns: tensors of one shape.
-            field, samples: those of `drawn`.
-            row: which of the joins at its place it is.
-        """
-        total = [at_least_float32(column) for column in columns]
-        dtype, count = xp.dtype(columns[0]), len(columns)
-        if field is None:
-            return xp.astype(sum(total) / count, dtype)
-        kept = xp.astype(self._kept(count, columns[0], field, samples, row), xp.dtype(total[0]))
-        kept = kept / xp.sum(kept, axis=1)[:, None]
-        shape = (-1,) + (1,) * (len(columns[0].shape) - 1)
-        return xp.astype(sum(x * xp.reshape(kept[:, n], shape) for n, x in enumerate(total)), dtype)
-
-    def _kept(self, count: int, like: Tensor, field: Field, samples: Words, row: int) -> Tensor:
-        """Which columns stay, a bool tensor (samples, count)."""
-        zero, sample = xp.arange(1, like=like), samples[:, None]
-        place, row = (xp.asarray(xp.as_word(n), device=xp.device(like)) for n in (self.place, row))
-        column = xp.arange(count, like=like)
-        number = xp.astype(column, "int32")
-
-        def uniform(lane: int, time: Words, out: Words) -> Tensor:
-            return xp.uniform(field.words(lane, time[:, None], sample, zero, out, xp))
-
-        def one_of(choices: int, u: Tensor) -> Tensor:
-            return xp.astype(xp.floor(u * choices), "int32")
-
-        alive = xp.astype(field.entries(place[:, None], sample, column, row, xp) > 0, "int32")
-        none_is = xp.sum(alive, axis=1)[:, None] == 0
-        kept = (alive > 0) | (none_is & (number == one_of(count, uniform(SURVIVOR, place, row))))
-        if self.global_share == 0:
-            return kept
-        chosen = one_of(self.columns or count, uniform(COLUMN, zero, zero))
-        alone = (uniform(MODE, zero, zero) < self.global_share) & (chosen < count)
-        return (alone & (number == chosen)) | (~alone & kept)
-
     def compute_mask(self, inputs: typing.Any, previous_mask: typing.Any) -> typing.Any:
         """The mask of the mean, that of `keras.layers.Average`."""
         return keras.layers.Average.compute_mask(self, inputs, previous_mask)  # which asks nothing of a layer
@@ -168,31 +210,9 @@ class FractalJoin(Noisy):
         """A plain Keras layer that computes what this layer does at inference: `keras.layers.Average`."""
         return keras.layers.Average(name=self.name, dtype=self.dtype_policy)
 
-    def get_config(self) -> Config:
-        return {
-            **super().get_config(),
-            "rate": self.rate_config,
-            "global_share": self.global_share,
-            "columns": self.columns,
-            "place": self.place,
-            "sharing": "sample" if "sample" in self.sharing else None,
-        }
-
-    def _check_columns(self, shapes: typing.Any) -> Shape:
-        """The shape of one of the columns, or an error."""
-        most = "" if self.columns is None else f", {self.columns} at most"
-        expected = f"a list of the columns, tensors of one shape, samples first{most}"
-        listed = isinstance(shapes, tuple | list) and shapes and all(isinstance(one, tuple | list) for one in shapes)
-        if not listed or len(shapes) > (self.columns or math.inf):
-            raise ValueError(checks.invalid("inputs", expected, shapes))
-        first, *others = map(tuple, shapes)
-        if not first or any(len(one) != len(first) or not all(map(_fit, one, first)) for one in others):
-            raise ValueError(checks.invalid("inputs", expected, shapes))
-        return first
-
 
 @keras.saving.register_keras_serializable("pernodedrop")
-class FractalBlock(FractalJoin, Around):
+class FractalBlock(Columns, Around):
     """A fractal of layers like a given one: columns of several depths, with drop-path where they join (FractalNet).
 
     This is arXiv 1605.07648. With f[1](x) = layer(x) and `+` the join of those columns that a draw keeps,

@@ -1,17 +1,26 @@
 """Whether noise goes into architectures of Keras by one call, trains, saves, loads, folds and exports.
 
-    KERAS_BACKEND=torch python tests/scripts/keras_models.py           some minutes; or jax, or tensorflow
-    KERAS_BACKEND=torch python tests/scripts/keras_models.py --write   puts the table into docs/guides/models.md
+    python tests/scripts/keras_models.py                                  half an hour, on torch, JAX and TensorFlow
+    python tests/scripts/keras_models.py --backends jax --only LSTM       some of it
+    python tests/scripts/keras_models.py --backends jax --write           puts a backend's column into the page
 
-Models are small and untrained: nothing is downloaded. A line says of each how many layers have noise, and raises if
-inference is not that of the plain model, if a layer was not called in each step of `fit`, if a loaded model continues
-otherwise, or if a folded model, or what is exported, computes another thing.
+Models are small and untrained: nothing is downloaded. Each has a process of its own. It says how many layers have
+noise, and fails if inference is not that of the plain model, if a layer was not called in each step of `fit`, if a
+loaded model continues otherwise, or if a folded model, or what is exported, computes another thing.
 """
 
 import argparse
 import functools
+import json
+import os
 import pathlib
+import subprocess
+import sys
 import tempfile
+import time
+
+if __name__ == "__main__":
+    os.environ.setdefault("KERAS_BACKEND", "numpy")  # of the process that starts the others
 
 import keras
 import numpy as np
@@ -23,6 +32,7 @@ from pernodedrop.report import table
 
 PAGE = pathlib.Path(__file__).parents[2] / "docs" / "guides" / "models.md"
 MARK = "% What follows is written by `python tests/scripts/keras_models.py --write`.\n"
+BACKENDS = {"torch": "PyTorch", "jax": "JAX", "tensorflow": "TensorFlow"}
 BATCH, STEPS, CLASSES = 4, 3, 5
 IMAGES = np.random.default_rng(0).normal(size=(BATCH * STEPS, 32, 32, 3)).astype("float32")
 WORDS = np.random.default_rng(0).integers(20, size=(BATCH * STEPS, 6))
@@ -101,6 +111,12 @@ MODELS = {
         "all-recurrent",
         {"regularizer": "noisy_rnn", "rate": 0.5, "sharing": "time"},
     ),
+    "LSTM, rates learned": (
+        lstm,
+        WORDS,
+        "all-recurrent",
+        {"regularizer": "variational_dropout_rnn", "examples": BATCH * STEPS},
+    ),
     "LSTM, DDC on its head": (lstm, WORDS, "head", DDC),
 }
 
@@ -165,25 +181,64 @@ def exported(plain, x, folder):
     import tensorflow as tf
 
     plain.export(f"{folder}/exported", verbose=False)
-    return np.asarray(tf.saved_model.load(f"{folder}/exported").serve(x))
+    program = tf.saved_model.load(f"{folder}/exported")  # kept, for its variables go with it
+    return np.asarray(program.serve(x))
+
+
+def of_process(backend, name):
+    """What `check` found of a model on a backend in a process of its own, or None."""
+    command = [sys.executable, __file__, "--one", name]
+    done = subprocess.run(command, env={**os.environ, "KERAS_BACKEND": backend}, capture_output=True, text=True)
+    if done.returncode:
+        print(done.stderr[-2000:], flush=True)
+        return None
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def written():
+    """The cells of backends as the page has them, by the names of backend and model."""
+    lines = PAGE.read_text(encoding="utf-8").partition(MARK)[2].splitlines()
+    head, _, *rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("|")]
+    known = {backend: head.index(title) for backend, title in BACKENDS.items() if title in head}
+    return {backend: {row[0]: row[column] for row in rows} for backend, column in known.items()}
 
 
 def main():
     """Try all, print a line for each, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--write", action="store_true", help="put the table into the page")
+    parser.add_argument("--backends", nargs="+", choices=BACKENDS, default=list(BACKENDS), help="where; all")
     parser.add_argument("--only", default="", help="models whose name begins so")
+    parser.add_argument("--write", action="store_true", help="put what was found into the page")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    rows = [("model", "rule", "with", "layers with noise", "file")]
-    for name, (make, x, rule, noise) in MODELS.items():
-        if name.startswith(arguments.only):
-            count, saved = check(make, x, rule, noise)
-            rows.append((name, f"`{rule!r}`", f"`{noise!r}`", str(count), saved))
-            print(*rows[-1], sep="; ", flush=True)
-    if arguments.write:
-        text = PAGE.read_text(encoding="utf-8").partition(MARK)[0]
-        where = f"Keras {keras.__version__} on {keras.backend.backend()}."
-        PAGE.write_text(f"{text}{MARK}\n{table.as_markdown(rows)}\n\n{where}\n", encoding="utf-8")
+    if arguments.one:
+        make, x, rule, noise = MODELS[arguments.one]
+        print(json.dumps(check(make, x, rule, noise)))
+        return
+    failed = False
+    for backend in arguments.backends:
+        for name in MODELS:
+            if name.startswith(arguments.only):
+                start = time.perf_counter()
+                found = of_process(backend, name)
+                failed |= found is None
+                cell = "fails" if found is None else "{} layers, {}".format(*found)
+                print(backend, name, cell, f"{time.perf_counter() - start:.0f} s", sep="; ", flush=True)
+                if arguments.write:
+                    write(backend, name, cell)
+    sys.exit(failed)
+
+
+def write(backend, name, cell):
+    """Put what was found of a model on a backend into the page."""
+    cells = written()
+    cells.setdefault(backend, {})[name] = cell
+    rows = [("model", "rule", "with", *BACKENDS.values())]
+    for model, (_, _, rule, noise) in MODELS.items():
+        found = [cells.get(one, {}).get(model, "not run") for one in BACKENDS]
+        rows.append((model, f"`{rule!r}`", f"`{noise!r}`", *found))
+    text = PAGE.read_text(encoding="utf-8").partition(MARK)[0]
+    PAGE.write_text(f"{text}{MARK}\n{table.as_markdown(rows)}\n\nKeras {keras.__version__}.\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
