@@ -307,7 +307,7 @@ class NoisyLSTM(RecurrentNoise, torch.nn.LSTM):
 
     With `sharing="time"` each sample has masks of its own, the same at all its steps, as PerNodeDrop has it (arXiv
     2512.12663), and with "time+unit" or "time+out" and both kernels it is Gal's variational dropout (arXiv 1512.05287).
-    Such a call goes through the steps one after another, not by torch's own loop, and takes several times as long.
+    Such a call goes through the steps one after another, not by torch's own loop, and takes many times as long.
 
     Args:
         *args, **kwargs: those of `torch.nn.LSTM`: input_size, hidden_size, num_layers, batch_first and so on. Its own
