@@ -297,8 +297,8 @@ def kernel_obstacle(x, noise, dtype):
         return "a tensor on a CPU or on CUDA"
     if products.TRITON_KERNELS is None:
         return "triton, which is not installed, or was not imported before TensorFlow"
-    if dtype != "float32" or x.shape[1] != 1:
-        return "float32 and a mask of its own for every row of x"
+    if dtype != "float32":
+        return "float32"
     return methods.kernel_noise_obstacle(noise)
 
 

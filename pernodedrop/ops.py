@@ -78,8 +78,8 @@ def masked_dense(
         method: "materialized" has the whole mask in memory, 4 * batch * in * out bytes, and serves as oracle.
             "recomputed" evaluates it block by block, again in the backward pass; its memory does not grow with the
             mask. "kernel" does so by a kernel written by hand, with the mask in a core's registers or cache only; of a
-            Bernoulli mask of each row torch and TensorFlow on a CPU keep a bit an entry for the backward pass, up to 64
-            MiB a product. It is there on a CPU with numba (`pip install 'pernodedrop[fast]'`), for every noise whose
+            Bernoulli mask of each row torch, and TensorFlow on a CPU, keep a bit an entry for the backward pass, up to
+            64 MiB a product. It is there on a CPU with numba (`pip install 'pernodedrop[fast]'`), for every noise whose
             `from_uniform` is made of operators and of the ops in `pernodedrop.backends.NOISE_OPS`; for `Bernoulli` on
             CUDA; on TensorFlow and JAX where a gradient is taken, so that what is exported stays the framework's own.
             "local_reparameterization" has no mask and draws y itself from the same distribution: for a Gaussian noise
@@ -87,7 +87,7 @@ def masked_dense(
             be had, else "recomputed"; masks that are small because they are shared are plain products. All can be
             differentiated any number of times, but on JAX not in forward mode where a mask is made again, which JAX
             refuses ("custom_vjp"): take "materialized" for `jax.jvp` and `jax.hessian`. What is dropped is multiplied
-            by 0, so NaN and infinity in x or w become NaN; only the kernel on CUDA skips them.
+            by 0, so NaN and infinity in x or w become NaN; only the kernel on CUDA for a mask of each row skips them.
 
     Returns:
         A tensor (batch, out) or (batch, time, out), of the dtype of x. Sums are in float32, or in float64 if x or w is.
