@@ -67,7 +67,7 @@ SIZES = {
         shared=(64, 256, 1024, 1024),
         numbers=2**28,
         side=8192,
-        words=2**34,
+        words=2**31,
         network=(20, 128, 2),
         transformer={"width": 512, "heads": 8, "blocks": 2},
         rounds=9,
@@ -123,6 +123,13 @@ def work(backend, device, sizes, seconds, done):
     def say(**message):
         print(json.dumps(message), file=channel, flush=True)
 
+    def attempt(kind, function, *arguments):
+        try:
+            say(**{kind: function(*arguments)})
+        except Exception as error:  # such as too little memory; what comes after may go on
+            what = f"{backend} {kind} {arguments[1]}"
+            say(**{kind: {"case": what, "failed": f"{type(error).__name__}: {str(error)[:500]}"}})
+
     import keras
 
     from pernodedrop.commands.bench import network, steps, timing
@@ -137,9 +144,9 @@ def work(backend, device, sizes, seconds, done):
     interprets = device == "cpu" and backend == "torch" and importlib.util.find_spec("triton")
     with interpreted() if interprets else contextlib.nullcontext():
         for shared, dtype in itertools.product((False, True), DTYPES):
-            say(checks=check(backend, dtype, shared, sizes.mask))
+            attempt("checks", check, backend, dtype, shared, sizes.mask)
         for dtype in DTYPES:
-            say(rates=rates(backend, dtype, sizes))
+            attempt("rates", rates, backend, dtype, sizes)
         for part in parts(backend, sizes):
             if time.monotonic() > until or all(case.key in done for case in part):
                 continue
@@ -423,12 +430,14 @@ def short_table(own):
     for (shape, dtype, forward), best in fastest.items():
         if "bernoulli" not in best:
             continue
-        ours = best["bernoulli"]["seconds"]
-        limit = limits.of_case(matrix.Case.of(best["bernoulli"]["case"]), rates[dtype])
+        ours, limit = best["bernoulli"]["seconds"], ("", "")
+        if dtype in rates:
+            seconds, binds = limits.of_case(matrix.Case.of(best["bernoulli"]["case"]), rates[dtype])
+            limit = f"{100 * seconds / ours:.0f}", binds
         name = f"{matrix.shape_text(shape)}, {dtype}, {matrix.FORWARD if forward else 'step'}"
         dropout = f"{ours / best['dropout']['seconds']:.2f}" if "dropout" in best else ""
         by_hand = f"{best['by_hand']['seconds'] / ours:.1f}" if "by_hand" in best else ""
-        lines.append([name, f"{1e3 * ours:.3g}", dropout, by_hand, f"{100 * limit.seconds / ours:.0f}", limit.binds])
+        lines.append([name, f"{1e3 * ours:.3g}", dropout, by_hand, *limit])
     return lines
 
 
