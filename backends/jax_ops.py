@@ -328,7 +328,8 @@ _jitted_masked = jax.jit(_masked, static_argnums=0)
 def _over_blocks(x, w, step, carry):
     """Run step(start, length, carry) over the full blocks of inputs as a loop, then over the ragged rest."""
     carry, *_ = _varying_alike(carry, x, w)
-    return _in_steps(x.shape[2], methods.block_length(x.shape[0], w.shape[1]), step, carry)
+    length = methods.block_length(x.shape[0], w.shape[1], jax.default_backend() == "cpu")
+    return _in_steps(x.shape[2], length, step, carry)
 
 
 def _in_steps(size, length, step, carry):

@@ -24,6 +24,9 @@ from pernodedrop.noise import Bernoulli, Noise, normal
 BLOCK_ENTRIES = 2**18
 """Entries evaluated at a time: 1 MiB of float32, so that a handful of temporaries stay in a CPU's cache."""
 
+DEVICE_ENTRIES = 2**24
+"""The same on a GPU or another accelerator: 64 MiB of float32, in so few loops that each has work for all of it."""
+
 TYPICAL_BATCH = 128
 """Sizes the blocks of a graph that is traced with an unknown batch."""
 
@@ -304,15 +307,17 @@ def shifted_products(x: Tensor, kernels: Tensor, window: Window, xp: Namespace) 
     return xp.reshape(functools.reduce(operator.add, others, first), (rows, times, groups * outputs))
 
 
-def block_length(rows: int | Tensor, outputs: int) -> int:
+def block_length(rows: int | Tensor, outputs: int, on_cpu: bool = True) -> int:
     """How many inputs make a block; `rows` is no int where a framework does not know it yet."""
     rows = rows if isinstance(rows, int) else TYPICAL_BATCH
-    return max(1, BLOCK_ENTRIES // max(1, rows * outputs))
+    return max(1, (BLOCK_ENTRIES if on_cpu else DEVICE_ENTRIES) // max(1, rows * outputs))
 
 
-def blocks(x: Tensor, w: Tensor, grid: Grid, xp: Namespace) -> collections.abc.Iterator[tuple[slice, Tensor]]:
+def blocks(
+    x: Tensor, w: Tensor, grid: Grid, xp: Namespace, on_cpu: bool = True
+) -> collections.abc.Iterator[tuple[slice, Tensor]]:
     """The blocks of the input axis as slices, each with its mask."""
-    length = block_length(x.shape[0], w.shape[1])
+    length = block_length(x.shape[0], w.shape[1], on_cpu)
     for start in range(0, x.shape[2], length):
         block = slice(start, min(start + length, x.shape[2]))
         yield block, grid._replace(in_=grid.in_[block]).entries(xp)

@@ -346,7 +346,8 @@ def _compiled(noise, names):
 def _over_blocks(x, w, step, carry):
     """Run step(start, length, carry) over the full blocks of inputs as a loop, then over the ragged rest."""
     inputs, outputs = w.shape
-    length = min(methods.block_length(x.shape[0], outputs), inputs)
+    on_cpu = not tf.config.list_logical_devices("GPU")
+    length = min(methods.block_length(x.shape[0], outputs, on_cpu), inputs)
     full, rest = divmod(inputs, length)
     if full:
         _, carry = tf.while_loop(

@@ -218,14 +218,14 @@ class _Blocks:
 
 def _forward(x, w, grid):
     y = x.new_zeros((*x.shape[:2], w.shape[1]))
-    for block, entries in methods.blocks(x, w, grid, xp):
+    for block, entries in methods.blocks(x, w, grid, xp, x.device.type == "cpu"):
         y += methods.forward_block(x[:, :, block], w[block], entries, xp)
     return y
 
 
 def _backward(dy, x, w, grid):
     dx, dw = x.new_empty(x.shape), w.new_empty(w.shape)
-    for block, entries in methods.blocks(x, w, grid, xp):
+    for block, entries in methods.blocks(x, w, grid, xp, x.device.type == "cpu"):
         dx[:, :, block] = methods.input_gradient_block(w[block], entries, dy, xp)
         dw[block] = methods.kernel_gradient_block(x[:, :, block], entries, dy, xp)
     return dx, dw
@@ -297,8 +297,8 @@ def kernel_obstacle(x, noise, dtype):
         return "a tensor on a CPU or on CUDA"
     if products.TRITON_KERNELS is None:
         return "triton, which is not installed, or was not imported before TensorFlow"
-    if dtype != "float32" or x.shape[1] != 1:
-        return "float32 and a mask of its own for every row of x"
+    if dtype != "float32":
+        return "float32"
     return methods.kernel_noise_obstacle(noise)
 
 

@@ -135,20 +135,26 @@ def one_by_one(function, info, in_dims, *inputs):
 
 
 def _load_triton_kernels():
-    """The kernels for CUDA, or None without it. They are loaded at once: TensorFlow may be imported later.
+    """The kernels for CUDA, of rows and of positions that share a row, or None without it.
 
-    After TensorFlow the import of triton would abort the process.
+    They are loaded at once, since TensorFlow may be imported later, and after it the import of triton would abort the
+    process.
     """
     if not torch.cuda.is_available() or ("tensorflow" in sys.modules and "triton" not in sys.modules):
         return None
     try:
-        from pernodedrop.backends import triton_kernels
+        from pernodedrop.backends import triton_kernels, triton_shared_kernels
     except ImportError:
         return None
-    return triton_kernels
+    return triton_kernels, triton_shared_kernels
 
 
 TRITON_KERNELS = _load_triton_kernels()
+
+
+def takes_triton(x):
+    """Whether those are the kernels for a tensor."""
+    return x.is_cuda
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,21 +168,20 @@ class Kernels:
     kept: bool = False
 
     def forward(self, x, w, mask):
-        return (_on_cuda if x.is_cuda else _on_cpu)(x, w, mask[:-1] if self.kept else mask)
+        return (_on_cuda if takes_triton(x) else _on_cpu)(x, w, mask[:-1] if self.kept else mask)
 
     def forward_keeping(self, x, w, mask):
-        return _keeping_on_cpu(x, w, mask)
+        return (_keeping_on_cuda if takes_triton(x) else _keeping_on_cpu)(x, w, mask)
 
     def backward(self, dy, x, w, mask):
-        if x.is_cuda:
-            return _backward_on_cuda(dy, x, w, mask)
-        return _backward_on_cpu(dy, x, w, *(mask[:-1], mask[-1]) if self.kept else (mask, None))
+        mask, bits = (mask[:-1], mask[-1]) if self.kept else (mask, None)
+        return (_backward_on_cuda if takes_triton(x) else _backward_on_cpu)(dy, x, w, mask, bits)
 
 
 def product_by_kernels(x, w, mask):
-    """The product, whose decisions are kept on a CPU if it will be differentiated."""
+    """The product, whose decisions are kept if it will be differentiated."""
     differentiated = torch.is_grad_enabled() and (x.requires_grad or w.requires_grad) and not _is_exporting()
-    keeps = differentiated and not x.is_cuda and math.prod(methods.kept_shape(mask, x, w)) > 0
+    keeps = differentiated and math.prod(methods.kept_shape(mask, x, w)) > 0
     if torch.compiler.is_compiling():
         return kernel_keeping(x, w, list(mask))[0] if keeps else kernel(x, w, list(mask))
     if keeps:
@@ -205,8 +210,15 @@ def _keeping_on_cpu(x, w, mask):
 def _on_cuda(x, w, mask):
     if 0 in x.shape:
         return x.new_zeros((*x.shape[:2], w.shape[1]))
-    x, w = map(_written_out, (x, w))
-    return TRITON_KERNELS.forward(x[:, 0], w, methods.from_flat(mask))[:, None]
+    x, w, (of_rows, of_positions) = _written_out(x), _written_out(w), TRITON_KERNELS
+    if x.shape[1] > 1:
+        return of_positions.forward(x, w, methods.from_flat(mask))
+    return of_rows.forward(x[:, 0], w, methods.from_flat(mask))[:, None]
+
+
+def _keeping_on_cuda(x, w, mask):
+    y, bits = TRITON_KERNELS[0].forward_keeping(_written_out(x)[:, 0], _written_out(w), methods.from_flat(mask))
+    return y[:, None], bits
 
 
 def _backward_on_cpu(dy, x, w, mask, bits=None):
@@ -217,11 +229,14 @@ def _backward_on_cpu(dy, x, w, mask, bits=None):
     return torch.from_numpy(dx), torch.from_numpy(dw)
 
 
-def _backward_on_cuda(dy, x, w, mask):
+def _backward_on_cuda(dy, x, w, mask, bits=None):
     if 0 in x.shape:
         return torch.zeros_like(x), torch.zeros_like(w)
+    mask, (of_rows, of_positions) = methods.from_flat(mask), TRITON_KERNELS
     dy, x, w = map(_written_out, (dy, x, w))
-    dx, dw = TRITON_KERNELS.backward(dy[:, 0], x[:, 0], w, methods.from_flat(mask))
+    if x.shape[1] > 1:
+        return of_positions.backward(dy, x, w, mask)
+    dx, dw = of_rows.backward(dy[:, 0], x[:, 0], w, mask, bits)
     return dx[:, None], dw
 
 
@@ -344,6 +359,10 @@ def kept_backward(
 @kept_backward.register_fake
 def _(dy, x, w, mask, bits):
     return x.new_empty(x.shape), w.new_empty(w.shape)
+
+
+kernel_keeping.register_kernel("cuda")(_keeping_on_cuda)
+kept_backward.register_kernel("cuda")(_backward_on_cuda)
 
 
 def _setup_keeping_context(ctx, inputs, output):

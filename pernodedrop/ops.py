@@ -79,8 +79,8 @@ def masked_dense(
         method: "materialized" has the whole mask in memory, 4 * batch * in * out bytes, and serves as oracle.
             "recomputed" evaluates it block by block, and again in the backward pass, so memory does not grow with the
             mask. "kernel" does so by a kernel written by hand, with the mask only in a core's registers or cache; if
-            each row has a Bernoulli mask, torch and TensorFlow on a CPU keep one bit an entry for the backward pass, up
-            to 64 MiB a product. It is available on a CPU with numba (`pip install 'pernodedrop[fast]'`), for every
+            each row has a Bernoulli mask, it keeps one bit an entry for the backward pass, up to 64 MiB a product. It
+            is available on a CPU with numba (`pip install 'pernodedrop[fast]'`), for every
             noise whose `from_uniform` is made of operators and the ops in `pernodedrop.backends.NOISE_OPS`, and on CUDA
             for `Bernoulli`; on TensorFlow and JAX only where a gradient is taken, so that what is exported stays the
             framework's own. "local_reparameterization" makes no mask and draws y itself from the same distribution, for
@@ -88,7 +88,8 @@ def masked_dense(
             "kernel" where it is available, else "recomputed"; masks that are small because they are shared are plain
             products. All can be differentiated any number of times, except on JAX in forward mode where a mask is
             recomputed, which JAX refuses ("custom_vjp"): for `jax.jvp` and `jax.hessian` take "materialized". What is
-            dropped is multiplied by 0, so NaN and infinity in x or w become NaN; only the kernel on CUDA skips them.
+            dropped is multiplied by 0, so NaN and infinity in x or w become NaN; only the kernel on CUDA for a mask of
+            each row skips them.
 
     Returns:
         A tensor (batch, out) or (batch, time, out), of the dtype of x. Sums are in float32, or in float64 if x or w is.

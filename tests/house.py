@@ -28,6 +28,7 @@ HOUSE = """
     backends.vectors
     backends.bit_kernels
     backends.decision_kernels backends.triton_kernels
+    backends.triton_shared_kernels
     backends.program_kernels
     backends.cpu_kernels
     backends.torch_products backends.xla_kernels
@@ -136,6 +137,7 @@ FRAMEWORKS = {"tensorflow", "torch", "jax", "jaxlib", "triton", "flax", "equinox
 KERNELS = {
     "backends.torch_products": {"torch"},
     "backends.triton_kernels": {"torch", "triton"},
+    "backends.triton_shared_kernels": {"torch", "triton"},
     "backends.xla_kernels": {"jax"},
     "internals.of_tensorflow": {"tensorflow"},
     "internals.of_torch": {"torch"},

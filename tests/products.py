@@ -28,6 +28,19 @@ def numpy_mask(noise, x, w, **kwargs):
     return mask.astype("float64").reshape(batch, *(time or [1]), inputs, w.shape[1])
 
 
+def bits_of(kept, shape):
+    """The decisions (row, in, out) of the bytes that a product keeps, as their layout is documented."""
+    rows, inputs, outputs = shape
+    flat, found = kept.reshape(len(kept) // 2, -1), []  # of 16 outputs each
+    for o in range(0, len(flat) * 16, 16):
+        wide = o // 64 * 64 + 64 <= len(flat) * 16
+        start, width = (o // 64 * 4, 64) if wide else (o // 16, 16)
+        block = flat[start : start + width // 16].reshape(*kept.shape[1:3], 8, width // 8)
+        bits = np.unpackbits(block, axis=-1, bitorder="little")[..., o % width : o % width + 16]
+        found.append(bits.transpose(1, 0, 2, 3).reshape(rows, -1, 16)[:, :inputs])
+    return np.concatenate(found, axis=2)[:, :, :outputs].astype(bool)
+
+
 def sums(x, w, mask):
     """y by float64 sums over the mask."""
     y, *_ = einsums(x, w, np.zeros((*x.shape[:-1], w.shape[1])), mask)

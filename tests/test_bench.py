@@ -4,8 +4,10 @@ import copy
 import html.parser
 import importlib.util
 import json
+import pathlib
 import platform
 import re
+import subprocess
 import sys
 import xml.etree.ElementTree as ET
 
@@ -33,6 +35,7 @@ from pernodedrop.commands.cli import main
 from pernodedrop.report.environment import environment, machine
 from tests.commands import IMPOSSIBLE, exits
 from tests.frameworks import NAME, array
+from tests.processes import DEADLOCK
 
 RATES = {"bytes": 1e10, "flops": 1e11, "words": 1e9}
 TINY = matrix.Profile((matrix.Part((2, 6, 4), ("dense", "dropout", "bernoulli")),), 2, 10, memory=0, network=None)
@@ -623,3 +626,49 @@ def test_profiles_name_what_there_is():
             assert set(matrix.REFERENCES) <= set(part.rows)
             assert all(len({case.key for case in part.cases(name)}) == len(part.cases(name)) for name in backends.NAMES)
     assert keras.backend.backend() == NAME
+
+
+@pytest.mark.parametrize("form", [None, next(iter(products.FORMS))])
+def test_a_step_without_a_backward_pass_is_the_product_of_one_with_it(form):
+    row = "dense" if form is None else "by_hand"
+    operands = steps.operands((3, 5, 4), "float32")
+    product = products.product(row, NAME, NO_NOISE, form)
+    (y,) = steps.step(product, NAME, f"{MODE} {matrix.FORWARD}")(*operands)
+    np.testing.assert_array_equal(array(y), array(steps.step(product, NAME, MODE)(*operands)[0]))
+
+
+@pytest.mark.once
+def test_the_limit_of_a_forward_pass_is_less_than_half_of_a_steps():
+    works = [
+        limits.work_of(matrix.Case("torch", "bernoulli", (8, 32, 16), "float32", mode))
+        for mode in ("eager", f"eager {matrix.FORWARD}")
+    ]
+    assert [work["words"] for work in works] == [2 * 8 * 32 * 16, 8 * 32 * 16]
+    assert [work["flops"] for work in works] == [6 * 8 * 32 * 16, 2 * 8 * 32 * 16]
+
+
+@pytest.mark.slow
+@pytest.mark.only_backend("torch", reason="the quickest to start; its kernels for GPUs run in Triton's interpreter")
+def test_what_measures_a_gpu_runs_without_one(tmp_path):
+    from benchmarks import gpu
+
+    command = [sys.executable, "-m", "benchmarks.gpu", "--device", "cpu", "--sizes", "tiny", "--backends", NAME]
+    root = pathlib.Path(__file__).parent.parent
+    done = subprocess.run([*command, "--output", tmp_path], cwd=root, capture_output=True, text=True, timeout=DEADLOCK)
+    assert done.returncode == 0, done.stderr + done.stdout
+    found = kept(tmp_path)
+    assert {record["key"] for record in found["checks"]} == {
+        f"torch/{what}/{dtype}" for what in ("rows", "shared") for dtype in gpu.DTYPES
+    }
+    assert all(record["right"] for record in found["checks"])
+    assert {record["key"] for record in found["rates"]} == {f"torch/{dtype}" for dtype in gpu.DTYPES}
+    assert {record["key"] for record in found["times"]} == {
+        case.key for part in gpu.parts("torch", gpu.SIZES["tiny"]) for case in part
+    }
+    assert {(r["network"], r["dtype"], r["variant"]) for r in found["networks"]} == {
+        (title, dtype, variant)
+        for title in ("CIFAR-10", "transformer")
+        for dtype in gpu.DTYPES
+        for variant in gpu.VARIANTS
+    }
+    assert "Masks of 4 of 4 products are NumPy's" in (tmp_path / "results.md").read_text()

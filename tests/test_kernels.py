@@ -17,7 +17,19 @@ from pernodedrop.backends import methods
 from tests import noises
 from tests.frameworks import NAME, XP, array, compiled, needs_gradients, tensor, value_and_gradients
 from tests.processes import child
-from tests.products import BERNOULLI, FAR, KEY, SMALL, check, einsums, masked_dense, numpy_mask, operands, product
+from tests.products import (
+    BERNOULLI,
+    FAR,
+    KEY,
+    SMALL,
+    bits_of,
+    check,
+    einsums,
+    masked_dense,
+    numpy_mask,
+    operands,
+    product,
+)
 
 SHAPES = [
     ((5, 37), 11, None),  # outputs that do not fill a vector
@@ -217,19 +229,6 @@ def decisions(rows, inputs, outputs):
     words = [np.array([n], "uint32") for n in KEY]
     words += [np.arange(n, dtype="uint32") for n in (rows, rows, inputs, outputs)]
     return methods.Decisions(np.int32(2**23), *words)
-
-
-def bits_of(kept, shape):
-    """The decisions (row, in, out) of the bytes that a product keeps, as their layout is documented."""
-    rows, inputs, outputs = shape
-    flat, found = kept.reshape(len(kept) // 2, -1), []  # of 16 outputs each
-    for o in range(0, len(flat) * 16, 16):
-        wide = o // 64 * 64 + 64 <= len(flat) * 16
-        start, width = (o // 64 * 4, 64) if wide else (o // 16, 16)
-        block = flat[start : start + width // 16].reshape(*kept.shape[1:3], 8, width // 8)
-        bits = np.unpackbits(block, axis=-1, bitorder="little")[..., o % width : o % width + 16]
-        found.append(bits.transpose(1, 0, 2, 3).reshape(rows, -1, 16)[:, :inputs])
-    return np.concatenate(found, axis=2)[:, :, :outputs].astype(bool)
 
 
 @pytest.mark.only_backend("numpy", reason="the same kernels on every backend")

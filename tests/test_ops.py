@@ -165,6 +165,27 @@ def test_sums_over_several_blocks_and_a_ragged_rest(shape, monkeypatch):
     assert lengths == {8, 5}
 
 
+@pytest.mark.only_backend("jax", "tensorflow", reason="torch asks where x is, and NumPy has no GPU")
+def test_blocks_are_larger_on_a_gpu(monkeypatch):
+    """What says which device there is says so of this machine."""
+    if NAME == "jax":
+        monkeypatch.setattr("jax.default_backend", lambda: "gpu")
+    else:
+        monkeypatch.setattr("tensorflow.config.list_logical_devices", lambda kind: [kind])
+    lengths = []
+    monkeypatch.setattr(methods, "block_length", lambda *asked: lengths.append(asked) or 3)
+    noise = pnd.Bernoulli(0.47)  # of no other test, so that no cache has it compiled with other blocks
+    x, w, upstream = operands(*SMALL, "float32")
+    check(x, w, upstream, numpy_mask(noise, x, w), 1e-5, noise=noise, method="recomputed")
+    assert set(lengths) == {(6, 5, False)}
+
+
+@pytest.mark.once
+def test_a_block_is_of_what_a_cache_or_a_gpu_takes():
+    assert [methods.block_length(128, 64, on_cpu) for on_cpu in (True, False)] == [2**5, 2**11]
+    assert methods.block_length(2**20, 2**20, False) == 1
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize(
     ("method", "sharing"),

@@ -1,5 +1,6 @@
 """The Triton kernels, in Triton's interpreter: NumPy's mask to the bit, the product and its gradients."""
 
+import collections
 import importlib.util
 import itertools
 
@@ -9,7 +10,7 @@ import pytest
 import pernodedrop as pnd
 from tests import reference
 from tests.processes import child
-from tests.products import FAR, KEY, einsums
+from tests.products import FAR, KEY, bits_of, einsums
 
 pytestmark = [
     pytest.mark.slow,
@@ -21,7 +22,13 @@ COORDINATES = ("time", "sample", "in", "out")
 SHAPE = 5, 9, 7
 SHAPES = [(1, 1, 1), SHAPE, (33, 3, 65), (37, 2, 5), (2, 67, 3), (3, 5, 131)]
 RATES = [0.0, 2**-24, 0.4, 1 - 2**-24]
+HALVES = ["float16", "bfloat16"]
 TILES = [(2, 4, 8), (8, 64, 16)]  # rows, inputs, outputs
+SHARED = {  # rows, positions, inputs, outputs
+    "positions": (3, 5, 9, 7),
+    "positions beyond a tile": (2, 70, 40, 70),
+    "of one input": (3, 2, 1, 1),
+}
 PLACES = {
     "shared": {"time": [0], "sample": [9], "in": [2], "out": [0]},
     "samples near the end": {"sample": FAR + np.arange(5)},
@@ -44,6 +51,20 @@ def case(shape=SHAPE, rate=0.4, order="C", tiles=None, **coordinates):
     arrays |= {name: np.array([int(n) % 2**32 for n in numbers], "uint32") for name, numbers in words.items()}
     arrays["threshold"] = np.array(pnd.Bernoulli(rate).threshold, "int32")
     return arrays if tiles is None else {**arrays, "tiles": np.array(tiles)}
+
+
+def shared_case(shape, order="C", dtype="float32", **kwargs):
+    """The same where positions share a mask, of operands that the dtype has."""
+    rows, positions, inputs, outputs = shape
+    arrays = case((rows, inputs, outputs), **kwargs)
+    rng = np.random.default_rng(0)
+    sizes = {"x": (rows, positions, inputs), "w": (inputs, outputs), "dy": (rows, positions, outputs)}
+    for name, size in sizes.items():
+        array = rng.normal(size=size)
+        if dtype != "float32":
+            array = np.round(array * 2**6) / 2**6  # at most 8 bits
+        arrays[name] = np.asarray(array.clip(-3.5, 3.5), "float32", order=order)
+    return {**arrays, "dtype": np.array(dtype)}
 
 
 def probe(of, tiles=None):
@@ -90,17 +111,39 @@ CASES = {
     "columns first": case(order="F"),
     "again": case(),
 }
+KEPT = [
+    *(f"shape {shape}" for shape in (SHAPE, (33, 3, 65), (3, 5, 131))),
+    *("rate 0.0", "tiles (8, 64, 16)", "columns first", "again"),
+    *(f"{of} in tiles {tiles}" for of in ("y", "dx", "dw") for tiles in (None, *TILES)),
+]
+"""Those whose decisions are kept as well."""
+
+SHARED_CASES = {
+    **{name: shared_case(shape) for name, shape in SHARED.items()},
+    "positions at rate 0": shared_case((2, 3, 5, 4), rate=0.0),
+    "positions near the end": shared_case(
+        (5, 2, 9, 7), sample=FAR + np.arange(5), time=range(5), out=FAR + np.arange(7), **{"in": FAR + np.arange(9)}
+    ),
+    "positions in small tiles": shared_case((2, 20, 20, 35), tiles=(16, 16, 32)),
+    "positions, columns first": shared_case((3, 5, 9, 7), order="F"),
+    **{f"positions in {dtype}": shared_case((3, 37, 40, 35), dtype=dtype) for dtype in HALVES},
+}
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """What the kernels make of CASES: by case, a dict of y, dx and dw."""
+    """What the kernels make of all cases: by case, a dict of y, dx, dw and what else there is."""
     folder = tmp_path_factory.mktemp("triton")
-    arrays = {f"{name}/{argument}": a for name, arguments in CASES.items() for argument, a in arguments.items()}
+    cases = {**CASES, **{name: {**CASES[name], "kept": np.array(True)} for name in KEPT}, **SHARED_CASES}
+    arrays = {f"{name}/{argument}": a for name, arguments in cases.items() for argument, a in arguments.items()}
     np.savez(folder / "cases.npz", **arrays)
     child("triton_products.py", folder / "cases.npz", folder / "results.npz", TRITON_INTERPRET="1")
     with np.load(folder / "results.npz") as found:
-        return {name: {of: found[f"{name}/{of}"] for of in ("y", "dx", "dw")} for name in CASES}
+        made = collections.defaultdict(dict)
+        for name, array in found.items():
+            case, _, of = name.rpartition("/")
+            made[case][of] = array
+    return made
 
 
 def mask_of(arguments):
@@ -116,25 +159,54 @@ def mask_of(arguments):
     return (kept * (np.float32(2**24) / threshold.astype("float32"))).reshape(rows, inputs, outputs)
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if not name.startswith(("y ", "dx ", "dw "))])
-def test_product_and_gradients_agree_with_float64_sums_over_the_mask(results, name):
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    [
+        (name, kept)
+        for kept, names in {"": CASES, "kept ": KEPT}.items()
+        for name in names
+        if not name.startswith(("y ", "dx ", "dw "))
+    ],
+)
+def test_product_and_gradients_agree_with_float64_sums_over_the_mask(results, name, kept):
     """Relative to the sums of absolute terms, with which errors of rounding grow."""
     x, w, dy = (CASES[name][operand].astype("float64") for operand in ("x", "w", "dy"))
     mask = mask_of(CASES[name])[:, None].astype("float64")
     sizes = einsums(abs(x), abs(w), abs(dy), mask)
     for of, wanted, size in zip(("y", "dx", "dw"), einsums(x, w, dy, mask), sizes, strict=True):
-        got = results[name][of]
+        got = results[name][kept + of]
         assert got.dtype == "float32"
         assert got.shape == wanted.shape
         assert (abs(got - wanted) <= 1e-6 * size).all()
 
 
+@pytest.mark.parametrize("name", SHARED_CASES)
+def test_where_positions_share_a_mask_products_agree_with_float64_sums_over_it(results, name):
+    """In halves they are those sums rounded once, which for bfloat16 the interpreter does towards 0."""
+    arguments = SHARED_CASES[name]
+    x, w, dy = (arguments[operand].astype("float64") for operand in ("x", "w", "dy"))
+    mask = mask_of(arguments)[:, None].astype("float64")
+    mask = np.broadcast_to(mask, (len(x), x.shape[1], *mask.shape[2:]))
+    sizes = einsums(abs(x), abs(w), abs(dy), mask)
+    rounded = {"float32": 0, "float16": 2**-11, "bfloat16": 2**-7}[str(arguments["dtype"])]
+    for of, wanted, size in zip(("y", "dx", "dw"), einsums(x, w, dy, mask), sizes, strict=True):
+        assert results[name][of].shape == wanted.shape
+        assert (abs(results[name][of] - wanted) <= 1e-6 * size + rounded * abs(wanted)).all()
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_decisions_are_kept_to_the_bit_as_the_kernels_on_a_cpu_keep_them(results, name):
+    mask = mask_of(CASES[name])
+    np.testing.assert_array_equal(bits_of(results[name]["bits"], mask.shape), mask != 0)
+
+
 @pytest.mark.parametrize("tiles", [None, *TILES])
 @pytest.mark.parametrize("of", ["y", "dx", "dw"])
-def test_the_mask_is_numpys_to_the_bit_in_any_tiles(results, of, tiles):
+@pytest.mark.parametrize("kept", ["", "kept "])
+def test_the_mask_is_numpys_to_the_bit_in_any_tiles(results, of, tiles, kept):
     mask = pnd.ops.sample_mask(pnd.Bernoulli(0.75), KEY, (2, 5, 7), backend="numpy")
     shown = {"y": mask.reshape(10, 7), "dx": mask.transpose(0, 2, 1).reshape(14, 5), "dw": mask[1]}[of]
-    np.testing.assert_array_equal(results[f"{of} in tiles {tiles}"][of], shown)
+    np.testing.assert_array_equal(results[f"{of} in tiles {tiles}"][kept + of], shown)
 
 
 def test_the_mask_of_the_other_tests_is_numpys():
@@ -154,12 +226,15 @@ def test_the_edge_of_the_threshold_is_a_single_word(results, rate):
 
 
 def test_two_runs_are_equal_to_the_bit(results):
-    for of in ("y", "dx", "dw"):
+    for of in ("y", "dx", "dw", "kept y", "kept dx", "kept dw"):
         np.testing.assert_array_equal(results[f"shape {SHAPE}"][of], results["again"][of])
 
 
-def test_kernels_compile_for_a_gpu_that_is_not_there(tmp_path):
+@pytest.mark.parametrize("capability", [80, 90])
+def test_kernels_compile_for_a_gpu_that_is_not_there(capability, tmp_path):
     """What a lane holds fits its registers, and no sum depends on the order in which programs end."""
-    seen = child("triton_compile.py", 90, TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path))
-    assert set(seen) == {"_y_kernel", "_dx_kernel", "_dw_kernel"}
-    assert all(code == {"spills": 0, "atomics": 0} for code in seen.values())
+    seen = child("triton_compile.py", capability, TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path))
+    rows = ("_y_kernel", "_y_kernel keeping", "_dx_kernel", "_dw_kernel", "_kept_dx_kernel", "_kept_dw_kernel")
+    shared = [f"{name} {dtype}" for name in ("_y_kernel", "_dx_kernel", "_dw_kernel") for dtype in ("fp32", "bf16")]
+    assert set(seen) == {*shared, *((*rows, "_words_kernel") if capability == 90 else ())}
+    assert all(code["spills"] == code["atomics"] == 0 for code in seen.values())

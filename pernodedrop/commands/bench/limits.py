@@ -54,7 +54,7 @@ def work_of(case: matrix.Case) -> dict[str, int]:
     batch, time, inputs, outputs = (size[name] for name in ("sample", "time", "in", "out"))
     rows = batch * time
     x, w, y = rows * inputs, inputs * outputs, rows * outputs
-    forward_only = matrix.PASSES.get(case.backend, 2) == 1
+    forward_only = matrix.PASSES.get(case.backend, 2) == 1 or case.mode.endswith(matrix.FORWARD)
     numbers = x + w + y if forward_only else 3 * x + 3 * w + 2 * y
     products = 1 if forward_only else 3
     if case.row == "gaussian":

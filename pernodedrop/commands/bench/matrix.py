@@ -71,6 +71,9 @@ MODES = {"jax": ("jit",), "tensorflow": ("graph", "xla"), "torch": ("eager",), "
 
 EXTRA_MODES = {"jax": "eager", "tensorflow": "eager", "torch": "compiled"}
 
+FORWARD = "forward"
+"""Ends the name of a mode whose steps have no backward pass, "jit forward", as predictions have none."""
+
 PASSES = {"numpy": 1}
 """1 where there is a forward pass only; 2 elsewhere, since the backward pass makes the mask again."""
 

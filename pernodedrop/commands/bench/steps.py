@@ -40,24 +40,27 @@ def operands(shape: typing.Sequence[int], dtype: str, listed: int = 0) -> tuple[
 
 
 def step(product: Product, backend: str, mode: str) -> Step:
-    """A function of (x, w, dy, key) that returns (y, dx, dw), on NumPy (y,).
+    """A function of (x, w, dy, key) that returns (y, dx, dw), on NumPy and without a backward pass (y,).
 
     Args:
         product: what one row computes.
         backend: the name of Keras' backend.
-        mode: one of its modes in `matrix`, or "eager".
+        mode: one of its modes in `matrix`, or "eager"; then " forward" if there is no backward pass.
     """
-    return STEPS[backend](product, mode)
+    mode, _, end = mode.partition(" ")
+    return STEPS[backend](product, mode, end == matrix.FORWARD)
 
 
-def _numpy(product: Product, mode: str) -> Step:
+def _numpy(product: Product, mode: str, forward: bool) -> Step:
     return lambda x, w, dy, key: (product(x, w, key),)
 
 
-def _jax(product: Product, mode: str) -> Step:
+def _jax(product: Product, mode: str, forward: bool) -> Step:
     import jax
 
     def run(x: Tensor, w: Tensor, dy: Tensor, key: Tensor) -> tuple[Tensor, ...]:
+        if forward:
+            return (product(x, w, key),)
         y, vjp = jax.vjp(lambda x, w: product(x, w, key), x, w)
         return (y, *vjp(dy))
 
@@ -65,10 +68,12 @@ def _jax(product: Product, mode: str) -> Step:
     return lambda *tensors: jax.block_until_ready(run(*tensors))
 
 
-def _tensorflow(product: Product, mode: str) -> Step:
+def _tensorflow(product: Product, mode: str, forward: bool) -> Step:
     import tensorflow as tf
 
     def run(x: Tensor, w: Tensor, dy: Tensor, key: Tensor) -> tuple[Tensor, ...]:
+        if forward:
+            return (product(x, w, key),)
         with tf.GradientTape() as tape:
             tape.watch((x, w))
             y = product(x, w, key)
@@ -87,7 +92,7 @@ def _tensorflow(product: Product, mode: str) -> Step:
     return synchronized
 
 
-def _torch(product: Product, mode: str) -> Step:
+def _torch(product: Product, mode: str, forward: bool) -> Step:
     import torch
 
     from pernodedrop.internals import of_torch
@@ -98,8 +103,10 @@ def _torch(product: Product, mode: str) -> Step:
         product = torch.compile(product)
 
     def run(x: Tensor, w: Tensor, dy: Tensor, key: Tensor) -> tuple[Tensor, ...]:
-        y = product(x, w, key)
-        results = (y, *torch.autograd.grad(y, (x, w), dy, allow_unused=True))  # the values of a sparse x
+        with torch.set_grad_enabled(not forward):
+            y = product(x, w, key)
+        gradients = () if forward else torch.autograd.grad(y, (x, w), dy, allow_unused=True)  # the values of a sparse x
+        results = (y, *gradients)
         if x.is_cuda:
             torch.cuda.synchronize()
         return results
