@@ -296,7 +296,6 @@ _kernel_gradients.defvjp(_kernel_gradients_forward, _gradients_backward)
 _jitted_kernel = jax.jit(_kernel, static_argnums=0)
 
 
-@functools.partial(jax.jit, inline=True)
 def entries(grid):
     return grid.entries(xp)  # which becomes part of what uses it
 

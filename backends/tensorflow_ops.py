@@ -265,14 +265,7 @@ def _backward_by_kernel(dy, x, w, *mask):
 
 
 def entries(grid):
-    field = grid.field
-    if not tf.executing_eagerly() or field.persists or kernel_obstacle(grid.time, field.noise, "float32"):
-        return grid.entries(xp)  # which, in a graph, becomes part of what uses it
-    from pernodedrop.backends import cpu_kernels
-
-    field, sample = on_host(field, grid.sample)
-    grid = Grid(field, np.asarray(grid.time), sample, np.asarray(grid.in_), np.asarray(grid.out))
-    return _taken_over(cpu_kernels.entries(methods.Entries.of(grid, numpy_ops)))
+    return grid.entries(xp)  # which becomes part of what uses it
 
 
 def masked(w, grid):
