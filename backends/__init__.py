@@ -41,15 +41,15 @@ WORD_OPS = ("word", "as_word", "arange", "shift_right", "bits24", "uniform", "fl
 """Ops on word tensors, and the numbers made of them."""
 
 TENSOR_OPS = (
-    "dtype", "layout", "device", "shape", "astype", "reshape", "permute_dims", "broadcast_to", "take",
-    "take_along_axis", "running_maximum", "matmul", "sum", "stop_gradient", "optimization_barrier", "triples",
-    "segment_sum", "sparse_matmul",
+    "dtype", "layout", "device", "shape", "astype", "reshape", "expand_dims", "squeeze", "unstack", "permute_dims",
+    "broadcast_to", "take", "take_along_axis", "running_maximum", "matmul", "sum", "stop_gradient",
+    "optimization_barrier", "triples", "segment_sum", "sparse_matmul",
 )  # fmt: skip
 """Ops on tensors of any dtype."""
 
 ENTRY_OPS = (
     "asarray", "to_numpy", "is_integer", "fused", "recomputed", "entries", "masked", "convolved", "kernel",
-    "kernel_obstacle", "sparse_recomputed", "sparse_kernel", "draw", "global_rows", "sum_of_replicas",
+    "kernel_obstacle", "on_host", "sparse_recomputed", "sparse_kernel", "draw", "global_rows", "sum_of_replicas",
     "warn_of_replicas", "refuse_redraw",
 )  # fmt: skip
 """Ops that lead into a framework and out of it, and those that are its own way to do a thing."""
@@ -73,6 +73,8 @@ def get(name: str) -> Namespace:
 
 @of_torch.constant_in_graphs  # torch.compile does not trace an import
 def _load(name: str) -> None:
+    if f"{name}_ops" in globals():  # once it is imported; to ask Python takes longer
+        return
     try:
         importlib.import_module(f"{__name__}.{name}_ops")
     except ModuleNotFoundError as error:

@@ -1,6 +1,7 @@
 """JAX, traced or not, on any device. The samples' coordinates are global under automatic sharding."""
 
 import functools
+import inspect
 import operator
 import sys
 
@@ -18,6 +19,7 @@ from jax.numpy import (
     clip,
     cos,
     exp,
+    expand_dims,
     expm1,
     float32,
     floor,
@@ -33,12 +35,14 @@ from jax.numpy import (
     sign,
     sin,
     sqrt,
+    squeeze,
     sum,
     take,
     take_along_axis,
     tan,
     tanh,
     uint32,
+    unstack,
     where,
     zeros_like,
 )
@@ -50,6 +54,7 @@ from jax.numpy import transpose as permute_dims
 
 from pernodedrop import checks
 from pernodedrop.backends import methods, sparse_methods
+from pernodedrop.mask import Field
 
 xp = sys.modules[__name__]
 
@@ -60,12 +65,22 @@ def word(n):
 
 def as_word(n):
     if isinstance(n, int):
-        n = np.uint32(n & 0xFFFFFFFF)
-    return atleast_1d(_asarray(n)).astype(uint32)
+        return _asarray(np.array([n & 0xFFFFFFFF], np.uint32))
+    return _as_word(_asarray(n))
+
+
+@functools.partial(jax.jit, inline=True)
+def _as_word(n):
+    return atleast_1d(n).astype(uint32)
+
+
+@functools.partial(jax.jit, static_argnums=0, inline=True)
+def _counted(n):
+    return _arange(n, dtype=uint32)
 
 
 def arange(n, like):
-    return _arange(n, dtype=uint32)
+    return _counted(n)
 
 
 def shift_right(x, n):
@@ -109,13 +124,13 @@ def shape(x):
 
 
 def astype(x, name):
-    return x.astype(name)
+    return x if x.dtype == name else x.astype(name)
 
 
 def asarray(x, device=None):
-    if isinstance(x, jax.Array) and issubdtype(x.dtype, jax.dtypes.prng_key):
-        return jax.random.key_data(x)
-    return _asarray(x)
+    if not isinstance(x, jax.Array):
+        return _asarray(x)
+    return jax.random.key_data(x) if issubdtype(x.dtype, jax.dtypes.prng_key) else x
 
 
 def to_numpy(x):
@@ -126,10 +141,19 @@ def is_integer(x):
     return issubdtype(x.dtype, integer)
 
 
+STATIC = ("batch", "sharing", "method", "dtype", "xp")
+"""The arguments of functions that are `fused` which are no tensors, nor made of them."""
+
+jax.tree_util.register_pytree_node(
+    Field, lambda field: ((field.params, field.key), field.noise), lambda noise, parts: Field(noise, *parts)
+)
+
+
 @functools.cache
 def fused(function):
     # op by op, JAX compiles each for every new shape, and writes what is in between to memory
-    return jax.jit(function, static_argnames="xp", inline=True)
+    static = tuple(name for name in inspect.signature(function).parameters if name in STATIC)
+    return jax.jit(function, static_argnames=static, inline=True)
 
 
 def recomputed(x, w, grid):
@@ -220,6 +244,10 @@ def kernel_obstacle(x, noise, dtype):
     if jax.default_backend() != "cpu" or jax.device_count() > 1:
         return "a CPU as the only device"
     return methods.cpu_kernel_obstacle(noise) if dtype == "float32" else "float32"
+
+
+def on_host(field, samples):
+    return None
 
 
 def kernel(x, w, grid):

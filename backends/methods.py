@@ -18,7 +18,7 @@ import numpy as np
 from pernodedrop import checks
 from pernodedrop._types import Namespace, Tensor, Words
 from pernodedrop.backends import programs
-from pernodedrop.mask import Grid
+from pernodedrop.mask import Field, Grid
 from pernodedrop.noise import Bernoulli, Noise, normal
 
 BLOCK_ENTRIES = 2**18
@@ -178,20 +178,25 @@ def normals(mean: Tensor, variance: Tensor, grid: Grid, xp: Namespace) -> Tensor
 
 def shared_over_in_or_out(x: Tensor, w: Tensor, grid: Grid, xp: Namespace) -> Tensor:
     """The product when entries depend on one of in and out at most."""
-    mask = xp.astype(grid.entries(xp), xp.dtype(w))
+    mask = xp.astype(xp.entries(grid), xp.dtype(w))
     if grid.out.shape[0] == 1:
         return xp.matmul(x * mask[:, :, 0][:, None, :], w)
     return xp.matmul(x, w) * mask[:, 0, :][:, None, :]
 
 
-def chosen(method: str, grid: Grid, sharing: frozenset[str], x: Tensor, dtype: str, xp: Namespace) -> str:
+def one_mask(x: Tensor, w: Tensor, grid: Grid, xp: Namespace) -> Tensor:
+    """The product when all rows have one mask."""
+    return xp.matmul(x, w * xp.astype(xp.entries(grid), xp.dtype(w)))
+
+
+def chosen(method: str, field: Field, sharing: frozenset[str], x: Tensor, dtype: str, xp: Namespace) -> str:
     """The method that "auto" means for x (row, position, in); another one as it is, unless it cannot be.
 
     Where an entry has a word of its own it is the kernel wherever that can be had: `docs/speed.md` has the times of
     noises and shapes on each backend, of which none was shorter otherwise.
     """
-    noise = grid.field.noise
-    few, one_position, persists = sharing & {"in", "out"}, x.shape[1] == 1, grid.field.persists
+    few, one_position, persists = sharing & {"in", "out"}, x.shape[1] == 1, field.persists
+    noise = field.noise
     check_method(method, noise, few or "sample" in sharing or not one_position or persists, x, dtype, xp)
     if persists and method == "kernel":
         raise ValueError(checks.invalid("method", 'another one than "kernel" beside `persistence`', method))
@@ -199,8 +204,8 @@ def chosen(method: str, grid: Grid, sharing: frozenset[str], x: Tensor, dtype: s
         return method
     if few:
         return "shared_over_in_or_out"
-    if "sample" in sharing and grid.sample.shape[0] == grid.time.shape[0] == 1:
-        return "materialized"
+    if "sample" in sharing and x.shape[0] == 1:
+        return "one_mask"
     if persists:
         return "recomputed"
     if noise.gaussian and one_position:
@@ -210,7 +215,8 @@ def chosen(method: str, grid: Grid, sharing: frozenset[str], x: Tensor, dtype: s
 
 def check_method(method: str, noise: Noise, shared: object, x: Tensor, dtype: str, xp: Namespace) -> None:
     """Raise unless a method can be: `shared` says whether rows of x have entries in common."""
-    if method == "kernel" and (obstacle := xp.kernel_obstacle(x, noise, dtype)):
+    obstacle = xp.kernel_obstacle(x, noise, dtype) if method == "kernel" else None
+    if obstacle:
         raise ValueError(checks.invalid("method", f'another one than "kernel", which takes {obstacle}', method))
     if method != "local_reparameterization" or (noise.gaussian and not shared):
         return

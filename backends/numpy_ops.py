@@ -12,6 +12,7 @@ from numpy import (
     clip,
     cos,
     exp,
+    expand_dims,
     expm1,
     floor,
     log,
@@ -23,6 +24,7 @@ from numpy import (
     sign,
     sin,
     sqrt,
+    squeeze,
     sum,
     take,
     take_along_axis,
@@ -121,6 +123,11 @@ def astype(x, name):
 
 def reshape(x, shape):
     return np.reshape(x, shape)
+
+
+def unstack(x):
+    """The tensors along the first axis of `x`, a tuple."""
+    return tuple(x)
 
 
 def asarray(x, device=None):
@@ -228,6 +235,11 @@ def convolved(x, kernels, window):
 def kernel_obstacle(x, noise, dtype):
     """What `kernel`, or `sparse_kernel` for a sparse x, asks for and lacks here, as text for an error, or None."""
     return methods.cpu_kernel_obstacle(noise)
+
+
+def on_host(field, samples):
+    """A field and sample coordinates as arrays of NumPy where `kernel` takes those, which cost least; else None."""
+    return field, samples
 
 
 def kernel(x, w, grid):

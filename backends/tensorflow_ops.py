@@ -19,6 +19,7 @@ from tensorflow import (
     broadcast_to,
     cos,
     exp,
+    expand_dims,
     floor,
     maximum,
     minimum,
@@ -27,9 +28,11 @@ from tensorflow import (
     sign,
     sin,
     sqrt,
+    squeeze,
     stop_gradient,
     tan,
     tanh,
+    unstack,
     where,
     zeros_like,
 )
@@ -37,7 +40,7 @@ from tensorflow import clip_by_value as clip
 from tensorflow import reduce_sum as sum
 from tensorflow import transpose as permute_dims
 
-from pernodedrop.backends import methods, sparse_methods
+from pernodedrop.backends import methods, numpy_ops, sparse_methods
 from pernodedrop.internals import of_tensorflow
 from pernodedrop.mask import Grid
 
@@ -58,6 +61,8 @@ def as_word(n):
 
 
 def arange(n, like):
+    if tf.executing_eagerly():
+        return tf.constant(np.arange(n, dtype=np.uint32))  # one op for two
     return tf.cast(tf.range(n), tf.uint32)
 
 
@@ -211,8 +216,7 @@ def fused(function):
 
 
 def recomputed(x, w, grid):
-    forward, backward = _compiled(grid.field.noise, tuple(grid.field.params))
-    return _differentiable(forward, backward, x, w, *grid.tensors())
+    return _compiled(grid.field.noise, tuple(grid.field.params))(x, w, *grid.tensors())
 
 
 def kernel_obstacle(x, noise, dtype):
@@ -221,30 +225,43 @@ def kernel_obstacle(x, noise, dtype):
     return methods.cpu_kernel_obstacle(noise)
 
 
+def on_host(field, samples):
+    if not tf.executing_eagerly():
+        return None
+    params = {name: np.asarray(number) for name, number in field.params.items()}
+    return field._replace(params=params, key=tuple(map(np.asarray, field.key))), np.asarray(samples)
+
+
 def kernel(x, w, grid):
+    if tf.executing_eagerly():
+        return _by_kernel(x, w, *methods.flat(grid, numpy_ops))
     if not of_tensorflow.is_recorded():
         # what is not differentiated may be saved, and a call of Python cannot
         return recomputed(x, w, grid)
+    return _by_kernel(x, w, *methods.flat(grid, xp))
+
+
+def _forward_by_kernel(x, w, *mask):
     from pernodedrop.backends import cpu_kernels
 
-    def forward(x, w, *mask):
-        def product(x, w, *mask):
-            return cpu_kernels.product_and_bits(x, w, methods.from_flat(mask))
+    def product(x, w, *mask):
+        return cpu_kernels.product_and_bits(x, w, methods.from_flat(mask))
 
-        y, bits = _in_python(product, (x, w, *mask), [w.dtype, tf.uint8])
-        y.set_shape((*x.shape[:2], w.shape[1]))
-        return y, bits
+    y, bits = _in_python(product, (x, w, *mask), [w.dtype, tf.uint8])
+    y.set_shape((*x.shape[:2], w.shape[1]))
+    return y, bits
 
-    def backward(dy, x, w, *mask):
-        def gradients(dy, x, w, *mask):
-            return cpu_kernels.gradients(dy, x, w, methods.from_flat(mask[:-1]), mask[-1])
 
-        dx, dw = _in_python(gradients, (dy, x, w, *mask), [x.dtype, w.dtype])
-        dx.set_shape(x.shape)
-        dw.set_shape(w.shape)
-        return dx, dw
+def _backward_by_kernel(dy, x, w, *mask):
+    from pernodedrop.backends import cpu_kernels
 
-    return _differentiable(forward, backward, x, w, *methods.flat(grid, xp))
+    def gradients(dy, x, w, *mask):
+        return cpu_kernels.gradients(dy, x, w, methods.from_flat(mask[:-1]), mask[-1])
+
+    dx, dw = _in_python(gradients, (dy, x, w, *mask), [x.dtype, w.dtype])
+    dx.set_shape(x.shape)
+    dw.set_shape(w.shape)
+    return dx, dw
 
 
 def entries(grid):
@@ -278,42 +295,50 @@ def _taken_over(array):
     return tf.convert_to_tensor(array)
 
 
-def _differentiable(forward, backward, x, w, *mask):
-    """The product forward(x, w, *mask), whose gradients backward(dy, x, w, *mask) gives.
+def _differentiable(forward, backward, keeps=False):
+    """The product forward(x, w, *mask), whose gradients backward(dy, x, w, *mask) gives, as a function of these.
 
-    The first may give a pair, whose second tensor is kept for the other one, behind the mask. The product is linear in
-    x and in w, so the derivatives of its gradients are made of the same two functions.
+    Where it `keeps`, the first gives a pair, whose second tensor the other one takes behind the mask. The product is
+    linear in x and in w, so the derivatives of its gradients are made of the same two functions. Tensors of a mask have
+    none; they are arguments since TensorFlow, in a graph, looks for variables in all that a function else closes over.
     """
 
     @tf.custom_gradient
-    def product(x, w):
-        made = forward(*still(x, w))
-        y, *kept = made if isinstance(made, tuple) else (made,)
-        gradients = gradients_with(*kept)
-        return y, lambda dy: gradients(dy, x, w)
+    def product(x, w, *mask):
+        y, *kept = forward(x, w, *mask) if keeps else (forward(x, w, *mask),)
 
-    def gradients_with(*kept):
-        @tf.custom_gradient
-        def gradients(dy, x, w):
-            def of_gradients(of_dx, of_dw):
-                of_x, _ = gradients(dy, x, of_dw)
-                _, of_w = gradients(dy, of_dx, w)
-                return product(of_dx, w) + product(x, of_dw), of_x, of_w
+        def gradients_of(dy):
+            # to be differentiated costs as much as a small product
+            given = backward if tf.executing_eagerly() and not of_tensorflow.is_recorded() else gradients
+            return *given(dy, x, w, *mask, *kept), *[None] * len(mask)
 
-            return backward(*still(dy, x, w), *kept), of_gradients
+        return y, gradients_of
 
-        return gradients
+    @tf.custom_gradient
+    def gradients(dy, x, w, *mask):
+        alone = mask[:-1] if keeps else mask
 
-    def still(*tensors):
-        # else a tape would also differentiate the block loop, which XLA refuses
-        return [tf.stop_gradient(tensor) for tensor in (*tensors, *mask)]
+        def of_gradients(of_dx, of_dw):
+            of_x, _ = gradients(dy, x, of_dw, *mask)
+            _, of_w = gradients(dy, of_dx, w, *mask)
+            return product(of_dx, w, *alone) + product(x, of_dw, *alone), of_x, of_w, *[None] * len(mask)
 
-    return product(tf.convert_to_tensor(x), tf.convert_to_tensor(w))
+        return backward(dy, x, w, *mask), of_gradients
+
+    return lambda x, w, *mask: product(tf.convert_to_tensor(x), tf.convert_to_tensor(w), *mask)
+
+
+def _still(function):
+    """A function that no gradient flows through: a tape would also differentiate its block loop, which XLA refuses."""
+    return lambda *tensors: function(*map(tf.stop_gradient, tensors))
+
+
+_by_kernel = _differentiable(_forward_by_kernel, _backward_by_kernel, keeps=True)
 
 
 @functools.lru_cache(maxsize=256)
 def _compiled(noise, names):
-    """The two passes of a noise as functions compiled by XLA."""
+    """The product with the masks of a noise, of passes that XLA compiles."""
 
     @tf.function(jit_compile=True, autograph=False)
     def forward(x, w, *mask):
@@ -340,7 +365,7 @@ def _compiled(noise, names):
         # two loops: in one, XLA would make the mask once and store it for the second sum, which takes longer
         return _over_blocks(x, w, write_dx, zeros_like(x)), _over_blocks(x, w, write_dw, zeros_like(w))
 
-    return forward, backward
+    return _differentiable(_still(forward), _still(backward))
 
 
 def _over_blocks(x, w, step, carry):
@@ -395,9 +420,11 @@ def sparse_matmul(values, rows, columns, count, w, squares=False):
     w = tf.gather(w, used)
     if squares:
         values, w = values * values, w * w
-    return _differentiable(
-        lambda values, w, rows, columns: multiply(values, rows, columns, count, w), backward, values, w, rows, columns
-    )
+
+    def forward(values, w, rows, columns):
+        return multiply(values, rows, columns, count, w)
+
+    return _differentiable(_still(forward), _still(backward))(values, w, rows, columns)
 
 
 def sparse_recomputed(values, rows, columns, w, grid):
@@ -423,7 +450,7 @@ def sparse_recomputed(values, rows, columns, w, grid):
         dvalues, dw = _over_outputs(values, Grid.from_tensors(noise, names, mask), (w, dy), add, carry)
         return dvalues, _unstacked(dw, outputs)
 
-    return _differentiable(forward, backward, values, w, rows, columns, *grid.tensors())
+    return _differentiable(_still(forward), _still(backward))(values, w, rows, columns, *grid.tensors())
 
 
 def _of_used_rows(w, columns, grid):
@@ -481,7 +508,7 @@ def sparse_kernel(values, rows, columns, w, grid):
         dw.set_shape(w.shape)
         return dvalues, dw
 
-    return _differentiable(forward, backward, values, w, rows, columns, *methods.flat(grid, xp))
+    return _differentiable(forward, backward)(values, w, rows, columns, *methods.flat(grid, xp))
 
 
 def draw(variable):

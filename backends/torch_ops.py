@@ -32,6 +32,7 @@ from torch import (
     sign,
     sin,
     sqrt,
+    squeeze,
     sum,
     tan,
     tanh,
@@ -40,9 +41,11 @@ from torch import (
 from torch import (
     arange as _arange,
 )
+from torch import unbind as unstack
+from torch import unsqueeze as expand_dims
 
 from pernodedrop import checks
-from pernodedrop.backends import methods, sparse_methods
+from pernodedrop.backends import methods, numpy_ops, sparse_methods
 from pernodedrop.backends import torch_products as products
 from pernodedrop.internals import of_torch
 from pernodedrop.mask import Grid
@@ -78,7 +81,8 @@ def as_word(n):
         n &= 0xFFFFFFFF
         # an operator's first call imports torch._dynamo, which takes seconds
         return _int_word(n) if torch.compiler.is_compiling() else torch.tensor([word(n)], dtype=torch.int32)
-    n = torch.atleast_1d(torch.as_tensor(n))
+    n = torch.as_tensor(n)
+    n = n if n.ndim else n[None]
     return n.view(torch.int32) if n.dtype == torch.uint32 else n.to(torch.int32)
 
 
@@ -124,7 +128,10 @@ def dtype(x):
 def layout(x):
     if x.is_nested:
         return "ragged"
-    return {torch.strided: "dense", torch.sparse_coo: "sparse", torch.sparse_csr: "sparse"}.get(x.layout, "other")
+    return _LAYOUTS.get(x.layout, "other")
+
+
+_LAYOUTS = {torch.strided: "dense", torch.sparse_coo: "sparse", torch.sparse_csr: "sparse"}
 
 
 def device(x):
@@ -302,8 +309,25 @@ def kernel_obstacle(x, noise, dtype):
     return methods.kernel_noise_obstacle(noise)
 
 
+def on_host(field, samples):
+    if samples.device.type != "cpu" or torch.compiler.is_compiling() or of_torch.in_transform():
+        return None
+    return _field_on_host(field), _words_on_host(samples)
+
+
+def _field_on_host(field):
+    params = {name: number.numpy() for name, number in field.params.items()}
+    return field._replace(params=params, key=tuple(map(_words_on_host, field.key)))
+
+
+def _words_on_host(words):
+    return words.numpy().view("uint32")
+
+
 def kernel(x, w, grid):
-    return products.product_by_kernels(x, w, methods.flat(grid, xp))
+    if torch.is_tensor(grid.in_):
+        return products.product_by_kernels(x, w, methods.flat(grid, xp))
+    return products.product_by_kernels_on_host(x, w, methods.flat(grid, numpy_ops))
 
 
 def masked(w, grid):
@@ -315,9 +339,14 @@ def masked(w, grid):
 def entries(grid):
     if torch.compiler.is_compiling() or _entries_obstacle(grid):  # what is compiled may become part of what uses it
         return grid.entries(xp)
-    mask = tuple(methods.Entries.of(grid, xp))
-    # a function of autograd costs as much as a small mask, which has no gradient
-    return products.Entries.apply(mask) if of_torch.in_transform() else products.entries_on_cpu(mask)
+    if of_torch.in_transform():
+        return products.Entries.apply(tuple(methods.Entries.of(grid, xp)))
+    # elsewhere a function of autograd would cost as much as a small mask, which has no gradient
+    return products.entries_on_host(methods.Entries.of(_grid_on_host(grid), numpy_ops))
+
+
+def _grid_on_host(grid):
+    return Grid(_field_on_host(grid.field), *map(_words_on_host, grid[1:]))
 
 
 def _entries_obstacle(grid):
@@ -405,7 +434,7 @@ def draw(variable):
         key = variable.value.detach().clone()
         if key.is_meta:  # Keras asks for shapes; where an op fails then, it asks again, with the key that is left here
             return key
-        variable.assign(key + torch.tensor([0, 1], dtype=key.dtype, device=key.device))
+        variable.assign(key + _arange(2, dtype=key.dtype, device=key.device))  # call + 1
     return key
 
 

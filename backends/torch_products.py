@@ -6,6 +6,7 @@ number of times; compiled, the kernels are custom operators instead.
 
 import contextlib
 import dataclasses
+import inspect
 import math
 import sys
 import typing
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 
 from pernodedrop.backends import methods
+from pernodedrop.internals import of_torch
 
 Tensors = typing.Sequence[torch.Tensor]
 
@@ -27,10 +29,17 @@ def in_full_precision(x):
 # so its derivatives are made of its own two passes, and so are theirs.
 
 
+def signed(function):
+    """A function with its signature at hand: torch asks for that at each call, and Python would find it out anew."""
+    function.__signature__ = inspect.signature(function)
+    return function
+
+
 class Product(torch.autograd.Function):
     """The product by two passes, such as `Kernels`: of x, w and the tensors of the mask."""
 
     @staticmethod
+    @signed
     def forward(passes, x, w, mask):
         return passes.forward(x, w, mask)
 
@@ -43,7 +52,7 @@ class Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dy, _=None):
         x, w, *mask = ctx.saved_tensors
-        return None, *_Gradients.apply(ctx.passes, dy, x, w, tuple(mask)), None
+        return None, *_gradients(ctx.passes, dy, x, w, tuple(mask)), None
 
     @staticmethod
     def vmap(info, in_dims, *inputs):
@@ -60,6 +69,7 @@ class KeepingProduct(Product):
     """The same, of passes that give their decisions beside the product, and take them behind the mask for gradients."""
 
     @staticmethod
+    @signed
     def forward(passes, x, w, mask):
         return passes.forward_keeping(x, w, mask)
 
@@ -84,10 +94,18 @@ class KeepingProduct(Product):
         return Product.jvp(ctx, *tangents), None
 
 
+def _gradients(passes, *operands):
+    """dx and dw, which may be differentiated if that was asked for."""
+    if torch.is_grad_enabled() or of_torch.in_transform():
+        return _Gradients.apply(passes, *operands)
+    return passes.backward(*operands)
+
+
 class _Gradients(torch.autograd.Function):
     """The gradients dx and dw of a `Product`."""
 
     @staticmethod
+    @signed
     def forward(passes, dy, x, w, mask):
         return passes.backward(dy, x, w, mask)
 
@@ -180,13 +198,50 @@ class Kernels:
 
 def product_by_kernels(x, w, mask):
     """The product, whose decisions are kept if it will be differentiated."""
-    differentiated = torch.is_grad_enabled() and (x.requires_grad or w.requires_grad) and not _is_exporting()
+    differentiated = _is_differentiated(x, w) and not _is_exporting()
     keeps = differentiated and math.prod(methods.kept_shape(mask, x, w)) > 0
     if torch.compiler.is_compiling():
         return kernel_keeping(x, w, list(mask))[0] if keeps else kernel(x, w, list(mask))
     if keeps:
         return KeepingProduct.apply(Kernels(), x, w, tuple(mask))[0]
     return Product.apply(Kernels(), x, w, tuple(mask))
+
+
+@dataclasses.dataclass(frozen=True)
+class KernelsOnHost:
+    """The same passes of a mask that is no tensors: what is behind it is the decisions that were kept, if any."""
+
+    mask: typing.Any
+    kept: bool = False
+
+    def forward(self, x, w, _):
+        from pernodedrop.backends import cpu_kernels
+
+        return torch.from_numpy(cpu_kernels.product(_array(x), _array(w), self.mask))
+
+    def forward_keeping(self, x, w, _):
+        from pernodedrop.backends import cpu_kernels
+
+        y, bits = cpu_kernels.product_and_bits(_array(x), _array(w), self.mask)
+        return torch.from_numpy(y), torch.from_numpy(bits)
+
+    def backward(self, dy, x, w, kept):
+        from pernodedrop.backends import cpu_kernels
+
+        bits = kept[0].numpy() if self.kept else None
+        dx, dw = cpu_kernels.gradients(_array(dy), _array(x), _array(w), self.mask, bits)
+        return torch.from_numpy(dx), torch.from_numpy(dw)
+
+
+def product_by_kernels_on_host(x, w, mask):
+    """The product, eager and on a CPU, with a mask of arrays."""
+    if _is_differentiated(x, w) and math.prod(methods.kept_shape(mask, x, w)) > 0:
+        return KeepingProduct.apply(KernelsOnHost(mask), x, w, ())[0]
+    return Product.apply(KernelsOnHost(mask), x, w, ())
+
+
+def _is_differentiated(x, w):
+    return torch.is_grad_enabled() and (x.requires_grad or w.requires_grad)
 
 
 def _is_exporting():
@@ -258,15 +313,21 @@ def _host(mask):
 
 def entries_on_cpu(mask):
     """The entries of `methods.Entries`, a tuple of tensors."""
+    return entries_on_host(_host(mask))
+
+
+def entries_on_host(mask):
+    """The same of arrays."""
     from pernodedrop.backends import cpu_kernels
 
-    return torch.from_numpy(cpu_kernels.entries(_host(mask)))
+    return torch.from_numpy(cpu_kernels.entries(mask))
 
 
 class Entries(torch.autograd.Function):
     """A mask by the kernel that is written by hand, of which there is no gradient."""
 
     @staticmethod
+    @signed
     def forward(mask):
         return entries_on_cpu(mask)
 

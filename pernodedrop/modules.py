@@ -67,7 +67,7 @@ class WeightModule(Regularizer):
 
     def product(self, x: Tensor, weight: Tensor, bias: Tensor | None, field: Field, samples: Words) -> Tensor:
         """What a call with noise gives, of a batch; `bias` is (out,)."""
-        biases = None if bias is None else self.noisy_bias(bias[None], weight, field, samples)
+        biases = None if bias is None else self.noisy_bias(self.xp.expand_dims(bias, axis=0), weight, field, samples)
         if self.state.one_kernel:
             return self.with_weight(x, self.noisy_weight(weight, field), None if biases is None else biases[0])
         rows, restore = self.operands(x)

@@ -17,7 +17,7 @@ import numpy as np
 
 from pernodedrop import backends, checks, generator
 from pernodedrop._types import Key, Namespace, Params, Shape, Sharing, Tensor, Words
-from pernodedrop.backends import methods, sparse_methods
+from pernodedrop.backends import methods, numpy_ops, sparse_methods
 from pernodedrop.internals import of_torch
 from pernodedrop.mask import Field, Grid, Mask, coordinate
 from pernodedrop.noise import Noise
@@ -80,10 +80,10 @@ def masked_dense(
             "recomputed" evaluates it block by block, and again in the backward pass, so memory does not grow with the
             mask. "kernel" does so by a kernel written by hand, with the mask only in a core's registers or cache; if
             each row has a Bernoulli mask, it keeps one bit an entry for the backward pass, up to 64 MiB a product. It
-            is available on a CPU with numba (`pip install 'pernodedrop[fast]'`), for every
-            noise whose `from_uniform` is made of operators and the ops in `pernodedrop.backends.NOISE_OPS`, and on CUDA
-            for `Bernoulli`; on TensorFlow and JAX only where a gradient is taken, so that what is exported stays the
-            framework's own. "local_reparameterization" makes no mask and draws y itself from the same distribution, for
+            is available on a CPU with numba (`pip install 'pernodedrop[fast]'`), for every noise whose `from_uniform`
+            is made of operators and the ops in `pernodedrop.backends.NOISE_OPS`, and on CUDA for `Bernoulli`; on JAX,
+            and in graphs of TensorFlow, only where a gradient is taken, so that what is exported stays the framework's
+            own. "local_reparameterization" makes no mask and draws y itself from the same distribution, for
             a Gaussian noise with a mask of its own for every row of x. "auto" takes the last where it holds, else
             "kernel" where it is available, else "recomputed"; masks that are small because they are shared are plain
             products. All can be differentiated any number of times, except on JAX in forward mode where a mask is
@@ -271,9 +271,9 @@ def draw(state: Tensor) -> Tensor:
     assign = _assigner(state)
     if assign is None:
         following: list[Tensor] = []
-        return xp.draw(_Counter(state, following.append)), following[0]
+        return xp.draw(Counter(state, following.append)), following[0]
     xp.refuse_redraw()
-    return xp.draw(_Counter(xp.asarray(state), assign))
+    return xp.draw(Counter(xp.asarray(state), assign))
 
 
 def _assigner(state: Tensor) -> typing.Callable[[Tensor], object] | None:
@@ -283,7 +283,7 @@ def _assigner(state: Tensor) -> typing.Callable[[Tensor], object] | None:
     return getattr(state, "assign", None) or getattr(state, "copy_", None)  # TensorFlow's variables, torch's tensors
 
 
-class _Counter(typing.NamedTuple):
+class Counter(typing.NamedTuple):
     """What `xp.draw` takes, a variable as Keras has it."""
 
     value: Tensor
@@ -315,24 +315,52 @@ def multiply(
     _check_fit(x, w)
     if xp.layout(x) == "sparse":
         return _multiply_sparse(x, w, field, sharing, samples, in_offset, method, xp)
-    x3, time, sample, restore = _rows(x, sharing, samples, xp)
-    in_, out = (coordinate(name, size, sharing, x, xp) for name, size in zip(("in", "out"), w.shape, strict=True))
-    if "in" not in sharing:
-        in_ = in_ + in_offset
-    grid = Grid(field, time, sample, in_, out)
+    rows, restore = _rows(x, sharing, xp)
     dtype = accumulation_dtype(x, w, xp=xp)
     method = "materialized" if 0 in w.shape else method  # where there is nothing to save
-    method = methods.chosen(method, grid, sharing, x3, dtype, xp)
+    method = methods.chosen(method, field, sharing, rows, dtype, xp)
+    return restore(xp.fused(_product)(rows, w, field, samples, in_offset, xp.shape(x)[:-1], sharing, method, dtype, xp))
+
+
+def _product(
+    x: Tensor,
+    w: Tensor,
+    field: Field,
+    samples: Words,
+    in_offset: Words,
+    batch: Shape,
+    sharing: frozenset[str],
+    method: str,
+    dtype: str,
+    xp: Namespace,
+) -> Tensor:
+    """The product of rows x (row, position, in) of a `batch`, (batch,) or (batch, time), by a method."""
+    at = xp  # the framework of the words
+    on_host = xp.on_host(field, samples) if method == "kernel" and isinstance(in_offset, int) else None
+    if on_host is not None:
+        at, (field, samples) = numpy_ops, on_host
+    time, sample = _coordinates_of_rows(batch, sharing, samples, x, at)
+    in_, out = (coordinate(name, size, sharing, x, at) for name, size in zip(("in", "out"), w.shape, strict=True))
+    if "in" not in sharing:
+        in_ = _shifted(in_, in_offset)
     if method != "shared_over_in_or_out":
-        in_, out = (xp.broadcast_to(words, (size,)) for words, size in zip((in_, out), w.shape, strict=True))
-        grid = grid._replace(in_=in_, out=out)
-    if method == "kernel":
-        time, sample = (xp.broadcast_to(words, xp.shape(x3)[:1]) for words in (time, sample))
-        grid = grid._replace(time=time, sample=sample)
-    operands = (xp.astype(x3, dtype), xp.astype(w, dtype), grid)
+        in_, out = (_spread(words, size, at) for words, size in zip((in_, out), w.shape, strict=True))
+    if method in ("kernel", "shared_over_in_or_out", "one_mask"):
+        time, sample = (_spread(words, xp.shape(x)[0], at) for words in (time, sample))
+    operands = (xp.astype(x, dtype), xp.astype(w, dtype), Grid(field, time, sample, in_, out))
     own = method in ("recomputed", "kernel")
     y = getattr(xp, method)(*operands) if own else getattr(methods, method)(*operands, xp)
-    return xp.astype(restore(y), xp.dtype(x))
+    return xp.astype(y, xp.dtype(x))
+
+
+def _shifted(words: Words, offset: Words) -> Words:
+    """Words plus an offset, a word tensor or an int, of which 0 is the usual one."""
+    return words if isinstance(offset, int) and offset == 0 else words + offset
+
+
+def _spread(words: Words, size: int | Tensor, xp: Namespace) -> Words:
+    """Words (1,) or (size,) as (size,)."""
+    return words if isinstance(size, int) and words.shape[0] == size else xp.broadcast_to(words, (size,))
 
 
 def _multiply_sparse(
@@ -353,7 +381,7 @@ def _multiply_sparse(
     values, rows, columns = xp.triples(x)
     in_, out = (coordinate(name, size, sharing, values, xp) for name, size in zip(("in", "out"), w.shape, strict=True))
     if "in" not in sharing:
-        in_ = in_ + in_offset
+        in_ = _shifted(in_, in_offset)
     time = coordinate("time", times, sharing, values, xp)[None, :]
     sample = (xp.arange(1, like=values) if "sample" in sharing else samples)[:, None]
     time, sample = (xp.reshape(xp.broadcast_to(words, (batch, times)), (batch * times,)) for words in (time, sample))
@@ -460,33 +488,37 @@ def look_up(ids: Tensor, w: Tensor, field: Field, *, sharing: frozenset[str], sa
     return xp.astype(xp.astype(rows, dtype) * xp.astype(mask, dtype), xp.dtype(w))
 
 
-def _rows(
-    x: Tensor, sharing: frozenset[str], samples: Words, xp: Namespace
-) -> tuple[Tensor, Words, Words, typing.Callable[[Tensor], Tensor]]:
-    """x as (row, position, in), the time and sample coordinates of the rows, and the way back for the product."""
+def _rows(x: Tensor, sharing: frozenset[str], xp: Namespace) -> tuple[Tensor, typing.Callable[[Tensor], Tensor]]:
+    """x as (row, position, in), the positions being those that share a row's mask, and the way back for the product."""
     batch, *positions, inputs = xp.shape(x)
-    zero = xp.arange(1, like=x)
     if not positions:
-        if "sample" in sharing:
-            return x[None, ...], zero, zero, lambda y: y[0, ...]
-        return x[:, None, :], zero, samples, lambda y: y[:, 0, :]
+        axis = 0 if "sample" in sharing else 1  # an index would take far longer in eager frameworks
+        return xp.expand_dims(x, axis=axis), lambda y: xp.squeeze(y, axis)
     (time,) = positions
+    if "sample" in sharing and "time" not in sharing:
+        return xp.permute_dims(x, (1, 0, 2)), lambda y: xp.permute_dims(y, (1, 0, 2))
+    if "sample" not in sharing and "time" in sharing:
+        return x, lambda y: y
+    shape = (1, batch * time, inputs) if "time" in sharing else (batch * time, 1, inputs)
+    return xp.reshape(x, shape), lambda y: xp.reshape(y, (batch, time, y.shape[-1]))
 
-    def restore(y: Tensor) -> Tensor:
-        return xp.reshape(y, (batch, time, y.shape[-1]))
 
-    if "time" in sharing:
-        if "sample" in sharing:
-            return xp.reshape(x, (1, batch * time, inputs)), zero, zero, restore
-        return x, zero, samples, lambda y: y
-    times = xp.arange(time, like=x)
+def _coordinates_of_rows(
+    batch: Shape, sharing: frozenset[str], samples: Words, like: Tensor, xp: Namespace
+) -> tuple[Words, Words]:
+    """The time and sample coordinates of the rows that `_rows` makes of a batch, (batch,) or (batch, time)."""
+    zero = xp.arange(1, like=like)
+    samples = zero if "sample" in sharing else samples
+    if len(batch) == 1 or "time" in sharing:
+        return zero, samples
+    times = xp.arange(batch[1], like=like)
     if "sample" in sharing:
-        return xp.permute_dims(x, (1, 0, 2)), times, zero, lambda y: xp.permute_dims(y, (1, 0, 2))
+        return times, samples
 
     def flat(words: Words) -> Words:
-        return xp.reshape(xp.broadcast_to(words, (batch, time)), (batch * time,))
+        return xp.reshape(xp.broadcast_to(words, batch), (batch[0] * batch[1],))
 
-    return xp.reshape(x, (batch * time, 1, inputs)), flat(times[None, :]), flat(samples[:, None]), restore
+    return flat(times[None, :]), flat(samples[:, None])
 
 
 def _check_shape(shape: collections.abc.Sequence[int]) -> tuple[int, ...]:
@@ -518,7 +550,7 @@ def _coordinates(
 
 def _sample_words(sample_offset: int | Tensor, sample_ids: Tensor | None, x: Tensor, xp: Namespace) -> Words:
     if sample_ids is None:
-        return xp.arange(xp.shape(x)[0], like=x) + _offset(sample_offset, "sample_offset", x, xp)
+        return _shifted(xp.arange(xp.shape(x)[0], like=x), _offset(sample_offset, "sample_offset", x, xp))
     if not (checks.is_int(sample_offset) and sample_offset == 0):
         raise ValueError(checks.invalid("sample_offset", "0 beside `sample_ids`", sample_offset))
     return check_sample_ids(sample_ids, x, xp)
@@ -541,6 +573,8 @@ def check_sample_ids(sample_ids: Tensor, x: Tensor, xp: Namespace) -> Words:
 def _offset(offset: int | Tensor, argument: str, like: Tensor, xp: Namespace) -> Words:
     if checks.is_int(offset):
         offset = checks.check_word(offset, argument)
+        if offset == 0:
+            return offset
     return _word(offset, argument, "an int in [0, 2**32) or a scalar integer tensor", xp.device(like), xp)
 
 
@@ -554,7 +588,7 @@ def key_words(key: Key, device: typing.Any, xp: Namespace) -> tuple[Words, Words
         if name is None or tuple(key.shape) != (2,) or not backends.get(name).is_integer(key):
             raise ValueError(checks.invalid("key", expected, given))
         words = xp.asarray(xp.as_word(key), device=device)
-        return words[:1], words[1:]
+        return xp.fused(_halves)(words, xp)
     if len(key) != 2:
         raise ValueError(checks.invalid("key", expected, key))
     seed, call = key
@@ -564,6 +598,11 @@ def key_words(key: Key, device: typing.Any, xp: Namespace) -> tuple[Words, Words
     if checks.is_int(call):
         call = checks.check_word(call, "key[1]")
     return _word(seed, "key", expected, device, xp), _word(call, "key", expected, device, xp)
+
+
+def _halves(words: Words, xp: Namespace) -> tuple[Words, Words]:
+    seed, call = xp.unstack(xp.reshape(words, (2, 1)))
+    return seed, call
 
 
 def _word(value: Tensor, argument: str, expected: str, device: typing.Any, xp: Namespace) -> Words:

@@ -159,7 +159,7 @@ class State:
         in_ = coordinate("in", groups * inputs, self.mask.sharing, matrices, xp)
         out = coordinate("out", outputs, self.mask.sharing, matrices, xp)
         zero = xp.arange(1, like=matrices)
-        mask = field.entries(zero, zero, in_[:, None], out, xp)
+        mask = xp.entries(Grid(field, zero, zero, in_, out))[0]
         return xp.reshape(xp.broadcast_to(mask, (groups * inputs, outputs)), matrices.shape)
 
     def bias_mask(self, bias: Tensor, inputs: int, field: Field, samples: Words, xp: Namespace) -> Tensor:
@@ -193,12 +193,12 @@ class State:
             xp: the ops namespace of x.
 
         Returns:
-            Tensors (batch, [time,] out), one for each group: a list, or stacked.
+            Tensors (batch, [time,] out), one for each group: a list, or stacked, as where there is one group.
         """
         groups, inputs, outputs = w.shape
         sharing = self.mask.sharing
         if isinstance(x, Ids):
-            return [ops.look_up(x.ids, w[0], field, sharing=sharing, samples=samples, xp=xp)]
+            return ops.look_up(x.ids, w[0], field, sharing=sharing, samples=samples, xp=xp)[None]
         if isinstance(x, Patches):
             if method == "auto" and methods.has_kernels(w.shape, x.window, sharing, samples.shape[0]):
                 return ops.convolve(x.x, w, field, window=x.window, sharing=sharing, samples=samples, xp=xp)
@@ -208,13 +208,14 @@ class State:
         drawn = self.mask.noise.gaussian and self.mask.regime != "dynamic"  # by "auto", without a mask that could stay
         method = "recomputed" if drawn and method == "auto" else method
 
-        def of_group(n: int) -> Tensor:
+        def of_group(x: Tensor, w: Tensor, n: int) -> Tensor:
             offset = n * inputs
-            return ops.multiply(
-                x[n], w[n], field, sharing=sharing, samples=samples, in_offset=offset, method=method, xp=xp
-            )
+            return ops.multiply(x, w, field, sharing=sharing, samples=samples, in_offset=offset, method=method, xp=xp)
 
-        return [of_group(n) for n in range(groups)]
+        if groups > 1:
+            return [of_group(x[n], w[n], n) for n in range(groups)]
+        x = x[0] if isinstance(x, tuple) else xp.squeeze(x, 0)  # the first is that of a sparse tensor
+        return xp.expand_dims(of_group(x, xp.squeeze(w, 0), 0), axis=0)
 
 
 class _Table:

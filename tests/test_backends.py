@@ -106,6 +106,11 @@ def test_ops_along_an_axis_agree_with_numpy():
         np.testing.assert_array_equal(got, np.maximum.accumulate(x, axis=axis))
     got = array(XP.take_along_axis(tensor(x.astype("float32")), tensor(indices), -2))
     np.testing.assert_array_equal(got, np.take_along_axis(x, indices, axis=-2))
+    for axis in (0, 2, -1):
+        wider = XP.expand_dims(tensor(x), axis=axis)
+        np.testing.assert_array_equal(array(wider), np.expand_dims(x, axis))
+        np.testing.assert_array_equal(array(XP.squeeze(wider, axis)), x)
+    assert [array(part).tolist() for part in XP.unstack(tensor(x))] == x.tolist()
 
 
 WORDS = np.array([0, 1, 255, 2**23 - 1, 2**23, 2**31 - 1, 2**31, 0x9E3779B9, 2**32 - 1], "uint32")

@@ -669,7 +669,10 @@ def test_in_transform():
     torch.func.vmap(torch.func.grad(function))(torch.ones(3, 2))
     torch.func.vjp(function, torch.ones(2))
     function(torch.ones(2))
-    assert seen == [False, True, True, False]
+    with torch.autograd.forward_ad.dual_level():
+        function(torch.ones(2))
+    function(torch.ones(2))
+    assert seen == [False, True, True, False, True, False]
 
 
 @only("torch")

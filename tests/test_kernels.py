@@ -176,7 +176,7 @@ CHOICES = [
     (BERNOULLI, "time", 64, None, "kernel"),
     (BERNOULLI, "time", 1, "a CPU", "recomputed"),
     (BERNOULLI, "sample", 64, None, "kernel"),
-    (BERNOULLI, "sample+time", 64, None, "materialized"),
+    (BERNOULLI, "sample+time", 64, None, "one_mask"),
     (BERNOULLI, "time+out", 64, None, "shared_over_in_or_out"),
     (pnd.Gaussian(0.5), "time", 1, None, "local_reparameterization"),
     (pnd.Gaussian(0.5), "time", 64, None, "kernel"),
@@ -199,7 +199,7 @@ def test_auto_picks_a_method_by_the_mask_and_the_positions_that_share_it(noise, 
     grid = pnd.mask.Grid(pnd.mask.Field(noise, {}, (0, 0)), *words)
     xp = types.SimpleNamespace(kernel_obstacle=lambda *_: obstacle)
     x = np.zeros((rows, positions, 8), "float32")
-    assert methods.chosen("auto", grid, shared, x, "float32", xp) == method
+    assert methods.chosen("auto", grid.field, shared, x, "float32", xp) == method
 
 
 class Uncalibrated(pnd.Bernoulli):
@@ -539,3 +539,68 @@ def test_no_shape_reads_or_writes_out_of_bounds(tmp_path):
     """With numba's checks of bounds, on shapes that fit and on shapes that do not."""
     seen = child("fuzz_shapes.py", NUMBA_BOUNDSCHECK="1", NUMBA_CACHE_DIR=str(tmp_path))
     assert seen == {"right": 120, "refused": 120 * 7}
+
+
+@pytest.mark.only_backend("torch", "tensorflow", reason="where words may be made by NumPy or by the framework")
+@pytest.mark.parametrize("noise", [BERNOULLI, pnd.Uniform(0.4)], ids=lambda noise: type(noise).__name__)
+@pytest.mark.parametrize("shape", [(5, 7), (5, 3, 7)], ids=str)
+def test_words_that_numpy_makes_are_those_of_the_framework(shape, noise, monkeypatch):
+    x, w, upstream = operands(shape, 11, "float32")
+    run = functools.partial(masked_dense, noise=noise, key=KEY, sample_offset=FAR, method="kernel")
+    made, on_host = [], XP.on_host
+
+    def taking_note(*arguments):
+        made.append(on_host(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr(XP, "on_host", taking_note)
+    y, gradients = value_and_gradients(run, x, w, upstream=upstream)
+    assert len(made) > 0
+    assert all(isinstance(samples, np.ndarray) and samples.dtype == np.uint32 for _, samples in made)
+    monkeypatch.setattr(XP, "on_host", lambda *_: None)
+    again, gradients_again = value_and_gradients(run, x, w, upstream=upstream)
+    for one, other in zip((y, *gradients), (again, *gradients_again), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.only_backend("torch", reason="its functions of autograd")
+def test_a_backward_pass_that_is_not_differentiated_is_no_function_of_autograd(monkeypatch):
+    import torch
+
+    from pernodedrop.backends import torch_products
+
+    gradients, applied = torch_products._Gradients.apply, []
+    monkeypatch.setattr(
+        torch_products._Gradients, "apply", lambda *operands: applied.append(operands) or gradients(*operands)
+    )
+    x, w, upstream = (tensor(a) for a in operands((5, 7), 4, "float32"))
+    w.requires_grad_()
+    plain = torch.autograd.grad(masked_dense(x, w, BERNOULLI, KEY), w, upstream)
+    assert applied == []
+    graph = torch.autograd.grad(masked_dense(x, w, BERNOULLI, KEY), w, upstream, create_graph=True)
+    assert len(applied) == 1
+    np.testing.assert_array_equal(array(plain[0]), array(graph[0]))
+
+
+@pytest.mark.only_backend("torch", reason="its functions of autograd")
+def test_functions_of_autograd_have_their_signatures_at_hand():
+    """Else torch has Python find them out at each call, which takes longer than a small product."""
+    import torch
+
+    from pernodedrop.backends import torch_products
+
+    functions = [one for one in vars(torch_products).values() if isinstance(one, type)]
+    functions = [one for one in functions if issubclass(one, torch.autograd.Function)]
+    assert len(functions) >= 4
+    assert all("__signature__" in vars(one.forward) for one in functions)
+
+
+@pytest.mark.only_backend("jax", reason="its products are compiled as a whole, eager ones too")
+def test_an_eager_product_is_traced_once_for_all_keys(monkeypatch):
+    traced, local = [], methods.local_reparameterization
+    monkeypatch.setattr(methods, "local_reparameterization", lambda *them: traced.append(1) or local(*them))
+    noise = pnd.Gaussian(0.4375)  # of no other test
+    x, w, _ = (tensor(a) for a in operands((5, 7), 4, "float32"))
+    results = [array(masked_dense(x, w, noise, (1, call))) for call in range(3)]
+    assert len(traced) == 1
+    assert len({result.tobytes() for result in results}) == 3

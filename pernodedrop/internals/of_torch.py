@@ -89,15 +89,18 @@ def load_from_state_dict(parent: typing.Any, *arguments: typing.Any) -> None:
 
 
 def in_transform() -> bool:
-    """Whether this runs in a transform of `torch.func`, where what a function holds is not changed in place."""
+    """Whether this runs in a transform of `torch.func`, or where tensors have tangents (`torch.autograd.forward_ad`).
+
+    What a function holds is not changed in place in the first, and derivatives are taken of what is not recorded.
+    """
     import torch
 
-    return torch._C._functorch.maybe_current_level() is not None
+    return torch._C._functorch.maybe_current_level() is not None or torch.autograd.forward_ad._current_level >= 0
 
 
 def is_replica(module: typing.Any) -> bool:
     """Whether a module is one of the copies that `torch.nn.DataParallel` makes in a call, a device for each."""
-    return getattr(module, "_is_replica", False)
+    return bool(vars(module).get("_is_replica"))  # of a module, getattr takes long where there is nothing
 
 
 def allow_recompilations(count: int) -> None:

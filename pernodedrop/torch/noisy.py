@@ -88,7 +88,7 @@ class Noisy(Regularizer, torch.nn.Module):
         return self.state.numbers_on_host(self._bits("noise_numbers"), argument)
 
     def numbers(self) -> dict[str, torch.Tensor]:
-        return self.state.numbers_of(self.noise_numbers, lambda bits, dtype: bits.view(getattr(torch, dtype)))
+        return self.state.numbers_of(self.noise_numbers, _in_dtype)
 
     def put_numbers(self, numbers: Params) -> None:
         self._put("noise_numbers", bits_of(numbers))
@@ -103,7 +103,7 @@ class Noisy(Regularizer, torch.nn.Module):
             return self.noise_key
         if not torch.compiler.is_compiling() and of_torch.in_checkpoint():
             raise RuntimeError(IN_CHECKPOINT)
-        return ops.draw(self.noise_key)
+        return xp.draw(ops.Counter(self.noise_key, self.noise_key.copy_))
 
     @property
     def has_noise(self) -> bool:
@@ -268,6 +268,11 @@ def set_replica(model: torch.nn.Module, rank: int, ranks: int) -> torch.nn.Modul
 def _check_model(model: typing.Any) -> None:
     if not isinstance(model, torch.nn.Module):
         raise TypeError(checks.invalid("model", "a torch.nn.Module", model))
+
+
+def _in_dtype(bits: torch.Tensor, name: str) -> torch.Tensor:
+    """The same bits in another dtype of 32."""
+    return bits if name == "int32" else bits.view(getattr(torch, name))
 
 
 def _device_of(module: torch.nn.Module) -> torch.device:

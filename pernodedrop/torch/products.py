@@ -107,10 +107,10 @@ class LinearProduct(Product):
     def operands(self, x: torch.Tensor) -> tuple[torch.Tensor, Restore]:
         shape = x.shape[:-1]
         rows = x.flatten(1, -2) if x.dim() > 3 else x
-        return rows[None], lambda y: y[0].reshape(*shape, self.out_features)
+        return rows.unsqueeze(0), lambda y: y.reshape(*shape, self.out_features)
 
     def matrices(self, weight: torch.Tensor) -> torch.Tensor:
-        return weight.T[None]
+        return weight.T.unsqueeze(0)
 
     def from_matrices(self, matrices: torch.Tensor) -> torch.Tensor:
         return matrices[0].T

@@ -248,9 +248,7 @@ class MaskedProduct(WeightNoise):
     def masked_product(self, x: Tensor, w: Tensor, field: Field, samples: Words) -> Tensor:
         """sum_i x[g, b, t, i] * w[g, i, o] * m[b, t, (g, i), o], in the shapes of `multiply`."""
         y = self.state.products(x, w, field, samples, self.method, xp)
-        if not isinstance(y, list):
-            return y
-        return y[0][None] if len(y) == 1 else keras.ops.stack(y)
+        return keras.ops.stack(y) if isinstance(y, list) else y
 
     def get_config(self) -> Config:
         return {**super().get_config(), "method": self.method}
