@@ -285,7 +285,10 @@ WRONG = {
     "error": (lambda: decisions.conformal(Y, P, error=1), r"`error`.*\(0, 1\)"),
     "score": (lambda: decisions.conformal(Y, P, score="aps"), "`score`.*'threshold', 'adaptive'"),
     "risk": (lambda: decisions.rejection(Y > 0, Y, risk=0), r"`risk`.*\(0, 1\)"),
-    "risk too small": (lambda: decisions.rejection([0] * 40, range(40), risk=0.001), r"`risk`.*bound of these 40 .*more samples or a lower `conf"),
+    "risk too small": (
+        lambda: decisions.rejection([0] * 40, range(40), risk=0.001),
+        "`risk`.*bound of these 40 .*more samples or a lower `confidence`",
+    ),
     "confidence": (lambda: decisions.rejection(Y > 0, Y, 0.1, confidence=95), "`confidence`"),
     "wrong": (lambda: decisions.rejection(Y, Y, 0.1), "`wrong`.*booleans"),
     "plot of something else": (lambda: plots.disagreements("x" * 10), "`found`.*a sequence of disagreements"),
