@@ -7,6 +7,7 @@ key is here too, for matrices and inputs of any framework, and in `Regularizer` 
 """
 
 import collections.abc
+import contextlib
 import dataclasses
 import math
 import random
@@ -389,6 +390,20 @@ class Regularizer:
             name = getattr(self, "name", type(self).__name__)
             raise AttributeError(f"The rate of {name!r} follows {self.schedule!r} and cannot be set.")
         return {**self.numbers_on_host(), **self.noise.with_rate(self.checked_rate(rate)).params()}
+
+    def in_words(self) -> dict[str, typing.Any]:
+        """What a printed module says of its noise, by name: the noise or its schedule, the regime and the seed.
+
+        The seed is left out where calls bring their keys, and all of it where numbers are traced, stacked or absent.
+        """
+        try:
+            noise = self.noise if self.schedule is None else self.schedule
+        except (TypeError, ValueError):
+            return {}
+        found: dict[str, typing.Any] = {"noise": noise, "regime": self.regime}
+        with contextlib.suppress(TypeError, ValueError):
+            found["seed"] = self.seed
+        return found
 
     def check_numbers(self, numbers: Params) -> None:
         """Raise unless it may have these as its numbers, NumPy scalars by name."""

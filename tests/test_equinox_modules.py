@@ -163,6 +163,17 @@ def test_a_state_that_was_saved_has_its_rate_and_its_seed(tmp_path):
 # models
 
 
+def test_a_module_whose_numbers_nobody_has_is_printed_as_equinox_does():
+    layer = pnde.PerNodeLinear(3, 4, key=key())
+    shown = [repr(eqx.filter(layer, eqx.is_inexact_array)), repr(eqx.filter_eval_shape(lambda: layer))]
+    eqx.filter_jit(lambda layer: shown.append(repr(layer)))(layer)
+    shown.append(repr(eqx.filter_vmap(lambda key: pnde.PerNodeLinear(3, 4, key=key))(jax.random.split(key(), 2))))
+    for one in shown:
+        assert "noise_numbers=" in one
+    assert "seed" not in repr(layer)  # calls bring their keys
+    assert "PerNodeLinear(...)" in eqx.tree_pformat([layer], truncate_leaf=lambda one: one is layer)
+
+
 def test_apply_and_with_key_put_noise_into_a_model_that_hands_no_keys_on():
     plain, x = eqx.nn.MLP(3, 2, 8, 2, key=key()), inputs(3)
     model = pnde.apply(plain, "all-linear", rate=0.5, exclude=r"layers\.2")

@@ -296,6 +296,20 @@ def test_a_module_of_torch_goes_on_from_whatever_holds_its_state(case):
 
 
 @every_library
+def test_a_printed_module_says_its_noise_in_words(library):
+    module = library.make("PerNodeLinear", 3, 4, rate=0.25, regime="fixed")
+    shown = str(library.with_rate(module, 0.75))
+    for words in ("noise=Bernoulli(rate=0.75)", "regime='fixed'", "seed=7"):
+        assert words in shown
+    for bits in ("noise_", "State(", f"seed={None}"):
+        assert bits not in shown
+    scheduled = {} if library.folder == "equinox" else {"rate": pnd.schedules.Step([0.2, 0.7], [1])}
+    assert f"noise={scheduled.get('rate', 'Bernoulli(rate=0.5)')}" in str(
+        library.make("PerNodeLinear", 3, 4, **scheduled)
+    )
+
+
+@every_library
 def test_the_modules_need_no_keras_and_no_other_framework(library):
     others = {"keras", "torch", "jax", "tensorflow", "flax", "equinox"} - {library.package}
     others -= set() if library.folder == "torch" else {"jax"}

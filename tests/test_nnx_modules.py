@@ -299,6 +299,19 @@ def test_a_convolution_tells_its_noise_beside_the_mask_that_nnx_has():
     assert layer.is_stochastic
 
 
+def test_a_module_whose_numbers_nobody_has_is_printed_as_nnx_does():
+    layer, shown = pndx.PerNodeLinear(3, 4, seed=7, rngs=rngs()), []
+    nnx.jit(lambda layer: shown.append(repr(layer)))(layer)
+    shown.append(repr(nnx.eval_shape(lambda: pndx.PerNodeLinear(3, 4, seed=7, rngs=rngs()))))
+    stacked = nnx.split_rngs(splits=2)(nnx.vmap(lambda streams: pndx.PerNodeLinear(3, 4, rngs=streams)))
+    shown.append(repr(stacked(nnx.Rngs(0))))
+    for one in shown:
+        assert "noise_numbers=NoiseState(" in one
+    bare = repr(pndx.Dropout(0.5))  # whose calls bring their keys
+    assert "noise=Bernoulli(rate=0.5)" in bare
+    assert "seed=" not in bare
+
+
 # models
 
 

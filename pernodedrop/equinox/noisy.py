@@ -1,12 +1,14 @@
 """What every noisy module has: a mask, the numbers of its noise in an array, and its seed where masks are fixed."""
 
 import collections.abc
+import dataclasses
 import types
 import typing
 
 import equinox as eqx
 import jax
 import numpy as np
+import wadler_lindig
 
 from pernodedrop import backends, checks, generator
 from pernodedrop._types import Params, Words
@@ -69,6 +71,20 @@ class Noisy(Regularizer, eqx.Module):
                 raise ValueError(checks.invalid("seed", "None with regime='dynamic', whose calls have keys", seed))
         else:
             self.noise_seed = word_of(seed, key)
+
+    def __pdoc__(self, **options: typing.Any) -> wadler_lindig.AbstractDoc | None:
+        """As Equinox prints a module, but with its noise in words where there are bits; None leaves it to Equinox."""
+        shown: dict[str, typing.Any] = {}
+        for field in dataclasses.fields(self):
+            if field.name == "state":
+                shown |= self.in_words()
+            elif field.name not in Noisy.__annotations__ or not field.name.startswith("noise_"):
+                shown[field.name] = getattr(self, field.name, None)
+        if "noise" not in shown:
+            return None
+        parts = wadler_lindig.named_objs(shown.items(), **options)
+        begin, end = (wadler_lindig.TextDoc(text) for text in (f"{type(self).__name__}(", ")"))
+        return wadler_lindig.bracketed(begin, parts, wadler_lindig.comma, end, options["indent"])
 
     def words_of_key(self) -> np.typing.NDArray[np.uint32]:
         if self.noise_seed is None:

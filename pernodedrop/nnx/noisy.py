@@ -1,6 +1,7 @@
 """What every noisy module has: a mask, a stream for its keys, and the numbers of its noise in a variable."""
 
 import collections.abc
+import dataclasses
 import types
 import typing
 
@@ -109,6 +110,16 @@ class Noisy(Regularizer, nnx.Module):
             object.__setattr__(self, name, value)  # NNX would note it among the attributes, and jit compile once more
         else:
             super().__setattr__(name, value)
+
+    def __nnx_repr__(self) -> collections.abc.Iterator[typing.Any]:
+        """As NNX prints a module, but with its noise in words where there are bits."""
+        words = self.in_words()
+        for part in typing.cast(typing.Any, super()).__nnx_repr__():
+            name = getattr(part, "key", "")  # the first part has none
+            if words and name == "state":
+                yield from (dataclasses.replace(part, key=key, value=value) for key, value in words.items())
+            elif not (words and name.startswith("noise_") and name in Noisy.__annotations__):
+                yield part
 
     def words_of_key(self) -> np.typing.NDArray[np.uint32]:
         key = self.peek()

@@ -163,8 +163,8 @@ class Noisy(Regularizer, torch.nn.Module):
 
     def extra_repr(self) -> str:
         """The arguments of the plain module, and the noise."""
-        noise = f"noise={self.noise if self.schedule is None else self.schedule!r}, regime={self.regime!r}"
-        return ", ".join(filter(None, [super().extra_repr(), noise, f"seed={self.seed}"]))
+        noise = [f"{name}={value!r}" for name, value in self.in_words().items()]
+        return ", ".join(filter(None, [super().extra_repr(), *noise]))
 
     def _mark(self) -> np.typing.NDArray[np.int32]:
         """A word that tells one kind of noise from others, by the names of its class, its numbers and its tensors."""
