@@ -153,7 +153,7 @@ def _model(
     """The model of a trial, and a digest of the network and the initial weights that all variants have."""
     rate = trial["rate"] or 0.0
     if has_slot:
-        slot = Slot(variant.function, rate, trial["seed"])
+        slot = Slot(variant, rate, trial["seed"])
         model = _checked(make(slot, **settings))
         if not slot.dense:
             raise ValueError(checks.invalid("model", "a function that calls its slot", make))
@@ -166,7 +166,7 @@ def _model(
 
     def rule(layer: keras.layers.Layer) -> typing.Any:
         asked.append(layer)
-        return variant.function(layer, rate, mixed_seed(trial["seed"], RULE, len(asked)))
+        return variant.function(layer, rate, mixed_seed(trial["seed"], RULE, len(asked), variant.seed_bits))
 
     return (apply(model, rule) if variant.has_rate else model), start
 
