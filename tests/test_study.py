@@ -429,6 +429,21 @@ def test_rules_of_apply_are_variants_of_a_model_without_a_slot(tmp_path):
 
 
 @trains
+def test_a_model_that_comes_compiled_is_reported_with_its_own_optimizer(tmp_path):
+    def model(slot):
+        made = studies.model(slot)
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        made.compile(keras.optimizers.SGD(keras.optimizers.schedules.CosineDecay(0.03, 10)), loss)
+        return made
+
+    study = studies.small(tmp_path, model=model, epochs=1, seeds=1)
+    assert study.run(progress=False)
+    assert all(one["compiled"] == {"optimizer": "SGD", "learning_rate": 0.03} for one in study.records())
+    text = study.report().with_name("report.md").read_text(encoding="utf-8")
+    assert "learning_rate 0.03 (as compiled), optimizer SGD (as compiled)" in text
+
+
+@trains
 @pytest.mark.parametrize("has_slot", [True, False])
 def test_seeds_of_functions_of_ones_own_are_those_that_keras_dropout_takes(has_slot, tmp_path):
     seeds = []

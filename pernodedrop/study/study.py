@@ -50,7 +50,8 @@ class Study:
             each trial. x is an array (n, ...) or a sparse matrix of SciPy; y an array (n, ...).
         model: function `(slot, **settings)` -> a built Keras model. `slot(width, activation=...)` is a list of layers:
             a `keras.layers.Dense` with the variant before or around it. Or a function without a slot, `(**settings)` ->
-            a built model: variants are then rules. The model may come compiled.
+            a built model: variants are then rules. A model that comes compiled keeps its optimizer, learning rate, loss
+            and metrics: those given here are for models that do not.
         variants: names of `pernodedrop.study.variants`, or a dict from names to functions (dense, rate, seed) -> list
             of layers. Without a slot, a dict from names to rules (layer, rate, seed) -> a layer or None, for
             `pernodedrop.apply`, and to None for the model as it is.
@@ -196,7 +197,8 @@ class Study:
         A record is the trial and what was found: "epochs", a list of dicts of train_loss, val_loss and the metrics;
         "best_epoch", from 0; "test", of that epoch's weights (None unless it confirms); "seconds_per_epoch", the median
         of the training alone; "start", a digest of the initial weights; "data", their title if they have one;
-        "environment"; "format".
+        "compiled", the optimizer and the learning rate of a model that came compiled, which go before those of the
+        settings; "environment"; "format".
         """
         from pernodedrop.study.storage import Records
 

@@ -107,7 +107,10 @@ def run(
             raise ValueError(checks.invalid("model", "a model that is not compiled yet, for R-Drop", make))
         loss = RDrop(_loss(loss, model, training), variant.r_drop)
         model = RDropModel(model)
-    if not model.compiled:
+    compiled = {}
+    if model.compiled:
+        compiled = {"compiled": _compiled(model)}
+    else:
         steps = len(batches(training, settings, seed)) if settings.get("decay") else 0
         chosen = optimizer() if optimizer else _optimizer(settings, steps * settings["epochs"])
         model.compile(chosen, _loss(loss, model, training), metrics=_metrics(metrics, loss, training))
@@ -130,6 +133,7 @@ def run(
         "seconds_per_epoch": round(statistics.median(timer.seconds[1:] or timer.seconds), 4),
         "start": start,
         **({} if title is None else {"data": title}),
+        **compiled,
         "environment": environment(keras.backend.backend()),
         "format": FORMAT,
     }
@@ -207,6 +211,12 @@ def _optimizer(settings: dict[str, typing.Any], steps: int) -> keras.optimizers.
         rate = keras.optimizers.schedules.CosineDecay(rate, steps)
     config = {"learning_rate": rate, **({"momentum": 0.9} if settings["optimizer"] == "sgd" else {})}
     return type(keras.optimizers.get(settings["optimizer"]))(**config)
+
+
+def _compiled(model: keras.Model) -> dict[str, typing.Any]:
+    """The optimizer of a model that comes compiled, and its learning rate at the start, in place of the settings'."""
+    optimizer = model.optimizer
+    return {"optimizer": optimizer.name, "learning_rate": float(f"{float(optimizer.learning_rate):.6g}")}
 
 
 def _loss(loss: typing.Any, model: keras.Model, training: typing.Any) -> typing.Any:
