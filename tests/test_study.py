@@ -444,6 +444,27 @@ def test_a_model_that_comes_compiled_is_reported_with_its_own_optimizer(tmp_path
 
 
 @trains
+def test_rules_leave_a_model_compiled_as_it_came(tmp_path):
+    def squares(y, outputs):
+        return keras.ops.mean(outputs * outputs, -1)
+
+    def model():
+        made = keras.Sequential([keras.Input((4,)), keras.layers.Dense(6), keras.layers.Dense(2)])
+        made.compile(keras.optimizers.SGD(0.25), squares, metrics=["accuracy"])
+        return made
+
+    def same(layer, rate, seed):
+        return pnd.PerNodeDrop(layer, 0.0, seed=seed, name=layer.name) if layer.units == 6 else None
+
+    study = studies.small(tmp_path, model=model, variants={"none": None, "same": same}, epochs=1)
+    plain, noisy = (study.trial(one) for one in study.plan("select"))
+    assert plain["compiled"] == noisy["compiled"] == {"optimizer": "SGD", "learning_rate": 0.25}
+    (one,), (other,) = plain["epochs"], noisy["epochs"]
+    assert one.keys() == other.keys() >= {"val_accuracy"}
+    assert all(math.isclose(one[name], other[name], rel_tol=1e-4) for name in one)  # noise at rate 0 is none
+
+
+@trains
 @pytest.mark.parametrize("has_slot", [True, False])
 def test_seeds_of_functions_of_ones_own_are_those_that_keras_dropout_takes(has_slot, tmp_path):
     seeds = []
@@ -463,7 +484,8 @@ def test_seeds_of_functions_of_ones_own_are_those_that_keras_dropout_takes(has_s
     study = studies.small(tmp_path, **own, epochs=1)
     for seed in range(4):  # of wide seeds half are above the int32 in which Keras keeps one on torch
         study.trial(study.candidate("own", 0.5, seed=seed))
-    assert len(set(seeds)) == len(seeds) and max(seeds) < 2**31
+    assert len(set(seeds)) == len(seeds)
+    assert max(seeds) < 2**31
 
 
 @pytest.mark.once
@@ -479,7 +501,8 @@ def test_named_variants_have_the_seeds_of_the_studies_that_were_run():
         for _ in range(4):
             slot(3)
     wide = [int(np.random.SeedSequence([1000, 1, place]).generate_state(1)[0]) for place in range(4)]
-    assert taken == 3 * wide and max(wide) >= 2**31
+    assert taken == 3 * wide
+    assert max(wide) >= 2**31
 
 
 @trains
@@ -497,6 +520,9 @@ def test_named_variants_have_the_seeds_of_the_studies_that_were_run():
         ({"baselines": 0.5}, "`baselines`. Expected a sequence of names"),
         ({"baselines": ["dropout", None]}, "`baselines`. Expected a str"),
         ({"model": lambda: None}, "a dict of rules"),
+        ({"data": studies.data()[:1]}, "`data`. Expected a tuple"),
+        ({"data": [*studies.data(), None, None]}, "`data`. Expected a tuple"),
+        ({"data": (studies.data()[0], studies.data(59)[1])}, "equal length"),
     ],
 )
 def test_wrong_arguments_are_named_at_once(changes, message, tmp_path):
@@ -511,8 +537,7 @@ def test_wrong_arguments_are_named_at_once(changes, message, tmp_path):
         ({"model": lambda slot: keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])}, "calls its slot"),
         ({"model": lambda slot: keras.Sequential(slot(2))}, "a built model"),
         ({"model": lambda slot: slot(2)}, "returns a Keras model"),
-        ({"data": studies.data()[:1]}, "`data`"),
-        ({"data": (studies.data()[0], studies.data(59)[1])}, "equal length"),
+        ({"data": lambda: studies.data()[:1]}, "`data`. Expected a tuple"),
         ({"sizes": [30, 20, 50]}, "`sizes`"),
         ({"data": (studies.data()[0], studies.data()[0])}, "`loss`"),
     ],
@@ -521,6 +546,14 @@ def test_wrong_models_and_data_are_named_by_the_first_trial(changes, message, tm
     study = studies.small(tmp_path, **changes)
     with pytest.raises((TypeError, ValueError), match=message):
         study.trial(study.plan("select")[0])
+
+
+@pytest.mark.once
+def test_data_are_tuples_or_lists(tmp_path):
+    whole, listed = (studies.small(tmp_path, data=kind(studies.data())).data for kind in (tuple, list))
+    parts = studies.small(tmp_path, data=[list(part) for part in whole]).data
+    for train, *others in zip(whole, listed, parts, strict=True):
+        assert all((one == same).all() for other in others for one, same in zip(train, other, strict=True))
 
 
 # Running, and going on

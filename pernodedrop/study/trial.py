@@ -12,7 +12,7 @@ import numpy as np
 
 from pernodedrop import checks
 from pernodedrop._types import Tensor
-from pernodedrop.internals.of_keras import layers_of
+from pernodedrop.internals.of_keras import compile_like, layers_of
 from pernodedrop.losses import RDrop, RDropModel
 from pernodedrop.report.environment import environment
 from pernodedrop.study.epoch_end import Batches, EachEpoch, EpochEndLoss, Logs, evaluate
@@ -172,7 +172,12 @@ def _model(
         asked.append(layer)
         return variant.function(layer, rate, mixed_seed(trial["seed"], RULE, len(asked), variant.seed_bits))
 
-    return (apply(model, rule) if variant.has_rate else model), start
+    if not variant.has_rate:
+        return model, start
+    noisy = apply(model, rule)
+    if model.compiled:
+        compile_like(noisy, model)
+    return noisy, start
 
 
 def _checked(model: typing.Any) -> keras.Model:
@@ -216,7 +221,7 @@ def _optimizer(settings: dict[str, typing.Any], steps: int) -> keras.optimizers.
 def _compiled(model: keras.Model) -> dict[str, typing.Any]:
     """The optimizer of a model that comes compiled, and its learning rate at the start, in place of the settings'."""
     optimizer = model.optimizer
-    return {"optimizer": optimizer.name, "learning_rate": float(f"{float(optimizer.learning_rate):.6g}")}
+    return {"optimizer": type(optimizer).__name__, "learning_rate": float(f"{float(optimizer.learning_rate):.6g}")}
 
 
 def _loss(loss: typing.Any, model: keras.Model, training: typing.Any) -> typing.Any:
