@@ -290,11 +290,11 @@ number](guides/uncertainty.md#from-a-prediction-to-a-decision) found on validati
 
 ## How it was measured
 
-A regularizer has the rate with the least validation NLL of two seeds, of three or four rates; one for predictions without
-noise and one for those with passes. On MNIST the highest, 0.8, was added when test results with the three others were known:
-kinds of PerNodeDrop had been selected at the highest rate. PerNodeDrop Bernoulli at 0.3 was worse than MC Dropout on
-turned images; its records are kept. Fresh seeds confirm a rate: each leaves out two
-other classes{resampled}. All trainings have
+A regularizer has the rate with the least validation NLL of two seeds, of three or four rates; one for predictions
+without noise and one for those with passes. On MNIST the highest, 0.8, was added when test results with the three
+others were known: kinds of PerNodeDrop had been selected at the highest rate. PerNodeDrop Bernoulli at 0.3 was worse
+than MC Dropout on turned images; its records are kept. Fresh seeds confirm a rate: each leaves out two other
+classes{resampled}. All trainings have
 as many epochs, the learning rate of snapshots starts anew {members} times in them, and the last weights are taken.
 Differences are paired by seed, and count if they are beyond chance at 5 % after Holm's correction for all methods of a
 column. ECE has 15 bins of equal width; AUROC is of telling the two unknown classes from the known ones, by the
