@@ -43,7 +43,8 @@ def test_the_report_of_probabilities_has_the_metrics_of_their_mean():
     kept = metrics.risk_coverage(mean.argmax(-1) != Y, found.predictive_entropy)
     assert report == pytest.approx(
         {
-            "samples": 400,
+            "inputs": 400,
+            "passes": 3,
             "accuracy": np.mean(mean.argmax(-1) == Y),
             "nll": metrics.nll(Y, mean),
             "brier_score": metrics.brier_score(Y, mean),
@@ -77,14 +78,19 @@ def test_disagreements_are_the_samples_with_the_highest_scores_and_have_their_vo
     first, words = listed[0], str(listed).splitlines()[1].split()
     assert words[:4] == [*map(str, first[:3]), f"{first.mutual_information:.4f}"]
     last = repr(report).splitlines()[-1].split()
-    assert last[:3] == [str(number) for number in report.examples[2][:3]]
+    place, label, choice = report.examples[2][:3]
+    wrong = ["wrong"] if label != choice else []
+    assert last[: 3 + len(wrong)] == [str(place), str(label), str(choice), *wrong]
+    assert {"wrong" in line for line in repr(found.report(y, examples=30)).splitlines()[-30:]} == {True, False}
+    header = repr(report).splitlines()[-4].split()
+    assert header[:3] == ["row", "label", "predicted"]
     positions = predicted(*outputs.reshape(7, 10, 3, 3)).disagreements(1)[0]
     assert positions == found.disagreements(1)[0]._replace(place=divmod(found.disagreements(1)[0].place, 3))
     assert predicted(SECOND[:, 1:]).disagreements(1)[0].votes in ({0: 1}, {1: 1})
 
 
 def test_the_report_of_positions_is_that_of_each_of_them():
-    each, whole = predicted(P).report(Y), predicted(P.reshape(80, 5, 3))
+    each, whole = predicted(P).report(Y) | {"inputs": 80}, predicted(P.reshape(80, 5, 3))
     assert whole.report(Y.reshape(80, 5)) == each
     assert whole.report(np.eye(3)[Y].reshape(80, 5, 3)) == each
     assert predicted(SECOND[:, 1:]).report(Z) == pytest.approx(predicted(SECOND).report(Z))
@@ -94,6 +100,7 @@ def test_the_report_of_numbers_is_that_of_normal_distributions():
     outputs, y = RNG.normal(size=(9, 50, 2)), RNG.normal(size=(50, 2))
     found = predicted(*outputs).report(y, noise_variance=0.5)
     law = stats.norm(outputs.mean(0), np.sqrt(outputs.var(0) + 0.5))
+    assert (found["inputs"], found["passes"]) == (50, 9)
     assert found["rmse"] == pytest.approx(np.mean((outputs.mean(0) - y) ** 2) ** 0.5)
     assert found["gaussian_nll"] == pytest.approx(-law.logpdf(y).mean())
     assert found["coverage_90"] == np.mean((law.ppf(0.05) <= y) & (y <= law.ppf(0.95)))
@@ -281,7 +288,10 @@ WRONG = {
     "error": (lambda: decisions.conformal(Y, P, error=1), r"`error`.*\(0, 1\)"),
     "score": (lambda: decisions.conformal(Y, P, score="aps"), "`score`.*'threshold', 'adaptive'"),
     "risk": (lambda: decisions.rejection(Y > 0, Y, risk=0), r"`risk`.*\(0, 1\)"),
-    "risk too small": (lambda: decisions.rejection([0] * 40, range(40), risk=0.001), "`risk`.*smallest bound"),
+    "risk too small": (
+        lambda: decisions.rejection([0] * 40, range(40), risk=0.001),
+        "`risk`.*bound of these 40 .*more samples or a lower `confidence`",
+    ),
     "confidence": (lambda: decisions.rejection(Y > 0, Y, 0.1, confidence=95), "`confidence`"),
     "wrong": (lambda: decisions.rejection(Y, Y, 0.1), "`wrong`.*booleans"),
     "plot of something else": (lambda: plots.disagreements("x" * 10), "`found`.*a sequence of disagreements"),

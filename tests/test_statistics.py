@@ -124,6 +124,7 @@ def test_only_seeds_in_common_are_compared():
     values = {"none": {0: 1.0, 1: 2.0, 2: 4.0, 9: 100.0}, "a": {2: 3.0, 1: 1.5, 0: 0.5, 7: -100.0}, "b": {5: 1.0}}
     a, b = statistics.compare(values, "none")
     assert (a.seeds, round(a.difference, 6)) == (3, round(-2 / 3, 6))
+    assert a.means == pytest.approx((5 / 3, 7 / 3))
     assert (b.seeds, b.difference, b.p_holm, b.verdict) == (0, None, None, "unknown")
 
 
@@ -144,8 +145,8 @@ def test_a_comparison_says_its_verdict_in_a_line():
     found = statistics.compare(
         {"none": {1: 0.5, 2: 0.6}, "dropout": {1: 0.4, 2: 0.49}, "mine": {1: 0.4, 2: math.nan}, "new": {7: 1}}, "none"
     )
-    line = "dropout against none: less, -0.105 (-0.169 to -0.0415), p 0.03; 2 seeds, detectable 0.24"
-    assert str(found[0]) == line
+    line = "dropout against none: less, mean loss 0.445 against 0.55; per seed -0.105 (-0.169 to -0.0415, + is worse)"
+    assert str(found[0]) == f"{line}, p 0.03; 2 seeds, detectable 0.24"
     assert str(found[1]) == "mine against none: failed, 2 seeds in common"
     assert str(found[2]) == "new against none: unknown, 0 seeds in common"
 

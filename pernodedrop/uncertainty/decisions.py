@@ -114,7 +114,7 @@ def rejection(wrong: typing.Any, uncertainty: typing.Any, risk: float, confidenc
 
     Raises:
         TypeError, ValueError: an argument that is not as described; or no coverage has so small a bound, for which the
-            message has the smallest one: take more samples, or allow more.
+            message has the smallest one: take more samples or a lower confidence, or allow more.
 
     Example:
 
@@ -144,7 +144,12 @@ def rejection(wrong: typing.Any, uncertainty: typing.Any, risk: float, confidenc
     good = [one for one in found if one.bound <= risk]
     if not good:
         least = min((one.bound for one in found), default=1.0)
-        raise ValueError(checks.invalid("risk", f"at least {least:.3g}, the smallest bound of these samples", risk))
+        expected = (
+            f"at least {least:.3g}, the smallest bound of these {len(errors)} samples at confidence {confidence:g}"
+        )
+        raise ValueError(
+            checks.invalid("risk", f"{expected}; more samples or a lower `confidence` make it smaller", risk)
+        )
     return good[-1]
 
 

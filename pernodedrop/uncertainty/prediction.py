@@ -98,11 +98,11 @@ class Prediction:
             examples: how many `disagreements` to show below the figures of probabilities, an int from 0; 5.
 
         Returns:
-            A dict of floats that prints as a table, with its `examples`, a list. Of probabilities: samples, accuracy,
-            nll, brier_score, calibration_error, adaptive_calibration_error, classwise_calibration_error, and aurc and
-            augrc of the predictive entropy. Of numbers, as normal distributions: samples, rmse, gaussian_nll,
-            gaussian_crps, and coverage_90 and width_90 of the central 90 %; with `gaussian=True` also epistemic and
-            aleatoric, the mean variance of each kind.
+            A dict of floats that prints as a table, with its `examples`, a list. It begins with inputs, the length of
+            x, and passes, the number of them. Of probabilities: accuracy, nll, brier_score, calibration_error,
+            adaptive_calibration_error, classwise_calibration_error, and aurc and augrc of the predictive entropy. Of
+            numbers, as normal distributions: rmse, gaussian_nll, gaussian_crps, and coverage_90 and width_90 of the
+            central 90 %; with `gaussian=True` also epistemic and aleatoric, the mean variance of each kind.
 
         Raises:
             TypeError, ValueError: an argument that is not as described, or a variance of 0 for a number.
@@ -118,9 +118,11 @@ class Prediction:
             if self.mean.shape[-1] > 1 and shape == self.mean.shape[:-1]:
                 expected = f"numbers {self.mean.shape}: outputs are no probabilities. Of logits say from_logits=True"
                 raise ValueError(checks.invalid("y", expected, shape))
-            return reports.of_numbers(y, self.mean, self.variance, noise_variance, aleatoric)
-        found = reports.of_classes(y, self.mean, self.predictive_entropy)
-        found.examples = self.disagreements(examples, y) if examples else []
+            figures = reports.of_numbers(y, self.mean, self.variance, noise_variance, aleatoric)
+        else:
+            figures = reports.of_classes(y, self.mean, self.predictive_entropy)
+        found = reports.Report(inputs=len(self.mean), passes=self.samples, **figures)
+        found.examples = self.disagreements(examples, y) if examples and hasattr(self, "votes") else []
         return found
 
     def disagreements(

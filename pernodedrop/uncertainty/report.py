@@ -37,11 +37,13 @@ class Disagreements(list[Disagreement]):
     """A list of `Disagreement` that shows one a line."""
 
     def __repr__(self) -> str:
-        lines = [f"{'disagreement':>12}  {'label':>5}  {'mean':>5}  {'mutual information':>18}  votes by class"]
+        lines = [f"{'row':>8}  {'label':>5}  {'predicted':>9}  {'':5}  {'mutual information':>18}  votes by class"]
         for one in self:
             votes = ", ".join(f"{label}: {number}" for label, number in one.votes.items())
-            shown = "" if one.label is None else one.label
-            lines.append(f"{one.place!s:>12}  {shown:>5}  {one.predicted:>5}  {one.mutual_information:>18.4f}  {votes}")
+            label, mark = ("", "") if one.label is None else (one.label, "" if one.label == one.predicted else "wrong")
+            lines.append(
+                f"{one.place!s:>8}  {label:>5}  {one.predicted:>9}  {mark:5}  {one.mutual_information:>18.4f}  {votes}"
+            )
         return "\n".join(lines)
 
 
@@ -70,28 +72,27 @@ def labels_at(y: typing.Any, mean: Array) -> Labels:
     return labels_of(y.reshape(-1, classes) if one_hot else y.ravel(), p.size // classes, classes)
 
 
-def of_classes(y: typing.Any, mean: Array, uncertainty: Array) -> Report:
+def of_classes(y: typing.Any, mean: Array, uncertainty: Array) -> dict[str, float]:
     """The figures of class probabilities, of each position that has one."""
     labels, p = labels_at(y, mean), classes_of(mean)
     p = p.reshape(-1, p.shape[-1])
     wrong = p.argmax(-1) != labels
     kept = metrics.risk_coverage(wrong, uncertainty.ravel())
-    return Report(
-        samples=len(p),
-        accuracy=1 - float(wrong.mean()),
-        nll=metrics.nll(labels, p),
-        brier_score=metrics.brier_score(labels, p),
-        calibration_error=metrics.calibration_error(labels, p),
-        adaptive_calibration_error=metrics.calibration_error(labels, p, binning="mass"),
-        classwise_calibration_error=metrics.calibration_error(labels, p, of="classwise"),
-        aurc=kept.aurc,
-        augrc=kept.augrc,
-    )
+    return {
+        "accuracy": 1 - float(wrong.mean()),
+        "nll": metrics.nll(labels, p),
+        "brier_score": metrics.brier_score(labels, p),
+        "calibration_error": metrics.calibration_error(labels, p),
+        "adaptive_calibration_error": metrics.calibration_error(labels, p, binning="mass"),
+        "classwise_calibration_error": metrics.calibration_error(labels, p, of="classwise"),
+        "aurc": kept.aurc,
+        "augrc": kept.augrc,
+    }
 
 
 def of_numbers(
     y: typing.Any, mean: Array, epistemic: Array, noise_variance: float = 0.0, aleatoric: Array | None = None
-) -> Report:
+) -> dict[str, float]:
     """The figures of normal distributions, whose variance may have a part that the model predicts."""
     from scipy import special  # costs 100 ms to import
 
@@ -105,8 +106,7 @@ def of_numbers(
         raise ValueError(checks.invalid("noise_variance", expected, float(variance.min())))
     half = special.ndtri((1 + CENTRAL) / 2) * np.sqrt(variance)
     inside = metrics.intervals(y, mean - half, mean + half)
-    return Report(
-        samples=len(y),
+    return dict(
         rmse=float(np.sqrt(np.mean((y - mean) ** 2))),
         gaussian_nll=metrics.gaussian_nll(y, mean, variance),
         gaussian_crps=metrics.gaussian_crps(y, mean, variance),
