@@ -51,8 +51,7 @@ def gradients(dy, x, w, mask, bits=None):
     """dx, of the shape of x, and dw, of the shape of w, of the very mask of `product`, or of these bits of it."""
     methods.check_operands(mask, x, w, dy)
     bits = _NONE if bits is None else bits
-    if bits.size and bits.shape != methods.kept_shape(mask, x, w):
-        raise ValueError(f"Expected bits of the shape {methods.kept_shape(mask, x, w)}. Received: {bits.shape}")
+    methods.check_bits(bits, mask, x, w)
     outputs, dy, w = w.shape[1], padded(dy), padded(w)
     dx, dw = _zeros(x.shape, x.dtype), _zeros(w.shape, w.dtype)
     kernels = kernels_of(mask)

@@ -135,6 +135,12 @@ def kept_shape(mask: "Decisions | Entries", x: Tensor, w: Tensor) -> tuple[int, 
     return shape
 
 
+def check_bits(bits: Tensor, mask: "Decisions | Entries", x: Tensor, w: Tensor) -> None:
+    """Raise a ValueError unless bits are those that the product of x and w keeps, or none."""
+    if bits.size and bits.shape != kept_shape(mask, x, w):
+        raise ValueError(f"Expected bits of the shape {kept_shape(mask, x, w)}. Received: {bits.shape}")
+
+
 PROGRAM = "a noise of elementwise ops of `pernodedrop.backends.NOISE_OPS` alone"
 
 

@@ -57,6 +57,7 @@ def _of_all_rows(parts):
 def gradients(dy, x, w, mask, bits):
     """As `cpu_kernels.gradients`, on traced arrays."""
     methods.check_operands(mask, x, w, dy)
+    methods.check_bits(bits, mask, x, w)
     outputs, dy, w = w.shape[1], cpu_kernels.padded(dy, jnp), cpu_kernels.padded(w, jnp)
     of_decisions = cpu_kernels.kernels_of(mask) is decision_kernels
     operands = (dy, x, w, *mask, *((bits,) if of_decisions else ()))

@@ -266,6 +266,16 @@ def entries_as_table(app, docname, source):
         source[0] = re.sub(rf"(?:{ENTRY.pattern})+", table, source[0] + "\n", flags=re.MULTILINE)
 
 
+def examples_as_pages(app, docname, source):
+    """A link to the script of an example, as the repository has it, leads to its page here."""
+
+    def link(found):
+        name = "index" if found[2] == "README.rst" else found[2].removesuffix(".py")
+        return f"]({found[1]}tutorials/{name}.rst)"
+
+    source[0] = re.sub(r"\]\(((?:\.\./)*)\.\./examples/([\w.]+)\)", link, source[0])
+
+
 def leave_as_code(app, env, node, contnode):
     """A word in single backticks that is no name of this site stays code, unless it is a name of nothing."""
     if node["reftype"] != "obj" or node.get("refexplicit"):
@@ -334,6 +344,7 @@ def setup(app):
     app.add_role("step", Step())
     app.connect("builder-inited", entry_pages)
     app.connect("source-read", entries_as_table)
+    app.connect("source-read", examples_as_pages)
     app.connect("autodoc-process-signature", own_signature)
     app.connect("autodoc-process-docstring", as_rst, priority=400)  # before napoleon
     app.connect("autodoc-process-docstring", without_types, priority=600)  # after it

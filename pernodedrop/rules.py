@@ -15,6 +15,9 @@ Function: typing.TypeAlias = collections.abc.Callable[[str, Module], Module | No
 
 LISTS = (list, tuple, set, frozenset)
 
+OF_ACTIVATIONS = ("dropout", "gaussiandropout", "spatialdropout", "dropblock", "droppath", "masksembles")
+"""What names of activation noise begin with, in lower case and without underscores."""
+
 
 def arguments_of(kind: typing.Any) -> list[str]:
     """The names of the arguments that a class has itself, and does not hand on to the plain one."""
@@ -100,6 +103,9 @@ class Rule:
             expected = "no function beside `regularizer`, `exclude`, `seed` or noise"
             raise ValueError(checks.invalid("rule", expected, rule))
         names = tuple(family.regularizers)
+        if isinstance(regularizer, str) and regularizer.lower().replace("_", "").startswith(OF_ACTIVATIONS):
+            expected = f"one of {', '.join(map(repr, names))}; activation noise is a module to place between others"
+            raise ValueError(checks.invalid("regularizer", expected, regularizer))
         regularizer = names[0] if regularizer is None else regularizer
         self.regularizer = checks.check_choice(regularizer, "regularizer", names)
         self.classes = family.regularizers[self.regularizer]

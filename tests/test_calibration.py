@@ -74,6 +74,9 @@ def test_disagreements_are_the_samples_with_the_highest_scores_and_have_their_vo
             assert one.variation_ratio == pytest.approx(1 - max(one.votes.values()) / 7)
     report = found.report(y, examples=3)
     assert report.examples == found.disagreements(3, y)
+    assert repr(report).endswith(f"\n\n{found.disagreements(3, y)}")
+    first, words = listed[0], str(listed).splitlines()[1].split()
+    assert words[:4] == [*map(str, first[:3]), f"{first.mutual_information:.4f}"]
     last = repr(report).splitlines()[-1].split()
     place, label, choice = report.examples[2][:3]
     wrong = ["wrong"] if label != choice else []

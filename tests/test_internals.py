@@ -130,6 +130,20 @@ def test_seed_generators():
     assert not of_keras.seed_generators(keras.Sequential([inner]))
 
 
+@pytest.mark.once
+def test_a_model_is_compiled_with_the_very_arguments_of_another():
+    compiled, other = (keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]) for _ in range(2))
+    optimizer = keras.optimizers.SGD(0.5)
+
+    def loss(y, outputs):
+        return keras.ops.mean(outputs)
+
+    compiled.compile(optimizer, loss, metrics=["mae"])
+    of_keras.compile_like(other, compiled)
+    assert other.optimizer is optimizer
+    assert other.loss is loss
+
+
 def test_retrack_variable(tmp_path):
     """It is listed and saved in the place of the other, and a layer that is built takes it."""
     layer, new = composite(), keras.Variable(5.0, name="scale")

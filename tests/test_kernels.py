@@ -5,6 +5,7 @@ import contextlib
 import ctypes
 import errno
 import functools
+import importlib
 import math
 import threading
 import types
@@ -286,19 +287,19 @@ def test_decisions_are_kept_up_to_a_size(monkeypatch):
 
 
 @needs_gradients
-@pytest.mark.only_backend("torch", "tensorflow", reason="where decisions are kept")
 @pytest.mark.parametrize("kept", [True, False])
 def test_decisions_are_kept_where_a_product_is_to_be_differentiated(kept, monkeypatch):
-    from pernodedrop.backends import cpu_kernels
-
-    read, gradients = [], cpu_kernels.gradients
-    monkeypatch.setattr(cpu_kernels, "gradients", lambda *operands: read.append(operands[-1]) or gradients(*operands))
+    kernels, read = importlib.import_module(f"pernodedrop.backends.{'xla' if NAME == 'jax' else 'cpu'}_kernels"), []
+    gradients = kernels.gradients
+    monkeypatch.setattr(kernels, "gradients", lambda *operands: read.append(operands[-1]) or gradients(*operands))
+    if NAME == "jax":
+        importlib.import_module("jax").clear_caches()  # of what was traced before
     if not kept:
         monkeypatch.setattr(methods, "KEPT_BYTES", 0)
     x, w, upstream = operands(*SMALL, "float32")
     check(x, w, upstream, numpy_mask(BERNOULLI, x, w), 1e-5, method="kernel")
     assert {bits is not None and bits.size > 0 for bits in read} == {kept}
-    monkeypatch.setattr(cpu_kernels, "product_and_bits", None)
+    monkeypatch.setattr(kernels, "product_and_bits", None)
     masked_dense(tensor(x), tensor(w), BERNOULLI, KEY, method="kernel")  # of which no gradient is wanted
 
 

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.once
 
 def build(name, **settings):
     """A network with plain Dense layers in slots as studies have: the model, they, and (width, activation) of each."""
-    slot = Slot(variants.get("none").function, 0.0, 1)
+    slot = Slot(variants.get("none"), 0.0, 1)
     model = networks.get(name)(slot, **settings)
     return model, slot.dense, [(dense.units, dense.activation.__name__) for dense in slot.dense]
 

@@ -283,7 +283,7 @@ def test_get_makes_a_noise_of_a_name_and_a_rate():
     assert noises.get(Triangular(0.2)) == Triangular(0.2)
 
 
-RATE = "Invalid value for argument `rate`. Expected a float in [0, 1 - 2**-24], a drop rate"
+RATE = "Invalid value for argument `rate`. Expected a drop rate, from 0 and below 1: a float in [0, 1 - 2**-24]"
 NUMBER = "Invalid value for argument `{0}`. Expected a finite float. Received: {0}={1}"
 FROM_ZERO = "Invalid value for argument `{0}`. Expected a finite float from zero. Received: {0}={1}"
 OF_FLOAT32 = "argument `{0}`. Expected a finite float, of a size that float32 has: 0, or 1.2e-38 to 3.4e38. Rec"

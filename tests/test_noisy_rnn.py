@@ -275,6 +275,32 @@ def test_positions_reach_the_cells_in_every_dtype(dtype):
         assert host(noisy_rnn.position_of(beside[:, t, 1:])).tolist() == [t]
 
 
+@pytest.mark.parametrize("sharing", ["sample", "out", ()])
+def test_no_samples_have_no_outputs(sharing):
+    layer = noisy("lstm", sharing=sharing)
+    assert layer(X[:0], training=True).shape == (0, layer.layer.units)
+
+
+@pytest.mark.parametrize("method", ["materialized", "recomputed"])
+def test_no_samples_have_none_by_any_method(method):
+    layer = noisy("lstm", sharing=(), method=method)
+    assert layer(X[:0], training=True).shape == (0, layer.layer.units)
+
+
+def test_a_fixed_mask_is_folded_into_weights_of_float32():
+    layer = pnd.NoisyRNN(L.LSTM(3, dtype="mixed_bfloat16"), rate=0.0, regime="fixed", seed=1)
+    layer.build(X.shape)
+    for one, folded in zip(layer.layer.weights, layer.fold().weights, strict=True):
+        same(folded, one, atol=0, rtol=0)
+
+
+@pytest.mark.once
+def test_a_cell_that_stands_twice_is_refused():
+    cell = L.LSTMCell(2)
+    with pytest.raises(ValueError, match=r"`layer`.*no cell stands twice"):
+        pnd.NoisyRNN(L.RNN([cell, cell]), 0.5)
+
+
 def test_a_bank_routes_each_sample_to_its_kernels_at_inference_too():
     layer = noisy("gru", regime="bank", bank_size=2, sharing="time")
     plain = [by_hand(layer, [mask[n] for mask in masks_of(layer.layer, 2)]) for n in range(2)]

@@ -152,6 +152,8 @@ def test_a_comparison_says_its_verdict_in_a_line():
 
 
 def test_one_seed_tells_no_interval_and_equal_losses_are_a_tie():
+    with pytest.raises(ValueError, match="Expected losses of at least 2 seeds"):
+        statistics.compare({"none": [1.0], "a": [0.5]}, "none")
     (one,) = statistics.compare({"none": {0: 1.0}, "a": {0: 0.5}}, "none")
     assert (one.difference, one.interval, one.verdict) == (-0.5, None, "unknown")
     (same,) = statistics.compare({"none": {0: 1.0, 1: 2.0}, "a": {0: 1.0, 1: 2.0}}, "none")

@@ -220,7 +220,7 @@ def two_slots(slot):
 def test_all_variants_start_with_the_weights_of_none(name):
     def start(name, seed):
         keras.utils.set_random_seed(seed)
-        slot = Slot(variants.get(name).function, 0.5, seed)
+        slot = Slot(variants.get(name), 0.5, seed)
         model = two_slots(slot)
         return [keras.ops.convert_to_numpy(weight) for weight in slot.start(model)]
 
@@ -235,7 +235,7 @@ def test_all_variants_start_with_the_weights_of_none(name):
 def test_copies_start_unlike_each_other_and_what_comes_after_and_alike_for_a_seed(name):
     def kernels():
         keras.utils.set_random_seed(3)
-        slot = Slot(variants.get(name).function, 0.5, 3)
+        slot = Slot(variants.get(name), 0.5, 3)
         model = keras.Sequential([keras.Input((5,)), *slot(5), *slot(5), keras.layers.Dense(5)])
         return [keras.ops.convert_to_numpy(weight) for weight in model.trainable_weights if len(weight.shape) == 2]
 
@@ -251,7 +251,7 @@ def test_functional_models_of_studies_start_with_the_weights_of_none(name):
 
     def start(name):
         keras.utils.set_random_seed(3)
-        slot = Slot(variants.get(name).function, 0.5, 3)
+        slot = Slot(variants.get(name), 0.5, 3)
         x = y = keras.Input((5,))
         for layer in [*slot(5), keras.layers.Dense(5)]:
             y = layer(y)
@@ -265,11 +265,11 @@ def test_functional_models_of_studies_start_with_the_weights_of_none(name):
 
 @pytest.mark.parametrize("name", ["dropout", "per_node_drop", "drop_connect"])
 def test_slots_of_a_model_have_masks_of_their_own(name):
-    slot = Slot(variants.get(name).function, 0.5, 3)
+    slot = Slot(variants.get(name), 0.5, 3)
     two_slots(slot)
     noisy = [layer for layer in slot.layers if hasattr(layer, "seed")]
     assert len({layer.seed for layer in noisy}) == 2
-    again = Slot(variants.get(name).function, 0.5, 3)
+    again = Slot(variants.get(name), 0.5, 3)
     two_slots(again)
     assert [layer.seed for layer in again.layers if hasattr(layer, "seed")] == [layer.seed for layer in noisy]
 
@@ -308,7 +308,7 @@ def test_epoch_end_loss_is_that_of_a_loop_by_hand():
 
     def made():
         keras.utils.set_random_seed(1)
-        model = studies.model(Slot(variants.get("per_node_drop").function, 0.5, 1))
+        model = studies.model(Slot(variants.get("per_node_drop"), 0.5, 1))
         model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
         return model
 
@@ -331,7 +331,7 @@ def test_epoch_end_loss_is_that_of_a_loop_by_hand():
 def test_a_model_with_masksembles_is_evaluated_as_the_mean_of_its_members():
     x, y = studies.data(61)
     keras.utils.set_random_seed(1)
-    slot = Slot(variants.get("masksembles").function, 0.5, 1)
+    slot = Slot(variants.get("masksembles"), 0.5, 1)
     layers = [*slot(6, activation="relu"), keras.layers.Dense(2, activation="softmax")]
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(16), *layers])
     model.compile("sgd", "sparse_categorical_crossentropy", metrics=["accuracy"])
@@ -373,7 +373,7 @@ def test_a_trial_with_r_drop_is_that_model_in_fit(tmp_path):
     planned, plain = study.plan("select")
     found, other = study.trial(planned)["epochs"], study.trial(plain)["epochs"]
     keras.utils.set_random_seed(planned["seed"])
-    model = pnd.RDropModel(studies.model(Slot(with_it.function, planned["rate"], planned["seed"])))
+    model = pnd.RDropModel(studies.model(Slot(with_it, planned["rate"], planned["seed"])))
     crossentropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.Adam(1e-3), pnd.losses.RDrop(crossentropy, 3.0))
     model.fit(Batches(*part, 18, planned["seed"]), epochs=2, verbose=0, shuffle=False)
@@ -429,6 +429,83 @@ def test_rules_of_apply_are_variants_of_a_model_without_a_slot(tmp_path):
 
 
 @trains
+def test_a_model_that_comes_compiled_is_reported_with_its_own_optimizer(tmp_path):
+    def model(slot):
+        made = studies.model(slot)
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        made.compile(keras.optimizers.SGD(keras.optimizers.schedules.CosineDecay(0.03, 10)), loss)
+        return made
+
+    study = studies.small(tmp_path, model=model, epochs=1, seeds=1)
+    assert study.run(progress=False)
+    assert all(one["compiled"] == {"optimizer": "SGD", "learning_rate": 0.03} for one in study.records())
+    text = study.report().with_name("report.md").read_text(encoding="utf-8")
+    assert "learning_rate 0.03 (as compiled), optimizer SGD (as compiled)" in text
+
+
+@trains
+def test_rules_leave_a_model_compiled_as_it_came(tmp_path):
+    def squares(y, outputs):
+        return keras.ops.mean(outputs * outputs, -1)
+
+    def model():
+        made = keras.Sequential([keras.Input((4,)), keras.layers.Dense(6), keras.layers.Dense(2)])
+        made.compile(keras.optimizers.SGD(0.25), squares, metrics=["accuracy"])
+        return made
+
+    def same(layer, rate, seed):
+        return pnd.PerNodeDrop(layer, 0.0, seed=seed, name=layer.name) if layer.units == 6 else None
+
+    study = studies.small(tmp_path, model=model, variants={"none": None, "same": same}, epochs=1)
+    plain, noisy = (study.trial(one) for one in study.plan("select"))
+    assert plain["compiled"] == noisy["compiled"] == {"optimizer": "SGD", "learning_rate": 0.25}
+    (one,), (other,) = plain["epochs"], noisy["epochs"]
+    assert one.keys() == other.keys() >= {"val_accuracy"}
+    assert all(math.isclose(one[name], other[name], rel_tol=1e-4) for name in one)  # noise at rate 0 is none
+
+
+@trains
+@pytest.mark.parametrize("has_slot", [True, False])
+def test_seeds_of_functions_of_ones_own_are_those_that_keras_dropout_takes(has_slot, tmp_path):
+    seeds = []
+
+    def layers(dense, rate, seed):
+        seeds.append(seed)
+        return [keras.layers.Dropout(rate, seed=seed), dense]
+
+    def rule(layer, rate, seed):
+        seeds.append(seed)
+        return keras.layers.Dropout(rate, seed=seed) if isinstance(layer, keras.layers.Dropout) else None
+
+    def model():
+        return keras.Sequential([keras.Input((4,)), keras.layers.Dropout(0.1), keras.layers.Dense(2)])
+
+    own = {"variants": {"own": layers}} if has_slot else {"variants": {"own": rule}, "model": model}
+    study = studies.small(tmp_path, **own, epochs=1)
+    for seed in range(4):  # of wide seeds half are above the int32 in which Keras keeps one on torch
+        study.trial(study.candidate("own", 0.5, seed=seed))
+    assert len(set(seeds)) == len(seeds)
+    assert max(seeds) < 2**31
+
+
+@pytest.mark.once
+def test_named_variants_have_the_seeds_of_the_studies_that_were_run():
+    taken = []
+
+    def function(dense, rate, seed):
+        taken.append(seed)
+        return [dense]
+
+    for named_one in (variants.get("none"), variants.get("per_node_drop"), variants.of_layer("Dropout")):
+        slot = Slot(named_one._replace(function=function), 0.5, 1000)
+        for _ in range(4):
+            slot(3)
+    wide = [int(np.random.SeedSequence([1000, 1, place]).generate_state(1)[0]) for place in range(4)]
+    assert taken == 3 * wide
+    assert max(wide) >= 2**31
+
+
+@trains
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -443,6 +520,9 @@ def test_rules_of_apply_are_variants_of_a_model_without_a_slot(tmp_path):
         ({"baselines": 0.5}, "`baselines`. Expected a sequence of names"),
         ({"baselines": ["dropout", None]}, "`baselines`. Expected a str"),
         ({"model": lambda: None}, "a dict of rules"),
+        ({"data": studies.data()[:1]}, "`data`. Expected a tuple"),
+        ({"data": [*studies.data(), None, None]}, "`data`. Expected a tuple"),
+        ({"data": (studies.data()[0], studies.data(59)[1])}, "equal length"),
     ],
 )
 def test_wrong_arguments_are_named_at_once(changes, message, tmp_path):
@@ -457,8 +537,7 @@ def test_wrong_arguments_are_named_at_once(changes, message, tmp_path):
         ({"model": lambda slot: keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])}, "calls its slot"),
         ({"model": lambda slot: keras.Sequential(slot(2))}, "a built model"),
         ({"model": lambda slot: slot(2)}, "returns a Keras model"),
-        ({"data": studies.data()[:1]}, "`data`"),
-        ({"data": (studies.data()[0], studies.data(59)[1])}, "equal length"),
+        ({"data": lambda: studies.data()[:1]}, "`data`. Expected a tuple"),
         ({"sizes": [30, 20, 50]}, "`sizes`"),
         ({"data": (studies.data()[0], studies.data()[0])}, "`loss`"),
     ],
@@ -467,6 +546,14 @@ def test_wrong_models_and_data_are_named_by_the_first_trial(changes, message, tm
     study = studies.small(tmp_path, **changes)
     with pytest.raises((TypeError, ValueError), match=message):
         study.trial(study.plan("select")[0])
+
+
+@pytest.mark.once
+def test_data_are_tuples_or_lists(tmp_path):
+    whole, listed = (studies.small(tmp_path, data=kind(studies.data())).data for kind in (tuple, list))
+    parts = studies.small(tmp_path, data=[list(part) for part in whole]).data
+    for train, *others in zip(whole, listed, parts, strict=True):
+        assert all((one == same).all() for other in others for one, same in zip(train, other, strict=True))
 
 
 # Running, and going on

@@ -1204,6 +1204,10 @@ REFUSALS = {
     "array": (lambda: pndt.PerNodeLinear(3, 4)(np.ones((5, 3), "float32")), "`input`.*a tensor of torch.*numpy"),
     "number": (lambda: pndt.Dropout(0.5)(1.0), "`input`.*a tensor of torch.*float"),
     "scalar": (lambda: pndt.DropPath(0.5)(torch.tensor(1.0)), "`input`.*samples in the first axis"),
+    "activation noise": (
+        lambda: pndt.apply(Network(), "all-linear", "SpatialDropout2d"),
+        "`regularizer`.*activation noise is a module to place",
+    ),
     "array for a name": (lambda: pndt.apply(Network(), "all-linear", np.zeros(3)), "`regularizer`.*one of"),
     "pattern": (lambda: pndt.apply(Network(), "head("), r"`rule`.*a regular expression \(missing \)"),
     "excluded": (lambda: pndt.apply(Network(), "head", rate=0.5, exclude=3), "`exclude`.*a regular expression"),

@@ -313,6 +313,15 @@ def test_the_divergence_alone_makes_alpha_grow_and_stop_at_one():
     assert layer.alpha == 1
 
 
+def test_alpha_is_at_most_one_whatever_an_optimizer_does():
+    """Only Keras' own know the constraint."""
+    layer = built(VariationalDropout, alpha=1.0)
+    at_one = host(layer.divergence())
+    layer._log_alpha.assign(keras.ops.full_like(layer._log_alpha, 3.0))
+    assert layer.alpha == 1
+    assert host(layer.divergence()) == at_one
+
+
 @needs_training
 def test_a_frozen_layer_has_no_loss():
     layer = built(VariationalDropout)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import pernodedrop as pnd
+from pernodedrop.layers.base.noisy import xp
 from tests.frameworks import needs_gradients, needs_training
 from tests.test_noisy_rnn import (
     BATCH,
@@ -250,8 +251,40 @@ def test_half_precision_draws_kernels_in_float32(kind, sharing):
     wide.set_weights(layer.get_weights())
     y = layer(X, training=True, key=(1, 0))
     assert keras.backend.standardize_dtype(y.dtype) == "bfloat16"
-    assert keras.backend.standardize_dtype(layer.losses[0].dtype) == "float32"
+    assert keras.backend.standardize_dtype(layer.divergence().dtype) == "float32"
     same(keras.ops.cast(y, "float32"), wide(X, training=True, key=(1, 0)), atol=0.03)
+    if sharing is None:
+        one, other = (noisy_kernel(layer), noisy_kernel(wide))
+        assert keras.backend.standardize_dtype(one.dtype) == "bfloat16"
+        same(one, keras.ops.cast(other, "bfloat16"), atol=0, rtol=0)
+
+
+def noisy_kernel(layer):
+    """The recurrent kernel that the loop of a call multiplies by."""
+    inputs = keras.ops.convert_to_tensor(X)
+    field, samples = layer.field((1, 0), xp.device(inputs)), layer.samples(inputs, None)
+    return layer.with_noise(layer.layer, inputs, field, samples)[0].cell.recurrent_kernel
+
+
+@pytest.mark.parametrize("make", [pnd.VariationalDropoutRNN, pnd.SparseVariationalDropoutRNN])
+def test_folded_weights_are_those_of_float32(make):
+    layer = make(L.LSTM(3, dtype="mixed_bfloat16"), 9, seed=1)
+    layer.build(X.shape)
+    for one, folded in zip(layer.layer.weights, layer.fold().weights, strict=True):
+        same(folded, one, atol=0, rtol=0)
+
+
+@pytest.mark.once
+def test_what_is_learned_is_not_there_before_it_is_built():
+    for ask in (
+        lambda: pnd.VariationalDropoutRNN(L.LSTM(3), 9).alpha,
+        lambda: pnd.VariationalDropoutRNN(L.LSTM(3), 9).divergence(),
+        lambda: pnd.SparseVariationalDropoutRNN(L.LSTM(3), 9).sparsity,
+        lambda: pnd.SparseVariationalDropoutRNN(L.LSTM(3), 9).log_alpha(),
+        lambda: pnd.SparseVariationalDropoutRNN(L.LSTM(3), 9).divergence(),
+    ):
+        with pytest.raises(ValueError, match="is not built"):
+            ask()
 
 
 @pytest.mark.once

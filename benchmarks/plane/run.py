@@ -31,7 +31,7 @@ def learnt(record, data):
     """The model of a record."""
     seed, settings = record["seed"], record["settings"]
     keras.utils.set_random_seed(seed)
-    slot = Slot(variants.get(record["variant"]).function, record["rate"] or 0.0, seed)
+    slot = Slot(variants.get(record["variant"]), record["rate"] or 0.0, seed)
     model = networks.get("plane")(slot)
     model.compile(keras.optimizers.Adam(settings["learning_rate"]), networks.LOSSES["plane"])
     keras.utils.set_random_seed(seed)

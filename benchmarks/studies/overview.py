@@ -31,6 +31,12 @@ TASKS = {
 }
 """From the studies that compare regularizers to what readers call them, as far as they have finished."""
 
+FAMILIES = (
+    "In each column Holm's correction multiplies the smallest p by the number of comparisons, the next by one less,\n"
+    "and so on. So one pair, Dropout and no regularizer, may differ beyond chance in one table and tie in the other,\n"
+    "by the same losses.\n"
+)
+
 SIGNS = {"less": "lower", "more": "higher"}
 ABREAST = 3  # panels, at whose size their text is read on a page of 640 pixels
 COLOURS = {"less": figures.GREEN, "more": figures.ORANGE}
@@ -120,6 +126,7 @@ def text(studies):
         parts.append(
             f"Test loss of each regularizer against {title}, in per cent of its loss:\n\n{table(studies, base)}\n"
         )
+    parts.append(FAMILIES)
     parts.append(f"Rates that the studies selected on validation data:\n\n{rates(studies)}\n")
     return "\n".join(parts)
 

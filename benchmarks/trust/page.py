@@ -41,7 +41,8 @@ TEXT = """% Made by `python -m benchmarks.trust.page` from the figures in benchm
 
 # Trust
 
-Figures of what may go wrong, each with the command that makes it.
+Figures of what may go wrong, each with the command that makes it. Whether probabilities can be trusted is the matter of
+[Calibration](calibration.md).
 
 ## Killed and resumed
 

@@ -55,6 +55,11 @@ def seed_generators(layer: Layer) -> list[keras.random.SeedGenerator]:
     return layer._seed_generators
 
 
+def compile_like(model: keras.Model, compiled: keras.Model) -> None:
+    """Compile a model with the very optimizer, loss and metrics of another; in public there are copies by config."""
+    model.compile(**compiled._compile_config.config)
+
+
 def retrack(holder: Layer, old: Layer, new: Layer | None) -> None:
     """Have a layer count another one as inside it, or none, where it counts `old`.
 

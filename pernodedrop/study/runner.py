@@ -3,6 +3,7 @@
 import collections.abc
 import contextlib
 import functools
+import gc
 import pathlib
 import tempfile
 import time
@@ -78,7 +79,10 @@ def _with_progress(run_one: RunOne, bar: typing.Any, planned: Trial) -> Trial:
         bar.set_postfix_str(f"{planned['variant']}{rate}, seed {planned['seed']}, val loss {logs['val_loss']:.3f}")
         bar.update()
 
-    return run_one(planned, on_epoch)
+    try:
+        return run_one(planned, on_epoch)
+    finally:
+        gc.collect()  # a model is a circle, and Python looks for those so rarely that many would be in memory
 
 
 def check_equal_starts(records: list[Trial]) -> None:

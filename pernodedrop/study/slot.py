@@ -9,15 +9,15 @@ import numpy as np
 from pernodedrop import checks
 from pernodedrop._types import Tensor
 from pernodedrop.internals.of_keras import layers_of
-from pernodedrop.study.variants import Function
+from pernodedrop.study.variants import Variant
 
 MASKS, BATCHES = 1, 2
 """What seeds are made for."""
 
 
-def mixed_seed(seed: int, purpose: int, place: int = 0) -> int:
-    """A seed below 2**32 of its own for each purpose and place: equal seeds in two layers would give equal masks."""
-    return int(np.random.SeedSequence([seed, purpose, place]).generate_state(1)[0])
+def mixed_seed(seed: int, purpose: int, place: int = 0, bits: int = 32) -> int:
+    """A seed below 2**bits of its own for each purpose and place: equal seeds in two layers would give equal masks."""
+    return int(np.random.SeedSequence([seed, purpose, place]).generate_state(1)[0]) % 2**bits
 
 
 class Slot:
@@ -27,13 +27,13 @@ class Slot:
     masks of its own. The Dense layer, and whatever is made after it, start with the same weights in every variant.
 
     Args:
-        function: that of a `variants.Variant`.
+        variant: what takes the place of each Dense layer.
         rate: a float in [0, 1).
         seed: an int from 0, of the trial.
     """
 
-    def __init__(self, function: Function, rate: float, seed: int) -> None:
-        self.function, self.rate, self.seed = function, rate, seed
+    def __init__(self, variant: Variant, rate: float, seed: int) -> None:
+        self.variant, self.rate, self.seed = variant, rate, seed
         self.dense: list[keras.layers.Layer] = []
         self.layers: list[keras.layers.Layer] = []
 
@@ -46,7 +46,8 @@ class Slot:
         dense = keras.layers.Dense(units, activation=activation, **kwargs)
         # Keras takes the seeds of initial weights from `random`: what the variant takes must not move those after it
         state = random.getstate()
-        layers = self.function(dense, self.rate, mixed_seed(self.seed, MASKS, len(self.dense)))
+        seed = mixed_seed(self.seed, MASKS, len(self.dense), self.variant.seed_bits)
+        layers = self.variant.function(dense, self.rate, seed)
         random.setstate(state)
         if not isinstance(layers, list) or not all(isinstance(layer, keras.layers.Layer) for layer in layers):
             raise TypeError(checks.invalid("variants", "functions that return lists of Keras layers", layers))

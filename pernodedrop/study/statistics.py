@@ -108,8 +108,8 @@ def compare(values: collections.abc.Mapping[str, Losses], baseline: str) -> list
         A list of `Comparison`, in the order of the variants, the baseline left out.
 
     Raises:
-        TypeError, ValueError: values that are not such a mapping, lists of unequal lengths, lists mixed with dicts, or
-            a baseline that is not one of the variants.
+        TypeError, ValueError: values that are not such a mapping, lists of unequal lengths or of less than two losses,
+            lists mixed with dicts, or a baseline that is not one of the variants.
 
     >>> losses = {"none": [0.50, 0.54, 0.49], "dropout": [0.41, 0.46, 0.40]}
     >>> found, = compare(losses, "none")
@@ -144,6 +144,8 @@ def _by_block(values: typing.Any) -> dict[str, dict[typing.Any, float]]:
     if not any(by_seed.values()) and len(counts := {len(losses) for losses in found.values()}) > 1:
         expected = "as many losses of each variant; with seeds, {1: 0.5, ...}, some may be missing"
         raise ValueError(checks.invalid("values", expected, sorted(counts)))
+    if not any(by_seed.values()) and any(len(losses) < 2 for losses in found.values()):
+        raise ValueError(checks.invalid("values", "losses of at least 2 seeds", values))
     return found
 
 

@@ -46,11 +46,13 @@ class Study:
         name: a str, of the study and of its folder.
         data: (x, y), which is split at random (60 % train, 20 % validate, 20 % test; always the same ones);
             (train, validation, test), each (x, y) or what `fit` takes as `x`, such as a `tf.data.Dataset` or a torch
-            loader; or a function that returns such a triple. The function is called once or, if it takes `seed=`, for
-            each trial. x is an array (n, ...) or a sparse matrix of SciPy; y an array (n, ...).
+            loader; or a function that returns such a pair or triple, which is called once or, if it takes `seed=`, for
+            each trial. Lists will do for tuples. x is an array (n, ...) or a sparse matrix of SciPy; y an array
+            (n, ...).
         model: function `(slot, **settings)` -> a built Keras model. `slot(width, activation=...)` is a list of layers:
             a `keras.layers.Dense` with the variant before or around it. Or a function without a slot, `(**settings)` ->
-            a built model: variants are then rules. The model may come compiled.
+            a built model: variants are then rules. A model that comes compiled keeps its optimizer, learning rate, loss
+            and metrics: those given here are for models that do not.
         variants: names of `pernodedrop.study.variants`, or a dict from names to functions (dense, rate, seed) -> list
             of layers. Without a slot, a dict from names to rules (layer, rate, seed) -> a layer or None, for
             `pernodedrop.apply`, and to None for the model as it is.
@@ -125,6 +127,8 @@ class Study:
         of_name = checks.check_path(FOLDER / name, "name")
         self.folder = of_name if folder is None else checks.check_path(folder, "folder")
         search, settings = _named(search, "search"), _named(settings, "settings")
+        if not callable(data):
+            _parts(data)
         self._data, self._sizes = data, None if sizes is None else _counts(sizes)
         self._seeded_data = callable(data) and any(one.name == "seed" for one in _parameters(data, "data"))
         self._optimizer = optimizer if callable(optimizer) else None
@@ -196,7 +200,8 @@ class Study:
         A record is the trial and what was found: "epochs", a list of dicts of train_loss, val_loss and the metrics;
         "best_epoch", from 0; "test", of that epoch's weights (None unless it confirms); "seconds_per_epoch", the median
         of the training alone; "start", a digest of the initial weights; "data", their title if they have one;
-        "environment"; "format".
+        "compiled", the optimizer and the learning rate of a model that came compiled, which go before those of the
+        settings; "environment"; "format".
         """
         from pernodedrop.study.storage import Records
 
@@ -309,11 +314,7 @@ class Study:
         if callable(data):
             data = data(seed=seed) if self._seeded_data else data()
         self._title = getattr(data, "title", None)
-        if isinstance(data, tuple) and len(data) == 2:
-            data = _split(data)
-        if not isinstance(data, tuple) or len(data) != 3:
-            raise ValueError(checks.invalid("data", "(x, y), or (train, validation, test)", type(data)))
-        parts = [_checked(part) for part in data]
+        parts = _parts(data)
         if self._sizes is not None:
             if len(self._sizes) != 3 or not all(isinstance(part, tuple) for part in parts):
                 raise ValueError(checks.invalid("sizes", "three ints, of three (x, y)", self._sizes))
@@ -364,11 +365,17 @@ def _name_of(function: typing.Any) -> str:
     return getattr(function, "__name__", type(function).__name__)
 
 
-def _split(data: typing.Any) -> tuple[typing.Any, ...]:
-    x, y = _checked(data)
+def _parts(data: typing.Any) -> list[typing.Any]:
+    """The training, validation and test data, each (x, y) or a loader."""
+    if not isinstance(data, tuple | list) or len(data) not in (2, 3):
+        raise ValueError(checks.invalid("data", "a tuple (x, y) or (train, validation, test)", type(data)))
+    return _split(*_checked(data)) if len(data) == 2 else [_checked(part) for part in data]
+
+
+def _split(x: typing.Any, y: typing.Any) -> list[typing.Any]:
     order = np.random.default_rng(0).permutation(x.shape[0])
     first, second = (round(sum(PARTS[: n + 1]) * len(order)) for n in range(2))
-    return tuple((x[rows], y[rows]) for rows in (order[:first], order[first:second], order[second:]))
+    return [(x[rows], y[rows]) for rows in (order[:first], order[first:second], order[second:])]
 
 
 def _some(part: typing.Any, size: int) -> typing.Any:

@@ -12,7 +12,7 @@ import numpy as np
 
 from pernodedrop import checks
 from pernodedrop._types import Tensor
-from pernodedrop.internals.of_keras import layers_of
+from pernodedrop.internals.of_keras import compile_like, layers_of
 from pernodedrop.losses import RDrop, RDropModel
 from pernodedrop.report.environment import environment
 from pernodedrop.study.epoch_end import Batches, EachEpoch, EpochEndLoss, Logs, evaluate
@@ -107,7 +107,10 @@ def run(
             raise ValueError(checks.invalid("model", "a model that is not compiled yet, for R-Drop", make))
         loss = RDrop(_loss(loss, model, training), variant.r_drop)
         model = RDropModel(model)
-    if not model.compiled:
+    compiled = {}
+    if model.compiled:
+        compiled = {"compiled": _compiled(model)}
+    else:
         steps = len(batches(training, settings, seed)) if settings.get("decay") else 0
         chosen = optimizer() if optimizer else _optimizer(settings, steps * settings["epochs"])
         model.compile(chosen, _loss(loss, model, training), metrics=_metrics(metrics, loss, training))
@@ -130,6 +133,7 @@ def run(
         "seconds_per_epoch": round(statistics.median(timer.seconds[1:] or timer.seconds), 4),
         "start": start,
         **({} if title is None else {"data": title}),
+        **compiled,
         "environment": environment(keras.backend.backend()),
         "format": FORMAT,
     }
@@ -153,7 +157,7 @@ def _model(
     """The model of a trial, and a digest of the network and the initial weights that all variants have."""
     rate = trial["rate"] or 0.0
     if has_slot:
-        slot = Slot(variant.function, rate, trial["seed"])
+        slot = Slot(variant, rate, trial["seed"])
         model = _checked(make(slot, **settings))
         if not slot.dense:
             raise ValueError(checks.invalid("model", "a function that calls its slot", make))
@@ -166,9 +170,14 @@ def _model(
 
     def rule(layer: keras.layers.Layer) -> typing.Any:
         asked.append(layer)
-        return variant.function(layer, rate, mixed_seed(trial["seed"], RULE, len(asked)))
+        return variant.function(layer, rate, mixed_seed(trial["seed"], RULE, len(asked), variant.seed_bits))
 
-    return (apply(model, rule) if variant.has_rate else model), start
+    if not variant.has_rate:
+        return model, start
+    noisy = apply(model, rule)
+    if model.compiled:
+        compile_like(noisy, model)
+    return noisy, start
 
 
 def _checked(model: typing.Any) -> keras.Model:
@@ -207,6 +216,12 @@ def _optimizer(settings: dict[str, typing.Any], steps: int) -> keras.optimizers.
         rate = keras.optimizers.schedules.CosineDecay(rate, steps)
     config = {"learning_rate": rate, **({"momentum": 0.9} if settings["optimizer"] == "sgd" else {})}
     return type(keras.optimizers.get(settings["optimizer"]))(**config)
+
+
+def _compiled(model: keras.Model) -> dict[str, typing.Any]:
+    """The optimizer of a model that comes compiled, and its learning rate at the start, in place of the settings'."""
+    optimizer = model.optimizer
+    return {"optimizer": type(optimizer).__name__, "learning_rate": float(f"{float(optimizer.learning_rate):.6g}")}
 
 
 def _loss(loss: typing.Any, model: keras.Model, training: typing.Any) -> typing.Any:

@@ -41,6 +41,9 @@ LAYERS = ("DropConnect", "Dropout", "DynamicDropConnect", "GaussianDropout", "Pe
 
 SCHEDULES = ("Annealed", "Curriculum", "Exponential", "Linear", "Step")
 
+WIDE = 32
+"""The bits of seeds for this library's own layers, which take them all: studies were run with these."""
+
 LOW_MEAN = 0.38
 """The mean of DynamicDropConnect's q where gradients are normal: what its rate rises by, over `gradient_rate`."""
 
@@ -53,12 +56,15 @@ class Variant(typing.NamedTuple):
         title: what reports call it.
         has_rate: whether the rate matters; otherwise it is tried once, with the rate None.
         r_drop: the alpha of `pernodedrop.losses.RDrop`, with which the model is trained; None trains without R-Drop.
+        seed_bits: the function's seeds are below 2**seed_bits; 31, which any layer takes: Keras' own layers keep their
+            seeds as an int32 on torch.
     """
 
     function: Function
     title: str
     has_rate: bool = True
     r_drop: float | None = None
+    seed_bits: int = 31
 
 
 def register(name: str, function: Function, title: str | None = None, has_rate: bool = True) -> Variant:
@@ -67,7 +73,8 @@ def register(name: str, function: Function, title: str | None = None, has_rate: 
     Args:
         name: a str that no variant has yet.
         function: (dense, rate, seed) -> list of layers. `dense` is an unbuilt `keras.layers.Dense`, which the list has
-            to hold, bare or inside a wrapper; `rate` is a float in [0, 1); `seed` an int that differs between places.
+            to hold, bare or inside a wrapper; `rate` is a float in [0, 1); `seed` an int from 0 below
+            2**31 that differs between places.
         title: what reports call it; the name by default.
         has_rate: whether the rate matters.
 
@@ -155,7 +162,7 @@ def of_layer(
 
     function(keras.layers.Dense(1), 0.0, 0)  # so that what is wrong is said before anything is trained
     alpha = None if r_drop is None else checks.check_positive(r_drop, "r_drop", zero=True)
-    return Variant(function, layer if title is None else checks.check_str(title, "title"), has_rate, alpha)
+    return Variant(function, layer if title is None else checks.check_str(title, "title"), has_rate, alpha, WIDE)
 
 
 def _same(rate: float) -> typing.Any:
@@ -271,3 +278,4 @@ _VARIANTS = {
     "fractal_block": Variant(_fractal_block, "FractalBlock"),
     "experts": Variant(_experts, "mixture of experts", has_rate=False),
 }
+_VARIANTS = {name: variant._replace(seed_bits=WIDE) for name, variant in _VARIANTS.items()}

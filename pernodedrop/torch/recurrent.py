@@ -88,8 +88,11 @@ class RecurrentNoise(OfPlain):
             return self._stepped(input, hx, key, sample_ids)
         if sample_ids is not None:
             refuse_sample_ids(sample_ids)
+        form = self.form_of(self)
+        if self.num_layers == 1:
+            form["dropout"] = 0.0  # torch warns that it does nothing, and would again in every call
         with torch.device("meta"):
-            plain = self.plain(**self.form_of(self)).train(self.training)
+            plain = self.plain(**form).train(self.training)
         weights = {**self.values_of(plain), **self._noisy_kernels(self._field(key))}
         return torch.func.functional_call(plain, weights, (input, hx))
 

@@ -127,7 +127,7 @@ class Prediction:
 
     def disagreements(
         self, count: int = 10, y: typing.Any = None, by: str = "mutual_information"
-    ) -> list[reports.Disagreement]:
+    ) -> reports.Disagreements:
         """The samples that the passes disagree about most: where a look at the data, or a label, would teach most.
 
         Args:
@@ -136,7 +136,7 @@ class Prediction:
             by: what makes the order, "mutual_information" or "variation_ratio". Of equal ones the first come first.
 
         Returns:
-            A list of `Disagreement`, the highest first.
+            A list of `Disagreement`, the highest first, which prints as a table, one a line.
 
         Raises:
             TypeError, ValueError: an argument that is not as described, or a prediction of other than probabilities.
@@ -171,7 +171,7 @@ class Prediction:
             )
 
         score = information if by == "mutual_information" else ratio
-        return [shown(flat) for flat in np.argsort(-score.ravel(), kind="stable")[:count]]
+        return reports.Disagreements(shown(flat) for flat in np.argsort(-score.ravel(), kind="stable")[:count])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -33,6 +33,20 @@ class Disagreement(typing.NamedTuple):
     votes: dict[int, int]
 
 
+class Disagreements(list[Disagreement]):
+    """A list of `Disagreement` that shows one a line."""
+
+    def __repr__(self) -> str:
+        lines = [f"{'row':>8}  {'label':>5}  {'predicted':>9}  {'':5}  {'mutual information':>18}  votes by class"]
+        for one in self:
+            votes = ", ".join(f"{label}: {number}" for label, number in one.votes.items())
+            label, mark = ("", "") if one.label is None else (one.label, "" if one.label == one.predicted else "wrong")
+            lines.append(
+                f"{one.place!s:>8}  {label:>5}  {one.predicted:>9}  {mark:5}  {one.mutual_information:>18.4f}  {votes}"
+            )
+        return "\n".join(lines)
+
+
 class Report(dict[str, float]):
     """A dict of figures that shows one a line, and below them examples of what passes disagree about.
 
@@ -46,16 +60,7 @@ class Report(dict[str, float]):
         width = max(map(len, self))
         lines = [f"{name:{width}}  {value:.6g}" for name, value in self.items()]
         if self.examples:
-            lines += [
-                "",
-                f"{'row':>8}  {'label':>5}  {'predicted':>9}  {'':5}  {'mutual information':>18}  votes by class",
-            ]
-        for one in self.examples:
-            votes = ", ".join(f"{label}: {number}" for label, number in one.votes.items())
-            label, mark = ("", "") if one.label is None else (one.label, "" if one.label == one.predicted else "wrong")
-            lines.append(
-                f"{one.place!s:>8}  {label:>5}  {one.predicted:>9}  {mark:5}  {one.mutual_information:>18.4f}  {votes}"
-            )
+            lines += ["", repr(Disagreements(self.examples))]
         return "\n".join(lines)
 
 

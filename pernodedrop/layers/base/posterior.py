@@ -11,7 +11,7 @@ import numpy as np
 
 from pernodedrop import checks
 from pernodedrop._types import Config, Shape, Tensor
-from pernodedrop.layers.base.noisy import Noisy, xp
+from pernodedrop.layers.base.noisy import Noisy, check_built, xp
 from pernodedrop.mask import Mask
 
 KINDS_OF_NOISE = ("A", "B")
@@ -104,18 +104,25 @@ class LearnedRates(Posterior):
     @property
     def alpha(self) -> np.typing.NDArray[np.float32]:
         """The present alpha on the host: float32, of shape () or (units,)."""
-        return np.exp(keras.ops.convert_to_numpy(self._log_alpha))
+        check_built(self)
+        return np.exp(keras.ops.convert_to_numpy(self._bounded()))
 
     def stddev(self) -> Tensor:
         """The standard deviation of a weight in units of the weight, sqrt(alpha): float32, of the shape of alpha."""
-        return keras.ops.exp(0.5 * keras.ops.convert_to_tensor(self._log_alpha))
+        return keras.ops.exp(0.5 * self._bounded())
 
     def divergence(self) -> Tensor:
-        log_alpha = keras.ops.convert_to_tensor(self._log_alpha)
+        check_built(self)
+        log_alpha = self._bounded()
         alpha = keras.ops.exp(log_alpha)
         c1, c2, c3 = POLYNOMIAL
         each = -(0.5 * log_alpha + alpha * (c1 + alpha * (c2 + alpha * c3)))
         return keras.ops.sum(xp.asarray(self._numbers_of_noise, device=xp.device(each)) * each)
+
+    def _bounded(self) -> Tensor:
+        """ln(alpha), of which only Keras' optimizers keep the weight at most 0; the polynomial is wrong above."""
+        log_alpha = keras.ops.convert_to_tensor(self._log_alpha)
+        return log_alpha - keras.ops.stop_gradient(keras.ops.maximum(log_alpha, 0.0))  # so that it can come back
 
     def get_config(self) -> Config:
         return {**super().get_config(), "kind": self.kind, "per": self.per, "alpha": self.start}
@@ -164,10 +171,12 @@ class LearnedVariances(Posterior):
     @property
     def sparsity(self) -> float:
         """The share of weights that are pruned."""
+        check_built(self)
         pruned = [keras.ops.convert_to_numpy(self._is_pruned(*one)).ravel() for one in self.posteriors()]
         return float(np.mean(np.concatenate(pruned)))
 
     def divergence(self) -> Tensor:
+        check_built(self)
         k1, k2, k3 = FIT
         total = 0.0
         for kernel, log_variance in self.posteriors():

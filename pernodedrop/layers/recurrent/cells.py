@@ -24,9 +24,12 @@ def check_layer(layer: typing.Any) -> Layer:
     """Return a recurrent layer if noise can be put on its kernels, or raise."""
     if not isinstance(layer, keras.layers.RNN | keras.layers.Bidirectional):
         raise TypeError(checks.invalid("layer", EXPECTED, layer))
-    for cell in cells_of(layer):
+    cells = cells_of(layer)
+    for cell in cells:
         if not isinstance(cell, CELLS):
             raise TypeError(checks.invalid("layer", EXPECTED, f"{layer!r} with the cell {cell!r}"))
+    if len({*map(id, cells)}) < len(cells):  # its kernels would have two masks
+        raise ValueError(checks.invalid("layer", "one in which no cell stands twice", layer))
     return layer
 
 
@@ -60,7 +63,7 @@ def with_cells(layer: typing.Any, cells: collections.abc.Iterator[Layer], **chan
 
 
 def kernels_of(layer: typing.Any) -> list[dict[str, tuple[Tensor, int]]]:
-    """The kernels of each cell by name: itself, in the dtype that the cell computes in, and its first row.
+    """The kernels of each cell by name: itself, as it is stored, and its first row.
 
     Rows are numbered through all kernels, as the mask of [x, h] with W over U has them.
     """
@@ -70,7 +73,7 @@ def kernels_of(layer: typing.Any) -> list[dict[str, tuple[Tensor, int]]]:
         found.append({})
         for name in KERNELS:
             with of_keras.autocast(None):  # whichever dtype the layer around has
-                kernel = keras.ops.cast(getattr(cell, name), cell.compute_dtype)
+                kernel = keras.ops.convert_to_tensor(getattr(cell, name))
             found[-1][name] = kernel, row
             row += kernel.shape[0]
     return found
@@ -78,8 +81,11 @@ def kernels_of(layer: typing.Any) -> list[dict[str, tuple[Tensor, int]]]:
 
 def with_kernels(layer: typing.Any, kernels: list[dict[str, Tensor]]) -> Layer:
     """A copy of a recurrent layer whose cells have these tensors as kernels, by name, and else their own."""
-    cells = zip(cells_of(layer), kernels, strict=True)
-    return with_cells(layer, (of_keras.shallow_copy(cell, **own) for cell, own in cells))
+
+    def changed(cell: Layer, own: dict[str, Tensor]) -> Layer:
+        return of_keras.shallow_copy(cell, **{name: as_computed(cell, kernel) for name, kernel in own.items()})
+
+    return with_cells(layer, map(changed, cells_of(layer), kernels))
 
 
 def assign_kernels(layer: typing.Any, kernels: list[dict[str, Tensor]]) -> None:
@@ -93,7 +99,8 @@ def with_products(layer: typing.Any, products: list[Products]) -> Layer:
     """A copy of a recurrent layer whose cells multiply by these products, by the kernel's name, at all steps."""
 
     def changed(cell: Layer, kernels: dict[str, tuple[Tensor, int]], own: Products) -> Layer:
-        all_of_it = {name: own.get(name, plain_product(kernel)) for name, (kernel, _) in kernels.items()}
+        plain = {name: plain_product(as_computed(cell, kernel)) for name, (kernel, _) in kernels.items()}
+        all_of_it = {**plain, **own}
 
         def call(inputs: Tensor, states: list[Tensor], training: bool = False) -> tuple[Tensor, list[Tensor]]:
             return step(cell, all_of_it, inputs, states)
@@ -102,6 +109,11 @@ def with_products(layer: typing.Any, products: list[Products]) -> Layer:
 
     cells = map(changed, cells_of(layer), kernels_of(layer), products)
     return with_cells(layer, cells, use_cudnn=False)
+
+
+def as_computed(cell: Layer, kernel: Tensor) -> Tensor:
+    """A kernel in the dtype that its cell computes in."""
+    return keras.ops.cast(kernel, cell.compute_dtype)
 
 
 def plain_product(kernel: Tensor) -> Product:

@@ -12,6 +12,7 @@ from pernodedrop.layers.base.activation_noise import apply_mask
 from pernodedrop.layers.base.inner import copy_of
 from pernodedrop.layers.base.noisy import check_built, xp
 from pernodedrop.layers.recurrent.cells import (
+    as_computed,
     assign_kernels,
     cells_of,
     check_steps,
@@ -164,7 +165,7 @@ class NoisyRNN(RecurrentNoise):
         }
 
     def _masked_kernels(self, layer: keras.layers.Layer, field: Field) -> list[dict[str, Tensor]]:
-        """Those kernels of each cell that have noise, with it, in the dtype that the cell computes in."""
+        """Those kernels of each cell that have noise, with it, in the dtype that they are stored in."""
         masked: list[dict[str, Tensor]] = []
         for cell, kernels in zip(cells_of(layer), kernels_of(layer), strict=True):
             masked.append({})
@@ -184,7 +185,8 @@ class NoisyRNN(RecurrentNoise):
         samples = xp.arange(1, like=inputs) if "sample" in self.sharing else samples
         for cell, kernels in zip(cells_of(layer), kernels_of(layer), strict=True):
             products = {}
-            for name, (kernel, row) in kernels.items():
+            for name, (stored, row) in kernels.items():
+                kernel = as_computed(cell, stored)
                 grid = self.recurrence.grid(row, kernel, cell.units, field, time, samples, xp)
                 noisy = name in self.recurrence.kernels
                 products[name] = self.recurrence.products(kernel, cell.units, grid, xp) if noisy else _plain(kernel)
@@ -223,5 +225,7 @@ def with_positions(inputs: Tensor) -> Tensor:
 
 def position_of(digits: Tensor) -> Tensor:
     """The position, int32 (1,), that is beside the inputs of a step (batch, digits): the same in all rows."""
+    if digits.shape[0] == 0:  # no rows, of which no step matters
+        digits = keras.ops.zeros((1, DIGITS))
     digits = keras.ops.cast(digits[:1], "int32")
     return sum(digits[:, n] * BASE**n for n in range(DIGITS))

@@ -83,13 +83,13 @@ class RecurrentPosterior(Posterior, RecurrentNoise):
         samples = xp.arange(1, like=inputs) if one else samples
 
         def made(number: int, kernel: Tensor, row: int) -> typing.Any:
-            wide, narrow = at_least_float32(kernel), xp.dtype(kernel)
+            wide = at_least_float32(kernel)
             dtype = xp.dtype(wide)
             z = xp.astype(self._normals(kernel, row, field, samples), dtype)
             if one:
-                return xp.astype(self.drawn(number, wide, z)[0], narrow)
+                return self.drawn(number, wide, z)[0]
             multiply = self.product(number, wide, z)
-            return lambda x: xp.astype(multiply(xp.astype(x, dtype)), narrow)
+            return lambda x: xp.astype(multiply(xp.astype(x, dtype)), xp.dtype(x))
 
         return (with_kernels if one else with_products)(layer, self.of_each(layer, made)), inputs
 

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 
 from pernodedrop._types import Shape, Sharing, Tensor
+from pernodedrop.layers.base.noisy import check_built
 from pernodedrop.layers.base.posterior import LearnedVariances, log_alpha_of
 from pernodedrop.layers.recurrent.cells import assign_kernels, with_kernels
 from pernodedrop.layers.recurrent.recurrent_posterior import RecurrentPosterior
@@ -83,6 +84,7 @@ class SparseVariationalDropoutRNN(LearnedVariances, RecurrentPosterior):
 
         The input's kernel comes before the recurrent one, and one cell after another.
         """
+        check_built(self)
         return [log_alpha_of(*one) for one in self.posteriors()]
 
     def fold(self) -> keras.layers.Layer:

@@ -119,7 +119,9 @@ def circumstances(found: Findings) -> list[str]:
         f"Study {found.study}: {verdict.count(len(found.records), 'run')} ({runs}), "
         f"{'–'.join(map(str, dict.fromkeys((epochs[0], epochs[-1]))))} epochs each."
     ]
-    shared = {k: v for k, v in found.records[-1]["settings"].items() if k not in found.varied}
+    last = found.records[-1]
+    shared = {k: v for k, v in last["settings"].items() if k not in found.varied}
+    shared |= {name: f"{value} (as compiled)" for name, value in last.get("compiled", {}).items()}
     if shared:
         lines.append("Settings of all: " + ", ".join(f"{name} {value}" for name, value in shared.items()) + ".")
     return lines + found.environments
