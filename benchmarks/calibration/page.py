@@ -425,8 +425,8 @@ def said(found):
         for arm in (("none", SCALED), ("deep", MEAN))
     )
     return (
-        f"**On {NAMES[found.name]}, PerNodeDrop with passes is {says} MC Dropout: {ties} of {total} comparisons of its "
-        f"three noises are ties{''.join(f'; {text}' for text in apart)}.** Against MC Dropout, one temperature on no "
+        f"**On {NAMES[found.name]}, PerNodeDrop with passes is {says} MC Dropout**: {ties} of {total} comparisons of "
+        f"its three noises are ties. {''.join(f'{text}. ' for text in apart)}Against MC Dropout, one temperature on no "
         f"regularizer is {scaled} of {len(found.main)} figures, and a deep ensemble {deep}."
     )
 
