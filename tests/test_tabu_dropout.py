@@ -1,4 +1,4 @@
-"""TabuDropout against a loop over steps in plain Python, and its rate against the exact Markov chain."""
+"""TabuDropout against a loop over steps in plain Python, and its rate against the exact Markov chain; its callback."""
 
 import fractions
 import json
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import pernodedrop as pnd
-from pernodedrop.layers.activation.tabu_dropout import TabuDropout
+from pernodedrop.layers.activation.tabu_dropout import AdaptiveTenure, TabuDropout
 from tests.frameworks import needs_training
 from tests.reference import bits
 
@@ -189,6 +189,87 @@ def test_rematerialization_makes_no_step_of_its_own():
     assert layer.updates == 4
 
 
+def sloped(*layers):
+    return keras.Sequential([keras.Input((3,)), *layers, keras.layers.Dense(1)])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "losses", "tenures"),
+    [
+        ({}, [5, 4, 3, 3, 4, 3.5, 2, 2, 2, 2, 2], [2, 1, 1, 2, 3, 4, 3, 4, 5, 5, 5]),
+        ({"patience": 2}, [5, 6, 6, 6, 6, 4, 4, 3, 3, 3, 3], [2, 2, 3, 3, 4, 3, 3, 2, 2, 3, 3]),
+        ({"mode": "max"}, [0.1, 0.2, 0.3, 0.3, 0.2, 0.4], [2, 1, 1, 2, 3, 2]),
+        ({}, [np.nan, 3, np.nan, 2, np.inf], [2, 1, 2, 1, 2]),
+    ],
+)
+def test_the_tenure_follows_the_figure_that_is_monitored(arguments, losses, tenures):
+    inner, outer = TabuDropout(0.1, 2, effective=True), TabuDropout(0.5, 2)
+    callback = AdaptiveTenure(highest=5, monitor="figure", **arguments)
+    callback.set_model(sloped(keras.Sequential([keras.Input((3,)), inner]), outer))
+    for _ in range(2):  # a second training begins anew
+        inner.tenure = outer.tenure = 2
+        callback.on_train_begin()
+        found = []
+        for epoch, loss in enumerate(losses):
+            callback.on_epoch_end(epoch, {"loss": -loss, "figure": loss})
+            found.append((inner.tenure, outer.tenure))
+        assert found == [(tenure, tenure) for tenure in tenures]
+    assert inner.rate == 0.1
+
+
+@needs_training
+def test_tenures_rise_in_fit_and_are_there_when_it_is_resumed(tmp_path):
+    """Nothing is learned and nothing dropped, so no epoch is better than the first."""
+
+    class Stop(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 3:
+                raise InterruptedError
+
+    def run(*callbacks):
+        layer = TabuDropout(0.0)
+        model = sloped(layer)
+        model.compile(keras.optimizers.SGD(0.0), "mse", jit_compile=BACKEND == "jax")
+        backup = keras.callbacks.BackupAndRestore(tmp_path / "backup")
+        seen = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: tenures.append(layer.tenure))
+        callbacks = [AdaptiveTenure(highest=4), seen, backup, *callbacks]
+        model.fit(np.ones((4, 3)), np.ones((4, 1)), epochs=7, callbacks=callbacks, verbose=0)
+
+    tenures = []
+    with pytest.raises(InterruptedError):
+        run(Stop())
+    run()
+    assert tenures == [1, 2, 3, 3, 4, 4, 4]
+
+
+@pytest.mark.parametrize(
+    ("layers", "highest", "words"),
+    [
+        ([], 3, r"`model`.*with a TabuDropout"),
+        ([TabuDropout(0.5, tenure=4, name="tabu")], 3, r"`highest`.*from 4, the tenure of 'tabu'.*highest=3"),
+        (
+            [TabuDropout(0.25, effective=True, name="tabu")],
+            3,
+            r"`highest`.*'tabu' can have.*highest=3.*`tenure`.*below 1 / rate - 1, with rate=0.25",
+        ),
+        ([TabuDropout(pnd.schedules.Linear(0.1, 0.2, 5), name="tabu")], 2, r"`highest`.*'tabu' goes with.*Linear"),
+    ],
+)
+def test_a_model_whose_tenures_cannot_follow_is_refused_when_training_begins(layers, highest, words):
+    callback = AdaptiveTenure(highest)
+    callback.set_model(sloped(*layers))
+    with pytest.raises(ValueError, match=words):
+        callback.on_train_begin()
+
+
+def test_a_figure_that_is_not_logged_is_refused():
+    callback = AdaptiveTenure(2, monitor="val_loss")
+    callback.set_model(sloped(TabuDropout(0.1)))
+    callback.on_train_begin()
+    with pytest.raises(ValueError, match=r"`monitor`.*one of \['acc', 'loss'\].*val_loss"):
+        callback.on_epoch_end(0, {"loss": 1.0, "acc": 0.5})
+
+
 @pytest.mark.parametrize("effective", [False, True])
 def test_a_tenure_of_a_rate_with_a_schedule_cannot_be_set(effective):
     layer = TabuDropout(pnd.schedules.Linear(0.1, 0.2, 5), tenure=2, effective=effective)
@@ -203,6 +284,11 @@ def test_a_tenure_of_a_rate_with_a_schedule_cannot_be_set(effective):
         (lambda: setattr(TabuDropout(0.5), "tenure", 0), r"`tenure`.*from 1"),
         (lambda: setattr(TabuDropout(0.5), "tenure", 1.5), r"`tenure`.*from 1"),
         (lambda: setattr(TabuDropout(0.3, effective=True), "tenure", 3), r"`tenure`.*rate=0.3 in the long run"),
+        (lambda: TabuDropout(0.5).noise.with_params({"threshold": 2**23, "tenure": 0}), r"`tenure`.*from 1"),
+        (lambda: AdaptiveTenure(0), r"`highest`.*from 1"),
+        (lambda: AdaptiveTenure(3, monitor=None), r"`monitor`.*a str"),
+        (lambda: AdaptiveTenure(3, mode="auto"), r"`mode`.*'min', 'max'"),
+        (lambda: AdaptiveTenure(3, patience=0), r"`patience`.*from 1"),
         (lambda: TabuDropout(1.0), r"`rate`.*\[0, 1"),
         (lambda: TabuDropout(0.5, tenure=0), r"`tenure`.*from 1"),
         (lambda: TabuDropout(0.5, effective=True), r"`rate`.*below 1 / \(1 \+ tenure\)"),
