@@ -16,6 +16,7 @@ from pernodedrop.noise import Bernoulli, Gaussian, Noise, PartialGaussian, Unifo
 if typing.TYPE_CHECKING:
     from pernodedrop import contrast, layers, losses, study, surgery, testing, uncertainty
     from pernodedrop.layers import (
+        AdaptiveTenure,
         AlphaDropout,
         AttentionDropout,
         DropBlock1D,
@@ -54,6 +55,7 @@ if typing.TYPE_CHECKING:
     from pernodedrop.surgery import apply, copy_weights, fold
 
 __all__ = [
+    "AdaptiveTenure",
     "AlphaDropout",
     "AttentionDropout",
     "Bernoulli",

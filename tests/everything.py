@@ -248,6 +248,7 @@ def constructors():
     yield Target("RDropModel", pnd.RDropModel, {"model": model}, kind="constructor")
     own = {"name": lambda: "mine", "data": lambda: data, "model": lambda: network}
     yield Target("Study", study.Study, good(study.Study, **own), kind="constructor")
+    yield Target("AdaptiveTenure", pnd.AdaptiveTenure, good(pnd.AdaptiveTenure, highest=lambda: 3), kind="constructor")
     yield Target("EpochEndLoss", study.EpochEndLoss, good(study.EpochEndLoss, data=lambda: data), kind="constructor")
 
 

@@ -14,7 +14,7 @@ from pernodedrop.layers.activation.masksembles import Masksembles
 from pernodedrop.layers.activation.scheduled_drop_path import ScheduledDropPath
 from pernodedrop.layers.activation.spatial_dropout import SpatialDropout1D, SpatialDropout2D, SpatialDropout3D
 from pernodedrop.layers.activation.stochastic_depth import StochasticDepth
-from pernodedrop.layers.activation.tabu_dropout import TabuDropout
+from pernodedrop.layers.activation.tabu_dropout import AdaptiveTenure, TabuDropout
 from pernodedrop.layers.recurrent.noisy_rnn import NoisyRNN
 from pernodedrop.layers.recurrent.sparse_variational_dropout_rnn import SparseVariationalDropoutRNN
 from pernodedrop.layers.recurrent.variational_dropout_rnn import VariationalDropoutRNN
@@ -32,6 +32,7 @@ from pernodedrop.layers.weight.standout import Standout
 from pernodedrop.layers.weight.variational_dropout import VariationalDropout
 
 __all__ = [
+    "AdaptiveTenure",
     "AlphaDropout",
     "AttentionDropout",
     "DropBlock1D",

@@ -1,5 +1,10 @@
-"""Tabu dropout: a unit that has been dropped is not dropped again for some steps (arXiv 1808.09907)."""
+"""Tabu dropout: a unit that has been dropped is not dropped again for some steps (arXiv 1808.09907).
 
+And a callback that chooses for how many, inspired by Adaptive Tabu Dropout (arXiv 2501.00538).
+"""
+
+import dataclasses
+import math
 import typing
 
 import keras
@@ -7,6 +12,7 @@ import numpy as np
 
 from pernodedrop import backends, checks, generator, schedules
 from pernodedrop._types import Config, Key, Params, Shape, Tensor
+from pernodedrop.internals import of_keras
 from pernodedrop.layers.base.activation_noise import ActivationNoise
 from pernodedrop.layers.base.noisy import check_built, check_size, xp
 from pernodedrop.mask import Mask
@@ -16,41 +22,56 @@ from pernodedrop.state import refuse_sample_ids
 
 
 class Tries(Bernoulli):
-    """The Bernoulli noise by which units are tried, so that in the long run, with tenures, they are dropped at `rate`.
+    """The Bernoulli noise by which units are tried, and the tenure of those that are dropped: both are its numbers.
 
     Args:
-        rate: drop rate q in the long run, a float from 0 and below 1 / (1 + tenure). A unit that may be dropped is
-            dropped with probability q / (1 - tenure * q).
-        tenure: for how many steps a unit that was dropped is not dropped again.
+        rate: probability p that a unit that may be dropped is, a float in [0, 1 - 2**-24].
+        tenure: for how many steps a unit that was dropped is not dropped again, an int from 1.
+        effective: whether `rate` is the drop rate q in the long run, from 0 and below 1 / (1 + tenure); p is then
+            q / (1 - tenure * q).
 
-    >>> round(1 - Tries(0.25, tenure=2).threshold / 2**24, 6)
+    >>> round(1 - Tries(0.25, tenure=2, effective=True).threshold / 2**24, 6)
     0.5
     """
 
     rate: float
     tenure: int = 1
+    effective: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        free = 1 - self.tenure * self.rate
-        if self.rate > checks.HIGHEST_RATE * free:
+        checks.check_count(self.tenure, "tenure")
+        if not self._allows(self.rate, self.tenure):
             expected = f"a float below 1 / (1 + tenure), with tenure={self.tenure}"
             raise ValueError(checks.invalid("rate", expected, self.rate))
 
     @property
     def threshold(self) -> int:
-        return Bernoulli(self.rate / (1 - self.tenure * self.rate)).threshold
+        return Bernoulli(self.rate / (1 - self.tenure * self.rate) if self.effective else self.rate).threshold
+
+    def params(self) -> dict[str, np.generic]:
+        return {**super().params(), "tenure": np.int32(self.tenure)}
 
     def with_params(self, params: Params) -> typing.Self:
-        if self._has(params):
-            return self
-        tried = 1 - int(params["threshold"]) / LEVELS
-        return self.with_rate(shortest(tried / (1 + self.tenure * tried), self._makes(params)))
+        tried, tenure = 1 - int(params["threshold"]) / LEVELS, int(params["tenure"])
 
-    def _makes(self, params: Params) -> typing.Callable[[float], bool]:
-        """Whether a rate has these numbers."""
-        highest = 1 / (1 + self.tenure)
-        return lambda rate: rate < highest and self.with_rate(rate)._has(params)
+        def makes_them(rate: float) -> bool:
+            return self._allows(rate, tenure) and dataclasses.replace(self, rate=rate, tenure=tenure)._has(params)
+
+        rate = tried / (1 + tenure * tried) if self.effective else tried
+        return dataclasses.replace(
+            self, rate=self.rate if makes_them(self.rate) else shortest(rate, makes_them), tenure=tenure
+        )
+
+    def with_tenure(self, tenure: int) -> typing.Self:
+        """The same rate with another tenure, or an error if it allows no such one."""
+        if not self._allows(self.rate, checks.check_count(tenure, "tenure")):
+            expected = f"an int below 1 / rate - 1, with rate={self.rate} in the long run"
+            raise ValueError(checks.invalid("tenure", expected, tenure))
+        return dataclasses.replace(self, tenure=tenure)
+
+    def _allows(self, rate: float, tenure: int) -> bool:
+        return not self.effective or rate <= checks.HIGHEST_RATE * (1 - tenure * rate)
 
 
 @keras.saving.register_keras_serializable("pernodedrop")
@@ -63,14 +84,15 @@ class TabuDropout(ActivationNoise):
     identity.
 
     Units are the entries of the last axis. A batch has one mask, since the next step has other samples. The layer's
-    state, int32 (units,), is for how many more steps each unit is safe, and is saved with the layer. Every training
-    call is a step and changes it, even a call with `key=`; all replicas have the same mask. The paper counts the tenure
-    in epochs; here it is in steps, as in the paper's basic form with a tenure of 1.
+    state, int32 (units,), is for how many more steps each unit is safe, and is saved with the layer, as the tenure is.
+    Every training call is a step and changes it, even a call with `key=`; all replicas have the same mask. The paper
+    counts the tenure in epochs; here it is in steps, as in the paper's basic form with a tenure of 1.
 
     Args:
         rate: p, the probability that a unit that is not safe is dropped, a float in [0, 1); or q with `effective`. Or a
             schedule of `pernodedrop.schedules`; the scale then follows the q of the present rate.
-        tenure: steps for which a unit is safe after it was dropped, an int from 1; 1.
+        tenure: steps for which a unit is safe after it was dropped, an int from 1; 1. `AdaptiveTenure` changes it
+            during training.
         effective: whether `rate` is q, the drop rate in the long run, which is below 1 / (1 + tenure); False.
         seed: any int; None takes one from Python's `random`.
         **kwargs: those of `keras.layers.Layer`.
@@ -107,11 +129,33 @@ class TabuDropout(ActivationNoise):
         seed: int | None = None,
         **kwargs: typing.Any,
     ) -> None:
-        self.tenure = checks.check_count(tenure, "tenure")
         self.effective = checks.check_bool(effective, "effective")
+        tenure = checks.check_count(tenure, "tenure")
         start, schedule = schedules.get(rate)
-        tries = Tries(start, self.tenure) if effective else Bernoulli(start)
+        tries = Tries(start, tenure, self.effective)
         super().__init__(Mask(tries, "sample+time+out"), seed=seed, schedule=schedule, **kwargs)
+
+    @property
+    def tenure(self) -> int:
+        """The present tenure. Setting it takes effect from the next step, compiled or not, with the same `rate`.
+
+        A unit that is safe stays so for as long as when it was dropped. On JAX, set it between epochs, as a rate.
+
+        Raises:
+            TypeError, ValueError: another than an int from 1; or one that the rate does not allow with `effective`.
+            AttributeError: the rate has a schedule, whose table of numbers is made for one tenure.
+        """
+        return typing.cast(Tries, self.noise).tenure
+
+    @tenure.setter
+    def tenure(self, tenure: int) -> None:
+        self.put_numbers(self.numbers_with_tenure(tenure))
+
+    def numbers_with_tenure(self, tenure: int) -> Params:
+        """The numbers of the mask at another tenure, or an error if it can have no such one."""
+        if self.schedule is not None:
+            raise AttributeError(f"The tenure of {self.name!r} goes with {self.schedule!r} and cannot be set.")
+        return typing.cast(Tries, self.noise).with_tenure(tenure).params()
 
     def build(self, input_shape: Shape) -> None:
         if len(input_shape) < 2 or input_shape[-1] is None:
@@ -127,8 +171,10 @@ class TabuDropout(ActivationNoise):
         field = self.field(key, xp.device(inputs))
         tried = field.entries(zero, zero, xp.arange(self._safe.shape[0], like=inputs), zero, xp) == 0
         p = 1 - self.keep_probability(field)
-        scale = (1 + self.tenure * p) / (1 + (self.tenure - 1) * p)  # 1 / (1 - q)
-        dropped = self._dropped(tried)
+        tenure = field.params["tenure"]
+        steps = xp.float32(tenure)
+        scale = (1 + steps * p) / (1 + (steps - 1) * p)  # 1 / (1 - q)
+        dropped = self._dropped(tried, tenure)
         return xp.where(dropped, xp.zeros_like(scale), scale)
 
     def to_steady_state(self) -> None:
@@ -138,20 +184,20 @@ class TabuDropout(ActivationNoise):
             ValueError: a layer that is not built.
         """
         check_built(self)
-        p = 1 - float(keras.ops.convert_to_numpy(self.keep_probability(self.peek(None))))
-        q = p / (1 + self.tenure * p)
+        p, tenure = 1 - float(keras.ops.convert_to_numpy(self.keep_probability(self.peek(None)))), self.tenure
+        q = p / (1 + tenure * p)
         units = np.arange(self._safe.shape[0], dtype="uint32")
         zero, key = np.zeros(1, "uint32"), keras.ops.convert_to_numpy(self._key).view("uint32")
         on_host = backends.get("numpy")
         words = generator.words((key[:1], key[1:]), zero + np.uint32(1), zero, zero, units, zero, on_host)
-        steps = np.floor(on_host.uniform(words) / q) if q else np.full(len(units), self.tenure)
-        self._safe.assign(np.where(steps < self.tenure, steps + 1, 0).astype("int32"))
+        steps = np.floor(on_host.uniform(words) / q) if q else np.full(len(units), tenure)
+        self._safe.assign(np.where(steps < tenure, steps + 1, 0).astype("int32"))
 
-    def _dropped(self, tried: Tensor) -> Tensor:
+    def _dropped(self, tried: Tensor, tenure: Tensor) -> Tensor:
         """Which of the units that are tried are dropped; it is the next step then."""
         safe = xp.asarray(self._safe.value)
         dropped = tried & (safe == 0)
-        self._safe.assign(xp.where(dropped, xp.zeros_like(safe) + self.tenure, xp.maximum(safe - 1, 0)))
+        self._safe.assign(xp.where(dropped, xp.zeros_like(safe) + tenure, xp.maximum(safe - 1, 0)))
         return dropped
 
     def rematerialized_call(
@@ -166,3 +212,91 @@ class TabuDropout(ActivationNoise):
             "tenure": self.tenure,
             "effective": self.effective,
         }
+
+
+class AdaptiveTenure(keras.callbacks.Callback):
+    """Changes the tenure of every `TabuDropout` of a model after each epoch, as training goes.
+
+    Inspired by Adaptive Tabu Dropout (arXiv 2501.00538), which selects the tenure by the training performance of the
+    epochs; its rule was not found in public. The one here is that of reactive tabu search (Battiti and Tecchiolli,
+    1994), with epochs without improvement for its repetitions: after `patience` of them, the tenure is one step more,
+    so that other units are tried; after an epoch better than all before, it is one step less, down to 1. The first
+    epoch is what the next are compared with and changes nothing.
+
+    Tenures are saved with their layers. What the callback compares with is not, since Keras saves no callback: each
+    `fit` begins with its own first epoch, also one that `keras.callbacks.BackupAndRestore` resumes. List this callback
+    before those that save the model, or else they save the tenure of the epoch that ended.
+
+    Args:
+        highest: highest tenure, an int from the layers' own.
+        monitor: the figure to improve, a name in the logs of `fit`; "loss". NaN is no improvement.
+        mode: whether less is better, "min", or more, "max"; "min".
+        patience: how many epochs without improvement raise the tenure, an int from 1; 1.
+
+    Raises:
+        TypeError, ValueError: an argument that is not as described; in `fit`, a model without a `TabuDropout`, or with
+            one that cannot have the highest tenure: by its `rate` in the long run, or as its rate has a schedule; or
+            logs without `monitor`.
+
+    Example:
+
+    >>> import keras, numpy as np, pernodedrop as pnd
+    >>> layer = pnd.TabuDropout(0.5, seed=1)
+    >>> model = keras.Sequential([keras.Input((3,)), layer, keras.layers.Dense(1)])
+    >>> callback = pnd.AdaptiveTenure(highest=4)  # for fit(..., callbacks=[callback])
+    >>> callback.set_model(model)
+    >>> callback.on_train_begin()
+    >>> tenures = []
+    >>> for epoch, loss in enumerate([0.9, 0.7, 0.8, 0.7, 0.6]):
+    ...     callback.on_epoch_end(epoch, {"loss": loss})
+    ...     tenures.append(layer.tenure)
+    >>> tenures
+    [1, 1, 2, 3, 2]
+    """
+
+    def __init__(self, highest: int, monitor: str = "loss", mode: str = "min", patience: int = 1) -> None:
+        super().__init__()
+        self.highest = checks.check_count(highest, "highest")
+        self.monitor = checks.check_str(monitor, "monitor")
+        self.mode = checks.check_choice(mode, "mode", ("min", "max"))
+        self.patience = checks.check_count(patience, "patience")
+        self._layers: list[TabuDropout] = []
+        self._best: float | None = None
+        self._waited = 0
+
+    def on_train_begin(self, logs: typing.Any = None) -> None:
+        """Look for the layers, and see that all may have the highest tenure."""
+        self._layers = [layer for layer in of_keras.layers_of(self.model) if isinstance(layer, TabuDropout)]
+        self._best, self._waited = None, 0
+        if not self._layers:
+            raise ValueError(checks.invalid("model", "one with a TabuDropout", self.model))
+        for layer in self._layers:
+            try:
+                layer.numbers_with_tenure(self.highest)
+            except (AttributeError, ValueError) as error:
+                expected = f"a tenure that {layer.name!r} can have"
+                raise ValueError(f"{checks.invalid('highest', expected, self.highest)}. {error}") from error
+            if layer.tenure > self.highest:
+                expected = f"an int from {layer.tenure}, the tenure of {layer.name!r}"
+                raise ValueError(checks.invalid("highest", expected, self.highest))
+
+    def on_epoch_end(self, epoch: int, logs: typing.Any = None) -> None:
+        """Change the tenures."""
+        change = self._change(logs or {})
+        for layer in self._layers:
+            layer.tenure = min(max(layer.tenure + change, 1), self.highest)
+
+    def _change(self, logs: dict[str, typing.Any]) -> int:
+        """By how much, after an epoch with these figures."""
+        if self.monitor not in logs:
+            raise ValueError(checks.invalid("monitor", f"one of {sorted(logs)}", self.monitor))
+        figure = float(logs[self.monitor]) * (1 if self.mode == "min" else -1)
+        figure = math.inf if math.isnan(figure) else figure
+        best, self._best = self._best, figure if self._best is None else min(self._best, figure)
+        if best is None:
+            return 0
+        self._waited = 0 if figure < best else self._waited + 1
+        if self._waited == self.patience:
+            self._waited = 0
+            return 1
+        return -1 if figure < best else 0
