@@ -233,12 +233,15 @@ def on_host(field, samples):
 
 
 def kernel(x, w, grid):
-    if tf.executing_eagerly():
-        return _by_kernel(x, w, *methods.flat(grid, numpy_ops))
-    if not of_tensorflow.is_recorded():
+    if of_tensorflow.is_recorded():
+        return _by_kernel(x, w, *methods.flat(grid, numpy_ops if tf.executing_eagerly() else xp))
+    if not tf.executing_eagerly():
         # what is not differentiated may be saved, and a call of Python cannot
         return recomputed(x, w, grid)
-    return _by_kernel(x, w, *methods.flat(grid, xp))
+    from pernodedrop.backends import cpu_kernels
+
+    mask = methods.from_flat([np.asarray(part) for part in methods.flat(grid, numpy_ops)])
+    return _taken_over(cpu_kernels.product(np.asarray(x), np.asarray(w), mask))  # which keeps no decisions
 
 
 def _forward_by_kernel(x, w, *mask):

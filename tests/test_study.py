@@ -160,7 +160,7 @@ def test_noises_of_one_rate_have_one_variance():
 def test_a_layer_with_arguments_is_a_variant():
     dense = keras.layers.Dense(1)
     around = variants.of_layer("DropConnect", "mine", sharing="time")
-    assert around[1:] == ("mine", True, None)
+    assert around[1:] == ("mine", True, None, 32)
     (layer,) = around.function(dense, 0.3, 5)
     assert (layer.layer, layer.rate, layer.seed, layer.sharing) == (dense, 0.3, 5, {"time"})
     before, after = variants.of_layer("Dropout", rate=0.2, r_drop=2.0).function(dense, 0.3, 5)
@@ -837,7 +837,7 @@ def test_a_file_is_run_shown_and_reported(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("rate_of", [variants.drop_connect_rates, variants.masksembles])
 @pytest.mark.parametrize("bad", [1.0, -0.1, float("nan"), "x", None, np.zeros(3), 10**400], ids=str)
 def test_rates_of_variants_are_drop_rates(rate_of, bad):
-    with pytest.raises((TypeError, ValueError), match=r"`rate`. Expected a float in"):
+    with pytest.raises((TypeError, ValueError), match=r"`rate`. Expected a drop rate, from 0 and below 1"):
         rate_of(bad)
 
 

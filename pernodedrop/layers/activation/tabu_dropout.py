@@ -260,17 +260,17 @@ class AdaptiveTenure(keras.callbacks.Callback):
         self.monitor = checks.check_str(monitor, "monitor")
         self.mode = checks.check_choice(mode, "mode", ("min", "max"))
         self.patience = checks.check_count(patience, "patience")
-        self._layers: list[TabuDropout] = []
+        self._found: list[TabuDropout] = []
         self._best: float | None = None
         self._waited = 0
 
     def on_train_begin(self, logs: typing.Any = None) -> None:
         """Look for the layers, and see that all may have the highest tenure."""
-        self._layers = [layer for layer in of_keras.layers_of(self.model) if isinstance(layer, TabuDropout)]
+        self._found = [layer for layer in of_keras.layers_of(self.model) if isinstance(layer, TabuDropout)]
         self._best, self._waited = None, 0
-        if not self._layers:
+        if not self._found:
             raise ValueError(checks.invalid("model", "one with a TabuDropout", self.model))
-        for layer in self._layers:
+        for layer in self._found:
             try:
                 layer.numbers_with_tenure(self.highest)
             except (AttributeError, ValueError) as error:
@@ -283,7 +283,7 @@ class AdaptiveTenure(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: typing.Any = None) -> None:
         """Change the tenures."""
         change = self._change(logs or {})
-        for layer in self._layers:
+        for layer in self._found:
             layer.tenure = min(max(layer.tenure + change, 1), self.highest)
 
     def _change(self, logs: dict[str, typing.Any]) -> int:

@@ -73,7 +73,7 @@ def kernels_of(layer: typing.Any) -> list[dict[str, tuple[Tensor, int]]]:
         found.append({})
         for name in KERNELS:
             with of_keras.autocast(None):  # whichever dtype the layer around has
-                kernel = keras.ops.convert_to_tensor(getattr(cell, name))
+                kernel = tensor_of(getattr(cell, name))
             found[-1][name] = kernel, row
             row += kernel.shape[0]
     return found
