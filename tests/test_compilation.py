@@ -29,13 +29,16 @@ def step(method):
 @pytest.mark.only_backend("jax", reason="only JAX tells the buffers of a compiled program")
 @pytest.mark.parametrize("method", METHODS)
 def test_the_buffers_of_a_step_do_not_hold_the_mask(method):
-    """At 16 times the entries they grow by what a few copies of x grow, 6 MiB each, and the mask by 503 MiB."""
+    """At 16 times the entries they grow by what a few copies of x grow, 7.5 MiB each, and the mask by 480 MiB.
+
+    The kernel's decisions, a bit an entry, grow by 15 MiB; they are there twice while those of parts are put together.
+    """
     sizes = []
     for inputs in (1024, 16384):
         x, w, dy = operands((128, inputs), 64, "float32")
         sizes.append(step(method).lower(x, w, dy).compile().memory_analysis().temp_size_in_bytes)
     assert sizes[0] < 8 * MIB
-    assert sizes[1] - sizes[0] < 3 * 7.5 * MIB
+    assert sizes[1] - sizes[0] < 3 * 7.5 * MIB + (15 * MIB if method == "kernel" else 0)
 
 
 @pytest.mark.only_backend("jax", reason="Python in a step would show in JAX' program")

@@ -140,41 +140,46 @@ def test_gradients_are_those_of_each_sample_s_own_mask():
     np.testing.assert_allclose(dk, np.einsum("bi,bo,bio->io", x, upstream, m), atol=1e-5)
 
 
-class Enumerated(pnd.mask.Field):
-    """A field with one mask of all, and for sample n the n-th of all patterns of signs of 2 inputs and 2 outputs."""
+def mask_with_number(number):
+    """Entries of the mask with this number, of all masks of 2 inputs and 2 outputs."""
 
-    number = 0
+    def entries(field, time, sample, in_, out, xp):
+        row, i, j = (np.asarray(xp.to_numpy(word)).astype("int64") for word in (sample, in_, out))
+        kept = (number >> (0 * row + 2 * i + j)) % 2
+        return xp.asarray((kept / float(1 - field.noise.rate)).astype("float32"))
 
-    def entries(self, time, sample, in_, out, xp):
-        place = 2 * np.asarray(xp.to_numpy(in_)).astype("int64") + np.asarray(xp.to_numpy(out)).astype("int64")
-        kept = (self.number >> place) % 2
-        return xp.asarray((kept / float(1 - self.noise.rate)).astype("float32"))
-
-    def words(self, lane, time, sample, in_, out, xp):
-        number, i, j = (np.asarray(xp.to_numpy(word)).astype("int64") for word in (sample, in_, out))
-        bit = (number >> (i + j + 2 * (lane - self.noise.lanes))) % 2
-        return xp.as_word(xp.asarray((bit << 31).astype("uint32")))
+    return entries
 
 
-def enumerated_masks(rate):
+def enumerated_signs(field, lane, time, sample, in_, out, xp):
+    """Words of which sample n has the n-th of all patterns of signs of 2 inputs and 2 outputs."""
+    number, i, j = (np.asarray(xp.to_numpy(word)).astype("int64") for word in (sample, in_, out))
+    bit = (number >> (i + j + 2 * (lane - field.noise.lanes))) % 2
+    return xp.as_word(xp.asarray((bit << 31).astype("uint32")))
+
+
+def enumerated_masks(rate, monkeypatch):
     """Masks of two samples that share M, by running the layer: (M and signs of both, in, out), and probabilities."""
+    monkeypatch.setattr(pnd.mask.Field, "words", enumerated_signs)
+    monkeypatch.setattr(XP, "entries", lambda grid: grid.entries(XP))  # by no kernel
+    monkeypatch.setattr(XP, "fused", lambda function: function)  # nor in what JAX compiles
     layer, kernel, bias = built(keras.layers.Dense(2), (16, 2), noise=pnd.Bernoulli(rate))
     masks = np.zeros((16, 16, 2, 2))  # number of M, number of signs, in, out
     for number, i in itertools.product(range(16), range(2)):
         x = np.zeros((16, 2), "float32")
         x[:, i] = 1
         x = keras.ops.convert_to_tensor(x)
-        field = Enumerated(*layer.field((SEED, 0), None))
-        field.number = number
+        monkeypatch.setattr(pnd.mask.Field, "entries", mask_with_number(number))
+        field = layer.field((SEED, 0), None)
         masks[number, :, i] = (host(layer.call_with_noise(x, field, XP.arange(16, like=x))) - bias) / kernel[i]
     kept = np.array([bin(number).count("1") for number in range(16)])
     return masks, rate ** (4 - kept) * (1 - rate) ** kept
 
 
 @pytest.mark.parametrize("rate", [0.25, 0.5])
-def test_what_is_right_and_what_is_wrong_by_enumeration_of_masks_and_signs(rate):
+def test_what_is_right_and_what_is_wrong_by_enumeration_of_masks_and_signs(rate, monkeypatch):
     """All 16 masks of a 2 x 2 kernel times all 16 patterns of signs, run through the layer: exact expectations."""
-    masks, of_mask = enumerated_masks(rate)
+    masks, of_mask = enumerated_masks(rate, monkeypatch)
     away = (masks - 1).reshape(16, 16, 4)  # (M, signs, entry)
     variance = rate / (1 - rate)
 
@@ -210,9 +215,9 @@ def test_what_is_right_and_what_is_wrong_by_enumeration_of_masks_and_signs(rate)
     np.testing.assert_allclose(shared, rate + (1 - rate) * (scale - 1) ** 4 - variance**2, atol=1e-4)
 
 
-def test_one_sample_of_a_symmetric_noise_has_the_distribution_of_per_node_drop():
+def test_one_sample_of_a_symmetric_noise_has_the_distribution_of_per_node_drop(monkeypatch):
     """At rate 0.5 all 16 masks of a sample have the probability 1/16, as those of independent entries have."""
-    masks, of_mask = enumerated_masks(0.5)
+    masks, of_mask = enumerated_masks(0.5, monkeypatch)
     patterns, counts = np.unique(np.round(masks.reshape(256, 4)), axis=0, return_counts=True)
     assert len(patterns) == 16
     assert (counts == 16).all()
