@@ -193,7 +193,7 @@ def load(name, seed, folder=None):
 
 def made(task, variant, rate, seed):
     """A network with a variant in its slot, to be trained."""
-    model = task.network(Slot(variants.get(variant).function, rate or 0.0, seed), CLASSES - UNSEEN)
+    model = task.network(Slot(variants.get(variant), rate or 0.0, seed), CLASSES - UNSEEN)
     model.layers[-1].activation = keras.activations.linear  # a softmax in float32 has zeros, whose likelihood is none
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.Adam(task.learning_rate), loss)
