@@ -345,8 +345,7 @@ def _product(
         in_ = _shifted(in_, in_offset)
     if method != "shared_over_in_or_out":
         in_, out = (_spread(words, size, at) for words, size in zip((in_, out), w.shape, strict=True))
-    if method in ("kernel", "shared_over_in_or_out", "one_mask"):
-        time, sample = (_spread(words, xp.shape(x)[0], at) for words in (time, sample))
+    time, sample = (_spread(words, xp.shape(x)[0], at) for words in (time, sample))
     operands = (xp.astype(x, dtype), xp.astype(w, dtype), Grid(field, time, sample, in_, out))
     own = method in ("recomputed", "kernel")
     y = getattr(xp, method)(*operands) if own else getattr(methods, method)(*operands, xp)

@@ -75,6 +75,16 @@ def test_products_and_gradients_are_those_of_the_mask(sharing, method):
         np.testing.assert_allclose(got, np.einsum(sums, *operands), atol=1e-5)
 
 
+@pytest.mark.parametrize("sharing", [None, "sample", "in", "out"])
+@pytest.mark.parametrize("method", ["auto", "materialized", "recomputed"])
+def test_without_positions_samples_have_the_masks_of_one_position(sharing, method):
+    x, w = (tensor(np.random.default_rng(0).normal(size=size).astype("float32")) for size in ((4, 5), (5, 6)))
+    given = {"persistence": 0.5, "sharing": sharing, "method": method}
+    y = array(pnd.ops.masked_dense(x, w, BERNOULLI, KEY, **given))
+    wanted = np.einsum("bi,bio->bo", array(x), mask(BERNOULLI, (4, 1, 5, 6), 0.5, sharing=sharing)[:, 0] * array(w))
+    np.testing.assert_allclose(y, wanted, atol=1e-5)
+
+
 def test_a_kernel_of_every_position_is_masked_as_products_are():
     w = np.ones((2, 6, 3, 4), "float32")
     m = array(pnd.ops.masked(tensor(w), BERNOULLI, KEY, sharing="sample", persistence=0.8))
