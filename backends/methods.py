@@ -156,8 +156,7 @@ def from_flat(tensors: collections.abc.Sequence[Tensor]) -> Decisions | Entries:
 
 def materialized(x: Tensor, w: Tensor, grid: Grid, xp: Namespace) -> Tensor:
     """The product with the whole mask in memory: the oracle of the other ways."""
-    mask = xp.astype(grid.entries(xp), xp.dtype(w))
-    return xp.matmul(x, w * mask)
+    return xp.matmul(x, masked(w, grid, xp))
 
 
 def local_reparameterization(x: Tensor, w: Tensor, grid: Grid, xp: Namespace) -> Tensor:

@@ -201,7 +201,7 @@ def sparse_kernel(values, rows, columns, w, grid):
 
 
 def fused(function):
-    """A function of word tensors, and of `xp`, as a single op of the framework if that is faster; itself otherwise."""
+    """A function of tensors, and of what `jax_ops.STATIC` names, as one op if that is faster; itself otherwise."""
     return function
 
 

@@ -197,11 +197,10 @@ CHOICES = [
 def test_auto_picks_a_method_by_the_mask_and_the_positions_that_share_it(noise, sharing, positions, obstacle, method):
     shared = pnd.mask.parse_sharing(sharing)
     rows = 1 if "sample" in shared and "time" in shared else 32
-    words = [np.zeros(n, "uint32") for n in (1 if "time" in shared else rows, 1 if "sample" in shared else rows, 8, 4)]
-    grid = pnd.mask.Grid(pnd.mask.Field(noise, {}, (0, 0)), *words)
+    field = pnd.mask.Field(noise, {}, (0, 0))
     xp = types.SimpleNamespace(kernel_obstacle=lambda *_: obstacle)
     x = np.zeros((rows, positions, 8), "float32")
-    assert methods.chosen("auto", grid.field, shared, x, "float32", xp) == method
+    assert methods.chosen("auto", field, shared, x, "float32", xp) == method
 
 
 class Uncalibrated(pnd.Bernoulli):

@@ -253,7 +253,7 @@ def test_half_precision_draws_kernels_in_float32(kind, sharing):
     assert keras.backend.standardize_dtype(y.dtype) == "bfloat16"
     assert keras.backend.standardize_dtype(layer.divergence().dtype) == "float32"
     same(keras.ops.cast(y, "float32"), wide(X, training=True, key=(1, 0)), atol=0.03)
-    if sharing is None:
+    if sharing == "sample+time":
         one, other = (noisy_kernel(layer), noisy_kernel(wide))
         assert keras.backend.standardize_dtype(one.dtype) == "bfloat16"
         same(one, keras.ops.cast(other, "bfloat16"), atol=0, rtol=0)

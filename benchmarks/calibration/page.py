@@ -123,12 +123,12 @@ class Found:
 
 
 def found_in(records):
-    """What there is of each task that has a seed with all arms."""
+    """What there is of each task that has two seeds with all arms."""
     found = {}
     for name in TASKS:
         if any(record["study"] == name and record["stage"] == plan.CONFIRM for record in records):
             one = Found(name, records)
-            if one.seeds:
+            if len(one.seeds) > 1:  # one has no chance to compare with
                 found[name] = one
     return found
 
@@ -527,7 +527,7 @@ def text(records):
         resampled=RESAMPLED,
         tasks="\n".join(map(task_text, found.values())),
         commands=COMMANDS,
-        environment=describe(records[-1]["environment"]),
+        environment="\n\n".join(dict.fromkeys(describe(one["environment"]) for one in records)),
     )
 
 

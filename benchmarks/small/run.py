@@ -158,7 +158,7 @@ def layers(size, depth):
         def call():
             y = x
             for layer in model.layers:
-                y = layer(y, training=True) if layer._call_has_training_arg else layer(y)
+                y = layer(y) if isinstance(layer, keras.layers.Dense) else layer(y, training=True)
             return y
 
         weights = [variable.value for variable in model.trainable_variables]

@@ -75,7 +75,8 @@ FORWARD = "forward"
 """Ends the name of a mode whose steps have no backward pass, "jit forward", as predictions have none."""
 
 PASSES = {"numpy": 1}
-"""1 where there is a forward pass only; 2 elsewhere, since the backward pass makes the mask again."""
+"""1 where there is a forward pass only; 2 elsewhere, as of a backward pass that makes the mask again, which one that
+reads kept decisions does not: a share of the limit of such a step is up to twice too high."""
 
 
 @dataclasses.dataclass(frozen=True)

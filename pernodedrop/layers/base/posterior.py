@@ -79,9 +79,9 @@ class LearnedRates(Posterior):
         self,
         layer: keras.layers.Layer,
         examples: int,
-        kind: str = "B",
-        per: str = "layer",
-        alpha: float = 0.25,
+        kind: str,
+        per: str,
+        alpha: float,
         **kwargs: typing.Any,
     ) -> None:
         if not 0 < checks.check_finite(alpha, "alpha", "a float in (0, 1]") <= 1:
@@ -140,10 +140,10 @@ class LearnedVariances(Posterior):
         self,
         layer: keras.layers.Layer,
         examples: int,
-        warm_up: int = 0,
-        threshold: float = 3.0,
-        log_variance: float = -10.0,
-        clip_noise: bool = False,
+        warm_up: int,
+        threshold: float,
+        log_variance: float,
+        clip_noise: bool,
         **kwargs: typing.Any,
     ) -> None:
         self.clip_noise = checks.check_bool(clip_noise, "clip_noise")

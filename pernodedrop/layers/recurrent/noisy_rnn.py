@@ -187,9 +187,11 @@ class NoisyRNN(RecurrentNoise):
             products = {}
             for name, (stored, row) in kernels.items():
                 kernel = as_computed(cell, stored)
-                grid = self.recurrence.grid(row, kernel, cell.units, field, time, samples, xp)
-                noisy = name in self.recurrence.kernels
-                products[name] = self.recurrence.products(kernel, cell.units, grid, xp) if noisy else _plain(kernel)
+                if name in self.recurrence.kernels:
+                    grid = self.recurrence.grid(row, kernel, cell.units, field, time, samples, xp)
+                    products[name] = self.recurrence.products(kernel, cell.units, grid, xp)
+                else:
+                    products[name] = _plain(kernel)
             cells.append(of_keras.shallow_copy(cell, call=self._call_of(cell, products, is_last(layer, cell))))
         return with_cells(layer, iter(cells), use_cudnn=False)
 

@@ -30,7 +30,7 @@ class SparseVariationalDropoutRNN(LearnedVariances, RecurrentPosterior):
     Args:
         layer, examples, kernels, sharing: as for `pernodedrop.VariationalDropoutRNN`, of kind "B".
         warm_up, threshold, log_variance, clip_noise: as for `pernodedrop.SparseVariationalDropout`.
-        seed: int, any; None takes one from Python's `random`.
+        seed: any int; None takes one from Python's `random`.
         **kwargs: those of `keras.layers.Layer`. The dtype policy is the inner layer's unless given.
 
     Call arguments, shapes and dtypes: as for `pernodedrop.VariationalDropoutRNN`.

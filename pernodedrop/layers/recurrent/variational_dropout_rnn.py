@@ -42,7 +42,7 @@ class VariationalDropoutRNN(LearnedRates, RecurrentPosterior):
             the layer's own, cuDNN's where it is. "time": one for each sample, in Keras' loop, without cuDNN, whose
             cells compute as Keras' do, and have no dropout; of kind "B" it takes the memory of a kernel for each
             sample, however many steps there are.
-        seed: int, any; None takes one from Python's `random`.
+        seed: any int; None takes one from Python's `random`.
         **kwargs: those of `keras.layers.Layer`. The dtype policy is the inner layer's unless given.
 
     Call arguments:

@@ -6,7 +6,7 @@ import keras
 
 from pernodedrop._types import Shape, Tensor, Words
 from pernodedrop.layers.base.inner import copy_of, float_kernel, with_kernel
-from pernodedrop.layers.base.noisy import at_least_float32, xp
+from pernodedrop.layers.base.noisy import at_least_float32, check_built, xp
 from pernodedrop.layers.base.posterior import LearnedVariances, log_alpha_of
 from pernodedrop.layers.weight.variational_dropout import Variational
 from pernodedrop.mask import Field
@@ -105,6 +105,5 @@ class SparseVariationalDropout(LearnedVariances, Variational):
             ValueError: a layer that is not built.
             NotImplementedError: a quantized inner layer.
         """
-        if not self.built:
-            return super().fold()  # says so
+        check_built(self)
         return copy_of(self.layer, kernel=self.pruned_kernel(), dtype=self.dtype_policy)
