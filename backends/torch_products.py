@@ -186,14 +186,17 @@ class Kernels:
     kept: bool = False
 
     def forward(self, x, w, mask):
-        return (_on_cuda if takes_triton(x) else _on_cpu)(x, w, mask[:-1] if self.kept else mask)
+        mask = mask[:-1] if self.kept else mask
+        return _on_cuda(x, w, mask) if takes_triton(x) else _on_cpu(x, w, _host(mask))
 
     def forward_keeping(self, x, w, mask):
-        return (_keeping_on_cuda if takes_triton(x) else _keeping_on_cpu)(x, w, mask)
+        return _keeping_on_cuda(x, w, mask) if takes_triton(x) else _keeping_on_cpu(x, w, _host(mask))
 
     def backward(self, dy, x, w, mask):
         mask, bits = (mask[:-1], mask[-1]) if self.kept else (mask, None)
-        return (_backward_on_cuda if takes_triton(x) else _backward_on_cpu)(dy, x, w, mask, bits)
+        if takes_triton(x):
+            return _backward_on_cuda(dy, x, w, mask, bits)
+        return _backward_on_cpu(dy, x, w, _host(mask), bits)
 
 
 def product_by_kernels(x, w, mask):
@@ -215,22 +218,13 @@ class KernelsOnHost:
     kept: bool = False
 
     def forward(self, x, w, _):
-        from pernodedrop.backends import cpu_kernels
-
-        return torch.from_numpy(cpu_kernels.product(_array(x), _array(w), self.mask))
+        return _on_cpu(x, w, self.mask)
 
     def forward_keeping(self, x, w, _):
-        from pernodedrop.backends import cpu_kernels
-
-        y, bits = cpu_kernels.product_and_bits(_array(x), _array(w), self.mask)
-        return torch.from_numpy(y), torch.from_numpy(bits)
+        return _keeping_on_cpu(x, w, self.mask)
 
     def backward(self, dy, x, w, kept):
-        from pernodedrop.backends import cpu_kernels
-
-        bits = kept[0].numpy() if self.kept else None
-        dx, dw = cpu_kernels.gradients(_array(dy), _array(x), _array(w), self.mask, bits)
-        return torch.from_numpy(dx), torch.from_numpy(dw)
+        return _backward_on_cpu(dy, x, w, self.mask, kept[0] if self.kept else None)
 
 
 def product_by_kernels_on_host(x, w, mask):
@@ -252,13 +246,13 @@ def _is_exporting():
 def _on_cpu(x, w, mask):
     from pernodedrop.backends import cpu_kernels
 
-    return torch.from_numpy(cpu_kernels.product(_array(x), _array(w), _host(mask)))
+    return torch.from_numpy(cpu_kernels.product(_array(x), _array(w), mask))
 
 
 def _keeping_on_cpu(x, w, mask):
     from pernodedrop.backends import cpu_kernels
 
-    y, bits = cpu_kernels.product_and_bits(_array(x), _array(w), _host(mask))
+    y, bits = cpu_kernels.product_and_bits(_array(x), _array(w), mask)
     return torch.from_numpy(y), torch.from_numpy(bits)
 
 
@@ -280,7 +274,7 @@ def _backward_on_cpu(dy, x, w, mask, bits=None):
     from pernodedrop.backends import cpu_kernels
 
     bits = None if bits is None else bits.numpy()
-    dx, dw = cpu_kernels.gradients(_array(dy), _array(x), _array(w), _host(mask), bits)
+    dx, dw = cpu_kernels.gradients(_array(dy), _array(x), _array(w), mask, bits)
     return torch.from_numpy(dx), torch.from_numpy(dw)
 
 
@@ -359,7 +353,7 @@ def _(mask):
 @torch.library.custom_op("pernodedrop::kernel", mutates_args=(), device_types="cpu")
 def kernel(x: torch.Tensor, w: torch.Tensor, mask: Tensors) -> torch.Tensor:
     """The product by the kernels that are written by hand, in a graph."""
-    return _on_cpu(x, w, mask)
+    return _on_cpu(x, w, _host(mask))
 
 
 @kernel.register_fake
@@ -372,7 +366,7 @@ def kernel_backward(
     dy: torch.Tensor, x: torch.Tensor, w: torch.Tensor, mask: Tensors
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Its gradients dx and dw."""
-    return _backward_on_cpu(dy, x, w, mask)
+    return _backward_on_cpu(dy, x, w, _host(mask))
 
 
 @kernel_backward.register_fake
@@ -400,7 +394,7 @@ kernel.register_autograd(_backward_of_kernel, setup_context=_setup_kernel_contex
 @torch.library.custom_op("pernodedrop::kernel_keeping", mutates_args=(), device_types="cpu")
 def kernel_keeping(x: torch.Tensor, w: torch.Tensor, mask: Tensors) -> tuple[torch.Tensor, torch.Tensor]:
     """The product and its decisions, which its gradients read."""
-    return _keeping_on_cpu(x, w, mask)
+    return _keeping_on_cpu(x, w, _host(mask))
 
 
 @kernel_keeping.register_fake
@@ -414,7 +408,7 @@ def kept_backward(
     dy: torch.Tensor, x: torch.Tensor, w: torch.Tensor, mask: Tensors, bits: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Its gradients dx and dw."""
-    return _backward_on_cpu(dy, x, w, mask, bits)
+    return _backward_on_cpu(dy, x, w, _host(mask), bits)
 
 
 @kept_backward.register_fake
