@@ -26,6 +26,23 @@ def value_and_gradients(function, *arrays, upstream):
     return frameworks.value_and_gradients(NAME, function, arrays, upstream)
 
 
+@contextlib.contextmanager
+def xla_programs():
+    """The list that grows by one with each program that JAX compiles in a with block."""
+    import jax
+
+    made = []
+
+    def listen(event, duration, **_):
+        made.extend([event] if "backend_compile" in event else [])
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield made
+    finally:
+        jax._src.monitoring.unregister_event_duration_listener(listen)
+
+
 def float64():
     """A context in which float64 tensors stay so."""
     if NAME == "jax":

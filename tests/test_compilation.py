@@ -8,7 +8,7 @@ import pytest
 
 import pernodedrop as pnd
 from pernodedrop.backends import methods
-from tests.frameworks import NAME, XP, needs_gradients, tensor
+from tests.frameworks import NAME, XP, needs_gradients, tensor, xla_programs
 from tests.products import BERNOULLI, KEY, masked_dense, operands
 
 MIB = 2**20
@@ -68,18 +68,11 @@ def test_a_block_reads_no_number_back():
 @pytest.fixture
 def programs(monkeypatch):
     """What a backend compiles as it comes: XLA's programs on JAX, and what Keras traces on TensorFlow."""
-    made = []
     if NAME == "jax":
-        import jax
-
-        def listen(event, duration, **_):
-            made.extend([event] if "backend_compile" in event else [])
-
-        jax.monitoring.register_event_duration_secs_listener(listen)
-        yield made
-        jax._src.monitoring.unregister_event_duration_listener(listen)
+        with xla_programs() as made:
+            yield made
         return
-    original = pnd.PerNodeDrop.call
+    made, original = [], pnd.PerNodeDrop.call
 
     @functools.wraps(original)
     def call(*args, **kwargs):
