@@ -156,16 +156,6 @@ def fused(function):
     return jax.jit(function, static_argnames=static, inline=True)
 
 
-def recomputed(x, w, grid):
-    noise, grid = _static(grid)
-    return _jitted(noise, *_varying_alike(grid, x, w))
-
-
-def _static(grid):
-    """The noise of a grid, which is no array, and the rest, which is made of them."""
-    return grid.field.noise, grid._replace(field=grid.field._replace(noise=None))
-
-
 def _varying_alike(*operands):
     """Operands as they are; inside of `jax.shard_map`, varying over the same axes of its mesh.
 
@@ -178,33 +168,58 @@ def _varying_alike(*operands):
     return jax.tree.map(lambda a: a + false.astype(a.dtype), operands)
 
 
-def _with_noise(noise, grid):
-    return grid._replace(field=grid.field._replace(noise=noise))
+def _bilinear(product, gradients, in_between=None):
+    """product(mask, x, w), linear in x and in w, compiled, and differentiated any number of times.
+
+    It gives y, and what is kept of it for gradients(mask, kept, x, w, dy), which gives dx and dw. `in_between` is the
+    product where no derivative is taken.
+    """
+
+    @jax.custom_vjp
+    def alone(mask, x, w):
+        return (in_between or product)(mask, x, w)[0]
+
+    @jax.custom_vjp
+    def keeping(mask, x, w):
+        return product(mask, x, w)
+
+    @jax.custom_vjp
+    def backward(mask, kept, x, w, dy):
+        return gradients(mask, kept, x, w, dy)
+
+    def forward(mask, x, w):
+        y, kept = keeping(mask, x, w)
+        return y, (mask, kept, x, w)
+
+    def forward_keeping(mask, x, w):
+        y, saved = forward(mask, x, w)
+        return (y, saved[1]), saved
+
+    def of_backward(saved, cotangents):
+        (mask, kept, x, w, dy), (of_dx, of_dw) = saved, cotangents
+        of_x, _ = backward(mask, kept, x, of_dw, dy)
+        _, of_w = backward(mask, kept, of_dx, w, dy)
+        return None, None, of_x, of_w, keeping(mask, of_dx, w)[0] + keeping(mask, x, of_dw)[0]
+
+    alone.defvjp(forward, lambda saved, dy: (None, *backward(*saved, dy)))
+    keeping.defvjp(forward_keeping, lambda saved, cotangents: (None, *backward(*saved, cotangents[0])))
+    backward.defvjp(lambda *saved: (backward(*saved), saved), of_backward)
+    return jax.jit(alone)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _recomputed(noise, grid, x, w):
-    grid = _with_noise(noise, grid)
+def recomputed(x, w, grid):
+    return _recomputed(*_varying_alike(grid, x, w))
 
+
+def _in_blocks(grid, x, w):
     def add_block(start, length, y):
         x_block, w_block, mask = _cut(start, length, x, w, grid)
         return y + methods.forward_block(x_block, w_block, mask, xp)
 
-    return _over_blocks(x, w, add_block, jax.numpy.zeros((*x.shape[:2], w.shape[1]), w.dtype))
+    return _over_blocks(x, w, add_block, jax.numpy.zeros((*x.shape[:2], w.shape[1]), w.dtype)), None
 
 
-def _forward(noise, grid, x, w):
-    return _recomputed(noise, grid, x, w), (grid, x, w)
-
-
-def _backward(noise, saved, dy):
-    return None, *_gradients(noise, *saved, dy)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _gradients(noise, grid, x, w, dy):
-    grid = _with_noise(noise, grid)
-
+def _gradients_in_blocks(grid, _, x, w, dy):
     def write_dx(start, length, dx):
         _, w_block, mask = _cut(start, length, x, w, grid)
         block = methods.input_gradient_block(w_block, mask, dy, xp)
@@ -219,21 +234,7 @@ def _gradients(noise, grid, x, w, dy):
     return _over_blocks(x, w, write_dx, zeros_like(x)), _over_blocks(x, w, write_dw, zeros_like(w))
 
 
-def _gradients_forward(noise, *saved):
-    return _gradients(noise, *saved), saved
-
-
-def _gradients_backward(noise, saved, cotangents):
-    """The product is linear in x and in w, so the derivatives of its gradients are products and gradients again."""
-    (grid, x, w, dy), (of_dx, of_dw) = saved, cotangents
-    of_x, _ = _gradients(noise, grid, x, of_dw, dy)
-    _, of_w = _gradients(noise, grid, of_dx, w, dy)
-    return None, of_x, of_w, _recomputed(noise, grid, of_dx, w) + _recomputed(noise, grid, x, of_dw)
-
-
-_recomputed.defvjp(_forward, _backward)
-_gradients.defvjp(_gradients_forward, _gradients_backward)
-_jitted = jax.jit(_recomputed, static_argnums=0)
+_recomputed = _bilinear(_in_blocks, _gradients_in_blocks)
 
 
 def convolved(x, kernels, window):
@@ -251,67 +252,26 @@ def on_host(field, samples):
 
 
 def kernel(x, w, grid):
-    if 0 in x.shape:
-        return recomputed(x, w, grid)
-    noise, grid = _static(grid)
-    return _jitted_kernel(noise, *_varying_alike(grid, x, w))
+    return recomputed(x, w, grid) if 0 in x.shape else _kernel(*_varying_alike(grid, x, w))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _kernel(noise, grid, x, w):
-    return _recomputed(noise, grid, x, w)  # what is not differentiated may be exported, and the kernels cannot
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _keeping(noise, grid, x, w):
+def _by_kernel(grid, x, w):
     """The product, and its decisions for the gradients."""
     from pernodedrop.backends import xla_kernels
 
-    y, bits, _ = _varying_alike(*xla_kernels.product_and_bits(x, w, methods.flat(_with_noise(noise, grid), xp)), x)
+    y, bits, _ = _varying_alike(*xla_kernels.product_and_bits(x, w, methods.flat(grid, xp)), x)
     return y, bits
 
 
-def _keeping_forward(noise, grid, x, w):
-    y, bits = _keeping(noise, grid, x, w)
-    return (y, bits), (grid, x, w, bits)
-
-
-def _keeping_backward(noise, saved, cotangents):
-    return _kernel_backward(noise, saved, cotangents[0])
-
-
-def _kernel_forward(noise, grid, x, w):
-    (y, _), saved = _keeping_forward(noise, grid, x, w)
-    return y, saved
-
-
-def _kernel_backward(noise, saved, dy):
-    return None, *_kernel_gradients(noise, *saved, dy)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _kernel_gradients(noise, grid, x, w, bits, dy):
+def _gradients_by_kernel(grid, bits, x, w, dy):
     from pernodedrop.backends import xla_kernels
 
-    mask = methods.flat(_with_noise(noise, grid), xp)
-    dx, dw, _ = _varying_alike(*xla_kernels.gradients(dy, x, w, mask, bits), x)
+    dx, dw, _ = _varying_alike(*xla_kernels.gradients(dy, x, w, methods.flat(grid, xp), bits), x)
     return dx, dw
 
 
-def _kernel_gradients_forward(noise, *saved):
-    return _kernel_gradients(noise, *saved), saved
-
-
-def _kernel_gradients_backward(noise, saved, cotangents):
-    grid, x, w, _, dy = saved
-    *of_grid_x_w, of_dy = _gradients_backward(noise, (grid, x, w, dy), cotangents)
-    return *of_grid_x_w, None, of_dy
-
-
-_kernel.defvjp(_kernel_forward, _kernel_backward)
-_keeping.defvjp(_keeping_forward, _keeping_backward)
-_kernel_gradients.defvjp(_kernel_gradients_forward, _kernel_gradients_backward)
-_jitted_kernel = jax.jit(_kernel, static_argnums=0)
+# what is not differentiated may be exported, and the kernels cannot
+_kernel = _bilinear(_by_kernel, _gradients_by_kernel, in_between=_in_blocks)
 
 
 def entries(grid):
@@ -321,36 +281,35 @@ def entries(grid):
 def masked(w, grid):
     if grid.field.persists or 0 in grid.time.shape or kernel_obstacle(w, grid.field.noise, dtype(w)):
         return methods.masked(w, grid, xp)
-    noise, grid = _static(grid)
-    return _jitted_masked(noise, *_varying_alike(grid, w))
+    return _jitted_masked(*_varying_alike(grid, w))
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _masked(noise, grid, w):
-    return methods.masked(w, _with_noise(noise, grid), xp)  # which may be exported
+@jax.custom_jvp
+def _masked(grid, w):
+    return methods.masked(w, grid, xp)  # which may be exported
 
 
 @_masked.defjvp
-def _derivative_of_masked(noise, primals, tangents):
+def _derivative_of_masked(primals, tangents):
     (grid, w), (_, of_w) = primals, tangents
-    made, _ = _varying_alike(_made(noise, grid), w)
+    made, _ = _varying_alike(_made(grid), w)
     return w * made, of_w * made
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _made(noise, grid):
+@jax.custom_jvp
+def _made(grid):
     from pernodedrop.backends import xla_kernels
 
-    return xla_kernels.entries(methods.Entries.of(_with_noise(noise, grid), xp))
+    return xla_kernels.entries(methods.Entries.of(grid, xp))
 
 
 @_made.defjvp
-def _no_derivative(noise, primals, _):
-    made = _made(noise, *primals)
+def _no_derivative(primals, _):
+    made = _made(*primals)
     return made, zeros_like(made)
 
 
-_jitted_masked = jax.jit(_masked, static_argnums=0)
+_jitted_masked = jax.jit(_masked)
 
 
 def _over_blocks(x, w, step, carry):
@@ -399,67 +358,31 @@ def sparse_matmul(values, rows, columns, count, w, squares=False):
 
 
 def sparse_recomputed(values, rows, columns, w, grid):
-    noise, grid = _static(grid)
-    return _jitted_listed(noise, (rows, columns, grid), values, w)
+    return _listed((rows, columns, grid), values, w)
 
 
 def sparse_kernel(values, rows, columns, w, grid):
-    if 0 in (*values.shape, *w.shape):
-        return sparse_recomputed(values, rows, columns, w, grid)
-    noise, grid = _static(grid)
-    return _jitted_listed_kernel(noise, (rows, columns, grid), values, w)
+    product = _listed if 0 in (*values.shape, *w.shape) else _listed_kernel
+    return product((rows, columns, grid), values, w)
 
 
-def _bilinear(product, gradients, in_between=None):
-    """product(noise, mask, x, w), linear in x and in w, whose gradients dx and dw gradients(noise, mask, x, w, dy) are.
-
-    Both are differentiated by each other, any number of times. `in_between` is the product where none is taken.
-    """
-
-    @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-    def outer(noise, mask, x, w):
-        return (in_between or product)(noise, mask, x, w)
-
-    @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-    def inner(noise, mask, x, w):
-        return product(noise, mask, x, w)
-
-    @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-    def backward(noise, mask, x, w, dy):
-        return gradients(noise, mask, x, w, dy)
-
-    def of_backward(noise, saved, cotangents):
-        (mask, x, w, dy), (of_dx, of_dw) = saved, cotangents
-        of_x, _ = backward(noise, mask, x, of_dw, dy)
-        _, of_w = backward(noise, mask, of_dx, w, dy)
-        return None, of_x, of_w, inner(noise, mask, of_dx, w) + inner(noise, mask, x, of_dw)
-
-    for function in (outer, inner):
-        function.defvjp(
-            lambda noise, *saved: (inner(noise, *saved), saved),
-            lambda noise, saved, dy: (None, *backward(noise, *saved, dy)),
-        )
-    backward.defvjp(lambda noise, *saved: (backward(noise, *saved), saved), of_backward)
-    return outer
-
-
-def _listed(noise, mask, values, w):
+def _listed_in_blocks(mask, values, w):
     rows, columns, grid = mask
 
     def write(start, length, y):
-        part, w_block = _cut_outputs(start, length, _with_noise(noise, grid), w)
+        part, w_block = _cut_outputs(start, length, grid, w)
         block = sparse_methods.forward_block(values, rows, columns, w_block, part, xp)
         return jax.lax.dynamic_update_slice_in_dim(y, block, start, axis=1)
 
     y = jax.numpy.zeros((len(grid.time), w.shape[1]), w.dtype)
-    return _in_steps(w.shape[1], sparse_methods.width(len(values)), write, y)
+    return _in_steps(w.shape[1], sparse_methods.width(len(values)), write, y), None
 
 
-def _listed_gradients(noise, mask, values, w, dy):
+def _gradients_of_listed_in_blocks(mask, _, values, w, dy):
     rows, columns, grid = mask
 
     def write(start, length, carry):
-        part, w_block, dy_block = _cut_outputs(start, length, _with_noise(noise, grid), w, dy)
+        part, w_block, dy_block = _cut_outputs(start, length, grid, w, dy)
         more, block = sparse_methods.gradients_block(dy_block, values, rows, columns, w_block, part, xp)
         return carry[0] + more, jax.lax.dynamic_update_slice_in_dim(carry[1], block, start, axis=1)
 
@@ -473,24 +396,22 @@ def _cut_outputs(start, length, grid, *tensors):
     return grid._replace(out=out), *(cut(tensor, axis=1) for tensor in tensors)
 
 
-def _by_listed_kernel(noise, mask, values, w):
+def _listed_by_kernel(mask, values, w):
     from pernodedrop.backends import xla_kernels
 
     rows, columns, grid = mask
-    return xla_kernels.sparse_product(values, rows, columns, w, methods.flat(_with_noise(noise, grid), xp))
+    return xla_kernels.sparse_product(values, rows, columns, w, methods.flat(grid, xp)), None
 
 
-def _gradients_by_listed_kernel(noise, mask, values, w, dy):
+def _gradients_of_listed_by_kernel(mask, _, values, w, dy):
     from pernodedrop.backends import xla_kernels
 
     rows, columns, grid = mask
-    return xla_kernels.sparse_gradients(dy, values, rows, columns, w, methods.flat(_with_noise(noise, grid), xp))
+    return xla_kernels.sparse_gradients(dy, values, rows, columns, w, methods.flat(grid, xp))
 
 
-_jitted_listed = jax.jit(_bilinear(_listed, _listed_gradients), static_argnums=0)
-_jitted_listed_kernel = jax.jit(
-    _bilinear(_by_listed_kernel, _gradients_by_listed_kernel, in_between=_listed), static_argnums=0
-)
+_listed = _bilinear(_listed_in_blocks, _gradients_of_listed_in_blocks)
+_listed_kernel = _bilinear(_listed_by_kernel, _gradients_of_listed_by_kernel, in_between=_listed_in_blocks)
 
 
 def draw(variable):
