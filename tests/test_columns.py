@@ -151,6 +151,13 @@ def test_a_global_draw_is_a_single_column_in_all_blocks_of_a_seed():
     assert seen == {0, 1, 2}
 
 
+@ONCE
+def test_sizes_that_are_not_known_are_those_of_other_columns():
+    x = keras.Input((None, 2))
+    model = keras.Model(x, contrast.FractalJoin()([x, keras.layers.Reshape((5, 2))(x)]))
+    np.testing.assert_array_equal(host(model(inputs(3, 5, 2))), inputs(3, 5, 2))
+
+
 @needs_gradients
 def test_a_dropped_column_learns_nothing():
     join = contrast.FractalJoin(0.5, sharing=None, seed=1)

@@ -1,5 +1,6 @@
 """FractalNet's drop-path: columns side by side, of which whole ones are dropped (Larsson et al., arXiv 1605.07648)."""
 
+import itertools
 import typing
 
 import keras
@@ -126,12 +127,12 @@ class FractalJoin(Noisy):
 
     def compute_output_shape(self, input_shape: typing.Any) -> Shape:
         listed = isinstance(input_shape, tuple | list) and all(isinstance(one, tuple | list) for one in input_shape)
-        most = self.columns or 2**16
-        alike = {tuple(one)[1:] for one in input_shape} if listed else {}
-        if len(alike) != 1 or len(input_shape) > most:
+        shapes, most = input_shape if listed else [], self.columns or 2**16
+        sizes = [{*some} - {None} for some in itertools.zip_longest(*shapes, fillvalue=0)]  # of axes, as far as known
+        if not 0 < len(shapes) <= most or any(len(some) > 1 for some in sizes):
             expected = f"a list of the columns, tensors of one shape, {most} at most"
             raise ValueError(checks.invalid("inputs", expected, input_shape))
-        return tuple(input_shape[0])
+        return tuple(shapes[0])
 
     def fold(self) -> keras.layers.Layer:
         """A plain Keras layer that computes what this layer does at inference: `keras.layers.Average`."""
