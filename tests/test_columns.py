@@ -149,6 +149,7 @@ def test_a_global_draw_is_a_single_column_in_all_blocks_of_a_seed():
         np.testing.assert_allclose(host(other(block(x, training=True), training=True)), wanted, atol=1e-4)
         seen.add(column)
     assert seen == {0, 1, 2}
+    assert len({join.seed for join in contrast.FractalBlock(several(keras.layers.Dense, 3)).held("joins")}) == 1
 
 
 @ONCE

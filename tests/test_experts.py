@@ -111,6 +111,10 @@ def test_small_shares_are_one_row_and_no_rows_have_no_loss():
         (lambda: contrast.MixtureOfExperts([keras.layers.Dense(3)]), "`experts`.*two layers"),
         (lambda: built_mixture(top_k=5), "`top_k`.*at most 4"),
         (lambda: built_mixture(capacity_factor=0), "`capacity_factor`.*above zero"),
+        (
+            lambda: contrast.MixtureOfExperts([keras.layers.Dense(3), keras.layers.Dense(4)])(inputs(2, 6)),
+            r"`experts`.*all make \(rows, out\)",
+        ),
         (lambda: built_mixture(balance=-1.0), "`balance`.*from zero"),
         (
             lambda: contrast.MixtureOfExperts([keras.layers.Reshape((2, 3))] * 2)(inputs(2, 6)),
