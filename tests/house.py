@@ -58,7 +58,7 @@ HOUSE = """
     layers.activation.* layers.recurrent.* layers.weight.*
     layers.activation layers.recurrent layers.weight
     layers
-    contrast.copies
+    contrast.several
     contrast.capsules contrast.columns contrast.exits contrast.experts
     contrast
     surgery.graphs

@@ -253,7 +253,7 @@ DENSE_ALWAYS = {
     *("per_node_drop_transposed", "drop_connect_separable"),
     *("noise_injection_conv", "shakeout_conv", "noisy_attention", "noisy_rnn", "noisy_rnn_samples"),
     "attention_dropout",
-    *("noisy_rnn_inputs", "zoneout", "fractal_join", "fractal_block"),
+    *("noisy_rnn_inputs", "zoneout", "fractal_join"),
     *("variational_dropout_rnn", "sparse_variational_dropout_rnn"),
 }
 DENSE_IN_TRAINING = DENSE_ALWAYS | {"shakeout", "flipout", "alpha_dropout"}

@@ -1,5 +1,7 @@
 """Noise on recurrent kernels, against Keras' own layers with the masked kernels put in by hand, and against NumPy."""
 
+import importlib.util
+
 import keras
 import numpy as np
 import pytest
@@ -9,6 +11,8 @@ from pernodedrop import uncertainty
 from pernodedrop.layers.recurrent import noisy_rnn
 from tests.family import host, inputs
 from tests.frameworks import needs_gradients, needs_training, value_and_gradients
+from tests.processes import child
+from tests.scripts import resumed_fit
 
 BACKEND = keras.backend.backend()
 BATCH, TIME, FEATURES = 3, 4, 2
@@ -460,6 +464,25 @@ def test_predictions_vary_and_the_model_does_not():
     calm = host(model(X))
     assert (uncertainty.predict(model, X, 8).variance > 0).all()
     same(model(X), calm, atol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.only_backend("torch", reason="it starts a process on each of the others")
+@pytest.mark.parametrize("there", [name for name in ("jax", "tensorflow") if importlib.util.find_spec(name)])
+def test_a_classifier_of_texts_goes_on_elsewhere_and_back_as_if_nothing_had_been(there, tmp_path):
+    keras.utils.set_random_seed(0)
+    model = resumed_fit.classifier()
+    resumed_fit.trained(model, 2)
+    model.save(tmp_path / "here.keras")
+    losses, masks = resumed_fit.trained(model, 4)
+    shape = (1, 4 + resumed_fit.UNITS, 4 * resumed_fit.UNITS)
+    for call, mask in enumerate(masks, 2):
+        whole = pnd.ops.sample_mask(pnd.Bernoulli(0.5), (1, call), shape, backend="numpy")
+        np.testing.assert_array_equal(mask, whole[0, 4:] > 0)
+    away = child("resumed_fit.py", tmp_path / "here.keras", tmp_path / "there.keras", 2, backend=there)
+    back = resumed_fit.trained(resumed_fit.load(tmp_path / "there.keras"), 2)
+    np.testing.assert_allclose(away[0] + back[0], losses, rtol=1e-4)
+    np.testing.assert_array_equal(away[1] + back[1], masks)
 
 
 @needs_training

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import pernodedrop as pnd
-from pernodedrop.layers.activation.tabu_dropout import AdaptiveTenure, TabuDropout
+from pernodedrop.layers.activation.adaptive_tenure import AdaptiveTenure
+from pernodedrop.layers.activation.tabu_dropout import TabuDropout
 from tests.frameworks import needs_training
 from tests.reference import bits
 

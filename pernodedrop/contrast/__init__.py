@@ -5,19 +5,18 @@ layers, `Capsules` route by agreement, and `EarlyExits` lets easy samples leave 
 their papers, are small, and are meant for comparison.
 """
 
-from pernodedrop.contrast.capsules import Capsules, MarginLoss, lengths, squash
+from pernodedrop.contrast.capsules import Capsules, lengths, margin_loss, squash
 from pernodedrop.contrast.columns import FractalBlock, FractalJoin
-from pernodedrop.contrast.exits import EarlyExits, Exited
+from pernodedrop.contrast.exits import EarlyExits
 from pernodedrop.contrast.experts import MixtureOfExperts
 
 __all__ = [
     "Capsules",
     "EarlyExits",
-    "Exited",
     "FractalBlock",
     "FractalJoin",
-    "MarginLoss",
     "MixtureOfExperts",
     "lengths",
+    "margin_loss",
     "squash",
 ]

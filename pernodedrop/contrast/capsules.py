@@ -76,7 +76,6 @@ class Capsules(keras.layers.Layer):
         capsules: the number of capsules, an int from 1; in a classifier, that of the classes.
         dim: the size of their vectors, an int from 1; 16.
         iterations: the number of iterations, an int from 1; 3. With 1 all c are equal.
-        kernel_initializer: that of W; None is a truncated normal distribution of standard deviation 0.1.
         **kwargs: those of `keras.layers.Layer`.
 
     Call arguments:
@@ -87,7 +86,7 @@ class Capsules(keras.layers.Layer):
     Raises:
         TypeError, ValueError: an argument that is not as described, named in the message.
 
-    Example, a classifier, to be trained with `pernodedrop.contrast.MarginLoss`:
+    Example, a classifier, to be trained with `pernodedrop.contrast.margin_loss`:
 
     >>> import keras, pernodedrop as pnd
     >>> images = keras.Input((28, 28, 1))
@@ -97,29 +96,20 @@ class Capsules(keras.layers.Layer):
     (None, 10)
     """
 
-    def __init__(
-        self,
-        capsules: int,
-        dim: int = 16,
-        iterations: int = 3,
-        kernel_initializer: typing.Any = None,
-        **kwargs: typing.Any,
-    ) -> None:
+    def __init__(self, capsules: int, dim: int = 16, iterations: int = 3, **kwargs: typing.Any) -> None:
         super().__init__(**kwargs)
         self.capsules = checks.check_count(capsules, "capsules")
         self.dim = checks.check_count(dim, "dim")
         self.iterations = checks.check_count(iterations, "iterations")
-        default = keras.initializers.TruncatedNormal(stddev=0.1)
-        self.kernel_initializer = keras.initializers.get(default if kernel_initializer is None else kernel_initializer)
+        self._kernel_initializer = keras.initializers.TruncatedNormal(stddev=0.1)
 
     def build(self, input_shape: Shape) -> None:
         if input_shape is None or len(input_shape) != 3 or not all(input_shape[1:]):
             expected = "(batch, capsules below, dim below), the last two known"
             raise ValueError(checks.invalid("inputs", expected, input_shape))
         _, below, size = input_shape
-        self.kernel = self.add_weight(
-            name="kernel", shape=(below, self.capsules, size, self.dim), initializer=self.kernel_initializer
-        )
+        shape = (below, self.capsules, size, self.dim)
+        self.kernel = self.add_weight(shape, self._kernel_initializer, name="kernel")
 
     def call(self, inputs: Tensor) -> Tensor:
         inputs = floating(inputs, ("dense",))
@@ -139,64 +129,43 @@ class Capsules(keras.layers.Layer):
         return (input_shape[0], self.capsules, self.dim)
 
     def get_config(self) -> Config:
-        return {
-            **super().get_config(),
-            "capsules": self.capsules,
-            "dim": self.dim,
-            "iterations": self.iterations,
-            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
-        }
+        own = {"capsules": self.capsules, "dim": self.dim, "iterations": self.iterations}
+        return {**super().get_config(), **own}
 
 
-@keras.saving.register_keras_serializable("pernodedrop")
-class MarginLoss(keras.losses.Loss):
+@keras.saving.register_keras_serializable("pernodedrop")  # type: ignore[untyped-decorator]  # Keras has no types
+def margin_loss(y_true: Tensor, y_pred: Tensor, upper: float = 0.9, lower: float = 0.1, absent: float = 0.5) -> Tensor:
     """The margin loss of the lengths of capsules, one for each class (arXiv 1710.09829, equation 4).
 
         L = sum_k T[k] max(0, upper - |v[k]|)**2 + absent (1 - T[k]) max(0, |v[k]| - lower)**2
 
-    Args:
-        upper: from this length on, a class that is there costs nothing, a float in [0, 1]; 0.9.
-        lower: up to this length, a class that is not there costs nothing, a float in [0, 1]; 0.1.
-        absent: the weight of classes that are not there, a finite float from zero; 0.5.
-        name, **kwargs: those of `keras.losses.Loss`.
+    A model is compiled with it: `model.compile("adam", pernodedrop.contrast.margin_loss)`.
 
-    Call arguments:
+    Args:
         y_true: T, (batch, classes), 1 where a class is there, else 0; several classes may be.
         y_pred: lengths (batch, classes), as `pernodedrop.contrast.lengths` gives them.
+        upper: from this length on, a class that is there costs nothing; 0.9.
+        lower: up to this length, a class that is not there costs nothing; 0.1.
+        absent: the weight of classes that are not there; 0.5.
+
+    Returns:
+        L, (batch,).
 
     Raises:
-        TypeError, ValueError: an argument that is not as described, or tensors of different shapes.
+        TypeError, ValueError: tensors of different shapes, or lengths that are not floating.
 
     >>> import numpy as np, pernodedrop as pnd
-    >>> loss = pnd.contrast.MarginLoss()(np.array([[1.0, 0.0]]), np.array([[0.9, 0.3]], "float32"))
-    >>> round(float(loss), 6)  # 0.5 * (0.3 - 0.1)**2
+    >>> loss = pnd.contrast.margin_loss(np.array([[1.0, 0.0]]), np.array([[0.9, 0.3]], "float32"))
+    >>> round(float(loss[0]), 6)  # 0.5 * (0.3 - 0.1)**2
     0.02
     """
-
-    def __init__(
-        self,
-        upper: float = 0.9,
-        lower: float = 0.1,
-        absent: float = 0.5,
-        name: str = "margin_loss",
-        **kwargs: typing.Any,
-    ) -> None:
-        super().__init__(name=checks.check_str(name, "name"), **kwargs)
-        self.upper, self.lower = checks.check_probability(upper, "upper"), checks.check_probability(lower, "lower")
-        self.absent = checks.check_positive(absent, "absent", zero=True)
-
-    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
-        y_pred, _ = _wide(y_pred, "y_pred")
-        there = keras.ops.cast(y_true, y_pred.dtype)
-        sizes = zip(there.shape, y_pred.shape, strict=False)
-        if len(there.shape) != len(y_pred.shape) or any(None not in pair and pair[0] != pair[1] for pair in sizes):
-            raise ValueError(checks.invalid("y_true", f"the shape of `y_pred`, {tuple(y_pred.shape)}", there.shape))
-        low = keras.ops.square(keras.ops.relu(self.upper - y_pred))
-        high = keras.ops.square(keras.ops.relu(y_pred - self.lower))
-        return keras.ops.sum(there * low + self.absent * (1 - there) * high, axis=-1)
-
-    def get_config(self) -> Config:
-        return {**super().get_config(), "upper": self.upper, "lower": self.lower, "absent": self.absent}
+    y_pred, _ = _wide(y_pred, "y_pred")
+    there = keras.ops.cast(y_true, y_pred.dtype)
+    sizes = zip(there.shape, y_pred.shape, strict=False)
+    if len(there.shape) != len(y_pred.shape) or any(None not in pair and pair[0] != pair[1] for pair in sizes):
+        raise ValueError(checks.invalid("y_true", f"the shape of `y_pred`, {tuple(y_pred.shape)}", there.shape))
+    low, high = keras.ops.relu(upper - y_pred) ** 2, keras.ops.relu(y_pred - lower) ** 2
+    return keras.ops.sum(there * low + absent * (1 - there) * high, axis=-1)
 
 
 def _wide(tensor: Tensor, argument: str) -> tuple[Tensor, Tensor]:

@@ -1,135 +1,24 @@
 """FractalNet's drop-path: columns side by side, of which whole ones are dropped (Larsson et al., arXiv 1605.07648)."""
 
-import functools
-import math
+import itertools
 import typing
 
 import keras
 
 from pernodedrop import checks, mask, schedules
 from pernodedrop._types import Config, Key, Shape, Sharing, Tensor, Words
-from pernodedrop.contrast import copies
-from pernodedrop.internals import of_keras
-from pernodedrop.layers.base.around import Around
-from pernodedrop.layers.base.noise_layer import NoiseLayer
-from pernodedrop.layers.base.noisy import Noisy, at_least_float32, check_built, floating, xp
-from pernodedrop.mask import Field, Mask
+from pernodedrop.contrast.several import Layers, Several, built
+from pernodedrop.layers.base.noisy import Noisy, at_least_float32, floating, xp
+from pernodedrop.mask import Mask
 from pernodedrop.noise import Bernoulli
 from pernodedrop.schedules import Schedule
 
 SURVIVOR, COLUMN, MODE = 1, 2, 3
 """Lanes of what is drawn beside the entries: who stays where all are dropped, the one column, local or global."""
 
-MOST_COLUMNS = 10
-"""Of a block, which has 2**columns - 1 layers."""
-
-
-class Columns(Noisy):
-    """Base of what joins columns: which of them a draw keeps, and the mean of these.
-
-    Args:
-        rate, global_share, columns, place, sharing, seed, **kwargs: those of `FractalJoin`.
-    """
-
-    def __init__(
-        self,
-        rate: float | Schedule,
-        global_share: float,
-        columns: int | None,
-        place: int,
-        sharing: Sharing,
-        seed: int | None,
-        **kwargs: typing.Any,
-    ) -> None:
-        start, schedule = schedules.get(rate)
-        shared = mask.parse_sharing(() if sharing is None else sharing)
-        if not shared <= {"sample"}:
-            raise ValueError(checks.invalid("sharing", "'sample' or None", sharing))
-        super().__init__(mask=Mask(Bernoulli(start), shared), seed=seed, schedule=schedule, **kwargs)
-        self.global_share = checks.check_probability(global_share, "global_share")
-        self.columns = None if columns is None else checks.check_count(columns, "columns")
-        self.place = checks.check_word(place, "place")
-        self.supports_masking = True
-
-    @property
-    def is_stochastic(self) -> bool:
-        """Whether training calls with other keys give other outputs."""
-        return self.global_share > 0 or super().is_stochastic
-
-    def drawn(
-        self, like: Tensor, training: bool | None, key: Key | None, sample_ids: Tensor | None
-    ) -> tuple[Field | None, Words]:
-        """What all joins of a call have in common: the mask at its key, or None, and the sample coordinates."""
-        if not self.has_noise(training):
-            return None, None
-        samples = self.samples(like, sample_ids)
-        samples = xp.arange(1, like=like) if "sample" in self.sharing else samples
-        return self.field(key, xp.device(like)), samples
-
-    def joined(self, columns: list[Tensor], field: Field | None, samples: Words, row: int = 0) -> Tensor:
-        """The mean of those columns that a mask keeps, by default of all.
-
-        Args:
-            columns: tensors of one shape.
-            field, samples: those of `drawn`.
-            row: which of the joins at its place it is.
-        """
-        total = [at_least_float32(column) for column in columns]
-        dtype, count = xp.dtype(columns[0]), len(columns)
-        if field is None:
-            return xp.astype(sum(total) / count, dtype)
-        kept = xp.astype(self._kept(count, columns[0], field, samples, row), xp.dtype(total[0]))
-        kept = kept / xp.sum(kept, axis=1)[:, None]
-        shape = (-1,) + (1,) * (len(columns[0].shape) - 1)
-        return xp.astype(sum(x * xp.reshape(kept[:, n], shape) for n, x in enumerate(total)), dtype)
-
-    def _kept(self, count: int, like: Tensor, field: Field, samples: Words, row: int) -> Tensor:
-        """Which columns stay, a bool tensor (samples, count)."""
-        zero, sample = xp.arange(1, like=like), samples[:, None]
-        place, row = (xp.asarray(xp.as_word(n), device=xp.device(like)) for n in (self.place, row))
-        column = xp.arange(count, like=like)
-        number = xp.astype(column, "int32")
-
-        def uniform(lane: int, time: Words, out: Words) -> Tensor:
-            return xp.uniform(field.words(lane, time[:, None], sample, zero, out, xp))
-
-        def one_of(choices: int, u: Tensor) -> Tensor:
-            return xp.astype(xp.floor(u * choices), "int32")
-
-        alive = xp.astype(field.entries(place[:, None], sample, column, row, xp) > 0, "int32")
-        none_is = xp.sum(alive, axis=1)[:, None] == 0
-        kept = (alive > 0) | (none_is & (number == one_of(count, uniform(SURVIVOR, place, row))))
-        if self.global_share == 0:
-            return kept
-        chosen = one_of(self.columns or count, uniform(COLUMN, zero, zero))
-        alone = (uniform(MODE, zero, zero) < self.global_share) & (chosen < count)
-        return (alone & (number == chosen)) | (~alone & kept)
-
-    def get_config(self) -> Config:
-        return {
-            **super().get_config(),
-            "rate": self.rate_config,
-            "global_share": self.global_share,
-            "columns": self.columns,
-            "place": self.place,
-            "sharing": "sample" if "sample" in self.sharing else None,
-        }
-
-    def _check_columns(self, shapes: typing.Any) -> Shape:
-        """The shape of one of the columns, or an error."""
-        most = "" if self.columns is None else f", {self.columns} at most"
-        expected = f"a list of the columns, tensors of one shape, samples first{most}"
-        listed = isinstance(shapes, tuple | list) and shapes and all(isinstance(one, tuple | list) for one in shapes)
-        if not listed or len(shapes) > (self.columns or math.inf):
-            raise ValueError(checks.invalid("inputs", expected, shapes))
-        first, *others = map(tuple, shapes)
-        if not first or any(len(one) != len(first) or not all(map(_fit, one, first)) for one in others):
-            raise ValueError(checks.invalid("inputs", expected, shapes))
-        return first
-
 
 @keras.saving.register_keras_serializable("pernodedrop")
-class FractalJoin(Columns):
+class FractalJoin(Noisy):
     """The mean of its inputs; in training, of those that drop-path keeps (arXiv 1605.07648).
 
     With m[k] in {0, 1} the column k is kept or dropped, and
@@ -182,61 +71,111 @@ class FractalJoin(Columns):
         seed: int | None = None,
         **kwargs: typing.Any,
     ) -> None:
-        super().__init__(rate, global_share, columns, place, sharing, seed, **kwargs)
+        start, schedule = schedules.get(rate)
+        shared = mask.parse_sharing(() if sharing is None else sharing)
+        if not shared <= {"sample"}:
+            raise ValueError(checks.invalid("sharing", "'sample' or None", sharing))
+        super().__init__(mask=Mask(Bernoulli(start), shared), seed=seed, schedule=schedule, **kwargs)
+        self.global_share = checks.check_probability(global_share, "global_share")
+        self.columns = None if columns is None else checks.check_count(columns, "columns")
+        self.place = checks.check_word(place, "place")
+        self.supports_masking = True
+
+    @property
+    def is_stochastic(self) -> bool:
+        """Whether training calls with other keys give other outputs."""
+        return self.global_share > 0 or super().is_stochastic
 
     def build(self, input_shape: typing.Any) -> None:
-        self._check_columns(input_shape)
+        self.compute_output_shape(input_shape)
 
     def call(
-        self,
-        inputs: list[Tensor],
-        training: bool | None = None,
-        key: Key | None = None,
-        sample_ids: Tensor | None = None,
+        self, inputs: list[Tensor], training: bool | None = None, key: Key | None = None, sample_ids: Words = None
     ) -> Tensor:
-        listed = isinstance(inputs, tuple | list)
-        self._check_columns([tuple(one.shape) if hasattr(one, "shape") else one for one in inputs] if listed else None)
-        inputs = [floating(one, ("dense",)) for one in inputs]
-        return self.joined(inputs, *self.drawn(inputs[0], training, key, sample_ids))
+        shapes = [tuple(one.shape) for one in inputs] if isinstance(inputs, tuple | list) else None
+        self.compute_output_shape(shapes)
+        x = [at_least_float32(floating(one, ("dense",))) for one in inputs]
+        if not self.has_noise(training):
+            return xp.astype(sum(x) / len(x), self.compute_dtype)
+        kept = xp.astype(self._kept(len(x), inputs[0], key, self.samples(inputs[0], sample_ids)), xp.dtype(x[0]))
+        kept = xp.reshape(kept / xp.sum(kept, axis=1)[:, None], (-1, len(x), *(1 for _ in x[0].shape[1:])))
+        return xp.astype(sum(one * kept[:, n] for n, one in enumerate(x)), self.compute_dtype)
+
+    def _kept(self, count: int, like: Tensor, key: Key | None, samples: Words) -> Tensor:
+        """Which columns stay, a bool tensor (samples, count)."""
+        field, zero, column = self.field(key, xp.device(like)), xp.arange(1, like=like), xp.arange(count, like=like)
+        sample = (zero if "sample" in self.sharing else samples)[:, None]
+        place = xp.asarray(xp.as_word(self.place), device=xp.device(like))[:, None]
+
+        def uniform(lane: int, time: Tensor) -> Tensor:
+            return xp.uniform(field.words(lane, time, sample, zero, zero, xp))
+
+        def is_one_of(choices: int, u: Tensor) -> Tensor:
+            return xp.astype(column, "int32") == xp.astype(xp.floor(u * choices), "int32")
+
+        alive = field.entries(place, sample, column, zero, xp) > 0
+        none_is = xp.sum(xp.astype(alive, "int32"), axis=1)[:, None] == 0
+        kept = alive | (none_is & is_one_of(count, uniform(SURVIVOR, place)))
+        alone = is_one_of(self.columns or count, uniform(COLUMN, zero))  # of a column that is not here: none
+        is_alone = xp.sum(xp.astype(alone, "int32"), axis=1)[:, None] > 0
+        is_global = is_alone & (uniform(MODE, zero) < self.global_share)
+        return (is_global & alone) | (~is_global & kept)
 
     def compute_mask(self, inputs: typing.Any, previous_mask: typing.Any) -> typing.Any:
         """The mask of the mean, that of `keras.layers.Average`."""
         return keras.layers.Average.compute_mask(self, inputs, previous_mask)  # which asks nothing of a layer
 
     def compute_output_shape(self, input_shape: typing.Any) -> Shape:
-        return self._check_columns(input_shape)
+        listed = isinstance(input_shape, tuple | list) and all(isinstance(one, tuple | list) for one in input_shape)
+        shapes, most = input_shape if listed else [], self.columns or 2**16
+        sizes = [{*some} - {None} for some in itertools.zip_longest(*shapes, fillvalue=0)]  # of axes, as far as known
+        if not 0 < len(shapes) <= most or any(len(some) > 1 for some in sizes):
+            expected = f"a list of the columns, tensors of one shape, {most} at most"
+            raise ValueError(checks.invalid("inputs", expected, input_shape))
+        return tuple(shapes[0])
 
     def fold(self) -> keras.layers.Layer:
         """A plain Keras layer that computes what this layer does at inference: `keras.layers.Average`."""
         return keras.layers.Average(name=self.name, dtype=self.dtype_policy)
 
+    def get_config(self) -> Config:
+        return {
+            **super().get_config(),
+            "rate": self.rate_config,
+            "global_share": self.global_share,
+            "columns": self.columns,
+            "place": self.place,
+            "sharing": "sample" if "sample" in self.sharing else None,
+        }
+
 
 @keras.saving.register_keras_serializable("pernodedrop")
-class FractalBlock(Columns, Around):
-    """A fractal of layers like a given one: columns of several depths, with drop-path where they join (FractalNet).
+class FractalBlock(Several, keras.layers.Layer):
+    """A fractal of layers: columns of several depths, with drop-path where they join (FractalNet, arXiv 1605.07648).
 
-    This is arXiv 1605.07648. With f[1](x) = layer(x) and `+` the join of those columns that a draw keeps,
+    With `+` the join of those columns that a draw keeps, and each `layer` another one,
 
-        f[c + 1](x) = f[c](f[c](x)) + layer(x)
+        f[1](x) = layer(x),    f[c + 1](x) = f[c](f[c](x)) + layer(x)
 
-    where joins that follow one another directly are one. There are 2**columns - 1 layers, each with weights of its own.
-    The deepest column has 2**(columns - 1) of them in a row; the inner layer is the shallowest column. Joins are those
-    of `pernodedrop.contrast.FractalJoin`: global draws take one column through the whole block, and through all blocks
-    that have the same seed. Inference has all columns.
+    where joins that follow one another directly are one. Of c columns the deepest has 2**(c - 1) layers in a row.
+    Joins are `pernodedrop.contrast.FractalJoin`: a global draw takes one column through the whole block, and through
+    all blocks of as many columns that have the same seed. Inference has all columns. `pernodedrop.fold` of a model
+    makes averages of joins.
 
     Args:
-        layer: the inner layer, such as a Dense or a Sequential, which is copied by its config. It has to take its own
-            outputs as inputs, whose last axis may then have another size (not for a functional model). A seed in it,
-            of noise or of an initializer, becomes another one in each copy.
-        columns: how many columns, an int from 1 to 10; 2.
-        rate, global_share, place, sharing, seed, **kwargs: as for `FractalJoin`. `place` is the number of the block in
-            its network. The dtype policy is the inner layer's unless given.
+        units: the layers, 2**c - 1 of them for c columns, those of the deepest column first, and the one layer of the
+            shallowest last.
+        rate, global_share, sharing, seed: as for `FractalJoin`.
+        place: number of the block in its network, an int from 0; 0.
+        joins: what joins columns instead, 2**(c - 2) layers, such as `keras.layers.Average`; None makes them of the
+            arguments before.
+        **kwargs: those of `keras.layers.Layer`; the dtype policy is that of the first layer unless given.
 
     Call arguments:
-        inputs: floating tensor, as the inner layer takes it.
-        training, key, sample_ids: as for `FractalJoin`.
+        inputs: floating tensor, as the layers take it.
+        training: whether to train; Keras sets it in `fit`.
 
-    Output shape: the inner layer's. Output dtype: this layer's compute dtype.
+    Output shape: that of the layers. Output dtype: this layer's compute dtype.
 
     Raises:
         TypeError, ValueError: an argument that is not as described, named in the message.
@@ -244,153 +183,63 @@ class FractalBlock(Columns, Around):
     Example:
 
     >>> import keras, numpy as np, pernodedrop as pnd
-    >>> block = pnd.contrast.FractalBlock(keras.layers.Dense(5, activation="relu"), columns=3, seed=1)
+    >>> block = pnd.contrast.FractalBlock([keras.layers.Dense(5, activation="relu") for _ in range(7)], seed=1)
     >>> block(np.ones((2, 4), "float32"), training=True).shape == (2, 5), len(block.trainable_variables)
     (True, 14)
     """
 
-    columns: int
+    LISTS = ("units", "joins")
 
     def __init__(
         self,
-        layer: keras.layers.Layer,
-        columns: int = 2,
+        units: Layers,
         rate: float | Schedule = 0.15,
         global_share: float = 0.5,
         place: int = 0,
         sharing: Sharing = "sample",
         seed: int | None = None,
+        joins: Layers | None = None,
         **kwargs: typing.Any,
     ) -> None:
-        if checks.check_count(columns, "columns") > MOST_COLUMNS:
-            raise ValueError(checks.invalid("columns", f"an int from 1 to {MOST_COLUMNS}", columns))
-        kwargs = {"dtype": copies.check_layer(layer).dtype_policy, "layer": layer, **kwargs}
-        super().__init__(rate, global_share, columns, place, sharing, seed, **kwargs)
-        copies.hold(self, "copy", copies.fresh(layer, 2**self.columns - 2))
-        self.supports_masking = layer.supports_masking
-
-    @property
-    def copies(self) -> list[typing.Any]:
-        """The layers beside the inner one, those of the deepest column first."""
-        return copies.held(self, "copy", 2**self.columns - 2)
+        layers = checks.check_tuple(units, "units", "Keras layers")
+        columns = len(layers).bit_length()
+        if not columns or len(layers) + 1 != 2**columns:
+            raise ValueError(checks.invalid("units", "2**columns - 1 layers, one or more", units))
+        super().__init__(**{"dtype": getattr(layers[0], "dtype_policy", None), **kwargs})
+        self.columns, count = columns, 2**columns // 4
+        if joins is None:
+            first = FractalJoin(rate, global_share, columns, place, sharing, seed)
+            shared = {**first.get_config(), "seed": first.seed, "dtype": self.dtype_policy}
+            places = range(first.place * count, (first.place + 1) * count)
+            joins = [FractalJoin.from_config({**shared, "name": f"join_{n}", "place": n}) for n in places]
+        self.hold(units=layers, joins=joins)
+        self.supports_masking = True
 
     def build(self, input_shape: Shape) -> None:
-        rows = 2 ** (self.columns - 1)
-        hidden = {column: tuple(input_shape) for column in range(self.columns)}
-        for row in range(1, rows + 1):
-            ending = [column for column in hidden if row % 2**column == 0]
-            shapes = []
-            for column in ending:
-                layer = self._layer(column, row)
-                if not layer.built:
-                    layer.build(hidden[column])
-                    layer.built = True
-                shapes.append(tuple(layer.compute_output_shape(hidden[column])))
-            hidden |= dict.fromkeys(ending, self._check_columns(shapes))
+        self._through(input_shape, built)
 
-    def call(
-        self,
-        inputs: Tensor,
-        training: bool | None = None,
-        key: Key | None = None,
-        sample_ids: Tensor | None = None,
-    ) -> Tensor:
-        return self._call(inputs, training, key, sample_ids)
+    def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
+        y = self._through(inputs, lambda layer, x: layer(x, training=training))
+        return y if y.dtype == self.compute_dtype else keras.ops.cast(y, self.compute_dtype)
 
     def rematerialized_call(
         self, layer_call: typing.Callable[..., Tensor], *args: typing.Any, **kwargs: typing.Any
     ) -> typing.Callable[..., Tensor]:
-        # Keras' context, which tells inner layers whether they train, is gone when the backward pass calls again
-        telling = functools.partial(self._call, told={"training": kwargs.get("training")})
-        return super().rematerialized_call(telling, *args, **kwargs)
+        return layer_call  # the layers inside make themselves again, and joins draw before
 
-    def _call(
-        self,
-        inputs: Tensor,
-        training: bool | None = None,
-        key: Key | None = None,
-        sample_ids: Tensor | None = None,
-        told: Config | None = None,
-    ) -> Tensor:
-        """What a call gives; `told` are arguments of the inner layers."""
-        mask, inputs = of_keras.mask_of(inputs), floating(inputs, ("dense",))
-        field, samples = self.drawn(inputs, training, key, sample_ids)
-
-        def join(columns: list[Tensor], row: int) -> Tensor:
-            mask = of_keras.mask_of(columns[0])
-            columns = [keras.ops.cast(column, self.compute_dtype) for column in columns]
-            return _masked(self.joined(columns, field, samples, row) if len(columns) > 1 else columns[0], mask)
-
-        return self._through(_masked(inputs, mask), join, lambda layer, x: layer(x, **(told or {})))
-
-    def compute_mask(self, inputs: typing.Any, previous_mask: typing.Any) -> typing.Any:
-        """The mask that the inner layer gives."""
-        return self.layer.compute_mask(inputs, previous_mask)
+    def compute_mask(self, inputs: Tensor, previous_mask: Tensor | None) -> Tensor | None:
+        return self.held("units")[-1].compute_mask(inputs, previous_mask)
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
-        return tuple(self.layer.compute_output_shape(input_shape))
+        return tuple(self.held("units")[-1].compute_output_shape(input_shape))
 
-    def fold(self) -> keras.Model:
-        """A model of plain Keras layers that computes what this layer does at inference.
-
-        Noisy inner layers are folded; those inside an inner model stay as they are.
-
-        Raises:
-            ValueError: a layer that is not built, or an inner one that cannot be folded.
-        """
-        check_built(self)
-        x = keras.Input(self.get_build_config()["input_shape"][1:], dtype=self.compute_dtype)
-        again = type(self).from_config(self.get_config())
-        again.build(self.get_build_config()["input_shape"])
-        for mine, theirs in zip([self.layer, *self.copies], [again.layer, *again.copies], strict=True):
-            theirs.set_weights(mine.get_weights())
-        plain = {layer: _plain(layer) for layer in [again.layer, *again.copies]}
-
-        def join(columns: list[Tensor], row: int) -> Tensor:
-            return keras.layers.Average(name=f"{self.name}_join_{row}", dtype=self.dtype_policy)(columns)
-
-        return keras.Model(x, again._through(x, join, lambda layer, y: plain[layer](y)), name=self.name)
-
-    def get_config(self) -> Config:
-        return {**super().get_config(), "columns": self.columns}
-
-    def _layer(self, column: int, row: int) -> keras.layers.Layer:
-        """The layer of a column that ends in a row; column 0 is the deepest, and has one in each row from 1."""
-        if column == self.columns - 1:
-            return self.layer
-        before = 2**self.columns - 2 ** (self.columns - column)  # those of the deeper columns
-        return self.copies[before + row // 2**column - 1]
-
-    def _through(
-        self,
-        inputs: Tensor,
-        join: typing.Callable[[list[Tensor], int], Tensor],
-        called: typing.Callable[[keras.layers.Layer, Tensor], Tensor],
-    ) -> Tensor:
-        """What comes out at the last join, from what joins and calls of layers give."""
-        hidden = dict.fromkeys(range(self.columns), inputs)
+    def _through(self, inputs: typing.Any, called: typing.Callable[[typing.Any, typing.Any], typing.Any]) -> typing.Any:
+        """What comes out at the last join, where layers give what `called` says."""
+        units, joins = self.held("units"), iter(self.held("joins"))
+        hidden = dict.fromkeys(range(self.columns), inputs)  # column 0 is the deepest, with a layer in each row
         for row in range(1, 2 ** (self.columns - 1) + 1):
             ending = [column for column in hidden if row % 2**column == 0]
-            hidden |= dict.fromkeys(ending, join([called(self._layer(c, row), hidden[c]) for c in ending], row))
+            first = {column: 2**self.columns - 2 ** (self.columns - column) - 1 for column in ending}
+            ends = [called(units[first[column] + row // 2**column], hidden[column]) for column in ending]
+            hidden |= dict.fromkeys(ending, called(next(joins), ends) if len(ends) > 1 else ends[0])
         return hidden[0]
-
-
-def _plain(layer: keras.layers.Layer) -> keras.layers.Layer:
-    """A layer without noise, under the name of the noisy one, which has it alone."""
-    if not isinstance(layer, NoiseLayer):
-        return layer
-    plain = layer.fold()
-    plain.name = layer.name
-    return plain
-
-
-def _masked(tensor: Tensor, mask: Tensor | None) -> Tensor:
-    """A tensor with the mask that Keras notes for it."""
-    if mask is not None and of_keras.mask_of(tensor) is None:
-        of_keras.set_mask(tensor, mask)
-    return tensor
-
-
-def _fit(size: typing.Any, other: typing.Any) -> bool:
-    """Whether two sizes are equal, as far as they are known."""
-    return None in (size, other) or size == other

@@ -9,26 +9,14 @@ import numpy as np
 
 from pernodedrop import checks
 from pernodedrop._types import Config, Shape, Tensor
-from pernodedrop.contrast import copies
+from pernodedrop.contrast.several import Layers, Several, built
 from pernodedrop.internals import of_keras
 
 Numbers: typing.TypeAlias = float | collections.abc.Sequence[float]
 
 
-class Exited(typing.NamedTuple):
-    """What `EarlyExits.predict_exits` gives.
-
-    Attributes:
-        outputs: float array (n, classes): the probabilities of the exit that each sample took.
-        exits: int array (n,): the number of that exit, from 0.
-    """
-
-    outputs: np.typing.NDArray[typing.Any]
-    exits: np.typing.NDArray[np.int64]
-
-
 @keras.saving.register_keras_serializable("pernodedrop")
-class EarlyExits(keras.Model):
+class EarlyExits(Several, keras.Model):
     """A classifier with an exit after each of its stages, which `fit` trains jointly (BranchyNet, arXiv 1709.01686).
 
     With h[n] = stage[n](h[n - 1]), h[-1] the input, and y[n] = exit[n](h[n]) probabilities over classes, training
@@ -40,9 +28,8 @@ class EarlyExits(keras.Model):
     threshold, or else of the last. Calls, `predict` and `evaluate` compute all stages and then choose; metrics, and the
     loss of `evaluate`, are those of the chosen outputs. `predict_exits` computes no more stages for samples that left.
 
-    Measured on a busy machine, 256 rows through four equal stages: `predict_exits` took 0.4 to 0.5 of the time of
-    `predict` where two thirds of the samples leave at the first exit, and up to 1.4 where none do, since the output of
-    each stage comes to the host.
+    What `predict_exits` saves is less than what it does not compute, since the output of each stage comes to the host;
+    the gallery has figures.
 
     Args:
         stages: layers or models, each of which takes the output of the one before.
@@ -67,45 +54,42 @@ class EarlyExits(keras.Model):
     >>> stages = [keras.layers.Dense(8, activation="relu") for _ in range(2)]
     >>> exits = [keras.layers.Dense(3, activation="softmax") for _ in stages]
     >>> model = pnd.contrast.EarlyExits(stages, exits, thresholds=2.0)  # above ln(3): all leave at once
-    >>> model.predict_exits(np.ones((2, 4), "float32")).exits
+    >>> outputs, taken = model.predict_exits(np.ones((2, 4), "float32"))
+    >>> taken
     array([0, 0])
     """
 
+    LISTS = ("stages", "exits")
+
     def __init__(
         self,
-        stages: collections.abc.Sequence[keras.layers.Layer],
-        exits: collections.abc.Sequence[keras.layers.Layer],
+        stages: Layers,
+        exits: Layers,
         exit_weights: Numbers = 1.0,
         thresholds: Numbers = 0.0,
         **kwargs: typing.Any,
     ) -> None:
         super().__init__(**kwargs)
-        before, leaving = _layers(stages, "stages"), _layers(exits, "exits")
-        if len(before) != len(leaving):
-            raise ValueError(checks.invalid("exits", f"as many as stages, {len(before)}", exits))
-        copies.hold(self, "stage", before)
-        copies.hold(self, "exit", leaving)
-        self.exit_weights = _numbers(exit_weights, "exit_weights", len(leaving))
-        first = np.array(_numbers(thresholds, "thresholds", len(leaving) - 1), "float32")
+        self.hold(stages=stages, exits=exits)
+        count = len(self.stages)
+        if not count or len(self.exits) != count:
+            raise ValueError(checks.invalid("exits", f"as many as stages, {count}, one or more", exits))
+        self.exit_weights = _numbers(exit_weights, "exit_weights", count)
         self._thresholds = self.add_weight(
-            name="thresholds",
-            shape=first.shape,
-            initializer=lambda shape, dtype=None: keras.ops.convert_to_tensor(first, dtype),
-            dtype="float32",
-            trainable=False,
-            autocast=False,
+            (count - 1,), "zeros", "float32", trainable=False, autocast=False, name="thresholds"
         )
+        self.thresholds = thresholds
         self._part_of = functools.cache(lambda n: _Part(self.stages[n], self.exits[n]))
 
     @property
     def stages(self) -> list[typing.Any]:
         """The stages in their order."""
-        return copies.held(self, "stage", len(self.exit_weights))
+        return self.held("stages")
 
     @property
     def exits(self) -> list[typing.Any]:
         """The exits in their order."""
-        return copies.held(self, "exit", len(self.exit_weights))
+        return self.held("exits")
 
     @property
     def thresholds(self) -> list[float]:
@@ -118,11 +102,8 @@ class EarlyExits(keras.Model):
 
     def build(self, input_shape: Shape) -> None:
         for stage, leave in zip(self.stages, self.exits, strict=True):
-            for layer, shape in ((stage, input_shape), (leave, stage.compute_output_shape(input_shape))):
-                if not layer.built:
-                    layer.build(shape)
-                    layer.built = True
-            input_shape = stage.compute_output_shape(input_shape)
+            input_shape = built(stage, input_shape)
+            built(leave, input_shape)
         self.built = True
 
     def call(self, inputs: Tensor, training: bool | None = None) -> typing.Any:
@@ -157,7 +138,7 @@ class EarlyExits(keras.Model):
         """The metrics of what is chosen."""
         return super().compute_metrics(x, y, y_pred[-1] if isinstance(y_pred, list) else y_pred, sample_weight)
 
-    def predict_exits(self, x: typing.Any, batch_size: int = 32) -> Exited:
+    def predict_exits(self, x: typing.Any, batch_size: int = 32) -> tuple[typing.Any, np.typing.NDArray[np.int64]]:
         """The output of each sample at the exit that it takes, and which exit that is; later stages are not computed.
 
         The samples that are left go through the next stage in full batches, so there are fewer of these; the last one
@@ -168,7 +149,8 @@ class EarlyExits(keras.Model):
             batch_size: an int from 1; 32.
 
         Returns:
-            An `Exited`.
+            Two arrays: (n, classes), the probabilities of the exit that each sample took, and int (n,), the number of
+            that exit, from 0.
 
         Raises:
             TypeError, ValueError: an x without samples, a batch size that is no int from 1, or an exit that does not
@@ -189,7 +171,7 @@ class EarlyExits(keras.Model):
             rows, hidden = rows[~leaves], hidden[~leaves]
             if not len(rows):
                 break
-        return Exited(outputs, exits)
+        return outputs, exits
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         for stage in self.stages:
@@ -197,21 +179,7 @@ class EarlyExits(keras.Model):
         return tuple(self.exits[-1].compute_output_shape(input_shape))
 
     def get_config(self) -> Config:
-        return {
-            **super().get_config(),
-            "stages": [keras.saving.serialize_keras_object(stage) for stage in self.stages],
-            "exits": [keras.saving.serialize_keras_object(leave) for leave in self.exits],
-            "exit_weights": list(self.exit_weights),
-            "thresholds": self.thresholds,
-        }
-
-    @classmethod
-    def from_config(cls, config: Config, custom_objects: dict[str, typing.Any] | None = None) -> typing.Self:
-        made = {
-            name: [keras.saving.deserialize_keras_object(one, custom_objects=custom_objects) for one in config[name]]
-            for name in ("stages", "exits")
-        }
-        return cls(**{**config, **made})
+        return {**super().get_config(), "exit_weights": list(self.exit_weights), "thresholds": self.thresholds}
 
 
 class _Part(keras.Model):
@@ -235,14 +203,6 @@ def _entropy(p: Tensor) -> Tensor:
     """Of probabilities along the last axis, in nats."""
     p = keras.ops.cast(p, "float32")
     return -keras.ops.sum(p * keras.ops.log(keras.ops.maximum(p, TINY)), axis=-1)
-
-
-def _layers(given: typing.Any, argument: str) -> list[keras.layers.Layer]:
-    """Layers as a list, or an error."""
-    found = checks.check_tuple(given, argument, "Keras layers")
-    if not found or not all(isinstance(one, keras.layers.Layer) for one in found):
-        raise TypeError(checks.invalid(argument, "Keras layers, one or more", given))
-    return list(found)
 
 
 def _numbers(given: typing.Any, argument: str, count: int) -> tuple[float, ...]:

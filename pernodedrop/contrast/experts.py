@@ -1,25 +1,26 @@
 """MixtureOfExperts: a gate sends each row to few of many layers (arXiv 1701.06538, 2101.03961)."""
 
 import fractions
+import math
 import typing
 
 import keras
 
 from pernodedrop import checks
 from pernodedrop._types import Config, Shape, Tensor
-from pernodedrop.contrast import copies
+from pernodedrop.contrast.several import Layers, Several, built
 from pernodedrop.layers.base.noisy import check_size, floating, xp
 
 FINEST = 1000
-"""Of the capacity factor as a fraction: the largest denominator, so that counts of rows stay whole numbers."""
+"""The largest denominator of the share of rows that an expert takes, so that counts of rows stay whole numbers."""
 
 
 @keras.saving.register_keras_serializable("pernodedrop")
-class MixtureOfExperts(keras.layers.Wrapper):
+class MixtureOfExperts(Several, keras.layers.Layer):
     """Sends each row to the `top_k` experts that a gate prefers: a sparse mixture (Shazeer et al., arXiv 1701.06538).
 
-    Experts are the inner layer and copies of it with weights of their own. A row is a vector along the last axis, at
-    any sample and position. With z = x G the logits of a row, p = softmax(z), and S its `top_k` largest,
+    A row is a vector along the last axis, at any sample and position. With z = x G the logits of a row, p = softmax(z),
+    and S its `top_k` largest,
 
         y = sum_{e in S} g[e] expert[e](x)
 
@@ -39,13 +40,11 @@ class MixtureOfExperts(keras.layers.Wrapper):
     Inference has no capacity, so that no row depends on others: each expert then computes all rows.
 
     Args:
-        layer: the inner layer, a `keras.layers.Layer` that makes (rows, out) of (rows, in), such as a Dense or a
-            Sequential. A seed in it, of noise or of an initializer, becomes another one in each copy.
-        experts: the number of experts, an int from 2; 4.
-        top_k: how many of them each row goes to, an int from 1 to `experts`; 2.
+        experts: two or more layers that make (rows, out) of (rows, in), such as a Dense or a Sequential.
+        top_k: how many of them each row goes to, an int from 1; 2.
         capacity_factor: a finite float above zero, or None for no capacity; 1.25.
         balance: weight of the loss, a finite float from zero; 0.01.
-        **kwargs: those of `keras.layers.Layer`; the dtype policy is the inner layer's unless given.
+        **kwargs: those of `keras.layers.Layer`; the dtype policy is that of the first expert unless given.
 
     Call arguments:
         inputs: floating tensor (batch, ..., in).
@@ -59,53 +58,54 @@ class MixtureOfExperts(keras.layers.Wrapper):
     Example:
 
     >>> import keras, numpy as np, pernodedrop as pnd
-    >>> layer = pnd.contrast.MixtureOfExperts(keras.layers.Dense(5), experts=4)
+    >>> layer = pnd.contrast.MixtureOfExperts([keras.layers.Dense(5) for _ in range(4)])
     >>> layer(np.ones((2, 3, 8), "float32"), training=True).shape == (2, 3, 5), len(layer.losses)
     (True, 1)
     """
 
+    LISTS = ("experts",)
+
     def __init__(
         self,
-        layer: keras.layers.Layer,
-        experts: int = 4,
+        experts: Layers,
         top_k: int = 2,
         capacity_factor: float | None = 1.25,
         balance: float = 0.01,
         **kwargs: typing.Any,
     ) -> None:
-        super().__init__(**{"dtype": copies.check_layer(layer).dtype_policy, **kwargs, "layer": layer})
-        self.experts = checks.check_count(experts, "experts", least=2)
+        layers = checks.check_tuple(experts, "experts", "Keras layers")
+        if len(layers) < 2:
+            raise ValueError(checks.invalid("experts", "two layers or more", experts))
+        super().__init__(**{"dtype": getattr(layers[0], "dtype_policy", None), **kwargs})
+        self.hold(experts=layers)
         self.top_k = checks.check_count(top_k, "top_k")
-        if self.top_k > self.experts:
-            raise ValueError(checks.invalid("top_k", f"at most {self.experts}, all experts", top_k))
+        if self.top_k > len(layers):
+            raise ValueError(checks.invalid("top_k", f"at most {len(layers)}, all experts", top_k))
         no_limit = capacity_factor is None
         self.capacity_factor = None if no_limit else checks.check_positive(capacity_factor, "capacity_factor")
         self.balance = checks.check_positive(balance, "balance", zero=True)
         self._gate_initializer = keras.initializers.GlorotUniform()  # has its seed now, whenever the gate is built
-        copies.hold(self, "copy", copies.fresh(layer, self.experts - 1))
         self.supports_masking = True
+
+    @property
+    def experts(self) -> list[typing.Any]:
+        """The experts in their order."""
+        return self.held("experts")
 
     def build(self, input_shape: Shape) -> None:
         if len(input_shape) < 2 or not input_shape[-1]:
             raise ValueError(checks.invalid("inputs", "rank from 2, of a known size along the last axis", input_shape))
-        rows = (None, input_shape[-1])
-        self.gate = self.add_weight(
-            name="gate",
-            shape=(input_shape[-1], self.experts),
-            initializer=self._gate_initializer,
-            autocast=False,
-        )
-        for expert in self._all():
-            if not expert.built:
-                expert.build(rows)
-                expert.built = True
-        copies.output_shape(self.layer, rows)
+        shape = (input_shape[-1], len(self.experts))
+        self.gate = self.add_weight(name="gate", shape=shape, initializer=self._gate_initializer, autocast=False)
+        made = {built(expert, (None, input_shape[-1])) for expert in self.experts}
+        if len(made) > 1 or len(made.pop()) != 2:
+            raise ValueError(checks.invalid("experts", "layers that all make (rows, out) of (rows, in)", self.experts))
 
     def call(self, inputs: Tensor, training: bool | None = None) -> Tensor:
         inputs, trains = floating(inputs, ("dense",)), checks.check_training(training)
         check_size(inputs, -1, self.gate.shape[0])
         *leading, size = xp.shape(inputs)
-        x = keras.ops.reshape(inputs, (_product(leading), size))
+        x = keras.ops.reshape(inputs, (math.prod(leading), size))
         chosen, weights, p = self.routes(x)
         if trains:
             self.add_loss(self.balance * self.imbalance(chosen, p))
@@ -129,17 +129,17 @@ class MixtureOfExperts(keras.layers.Wrapper):
 
     def imbalance(self, chosen: Tensor, p: Tensor) -> Tensor:
         """Switch's loss of what `routes` gives, without its weight: 1 where the experts are used evenly."""
-        hot = keras.ops.one_hot(chosen, self.experts, dtype=p.dtype)
+        hot = keras.ops.one_hot(chosen, len(self.experts), dtype=p.dtype)
         rows = keras.ops.cast(keras.ops.maximum(keras.ops.shape(p)[0], 1), p.dtype)  # no rows have the loss 0
         f = keras.ops.sum(hot, axis=(0, 1)) / (rows * self.top_k)
-        return self.experts * keras.ops.sum(f * keras.ops.sum(p, axis=0) / rows)
+        return len(self.experts) * keras.ops.sum(f * keras.ops.sum(p, axis=0) / rows)
 
     def capacity(self, rows: typing.Any) -> typing.Any:
         """How many of so many rows an expert takes in training, an int, or a scalar tensor as `rows` is."""
         if self.capacity_factor is None:
             return rows
-        factor = fractions.Fraction(self.capacity_factor).limit_denominator(FINEST)
-        share = min(fractions.Fraction(1), max(factor, fractions.Fraction(1, FINEST)) * self.top_k / self.experts)
+        even = min(1.0, max(1 / FINEST, self.capacity_factor * self.top_k / len(self.experts)))
+        share = fractions.Fraction(even).limit_denominator(FINEST)
         return -(-rows * share.numerator // share.denominator)
 
     def _sent(
@@ -147,40 +147,21 @@ class MixtureOfExperts(keras.layers.Wrapper):
     ) -> Tensor:
         """The sum of what the experts make of the rows, each of which takes a number of them."""
         chosen = keras.ops.reshape(keras.ops.transpose(chosen), (self.top_k * rows,))  # all first choices, then others
-        hot = keras.ops.one_hot(chosen, self.experts, dtype="int32")
+        hot = keras.ops.one_hot(chosen, len(self.experts), dtype="int32")
         place = keras.ops.sum((keras.ops.cumsum(hot, axis=0) - hot) * hot, axis=-1)  # how many came before
         taken = place < capacity
         queue = keras.ops.where((hot > 0) & taken[:, None], place[:, None], self.top_k * rows)
         senders = keras.ops.argsort(keras.ops.transpose(queue), axis=-1)[:, :capacity] % rows
-        y = keras.ops.stack([
-            expert(keras.ops.take(x, senders[n], axis=0), training=training) for n, expert in enumerate(self._all())
-        ])  # fmt: skip
-        y = keras.ops.reshape(y, (self.experts * capacity, y.shape[-1]))
-        y = keras.ops.take(y, chosen * capacity + keras.ops.where(taken, place, 0), axis=0)
+        sent = [keras.ops.take(x, senders[n], axis=0) for n in range(len(self.experts))]
+        y = [expert(some, training=training) for expert, some in zip(self.experts, sent, strict=True)]
+        y = keras.ops.take(keras.ops.concatenate(y), chosen * capacity + keras.ops.where(taken, place, 0), axis=0)
         g = keras.ops.reshape(keras.ops.transpose(weights), (self.top_k * rows,))
         y = keras.ops.cast(y, g.dtype) * keras.ops.where(taken, g, 0)[:, None]
         return keras.ops.sum(keras.ops.reshape(y, (self.top_k, rows, y.shape[-1])), axis=0)
 
-    def _all(self) -> list[keras.layers.Layer]:
-        return [self.layer, *copies.held(self, "copy", self.experts - 1)]
-
     def compute_output_shape(self, input_shape: Shape) -> Shape:
-        rows = copies.output_shape(self.layer, (None, input_shape[-1]))
-        return (*input_shape[:-1], rows[-1])
+        return (*input_shape[:-1], self.experts[0].compute_output_shape((None, input_shape[-1]))[-1])
 
     def get_config(self) -> Config:
-        return {
-            **super().get_config(),
-            "experts": self.experts,
-            "top_k": self.top_k,
-            "capacity_factor": self.capacity_factor,
-            "balance": self.balance,
-        }
-
-
-def _product(sizes: list[typing.Any]) -> typing.Any:
-    """The product of sizes, some of which only the run may know."""
-    total = 1
-    for size in sizes:
-        total = total * size
-    return total
+        own = {"top_k": self.top_k, "capacity_factor": self.capacity_factor, "balance": self.balance}
+        return {**super().get_config(), **own}

@@ -3,6 +3,7 @@
 `weight` noise wraps a layer, `activation` noise stands between layers, `recurrent` noise wraps one with a loop.
 """
 
+from pernodedrop.layers.activation.adaptive_tenure import AdaptiveTenure
 from pernodedrop.layers.activation.alpha_dropout import AlphaDropout
 from pernodedrop.layers.activation.attention_dropout import AttentionDropout
 from pernodedrop.layers.activation.drop_block import DropBlock1D, DropBlock2D, DropBlock3D
@@ -14,7 +15,7 @@ from pernodedrop.layers.activation.masksembles import Masksembles
 from pernodedrop.layers.activation.scheduled_drop_path import ScheduledDropPath
 from pernodedrop.layers.activation.spatial_dropout import SpatialDropout1D, SpatialDropout2D, SpatialDropout3D
 from pernodedrop.layers.activation.stochastic_depth import StochasticDepth
-from pernodedrop.layers.activation.tabu_dropout import AdaptiveTenure, TabuDropout
+from pernodedrop.layers.activation.tabu_dropout import TabuDropout
 from pernodedrop.layers.recurrent.noisy_rnn import NoisyRNN
 from pernodedrop.layers.recurrent.sparse_variational_dropout_rnn import SparseVariationalDropoutRNN
 from pernodedrop.layers.recurrent.variational_dropout_rnn import VariationalDropoutRNN

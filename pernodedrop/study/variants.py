@@ -251,14 +251,20 @@ def _of_place(seed: int) -> collections.abc.Iterator[None]:
         random.setstate(state)
 
 
+def _with_copies(dense: keras.layers.Layer, count: int) -> Layers:
+    """A layer after others like it, so many in all, with weights of their own."""
+    configs = ({**dense.get_config(), "name": f"{dense.name}_copy_{n}"} for n in range(count - 1))
+    return [*(type(dense).from_config(config) for config in configs), dense]
+
+
 def _fractal_block(dense: keras.layers.Layer, rate: float, seed: int) -> Layers:
     with _of_place(seed):
-        return [FractalBlock(dense, rate=rate, seed=seed)]
+        return [FractalBlock(_with_copies(dense, 3), rate=rate, seed=seed)]
 
 
 def _experts(dense: keras.layers.Layer, rate: float, seed: int) -> Layers:
     with _of_place(seed):
-        return [MixtureOfExperts(dense)]
+        return [MixtureOfExperts(_with_copies(dense, 4))]
 
 
 # Activation noise stands before the Dense layer, where it multiplies the same inputs as the noise of its kernel does.

@@ -11,6 +11,7 @@ loaded model continues otherwise, or if a folded model, or what is exported, com
 
 import argparse
 import functools
+import itertools
 import json
 import os
 import pathlib
@@ -215,17 +216,18 @@ def main():
         make, x, rule, noise = MODELS[arguments.one]
         print(json.dumps(check(make, x, rule, noise)))
         return
+    chosen = [name for name in MODELS if name.startswith(arguments.only)]
+    if not chosen:
+        parser.error(f"argument --only: expected the beginning of one of {'; '.join(MODELS)}")
     failed = False
-    for backend in arguments.backends:
-        for name in MODELS:
-            if name.startswith(arguments.only):
-                start = time.perf_counter()
-                found = of_process(backend, name)
-                failed |= found is None
-                cell = "fails" if found is None else "{} layers, {}".format(*found)
-                print(backend, name, cell, f"{time.perf_counter() - start:.0f} s", sep="; ", flush=True)
-                if arguments.write:
-                    write(backend, name, cell)
+    for backend, name in itertools.product(arguments.backends, chosen):
+        start = time.perf_counter()
+        found = of_process(backend, name)
+        failed |= found is None
+        cell = "fails" if found is None else "{} layers, {}".format(*found)
+        print(backend, name, cell, f"{time.perf_counter() - start:.0f} s", sep="; ", flush=True)
+        if arguments.write:
+            write(backend, name, cell)
     sys.exit(failed)
 
 

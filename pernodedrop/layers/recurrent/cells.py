@@ -14,6 +14,8 @@ from pernodedrop.recurrence import KERNELS, Product
 Layer: typing.TypeAlias = keras.layers.Layer
 Products: typing.TypeAlias = dict[str, Product]
 
+Step: typing.TypeAlias = collections.abc.Callable[[Layer, Products, Tensor, list[Tensor]], tuple[Tensor, list[Tensor]]]
+
 CELLS = (keras.layers.SimpleRNNCell, keras.layers.GRUCell, keras.layers.LSTMCell)
 EXPECTED = (
     "a keras.layers.SimpleRNN, GRU or LSTM, an RNN of their cells, or a Bidirectional of these (around it, not in it)"
@@ -95,22 +97,6 @@ def assign_kernels(layer: typing.Any, kernels: list[dict[str, Tensor]]) -> None:
             getattr(cell, name).assign(kernel)
 
 
-def with_products(layer: typing.Any, products: list[Products]) -> Layer:
-    """A copy of a recurrent layer whose cells multiply by these products, by the kernel's name, at all steps."""
-
-    def changed(cell: Layer, kernels: dict[str, tuple[Tensor, int]], own: Products) -> Layer:
-        plain = {name: plain_product(as_computed(cell, kernel)) for name, (kernel, _) in kernels.items()}
-        all_of_it = {**plain, **own}
-
-        def call(inputs: Tensor, states: list[Tensor], training: bool = False) -> tuple[Tensor, list[Tensor]]:
-            return step(cell, all_of_it, inputs, states)
-
-        return of_keras.shallow_copy(cell, call=call)
-
-    cells = map(changed, cells_of(layer), kernels_of(layer), products)
-    return with_cells(layer, cells, use_cudnn=False)
-
-
 def as_computed(cell: Layer, kernel: Tensor) -> Tensor:
     """A kernel in the dtype that its cell computes in."""
     return keras.ops.cast(kernel, cell.compute_dtype)
@@ -174,3 +160,25 @@ def _gru(cell: typing.Any, products: Products, inputs: Tensor, h: Tensor) -> tup
         candidate = x_h + keras.ops.split(products["recurrent_kernel"](reset * h), 3, axis=1)[2]
     h = update * h + (1 - update) * cell.activation(candidate)
     return h, [h]
+
+
+def with_products(layer: typing.Any, products: list[dict[str, typing.Any]], step_of: Step = step) -> Layer:
+    """A copy of a recurrent layer whose cells multiply by these products, by the kernel's name, at all steps.
+
+    Args:
+        layer: the layer.
+        products: those of each cell; kernels that are not among them are multiplied as they are.
+        step_of: what makes a step of a cell and all its products, `step` or what calls it.
+    """
+
+    def changed(cell: Layer, kernels: dict[str, tuple[Tensor, int]], own: dict[str, typing.Any]) -> Layer:
+        plain = {name: plain_product(as_computed(cell, kernel)) for name, (kernel, _) in kernels.items()}
+        all_of_it = {**plain, **own}
+
+        def call(inputs: Tensor, states: list[Tensor], training: bool = False) -> tuple[Tensor, list[Tensor]]:
+            return step_of(cell, all_of_it, inputs, states)
+
+        return of_keras.shallow_copy(cell, call=call)
+
+    cells = map(changed, cells_of(layer), kernels_of(layer), products)
+    return with_cells(layer, cells, use_cudnn=False)

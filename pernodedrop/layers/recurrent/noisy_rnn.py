@@ -7,7 +7,6 @@ import keras
 
 from pernodedrop import checks, schedules
 from pernodedrop._types import Config, Sharing, Tensor, Words
-from pernodedrop.internals import of_keras
 from pernodedrop.layers.base.activation_noise import apply_mask
 from pernodedrop.layers.base.inner import copy_of
 from pernodedrop.layers.base.noisy import check_built, xp
@@ -18,10 +17,9 @@ from pernodedrop.layers.recurrent.cells import (
     check_steps,
     is_last,
     kernels_of,
-    plain_product,
     step,
-    with_cells,
     with_kernels,
+    with_products,
 )
 from pernodedrop.layers.recurrent.recurrent_noise import RecurrentNoise
 from pernodedrop.mask import Field, coordinate
@@ -180,40 +178,29 @@ class NoisyRNN(RecurrentNoise):
         self, layer: keras.layers.Layer, inputs: Tensor, field: Field, samples: Words
     ) -> keras.layers.Layer:
         """A layer with cells whose products have the masks of each sample, of each step, or of both."""
-        cells = []
         time = coordinate("time", xp.shape(inputs)[1], self.sharing, inputs, xp)
         samples = xp.arange(1, like=inputs) if "sample" in self.sharing else samples
-        for cell, kernels in zip(cells_of(layer), kernels_of(layer), strict=True):
-            products = {}
-            for name, (stored, row) in kernels.items():
-                kernel = as_computed(cell, stored)
-                if name in self.recurrence.kernels:
-                    grid = self.recurrence.grid(row, kernel, cell.units, field, time, samples, xp)
-                    products[name] = self.recurrence.products(kernel, cell.units, grid, xp)
-                else:
-                    products[name] = _plain(kernel)
-            cells.append(of_keras.shallow_copy(cell, call=self._call_of(cell, products, is_last(layer, cell))))
-        return with_cells(layer, iter(cells), use_cudnn=False)
+        own = self.recurrence.kernels
 
-    def _call_of(
-        self, cell: keras.layers.Layer, products: dict[str, ProductAt], last: bool
-    ) -> typing.Callable[..., typing.Any]:
-        """The `call` of a copy of a cell, with its products at a position; without positions it is None."""
+        def of_kernel(cell: keras.layers.Layer, stored: Tensor, row: int) -> ProductAt:
+            kernel = as_computed(cell, stored)
+            grid = self.recurrence.grid(row, kernel, cell.units, field, time, samples, xp)
+            return self.recurrence.products(kernel, cell.units, grid, xp)
 
-        def call(inputs: Tensor, states: list[Tensor], training: bool = False) -> tuple[Tensor, list[Tensor]]:
-            if "time" in self.sharing:
-                return step(cell, {name: product(None) for name, product in products.items()}, inputs, states)
+        def step_at(
+            cell: keras.layers.Layer, products: dict[str, typing.Any], inputs: Tensor, states: list[Tensor]
+        ) -> tuple[Tensor, list[Tensor]]:
             inputs, digits = inputs[:, :-DIGITS], inputs[:, -DIGITS:]
             position = position_of(digits)
-            here = {name: product(position) for name, product in products.items()}
+            here = {name: product(position) if name in own else product for name, product in products.items()}
             outputs, states = step(cell, here, inputs, states)
-            return keras.ops.concatenate([outputs, digits], -1) if not last else outputs, states
+            return outputs if is_last(layer, cell) else keras.ops.concatenate([outputs, digits], -1), states
 
-        return call
-
-
-def _plain(kernel: Tensor) -> ProductAt:
-    return lambda position: plain_product(kernel)
+        cells = zip(cells_of(layer), kernels_of(layer), strict=True)
+        products = [{name: of_kernel(cell, *kernels[name]) for name in own} for cell, kernels in cells]
+        if "time" not in self.sharing:
+            return with_products(layer, products, step_at)
+        return with_products(layer, [{name: at(None) for name, at in of_cell.items()} for of_cell in products])
 
 
 def with_positions(inputs: Tensor) -> Tensor:
