@@ -12,7 +12,7 @@ from pernodedrop.report import figures
 from pernodedrop.report.environment import describe
 from pernodedrop.report.table import as_markdown
 from pernodedrop.study import plan, variants
-from pernodedrop.study.statistics import compare, holm, paired
+from pernodedrop.study.statistics import compare, corrected, paired
 from pernodedrop.study.storage import Records
 
 PAGE = run.FOLDER.parent.parent / "docs" / "calibration.md"
@@ -231,6 +231,11 @@ def reliability_figure(found):
     return figure
 
 
+def is_better(one, column):
+    """Whether a comparison is better beyond chance, in the direction of its figure."""
+    return one.verdict == ("more" if column.startswith("AUROC") else "less")
+
+
 def differences_figure(found, baseline):
     """What each arm does to each figure, with intervals; a colour where that is beyond chance."""
     columns = [column for column in found.columns if baseline in found.values[column] and column != "Brier"]
@@ -240,13 +245,12 @@ def differences_figure(found, baseline):
     for axes in panels[len(columns) :]:
         axes.set_visible(False)
     for axes, column in zip(panels, columns, strict=False):
-        better = "more" if column.startswith("AUROC") else "less"
         for place, arm in enumerate(arms):
             one = found.against[baseline, column].get(arm)
             if one is None or one.interval is None:
                 continue
-            good = one.verdict == better
-            colour = figures.GREY if one.verdict == "tie" else figures.GREEN if good else figures.ORANGE
+            beyond = figures.GREEN if is_better(one, column) else figures.ORANGE
+            colour = figures.GREY if one.verdict == "tie" else beyond
             sides = [[one.difference - one.interval[0]], [one.interval[1] - one.difference]]
             axes.errorbar(one.difference, place, xerr=sides, fmt="o", color=colour, ms=3.5, lw=1.3)
         axes.axvline(0, color=figures.BLACK, lw=0.8)
@@ -381,15 +385,13 @@ DynamicDropConnect gains least by passes, in NLL of clean images nothing beyond 
 of no gradients, gains. Its disagreement rises on other images as many times as that of DropConnect, and tells unknown
 classes no better than the entropy of its plain predictions. Not measured: whether passes disagree less where there is
 more to learn from, and the distance from a posterior that was sampled."""
-LEFT = """## Not measured yet
-
-CIFAR-10, with noise and as JPEG of low quality: the command below does it, and its records make a part of this page. A
-rate is selected by images like those of training; for other images a higher one may be better, of every regularizer."""
-
-
-def is_better(one, column):
-    """Whether a comparison is better beyond chance, in the direction of its figure."""
-    return one.verdict == ("more" if column.startswith("AUROC") else "less")
+LEFT = {
+    "mnist": "MNIST, turned and with noise",
+    "cifar10": "CIFAR-10, with noise and as JPEG of low quality",
+}
+"""What a task would add to the page."""
+ALWAYS_LEFT = """A rate is selected by images like those of training; for other images a higher one may be better, of
+every regularizer."""
 
 
 def counts(found, arms, baseline):
@@ -437,8 +439,7 @@ def gains(found, column):
     noisy = [variant for variant, ways in WAYS.items() if {PLAIN, MEAN} <= {*ways}]
     pairs = {v: list(zip(values[v, MEAN].values(), values[v, PLAIN].values(), strict=True)) for v in noisy}
     ones = [paired(variant, PLAIN, of, len(noisy)) for variant, of in pairs.items()]
-    corrected = holm([1.0 if one.p_t is None else one.p_t for one in ones])
-    return {v: dataclasses.replace(one, p_holm=p) for v, one, p in zip(noisy, ones, corrected, strict=True)}
+    return dict(zip(noisy, corrected(ones), strict=True))
 
 
 def worth(found):
@@ -514,6 +515,16 @@ def detectable(found, column):
     return (number(min(of)), number(max(of))) if of else ("?", "?")
 
 
+def left(found):
+    """What has not been measured: the tasks without records, and what no task here can tell."""
+    lines = [
+        f"{what}: the command below does it, and its records make a part of this page."
+        for name, what in LEFT.items()
+        if name not in found
+    ]
+    return "\n".join(["## Not measured yet", "", *lines, ALWAYS_LEFT])
+
+
 def text(records):
     """The page."""
     found = found_in(records)
@@ -523,7 +534,7 @@ def text(records):
         members=run.MEMBERS,
         advice=ADVICE,
         bayes=BAYES,
-        left=LEFT,
+        left=left(found),
         resampled=RESAMPLED,
         tasks="\n".join(map(task_text, found.values())),
         commands=COMMANDS,
