@@ -317,7 +317,8 @@ TASK = """## {name}
 
 Means over {seeds} seeds; of corrupted images over the five strengths. Two signs say in which direction a figure
 differs, beyond chance, from no regularizer and from MC Dropout ("{mc}"): − lower, + higher, = a tie, · nothing to
-compare with. Of differences from MC Dropout so many seeds find, in four of five such studies, {detectable}. {edges}
+compare with. Which difference from MC Dropout would have shown, in four of five such studies, depends on how much the
+method varies between seeds: {detectable}. {edges}
 
 {table}
 
@@ -367,19 +368,19 @@ ADVICE = """- **One network, images like those of training**: scale by a tempera
 - **Images that may be noisy, or turned**: train with noise and leave it on. Dropout and GaussianDropout are the simple
   choice. PerNodeDrop Bernoulli, at a high rate, has lower NLL and ECE on turned images, beyond chance. The rates are
   those that are best for images like those of training.
-- **A network that has noise of any kind**: passes lower its NLL and ECE nearly everywhere, and its error nowhere. They
-  cost as many predictions.
+- **A network that has noise of any kind**: passes lower its NLL and ECE nearly everywhere, and its error nowhere. Each
+  pass costs a prediction.
 - **Images of unknown classes**: nothing tells them better than MC Dropout beyond chance, and MC Dropout no better than
   Dropout without noise.
 - **Five trainings to spend**: a deep ensemble is better than no regularizer, but not than MC Dropout, which costs one
   training: its members have learned the same few images, and err together. Snapshots cost one training and tie with
   MC Dropout.
 - **Masksembles and fixed masks** change the NLL and ECE of clean images by nothing beyond chance.
-- **Nothing here is calibrated on images turned by 45 degrees or more**: know by other means that images are like those
-  of training."""
+- **Nothing here is calibrated on images turned by 45 degrees or more**: make sure by other means that images are like
+  those of training."""
 BAYES = """## Is Dynamic DropConnect approximately Bayesian?
 
-As far as measured, nothing speaks for it. Noise that draws networks from a posterior should make the mean of passes
+Nothing that was measured speaks for it. Noise that draws networks from a posterior should make the mean of passes
 likelier than the network without noise, and disagree where the network has not learned. Of all noises here that of
 DynamicDropConnect gains least by passes, in NLL of clean images nothing beyond chance, where DropConnect, which knows
 of no gradients, gains. Its disagreement rises on other images as many times as that of DropConnect, and tells unknown
@@ -481,11 +482,11 @@ def edges(found):
     ends = found.task.rates[0], found.task.rates[-1]
     at = [[title(arm) for arm, rate in found.rates.items() if rate == end] for end in ends]
     texts = [
-        f"the {which} rate, {end:g}, of {', '.join(names)}"
+        f"the {which} rate tried, {end:g}, was selected for {'; '.join(names)}"
         for which, end, names in zip(("lowest", "highest"), ends, at, strict=True)
         if names
     ]
-    return f"Selected was {'; '.join(texts)}: one beyond may do better." if texts else ""
+    return " ".join(f"{text[0].upper()}{text[1:]}: one beyond may do better." for text in texts)
 
 
 def task_text(found):
@@ -499,7 +500,7 @@ def task_text(found):
         sizes=sizes(found),
         seeds=len(found.seeds),
         mc=title(MC_DROPOUT),
-        detectable="; ".join(f"in {column} those of {low} to {high}" for column, (low, high) in spread.items()),
+        detectable="; ".join(f"{low} to {high} in {column}" for column, (low, high) in spread.items()),
         edges=edges(found),
         table=table(found, halves),
         shifted=table(found, others),
