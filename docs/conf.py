@@ -180,24 +180,45 @@ class Bench(SphinxDirective):
 
 
 class FamilyCost(SphinxDirective):
-    """`{family-cost} dense` is a table of a step with each regularizer by the step without; or maps, text."""
+    """`{family-cost} dense` is a table of a step with each regularizer by the step without, of one network."""
 
     required_arguments = 1
     file = pathlib.Path(__file__).parent.parent / "benchmarks" / "family" / "results.json"
 
+    @classmethod
+    def ratios(cls):
+        """{network: {variant: {backend: a step with it by the step without, of the same run}}}."""
+        found = {}
+        for run in sorted(json.loads(cls.file.read_text()), key=lambda run: run["backend"]):
+            for variant, seconds in run["seconds"].items():
+                if variant != "none":
+                    of = found.setdefault(run["network"], {}).setdefault(variant, {})
+                    of[run["backend"]] = seconds / run["seconds"]["none"]
+        return found
+
     def run(self):
         """The table."""
         self.env.note_dependency(str(self.file))
-        found = dict(sorted(json.loads(self.file.read_text()).items()))
-        times = {backend: figures["seconds"][self.arguments[0]] for backend, figures in found.items()}
-        rows = [(self.arguments[0], *times)]
-        for variant in next(iter(times.values())):
-            if variant != "none":
-                rows.append((variant, *(f"{of[variant] / of['none']:.2f}" for of in times.values())))
-        where = next(iter(found.values()))["machine"]
-        versions = [f"{name} {of['machine'][name]}" for name, of in found.items()]
-        text = f"{where['processor']}; {where['cores']} cores. Keras {where['keras']}, {', '.join(versions)}."
-        return [*self.parse_text_to_nodes(as_markdown(rows)), nodes.paragraph(text=text)]
+        (network,) = self.arguments
+        ratios = self.ratios()[network]
+        backends = sorted({backend for of in ratios.values() for backend in of})
+        rows = [(network, *backends)]
+        for variant, of in ratios.items():
+            rows.append((variant, *(f"{of[backend]:.2f}" if backend in of else "" for backend in backends)))
+        return self.parse_text_to_nodes(as_markdown(rows))
+
+
+class FamilyMachines(SphinxDirective):
+    """`{family-machines}` is where the figures of `{family-cost}` were measured."""
+
+    def run(self):
+        """A paragraph."""
+        self.env.note_dependency(str(FamilyCost.file))
+        runs = json.loads(FamilyCost.file.read_text())
+        versions = {name: run["machine"][name] for run in runs for name in ("keras", run["backend"])}
+        where = {run["machine"]["processor"] for run in runs}
+        text = f"{'; '.join(sorted(where))}. {', '.join(f'{name} {version}' for name, version in versions.items())}."
+        return [nodes.paragraph(text=text)]
 
 
 class Step(SphinxRole):
@@ -206,11 +227,8 @@ class Step(SphinxRole):
     def run(self):
         """The text."""
         self.env.note_dependency(str(FamilyCost.file))
-        found = []
-        for backend, figures in sorted(json.loads(FamilyCost.file.read_text()).items()):
-            times = next(times for times in figures["seconds"].values() if self.text in times)
-            found.append(f"{times[self.text] / times['none']:.1f} ({backend})")
-        return [nodes.Text(", ".join(found))], []
+        of = next(of[self.text] for of in FamilyCost.ratios().values() if self.text in of)
+        return [nodes.Text(", ".join(f"{ratio:.1f} ({backend})" for backend, ratio in of.items()))], []
 
 
 class Selected(SphinxRole):
@@ -340,6 +358,7 @@ def setup(app):
     app.add_directive("claims", Claims)
     app.add_directive("command-help", CommandHelp)
     app.add_directive("family-cost", FamilyCost)
+    app.add_directive("family-machines", FamilyMachines)
     app.add_role("selected", Selected())
     app.add_role("step", Step())
     app.connect("builder-inited", entry_pages)

@@ -218,6 +218,15 @@ def test_the_advice_of_the_page_is_what_the_records_say(run, page):
 
 
 @pytest.mark.once
+def test_the_page_says_what_is_not_measured_of_the_tasks_without_records_alone(page):
+    assert set(page.LEFT) == set(page.TASKS)
+    assert "CIFAR-10, with noise" in page.left({"mnist": None})
+    assert "MNIST, turned" not in page.left({"mnist": None})
+    assert "the command below" not in page.left(dict.fromkeys(page.TASKS))
+    assert page.left(dict.fromkeys(page.TASKS)).endswith(page.ALWAYS_LEFT)
+
+
+@pytest.mark.once
 def test_the_page_is_that_of_the_records(page):
     """`python -m benchmarks.calibration.page` writes it."""
     records = [json.loads(line) for line in (FOLDER / "records.jsonl").read_text().splitlines()]

@@ -126,6 +126,29 @@ def test_the_gallery_has_every_regularizer_and_every_picture():
     assert sorted(shown) == sorted(file.stem for file in (PICTURES / "gallery").glob("*.png"))
 
 
+def test_the_costs_in_the_readme_are_those_that_were_measured():
+    runs = json.loads((ROOT / "benchmarks" / "family" / "results.json").read_text())
+    backends = ("jax", "tensorflow", "torch")
+
+    def ratios(network, variant):
+        of = {run["backend"]: run["seconds"] for run in runs if run["network"] == network}
+        return [f"{of[backend][variant] / of[backend]['none']:.1f}" for backend in backends]
+
+    both = zip(ratios("dense", "Dropout"), ratios("dense", "Keras' Dropout"), strict=True)
+    rows = [
+        ("Dense 512 -> 256 -> 10 | PerNodeDrop", ratios("dense", "PerNodeDrop")),
+        ("| with Gaussian noise", ratios("dense", "PerNodeDrop, gaussian")),
+        ("| with a fixed mask", ratios("dense", "PerNodeDrop, fixed")),
+        ("| DropConnect", ratios("dense", "DropConnect")),
+        ("| Dropout (of Keras)", [f"{own} ({kerass})" for own, kerass in both]),
+        ("3 x 3 convolution, 16 to 32 maps of 16 x 16 | PerNodeDrop", ratios("maps", "PerNodeDrop")),
+        ("| DropConnect", ratios("maps", "DropConnect")),
+    ]
+    readme = (ROOT / "README.md").read_text()
+    for label, figures in rows:
+        assert f"{label} | {' | '.join(figures)} |" in readme
+
+
 @pytest.mark.parametrize(("folder", "guide"), [("torch", "pytorch"), ("nnx", "flax"), ("equinox", "equinox")])
 def test_the_guide_of_a_framework_has_every_module(folder, guide):
     """Read from the source: the test needs no framework."""
@@ -141,7 +164,7 @@ def test_every_section_of_the_gallery_says_how_to_begin_and_what_it_was_tested_a
     led_to = set()
     for title, text in zip(parts[::2], parts[1::2], strict=True):
         assert "\n```python\n" in text, title
-        for line in ("Numbers drawn per ", "Starting rate: ", "Tested against: "):
+        for line in ("Numbers drawn per ", "Time of a step, in steps without ", "Starting rate: ", "Tested against: "):
             assert f"\n- {line}" in text, (title, line)
         (reference,) = re.findall(r"^- Reference: (.+?)\.$", text, re.MULTILINE | re.DOTALL)
         led_to |= {*re.findall(r"\]\(#(.+?)\)", reference)}

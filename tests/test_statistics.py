@@ -55,6 +55,19 @@ def test_holm_agrees_with_a_table_worked_by_hand():
     assert list(statistics.holm([])) == []
 
 
+def test_comparisons_are_corrected_for_those_that_have_a_p():
+    ones = [
+        statistics.paired("a", "none", [(0.1, 0.2), (0.2, 0.4)]),
+        statistics.paired("b", "none", [(float("nan"), 0.2), (0.2, 0.4)]),
+        statistics.paired("c", "none", [(0.1, 0.2), (0.2, 0.25)]),
+    ]
+    first, failed, last = statistics.corrected(ones)
+    assert ones[0].p_t < ones[2].p_t
+    assert (first.p_holm, last.p_holm) == (2 * ones[0].p_t, max(2 * ones[0].p_t, ones[2].p_t))
+    assert failed is ones[1]
+    assert failed.verdict == "failed"
+
+
 @pytest.mark.parametrize(
     ("difference", "deviation", "first", "of_eight"),
     [(0.01, 0.0074, 7, 11), (0.01, 0.036, 104, 170), (0.03, 0.036, 14, 23)],

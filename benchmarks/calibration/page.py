@@ -12,7 +12,7 @@ from pernodedrop.report import figures
 from pernodedrop.report.environment import describe
 from pernodedrop.report.table import as_markdown
 from pernodedrop.study import plan, variants
-from pernodedrop.study.statistics import compare, holm, paired
+from pernodedrop.study.statistics import compare, corrected, paired
 from pernodedrop.study.storage import Records
 
 PAGE = run.FOLDER.parent.parent / "docs" / "calibration.md"
@@ -231,6 +231,11 @@ def reliability_figure(found):
     return figure
 
 
+def is_better(one, column):
+    """Whether a comparison is better beyond chance, in the direction of its figure."""
+    return one.verdict == ("more" if column.startswith("AUROC") else "less")
+
+
 def differences_figure(found, baseline):
     """What each arm does to each figure, with intervals; a colour where that is beyond chance."""
     columns = [column for column in found.columns if baseline in found.values[column] and column != "Brier"]
@@ -240,13 +245,12 @@ def differences_figure(found, baseline):
     for axes in panels[len(columns) :]:
         axes.set_visible(False)
     for axes, column in zip(panels, columns, strict=False):
-        better = "more" if column.startswith("AUROC") else "less"
         for place, arm in enumerate(arms):
             one = found.against[baseline, column].get(arm)
             if one is None or one.interval is None:
                 continue
-            good = one.verdict == better
-            colour = figures.GREY if one.verdict == "tie" else figures.GREEN if good else figures.ORANGE
+            beyond = figures.GREEN if is_better(one, column) else figures.ORANGE
+            colour = figures.GREY if one.verdict == "tie" else beyond
             sides = [[one.difference - one.interval[0]], [one.interval[1] - one.difference]]
             axes.errorbar(one.difference, place, xerr=sides, fmt="o", color=colour, ms=3.5, lw=1.3)
         axes.axvline(0, color=figures.BLACK, lw=0.8)
@@ -313,7 +317,8 @@ TASK = """## {name}
 
 Means over {seeds} seeds; of corrupted images over the five strengths. Two signs say in which direction a figure
 differs, beyond chance, from no regularizer and from MC Dropout ("{mc}"): − lower, + higher, = a tie, · nothing to
-compare with. Of differences from MC Dropout so many seeds find, in four of five such studies, {detectable}. {edges}
+compare with. Which difference from MC Dropout would have shown, in four of five such studies, depends on how much the
+method varies between seeds: {detectable}. {edges}
 
 {table}
 
@@ -363,33 +368,31 @@ ADVICE = """- **One network, images like those of training**: scale by a tempera
 - **Images that may be noisy, or turned**: train with noise and leave it on. Dropout and GaussianDropout are the simple
   choice. PerNodeDrop Bernoulli, at a high rate, has lower NLL and ECE on turned images, beyond chance. The rates are
   those that are best for images like those of training.
-- **A network that has noise of any kind**: passes lower its NLL and ECE nearly everywhere, and its error nowhere. They
-  cost as many predictions.
+- **A network that has noise of any kind**: passes lower its NLL and ECE nearly everywhere, and its error nowhere. Each
+  pass costs a prediction.
 - **Images of unknown classes**: nothing tells them better than MC Dropout beyond chance, and MC Dropout no better than
   Dropout without noise.
 - **Five trainings to spend**: a deep ensemble is better than no regularizer, but not than MC Dropout, which costs one
   training: its members have learned the same few images, and err together. Snapshots cost one training and tie with
   MC Dropout.
 - **Masksembles and fixed masks** change the NLL and ECE of clean images by nothing beyond chance.
-- **Nothing here is calibrated on images turned by 45 degrees or more**: know by other means that images are like those
-  of training."""
+- **Nothing here is calibrated on images turned by 45 degrees or more**: make sure by other means that images are like
+  those of training."""
 BAYES = """## Is Dynamic DropConnect approximately Bayesian?
 
-As far as measured, nothing speaks for it. Noise that draws networks from a posterior should make the mean of passes
+Nothing that was measured speaks for it. Noise that draws networks from a posterior should make the mean of passes
 likelier than the network without noise, and disagree where the network has not learned. Of all noises here that of
 DynamicDropConnect gains least by passes, in NLL of clean images nothing beyond chance, where DropConnect, which knows
 of no gradients, gains. Its disagreement rises on other images as many times as that of DropConnect, and tells unknown
 classes no better than the entropy of its plain predictions. Not measured: whether passes disagree less where there is
 more to learn from, and the distance from a posterior that was sampled."""
-LEFT = """## Not measured yet
-
-CIFAR-10, with noise and as JPEG of low quality: the command below does it, and its records make a part of this page. A
-rate is selected by images like those of training; for other images a higher one may be better, of every regularizer."""
-
-
-def is_better(one, column):
-    """Whether a comparison is better beyond chance, in the direction of its figure."""
-    return one.verdict == ("more" if column.startswith("AUROC") else "less")
+LEFT = {
+    "mnist": "MNIST, turned and with noise",
+    "cifar10": "CIFAR-10, with noise and as JPEG of low quality",
+}
+"""What a task would add to the page."""
+ALWAYS_LEFT = """A rate is selected by images like those of training; for other images a higher one may be better, of
+every regularizer."""
 
 
 def counts(found, arms, baseline):
@@ -437,8 +440,7 @@ def gains(found, column):
     noisy = [variant for variant, ways in WAYS.items() if {PLAIN, MEAN} <= {*ways}]
     pairs = {v: list(zip(values[v, MEAN].values(), values[v, PLAIN].values(), strict=True)) for v in noisy}
     ones = [paired(variant, PLAIN, of, len(noisy)) for variant, of in pairs.items()]
-    corrected = holm([1.0 if one.p_t is None else one.p_t for one in ones])
-    return {v: dataclasses.replace(one, p_holm=p) for v, one, p in zip(noisy, ones, corrected, strict=True)}
+    return dict(zip(noisy, corrected(ones), strict=True))
 
 
 def worth(found):
@@ -480,11 +482,11 @@ def edges(found):
     ends = found.task.rates[0], found.task.rates[-1]
     at = [[title(arm) for arm, rate in found.rates.items() if rate == end] for end in ends]
     texts = [
-        f"the {which} rate, {end:g}, of {', '.join(names)}"
+        f"the {which} rate tried, {end:g}, was selected for {'; '.join(names)}"
         for which, end, names in zip(("lowest", "highest"), ends, at, strict=True)
         if names
     ]
-    return f"Selected was {'; '.join(texts)}: one beyond may do better." if texts else ""
+    return " ".join(f"{text[0].upper()}{text[1:]}: one beyond may do better." for text in texts)
 
 
 def task_text(found):
@@ -498,7 +500,7 @@ def task_text(found):
         sizes=sizes(found),
         seeds=len(found.seeds),
         mc=title(MC_DROPOUT),
-        detectable="; ".join(f"in {column} those of {low} to {high}" for column, (low, high) in spread.items()),
+        detectable="; ".join(f"{low} to {high} in {column}" for column, (low, high) in spread.items()),
         edges=edges(found),
         table=table(found, halves),
         shifted=table(found, others),
@@ -514,6 +516,16 @@ def detectable(found, column):
     return (number(min(of)), number(max(of))) if of else ("?", "?")
 
 
+def left(found):
+    """What has not been measured: the tasks without records, and what no task here can tell."""
+    lines = [
+        f"{what}: the command below does it, and its records make a part of this page."
+        for name, what in LEFT.items()
+        if name not in found
+    ]
+    return "\n".join(["## Not measured yet", "", *lines, ALWAYS_LEFT])
+
+
 def text(records):
     """The page."""
     found = found_in(records)
@@ -523,7 +535,7 @@ def text(records):
         members=run.MEMBERS,
         advice=ADVICE,
         bayes=BAYES,
-        left=LEFT,
+        left=left(found),
         resampled=RESAMPLED,
         tasks="\n".join(map(task_text, found.values())),
         commands=COMMANDS,

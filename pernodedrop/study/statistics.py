@@ -23,6 +23,7 @@ __all__ = [
     "Concordance",
     "compare",
     "concordance",
+    "corrected",
     "detectable",
     "holm",
     "paired",
@@ -129,8 +130,7 @@ def compare(values: collections.abc.Mapping[str, Losses], baseline: str) -> list
         blocks = [block for block in by_name[name] if block in by_name[baseline]]
         pairs = [(by_name[name][block], by_name[baseline][block]) for block in blocks]
         found.append(paired(name, baseline, pairs, len(others)))
-    corrected = holm([one.p_t for one in found if one.p_t is not None])
-    return [dataclasses.replace(one, p_holm=next(corrected)) if one.p_t is not None else one for one in found]
+    return corrected(found)
 
 
 def _by_block(values: typing.Any) -> dict[str, dict[typing.Any, float]]:
@@ -186,6 +186,13 @@ def paired(
         detectable=detectable(deviation, n, LEVEL / comparisons),
         means=means,
     )
+
+
+def corrected(comparisons: collections.abc.Iterable[Comparison]) -> list[Comparison]:
+    """Comparisons with `p_holm`: Holm's correction for as many as have a `p_t`. Those without stay as they are."""
+    ones = list(comparisons)
+    p_holm = holm([one.p_t for one in ones if one.p_t is not None])
+    return [one if one.p_t is None else dataclasses.replace(one, p_holm=next(p_holm)) for one in ones]
 
 
 def holm(p_values: collections.abc.Sequence[float]) -> collections.abc.Iterator[float]:

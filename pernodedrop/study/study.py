@@ -273,7 +273,7 @@ class Study:
         return found
 
     def verdict(self) -> str:
-        """Whether anything helped, in words: the first lines of the report, a sentence a line, the answer first.
+        """Whether anything helped and what it cost: the first lines of the report, the answer first.
 
         Raises:
             ValueError: there are no records.

@@ -15,11 +15,13 @@ def sentences(found: Findings) -> list[str]:
         return [
             f"Whether anything helps on {found.data} cannot be said: neither "
             f"{' nor '.join(map(found.title, found.references))} is among what is confirmed, beside another variant.",
+            *cost(found),
             *caveats(found),
         ]
     answer = headline(found)
     against_each = [line for base in found.baselines for line in against(found, base)]
-    return [f"So far: {answer}" if unfinished(found) else answer, *leader(found), *against_each, *caveats(found)]
+    first = f"So far: {answer}" if unfinished(found) else answer
+    return [first, *leader(found), *cost(found), *against_each, *caveats(found)]
 
 
 def unfinished(found: Findings) -> bool:
@@ -97,6 +99,23 @@ def leader(found: Findings) -> list[str]:
     return [f"The least mean test loss is that of {found.title(order[0])}, {number(found.mean(order[0], 'loss')[0])}."]
 
 
+def cost(found: Findings) -> list[str]:
+    """What an epoch of each variant takes, as a multiple of one with each baseline."""
+    parts: list[str] = []
+    before: set[str] = set()
+    for base in reversed([name for name in found.references if found.seconds.get(name)]):
+        before.add(base)
+        each = [
+            f"{found.title(name)} ×{seconds / found.seconds[base]:.2f}"
+            for name, seconds in found.seconds.items()
+            if name not in before
+        ]
+        start = "Compared" if parts else "The time of an epoch, compared"
+        parts += [f"{start} with {found.title(base)}: {'; '.join(each)}."] if each else []
+    taken = "Taken on one machine beside whatever else ran there; pernodedrop bench measures costs with more care."
+    return [" ".join([*parts, taken])] if parts else []
+
+
 def against(found: Findings, base: str) -> list[str]:
     """One sentence a verdict on all variants against a baseline."""
     by_verdict: dict[str, list[Comparison]] = {}
@@ -142,7 +161,7 @@ def unconfirmed(found: Findings) -> list[str]:
             f"So far the least validation loss is that of {found.title(first)}, {number(chosen[first].loss)}{at}: the "
             "best of several tries, which flatters whoever has more of them."
         )
-    return lines + unended(found)
+    return lines + cost(found) + unended(found)
 
 
 def caveats(found: Findings) -> list[str]:
