@@ -42,8 +42,8 @@ def variants(keras, pnd):
     def plain(layer, *x):
         return layer(*x)
 
-    def around(wrapper, *arguments, seed=SEED, **kwargs):
-        return lambda layer, *x: wrapper(layer, *arguments, **({} if seed is None else {"seed": seed}), **kwargs)(*x)
+    def around(wrapper, *arguments, **kwargs):
+        return lambda layer, *x: wrapper(layer, *arguments, seed=SEED, **kwargs)(*x)
 
     def behind(wrapper, *arguments, **kwargs):
         return lambda layer, *x: wrapper(*arguments, seed=SEED, **kwargs)(layer(*x))
@@ -53,6 +53,15 @@ def variants(keras, pnd):
 
     def changed(**config):
         return lambda layer, *x: type(layer).from_config({**layer.get_config(), **config})(*x)
+
+    def among(wrapper, count, **kwargs):
+        """Of so many layers like the one in the network."""
+
+        def made(layer, x):
+            configs = ({**layer.get_config(), "name": f"{layer.name}_{n}"} for n in range(count))
+            return wrapper([type(layer).from_config(config) for config in configs], **kwargs)(x)
+
+        return made
 
     def capsules(layer, x):
         below = pnd.contrast.squash(keras.layers.Reshape((-1, 8))(x))
@@ -83,8 +92,8 @@ def variants(keras, pnd):
         "PerNodeDrop, partial Gaussian": around(pnd.PerNodeDrop, noise=pnd.PartialGaussian(0.5, stddev=1.0)),
         "PerNodeDrop, uniform": around(pnd.PerNodeDrop, noise="uniform"),
         "AlphaDropout": behind(pnd.AlphaDropout, 0.1),
-        "FractalBlock": around(pnd.contrast.FractalBlock),
-        "MixtureOfExperts": around(pnd.contrast.MixtureOfExperts, seed=None),
+        "FractalBlock": among(pnd.contrast.FractalBlock, 3, seed=SEED),
+        "MixtureOfExperts": among(pnd.contrast.MixtureOfExperts, 4),
     }
     maps = {
         "none": plain,
