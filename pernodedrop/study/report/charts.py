@@ -77,7 +77,7 @@ def bars(found: Findings) -> Chart:
     axes.plot([], [], "s", color=BLUE, ms=7, label="validation loss")
     axes.barh(places, [one.loss for _, one in rows], 0.62, color=BLUE, alpha=0.85)
     axes.plot([one.train_loss for _, one in rows], places, "D", color=ORANGE, ms=5, label="training loss")
-    axes.set_xlabel("loss at the best epoch, mean over seeds")
+    axes.set_xlabel("loss at the best epoch,\nmean over seeds")
     legend(figure, axes)
     note = f"The best {FIRST} choices of rate and settings of each variant, as in {published.PAPER}."
     return Chart("bars", "The best choices of each variant", note, figure)
