@@ -178,8 +178,8 @@ def test_signs_and_ties_are_those_of_what_was_put_in(run, page):
         ("drop_connect", run.MEAN),
     }
     assert {arm for arm, verdict in verdicts.items() if verdict == "more"} == {("deep", run.MEAN)}
-    assert page.cell(found, ("deep", run.MEAN), column).endswith(" ++")
-    assert page.cell(found, ("drop_connect", run.MEAN), column).endswith(" −−")
+    assert page.cell(found, ("deep", run.MEAN), column).endswith("\N{NO-BREAK SPACE}++")
+    assert page.cell(found, ("drop_connect", run.MEAN), column).endswith("\N{NO-BREAK SPACE}−−")
     assert found.rates["dropout", run.MEAN] == 0.1
     assert "drop" in page.text(records)
 

@@ -144,7 +144,8 @@ def cell(found, arm, column):
     if value is None:
         return ""
     ones = [found.against[baseline, column].get(arm) for baseline in (NONE, MC_DROPOUT)]
-    return f"{number(value)} {''.join('·' if one is None else SIGNS.get(one.verdict, '?') for one in ones)}"
+    signs = "".join("·" if one is None else SIGNS.get(one.verdict, "?") for one in ones)
+    return f"{number(value)}\N{NO-BREAK SPACE}{signs}"
 
 
 def table(found, columns):
@@ -450,7 +451,7 @@ def worth(found):
     lines = [["", *columns]]
     for variant in of[columns[0]]:
         ones = [of[column][variant] for column in columns]
-        cells = [f"{one.difference:+.4f} {SIGNS.get(one.verdict, '?')}" for one in ones]
+        cells = [f"{one.difference:+.4f}\N{NO-BREAK SPACE}{SIGNS.get(one.verdict, '?')}" for one in ones]
         lines.append([variants.get(variant).title, *cells])
     return as_markdown(lines)
 
