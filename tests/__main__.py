@@ -65,8 +65,8 @@ def documented(backend):
 
 
 def has_keras(backend):
-    """Whether Keras works on a backend: its own for NumPy is made of functions of JAX."""
-    return backend != "numpy" or importlib.util.find_spec("jax") is not None
+    """Whether Keras is installed and works on a backend: its own for NumPy is made of functions of JAX."""
+    return all(map(importlib.util.find_spec, ["keras", *(["jax"] if backend == "numpy" else [])]))
 
 
 def run(job, environment):
@@ -91,8 +91,8 @@ def main(arguments):
         environment = {"TF_CPP_MIN_LOG_LEVEL": "2", **ONE_THREAD, **jax_cache(cache), **os.environ}
         futures = {pool.submit(run, job, environment): job for job in planned}
         print(f"running {len(planned)} processes, {WORKERS} at a time", flush=True)
-        if "numpy" in asked and not has_keras("numpy"):
-            print("Keras' NumPy backend needs jax, which is not installed: NumPy is tested without Keras", flush=True)
+        if without := [name for name in asked if not has_keras(name)]:
+            print(f"{', '.join(without)}: tested without Keras, which is not installed, or needs jax", flush=True)
         for future in concurrent.futures.as_completed(futures):
             job, (code, output, seconds) = futures[future], future.result()
             if code != NOTHING_SELECTED:
