@@ -28,6 +28,31 @@ WORKERS = min(os.cpu_count() or 1, 8)
 # one thread a process: two processes of two spinning threads each would halve the speed of two cores
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
 NOTHING_SELECTED = 5  # an exit code of pytest
+CORE = (
+    "test_backends",
+    "test_cli",
+    "test_report",
+    "test_dtypes",
+    "test_generator",
+    "test_kernels",
+    "test_mask",
+    "test_noise",
+    "test_ops",
+    "test_packaging",
+    "test_persistence",
+    "test_programs",
+    "test_properties",
+    "test_refusals",
+    "test_reparameterization",
+    "test_sparse",
+    "test_suite",
+    "test_testing",
+    "test_transforms",
+)
+"""The tests of what modules and layers stand on."""
+
+WITHOUT_KERAS = (*CORE, "test_module_contract", "test_torch_modules")
+"""The tests that need no Keras."""
 
 
 class Job(typing.NamedTuple):
@@ -47,14 +72,19 @@ def jobs(backends, arguments, parts):
     first, *others = backends[::-1]
     if any((ROOT / argument.partition("::")[0]).exists() for argument in arguments):  # they name the tests
         return [Job(first, first, "", arguments), *(Job(name, name, "not once", arguments) for name in others)]
-    files = sorted(file.relative_to(ROOT).as_posix() for file in (ROOT / "tests").glob("test_*.py"))
     examples = ["--doctest-modules", *documented(first)] if has_keras(first) else []
-    found = [Job("once", first, "once", [*examples, *files, *arguments])]
+    found = [Job("once", first, "once", [*examples, *files(first), *arguments])]
     for part in range(parts):
         for backend in backends:
             title = f"{backend}, part {part + 1} of {parts}"
-            found.append(Job(title, backend, "not once", [*files[part::parts], *arguments]))
+            found.append(Job(title, backend, "not once", [*files(backend)[part::parts], *arguments]))
     return found
+
+
+def files(backend):
+    """The test files of a backend: all of them, or those that need no Keras where there is none."""
+    found = sorted((ROOT / "tests").glob("test_*.py"))
+    return [f"tests/{file.name}" for file in found if has_keras(backend) or file.stem in WITHOUT_KERAS]
 
 
 def documented(backend):

@@ -23,7 +23,7 @@ import numpy
 import pytest
 import scipy
 
-from tests.__main__ import has_keras
+from tests.__main__ import CORE, WITHOUT_KERAS, has_keras
 
 HAS_KERAS, NO_KERAS = has_keras(BACKEND), "no Keras, or not the jax that its NumPy backend needs"
 if HAS_KERAS:
@@ -34,35 +34,9 @@ if HAS_KERAS and BACKEND == "numpy":  # there Keras traces layers on uninitializ
 from pernodedrop import backends
 
 HERE = pathlib.Path(__file__).parent
-CORE = (
-    "test_backends",
-    "test_cli",
-    "test_report",
-    "test_dtypes",
-    "test_generator",
-    "test_kernels",
-    "test_mask",
-    "test_noise",
-    "test_ops",
-    "test_packaging",
-    "test_persistence",
-    "test_programs",
-    "test_properties",
-    "test_refusals",
-    "test_reparameterization",
-    "test_sparse",
-    "test_suite",
-    "test_testing",
-    "test_transforms",
-)
-"""The tests that need no Keras, and so none of its backends."""
-
-NATIVE = ("test_module_contract", "test_torch_modules")
-"""Those that need a framework, and no Keras."""
-
 collect_ignore = ["__main__.py", "package.py", "scripts"]  # for --doctest-modules: they are run, not imported
 if not HAS_KERAS:
-    collect_ignore += [file.name for file in HERE.glob("test_*.py") if file.stem not in CORE + NATIVE]
+    collect_ignore += [file.name for file in HERE.glob("test_*.py") if file.stem not in WITHOUT_KERAS]
 
 hypothesis.settings.register_profile("ci", derandomize=True, deadline=None, max_examples=30, print_blob=True)
 hypothesis.settings.register_profile("thorough", deadline=None, max_examples=1000, print_blob=True)
