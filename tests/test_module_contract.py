@@ -320,11 +320,11 @@ def test_without_noise_training_is_inference(one):
 
 @each_module
 def test_a_copy_and_a_saved_state_go_on_with_the_next_mask(one):
-    module = one.make(**{one.rate: 0.4} if one.rate else {})
+    first = {one.rate: 0.4} if one.rate else {}
+    module, fresh = one.make(**first), one.make(**first, **{"seed": 8} if one.library.positions else {})
     if one.rate:
         module = one.library.with_rate(module, 0.3)
     one.library.calls(module, one.x)
-    fresh = one.make(**{"seed": 8} if one.library.positions else {})
     others = [copy.deepcopy(module), pickle.loads(pickle.dumps(module)), one.library.resumed(module, fresh)]
     expected = one.library.calls(module, one.x, 2)
     if one.library.positions:
