@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import pernodedrop as pnd
+from pernodedrop.backends import methods
 from tests.frameworks import NAME
 from tests.processes import child
 
@@ -24,6 +25,7 @@ if torch is not None:
     from torch.utils.checkpoint import checkpoint
 
     import pernodedrop.torch as pndt
+    from pernodedrop.backends import torch_ops
 
 
 def inputs(*shape):
@@ -713,6 +715,25 @@ def test_memory_for_masks_of_recurrent_kernels_does_not_grow_with_time(which):
         return sum(storage.nbytes() for storage in storages.values())
 
     assert 0 < (kept(20) - kept(4)) / 16 < 4 * batch * units * 3 * units / 2
+
+
+@pytest.mark.parametrize("noise", ["bernoulli", "uniform"])
+def test_a_kernel_makes_masks_of_each_step_and_sample_where_there_is_one(noise, monkeypatch):
+    """The same masks as in blocks, with the same gradients."""
+    pytest.importorskip("numba", reason="an extra")
+    x, arguments = inputs(6, 5, 3).requires_grad_(), {"noise": noise, "sharing": (), "kernels": BOTH, "seed": 7}
+    blocks = pndt.NoisyLSTM(3, 4, rate=0.3, method="recomputed", **arguments)
+    module = pndt.NoisyLSTM(3, 4, rate=0.3, **arguments)
+    module.load_state_dict(blocks.state_dict())
+    expected = blocks(x, key=(7, 0))
+    of_expected = gradients(expected, blocks, x)
+    monkeypatch.setattr(torch_ops, "recomputed", None)
+    found = module(x, key=(7, 0))
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(gradients(found, module, x), of_expected)
+    monkeypatch.setattr(methods, "numba_obstacle", lambda: "numba")
+    with pytest.raises(TypeError, match="not callable"):
+        module(x, key=(7, 0))
 
 
 of_samples_or_steps = pytest.mark.parametrize("sharing", ["time", ()], ids=["samples", "steps"])
