@@ -2,6 +2,7 @@
 # make test        the whole suite on all backends; BACKENDS="numpy jax" installs and tests some
 #                  ARGS="tests/test_ops.py -k product" or ARGS=tests/test_ops.py::test_name are some tests
 # make test-fast   without the tests marked slow, on NumPy and torch, which compile nothing, or on BACKENDS
+# make test-alone  with torch alone, in .venv-alone: what needs neither Keras nor another framework
 # make lint        style, types, and how safe the workflows are
 # make bench       what a step costs on all backends; ARGS="--profile paper --output benchmarks/results" as committed
 # make docs        build the site in docs/_build/html
@@ -27,7 +28,7 @@ FRAMEWORK_tensorflow := tensorflow-cpu
 # its tensorflow-text would bring the whole of TensorFlow beside tensorflow-cpu; models are built without it
 KERAS_HUB := keras-hub==0.32.0 kagglehub==1.0.3 kagglesdk==0.1.38 pyyaml==6.0.3 regex==2026.11.15 sentencepiece==0.2.3 tokenizers==0.23.3
 
-.PHONY: demo test test-fast lint bench package mutate pre-commit clean
+.PHONY: demo test test-fast test-alone lint bench package mutate pre-commit clean
 
 demo: $(VENV)/.demo-$(BACKEND)
 	KERAS_BACKEND=$(BACKEND) $(BIN)/pernodedrop demo
@@ -37,6 +38,12 @@ test: $(patsubst %,$(VENV)/.test-%,$(or $(BACKENDS),$(ALL)))
 
 test-fast: $(patsubst %,$(VENV)/.test-%,$(or $(BACKENDS),$(EAGER)))
 	BACKENDS="$(or $(BACKENDS),$(EAGER))" $(BIN)/python -m tests --fast $(ARGS)
+
+test-alone:
+	$(PYTHON) -m venv .venv-alone
+	.venv-alone/bin/pip install -c constraints.txt torch numpy scipy numba hypothesis matplotlib pytest tqdm
+	.venv-alone/bin/pip install --no-deps -e .
+	BACKENDS=torch .venv-alone/bin/python -m tests $(ARGS)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

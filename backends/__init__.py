@@ -49,8 +49,8 @@ TENSOR_OPS = (
 
 ENTRY_OPS = (
     "asarray", "to_numpy", "is_integer", "fused", "recomputed", "entries", "masked", "convolved", "kernel",
-    "kernel_obstacle", "on_host", "sparse_recomputed", "sparse_kernel", "draw", "global_rows", "sum_of_replicas",
-    "warn_of_replicas", "refuse_redraw",
+    "kernel_made_again", "kernel_obstacle", "on_host", "sparse_recomputed", "sparse_kernel", "draw",
+    "global_rows", "sum_of_replicas", "warn_of_replicas", "refuse_redraw",
 )  # fmt: skip
 """Ops that lead into a framework and out of it, and those that are its own way to do a thing."""
 

@@ -330,6 +330,13 @@ def kernel(x, w, grid):
     return products.product_by_kernels_on_host(x, w, methods.flat(grid, numpy_ops))
 
 
+def kernel_made_again(x, w, grid):
+    mask = methods.flat(grid, xp)
+    if torch.compiler.is_compiling():
+        return products.kernel(x, w, list(mask))
+    return products.Product.apply(products.Kernels(), x, w, tuple(mask))
+
+
 def masked(w, grid):
     if torch.compiler.is_compiling() and not _entries_obstacle(grid):
         return w * products.entries(list(methods.Entries.of(grid, xp))).to(w.dtype)

@@ -125,12 +125,22 @@ class Recurrence:
 
     def _recomputed(self, kernel: Tensor, grid: Grid, xp: Namespace) -> ProductAt:
         """ProductAt of rows (sample or 1, *, in) by the position, with masks that are made for each."""
+        by_kernel = self._takes_kernel(kernel, grid, xp)
 
         def at(position: Tensor | None) -> Product:
             here = grid if position is None else grid._replace(time=xp.as_word(position))
+            if by_kernel:
+                here = here._replace(time=xp.broadcast_to(here.time, here.sample.shape))
+                return lambda rows: xp.kernel_made_again(rows, kernel, here)
             return lambda rows: xp.recomputed(rows, kernel, here)
 
         return at
+
+    def _takes_kernel(self, kernel: Tensor, grid: Grid, xp: Namespace) -> bool:
+        """Whether masks of each sample are made by a kernel written by hand, as "auto" has it where there is one."""
+        if self.method != "auto" or "sample" in self.sharing:
+            return False
+        return xp.kernel_obstacle(kernel, grid.field.noise, xp.dtype(kernel)) is None
 
     def _materialized(self, kernel: Tensor, grid: Grid, xp: Namespace) -> ProductAt:
         """The same with masks that are made before the loop."""

@@ -28,6 +28,31 @@ WORKERS = min(os.cpu_count() or 1, 8)
 # one thread a process: two processes of two spinning threads each would halve the speed of two cores
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
 NOTHING_SELECTED = 5  # an exit code of pytest
+CORE = (
+    "test_backends",
+    "test_cli",
+    "test_report",
+    "test_dtypes",
+    "test_generator",
+    "test_kernels",
+    "test_mask",
+    "test_noise",
+    "test_ops",
+    "test_packaging",
+    "test_persistence",
+    "test_programs",
+    "test_properties",
+    "test_refusals",
+    "test_reparameterization",
+    "test_sparse",
+    "test_suite",
+    "test_testing",
+    "test_transforms",
+)
+"""The tests of what modules and layers stand on."""
+
+WITHOUT_KERAS = (*CORE, "test_module_contract", "test_torch_modules")
+"""The tests that need no Keras."""
 
 
 class Job(typing.NamedTuple):
@@ -47,14 +72,19 @@ def jobs(backends, arguments, parts):
     first, *others = backends[::-1]
     if any((ROOT / argument.partition("::")[0]).exists() for argument in arguments):  # they name the tests
         return [Job(first, first, "", arguments), *(Job(name, name, "not once", arguments) for name in others)]
-    files = sorted(file.relative_to(ROOT).as_posix() for file in (ROOT / "tests").glob("test_*.py"))
     examples = ["--doctest-modules", *documented(first)] if has_keras(first) else []
-    found = [Job("once", first, "once", [*examples, *files, *arguments])]
+    found = [Job("once", first, "once", [*examples, *files(first), *arguments])]
     for part in range(parts):
         for backend in backends:
             title = f"{backend}, part {part + 1} of {parts}"
-            found.append(Job(title, backend, "not once", [*files[part::parts], *arguments]))
+            found.append(Job(title, backend, "not once", [*files(backend)[part::parts], *arguments]))
     return found
+
+
+def files(backend):
+    """The test files of a backend: all of them, or those that need no Keras where there is none."""
+    found = sorted((ROOT / "tests").glob("test_*.py"))
+    return [f"tests/{file.name}" for file in found if has_keras(backend) or file.stem in WITHOUT_KERAS]
 
 
 def documented(backend):
@@ -65,8 +95,8 @@ def documented(backend):
 
 
 def has_keras(backend):
-    """Whether Keras works on a backend: its own for NumPy is made of functions of JAX."""
-    return backend != "numpy" or importlib.util.find_spec("jax") is not None
+    """Whether Keras is installed and works on a backend: its own for NumPy is made of functions of JAX."""
+    return all(map(importlib.util.find_spec, ["keras", *(["jax"] if backend == "numpy" else [])]))
 
 
 def run(job, environment):
@@ -91,8 +121,8 @@ def main(arguments):
         environment = {"TF_CPP_MIN_LOG_LEVEL": "2", **ONE_THREAD, **jax_cache(cache), **os.environ}
         futures = {pool.submit(run, job, environment): job for job in planned}
         print(f"running {len(planned)} processes, {WORKERS} at a time", flush=True)
-        if "numpy" in asked and not has_keras("numpy"):
-            print("Keras' NumPy backend needs jax, which is not installed: NumPy is tested without Keras", flush=True)
+        if without := [name for name in asked if not has_keras(name)]:
+            print(f"{', '.join(without)}: tested without Keras, which is not installed, or needs jax", flush=True)
         for future in concurrent.futures.as_completed(futures):
             job, (code, output, seconds) = futures[future], future.result()
             if code != NOTHING_SELECTED:

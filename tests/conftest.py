@@ -1,6 +1,7 @@
 """One process tests one backend: KERAS_BACKEND chooses it, HYPOTHESIS_PROFILE how long properties are searched.
 
-Where no framework is installed, the tests of NumPy run without Keras, whose NumPy backend is made of JAX' functions.
+Where Keras is not installed, the tests that need none run without it; those of NumPy also where JAX is not, of whose
+functions Keras' NumPy backend is made.
 """
 
 import functools
@@ -22,9 +23,9 @@ import numpy
 import pytest
 import scipy
 
-from tests.__main__ import has_keras
+from tests.__main__ import CORE, WITHOUT_KERAS, has_keras
 
-HAS_KERAS = has_keras(BACKEND)
+HAS_KERAS, NO_KERAS = has_keras(BACKEND), "no Keras, or not the jax that its NumPy backend needs"
 if HAS_KERAS:
     import keras  # before the library, which then registers its classes with Keras
 if HAS_KERAS and BACKEND == "numpy":  # there Keras traces layers on uninitialized memory, which may hold what overflows
@@ -33,32 +34,9 @@ if HAS_KERAS and BACKEND == "numpy":  # there Keras traces layers on uninitializ
 from pernodedrop import backends
 
 HERE = pathlib.Path(__file__).parent
-CORE = (
-    "test_backends",
-    "test_cli",
-    "test_report",
-    "test_dtypes",
-    "test_generator",
-    "test_kernels",
-    "test_mask",
-    "test_noise",
-    "test_ops",
-    "test_packaging",
-    "test_persistence",
-    "test_programs",
-    "test_properties",
-    "test_refusals",
-    "test_reparameterization",
-    "test_sparse",
-    "test_suite",
-    "test_testing",
-    "test_transforms",
-)
-"""The tests that need no Keras."""
-
 collect_ignore = ["__main__.py", "package.py", "scripts"]  # for --doctest-modules: they are run, not imported
 if not HAS_KERAS:
-    collect_ignore += [file.name for file in HERE.glob("test_*.py") if file.stem not in CORE]
+    collect_ignore += [file.name for file in HERE.glob("test_*.py") if file.stem not in WITHOUT_KERAS]
 
 hypothesis.settings.register_profile("ci", derandomize=True, deadline=None, max_examples=30, print_blob=True)
 hypothesis.settings.register_profile("thorough", deadline=None, max_examples=1000, print_blob=True)
@@ -86,7 +64,7 @@ def reason_to_skip(mark, test):
 
 
 def pytest_report_header():
-    with_keras = f"Keras {keras.__version__}" if HAS_KERAS else "no Keras, whose NumPy backend needs jax"
+    with_keras = f"Keras {keras.__version__}" if HAS_KERAS else NO_KERAS
     return f"{BACKEND}, {with_keras}, NumPy {numpy.__version__}, SciPy {scipy.__version__}"
 
 
@@ -96,7 +74,7 @@ def pytest_collection_finish():
     gc.freeze()
 
 
-needs_keras = pytest.mark.skipif(not HAS_KERAS, reason="Keras' NumPy backend needs jax")
+needs_keras = pytest.mark.skipif(not HAS_KERAS, reason=NO_KERAS)
 
 
 @pytest.fixture(scope="session", autouse=True)

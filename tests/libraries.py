@@ -7,18 +7,21 @@ call is given its key and the ids of its samples.
 import functools
 import importlib
 import importlib.util
+import io
 import typing
 
 import numpy as np
 
+from pernodedrop.state import CompositeRegularizer, Regularizer
+
 
 class Library:
-    """The native modules of a library, with seed 7.
+    """The native modules of a library, with seed 7 where none is given.
 
     Attributes:
         folder, package: those of the modules, and what has to be installed.
         names: of arguments that are called otherwise there.
-        positions: whether a linear module has inputs (batch, time, in).
+        positions: whether a linear module has inputs (batch, time, in), and modules draw keys and know schedules.
         code: a script that uses the modules.
     """
 
@@ -34,9 +37,8 @@ class Library:
     @property
     def noisy(self):
         """The classes with noise."""
-        base = importlib.import_module(f"pernodedrop.{self.folder}.noisy").Noisy
         public = [getattr(self.modules, name) for name in self.modules.__all__]
-        return {one for one in public if isinstance(one, type) and issubclass(one, base)}
+        return {one for one in public if isinstance(one, type) and issubclass(one, Regularizer | CompositeRegularizer)}
 
     def kind(self, name, dims):
         """The class of a name without its dimensions."""
@@ -46,6 +48,10 @@ class Library:
         """A module of a kind."""
         arguments = {self.names.get(name, name): value for name, value in arguments.items()}
         return self.made(self.kind(name, dims), sizes, dims, arguments)
+
+    def calls(self, module, x, count=1):
+        """The outputs of training calls one after another, with the keys that the module draws."""
+        return [self.call(module, x) for _ in range(count)]
 
 
 class Torch(Library):
@@ -64,18 +70,59 @@ class Torch(Library):
         return getattr(self.modules, f"{name}{dims}d" if dims else name)
 
     def made(self, kind, sizes, dims, arguments):
-        return kind(*sizes, seed=7, **arguments)
+        import torch
+
+        with torch.random.fork_rng():
+            torch.manual_seed(0)  # of the weights
+            return kind(*sizes, **{"seed": 7, **arguments})
 
     def call(self, module, x, training=True, **which):
         """The output of a call."""
         import torch
 
-        first = hasattr(module, "kernel_size")  # stand the channels
         given = {name: value if name == "key" else torch.from_numpy(value) for name, value in which.items()}
-        x = torch.from_numpy(x)
-        y = module.train(training)(x.movedim(-1, 1) if first else x, **given)
+        return self.output(module.train(training), torch.from_numpy(x), **given).detach().numpy()
+
+    def output(self, module, x, **given):
+        """The output of a call with tensors, whose channels are last; of attention that to itself."""
+        import torch
+
+        first = hasattr(module, "kernel_size")  # stand the channels
+        inputs = 3 if isinstance(module, torch.nn.MultiheadAttention) else 1
+        y = module(*[x.movedim(-1, 1) if first else x] * inputs, **given)
         y = y[0] if isinstance(y, tuple) else y  # and the last states
-        return (y.movedim(1, -1) if first else y).detach().numpy()
+        return y.movedim(1, -1) if first else y
+
+    def half(self, module, x):
+        """The output of a training call of a module and an input that are cast to bfloat16, and its dtype."""
+        import torch
+
+        y = self.output(module.train().to(torch.bfloat16), torch.from_numpy(x).to(torch.bfloat16))
+        return y.detach().float().numpy(), str(y.dtype).removeprefix("torch.")
+
+    def gradients(self, module, x, upstream):
+        """The output of a training call, and the gradients of sum(output * upstream), of the input and parameters."""
+        import torch
+
+        x, parameters = torch.from_numpy(x).requires_grad_(), dict(module.train().named_parameters())
+        y = self.output(module, x)
+        found = torch.autograd.grad((y * torch.from_numpy(upstream)).sum(), [x, *parameters.values()])
+        of_x, *others = (one.numpy() for one in found)
+        return y.detach().numpy(), of_x, dict(zip(parameters, others, strict=True))
+
+    def parameters(self, module):
+        """The parameters by name."""
+        return {name: one.detach().numpy() for name, one in module.named_parameters()}
+
+    def resumed(self, module, like):
+        """Another module with the saved state of one."""
+        import torch
+
+        file = io.BytesIO()
+        torch.save(module.state_dict(), file)
+        file.seek(0)
+        like.load_state_dict(torch.load(file, weights_only=True), strict=True)
+        return like
 
     def weights(self, module):
         """The parameters as a Keras layer has them."""
@@ -146,15 +193,55 @@ class Nnx(Library):
         form = {"rngs": nnx.Rngs(params=0), "bias_init": nnx.initializers.normal(1.0)} if len(sizes) > 1 else {}
         if "padding" in arguments:
             arguments["padding"] = arguments["padding"].upper()
-        return kind(*sizes, seed=7, **form, **arguments)
+        return kind(*sizes, **{"seed": 7, **form, **arguments})
 
     def call(self, module, x, training=True, **which):
         """The output of a call."""
+        if "key" in which:
+            which["key"] = np.array(which["key"], "uint32")
+        return np.asarray(self.compiled(training if type(module) in self.noisy else None)(module, x, which))
+
+    @functools.cache  # noqa: B019 - of one library, which is made once
+    def compiled(self, training):
+        """A call as one program; that of a plain module, which has no mode, of None."""
         from flax import nnx
 
-        key = {"key": which.pop("key")} if "key" in which else {}
-        mode = {"deterministic": not training} if type(module) in self.noisy else {}  # a plain one has none
-        return np.asarray(nnx.jit(lambda module, x, which: module(x, **key, **mode, **which))(module, x, which))
+        mode = {} if training is None else {"deterministic": not training}
+        return nnx.jit(lambda module, x, which: module(x, **mode, **which))
+
+    def half(self, module, x):
+        """The output of a training call of a module and an input that are cast to bfloat16, and its dtype."""
+        import jax
+        from flax import nnx
+
+        cast = lambda leaf: leaf.astype("bfloat16") if leaf.dtype == "float32" else leaf  # noqa: E731 - an argument
+        nnx.update(module, jax.tree.map(cast, nnx.state(module)))
+        y = self.compiled(True)(module, x.astype("bfloat16"), {})
+        return np.asarray(y, "float32"), str(y.dtype)
+
+    def gradients(self, module, x, upstream):
+        """The output of a training call, and the gradients of sum(output * upstream), of the input and parameters."""
+        from flax import nnx
+
+        def loss(module, x):
+            y = module(x)
+            return (y * upstream).sum(), y
+
+        (_, y), (of_module, of_x) = nnx.jit(nnx.value_and_grad(loss, argnums=(0, 1), has_aux=True))(module, x)
+        return np.asarray(y), np.asarray(of_x), {name: np.asarray(one[...]) for name, one in of_module.items()}
+
+    def parameters(self, module):
+        """The parameters by name."""
+        from flax import nnx
+
+        return {name: np.asarray(one[...]) for name, one in nnx.state(module, nnx.Param).items()}
+
+    def resumed(self, module, like):
+        """Another module with a copy of the state of one."""
+        import jax
+        from flax import nnx
+
+        return nnx.merge(nnx.split(like)[0], jax.tree.map(lambda leaf: leaf.copy(), nnx.state(module)))
 
     def weights(self, module):
         """The parameters as a Keras layer has them."""
@@ -211,7 +298,8 @@ class Equinox(Library):
     def made(self, kind, sizes, dims, arguments):
         import jax
 
-        fixed = {"seed": 7} if arguments.get("regime", "dynamic") != "dynamic" or len(sizes) == 1 else {}
+        is_fixed = arguments.get("regime", "dynamic") != "dynamic" or len(sizes) == 1
+        fixed = {"seed": 7} if is_fixed and "seed" not in arguments else {}
         if "axis" in arguments:  # of one sample
             arguments["axis"] -= arguments["axis"] > 0
         if "padding" in arguments:
@@ -224,19 +312,75 @@ class Equinox(Library):
     def call(self, module, x, training=True, key=None, sample_ids=None):
         """The output of a call."""
         import equinox as eqx
+
+        key = None if key is None else np.array(key, "uint32")
+        return np.asarray(self.compiled(eqx.nn.inference_mode(module, not training), x, key, sample_ids))
+
+    @functools.cached_property
+    def compiled(self):
+        """A call of each row of a batch, as one program."""
+        import equinox as eqx
         import jax
 
-        first = hasattr(module, "kernel_size")  # stand the channels
-        which = {} if key is None else {"key": key}
-        module = eqx.nn.inference_mode(module, not training)
+        @eqx.filter_jit
+        def rows(module, x, key, sample_ids):
+            first = hasattr(module, "kernel_size")  # stand the channels
+            which = {} if key is None else {"key": key}
 
-        def of_row(row, n):
-            row = jax.numpy.moveaxis(row, -1, 0) if first else row
-            y = module(row, **which) if n is None else module(row, **which, sample_id=n)
-            return jax.numpy.moveaxis(y, 0, -1) if first else y
+            def of_row(row, n):
+                row = jax.numpy.moveaxis(row, -1, 0) if first else row
+                y = module(row, **which) if n is None else module(row, **which, sample_id=n)
+                return jax.numpy.moveaxis(y, 0, -1) if first else y
 
-        rows = jax.vmap(of_row, in_axes=(0, None if sample_ids is None else 0))
-        return np.asarray(eqx.filter_jit(rows)(x, sample_ids))
+            return jax.vmap(of_row, in_axes=(0, None if sample_ids is None else 0))(x, sample_ids)
+
+        return rows
+
+    def calls(self, module, x, count=1):
+        """The outputs of training calls with the keys (7, 0), (7, 1) and so on, and ids as rows have in a batch."""
+        return [self.call(module, x, key=(7, n), sample_ids=self.ids(module, x)) for n in range(count)]
+
+    def ids(self, module, x):
+        """The numbers of the rows of a batch, or None where all have one mask."""
+        return None if "sample" in module.sharing else np.arange(len(x), dtype="int32")
+
+    def half(self, module, x):
+        """The output of a training call of a module and an input that are cast to bfloat16, and its dtype."""
+        import equinox as eqx
+        import jax
+
+        cast = lambda leaf: leaf.astype("bfloat16") if eqx.is_inexact_array(leaf) else leaf  # noqa: E731 - an argument
+        key = np.array((7, 0), "uint32")
+        y = self.compiled(jax.tree.map(cast, module), x.astype("bfloat16"), key, self.ids(module, x))
+        return np.asarray(y, "float32"), str(y.dtype)
+
+    def gradients(self, module, x, upstream):
+        """The output of a training call, and the gradients of sum(output * upstream), of the input and parameters."""
+        import equinox as eqx
+        import jax
+
+        ids, key = self.ids(module, x), np.array((7, 0), "uint32")
+
+        def loss(both):
+            y = self.compiled(*both, key, ids)
+            return (y * upstream).sum(), y
+
+        (_, y), (of_module, of_x) = eqx.filter_value_and_grad(loss, has_aux=True)((module, jax.numpy.asarray(x)))
+        return np.asarray(y), np.asarray(of_x), self.parameters(of_module)
+
+    def parameters(self, module):
+        """The parameters by name."""
+        found = {name: getattr(module, name, None) for name in ("weight", "bias")}
+        return {name: np.asarray(one) for name, one in found.items() if one is not None}
+
+    def resumed(self, module, like):
+        """Another module with the saved state of one."""
+        import equinox as eqx
+
+        file = io.BytesIO()
+        eqx.tree_serialise_leaves(file, module)
+        file.seek(0)
+        return eqx.tree_deserialise_leaves(file, like)
 
     def weights(self, module):
         """The parameters as a Keras layer has them."""

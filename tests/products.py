@@ -5,7 +5,7 @@ import functools
 import numpy as np
 
 import pernodedrop as pnd
-from tests.frameworks import array, quick, tensor, value_and_gradients
+from tests.frameworks import NAME, array, quick, tensor, value_and_gradients
 
 KEY = (3, 1)
 FAR = 2**32 - 2
@@ -86,5 +86,5 @@ def state(words):
 
 def mask_of(noise, shape, key=KEY, **kwargs):
     """sample_mask of the backend under test as host array."""
-    run = quick(lambda key: pnd.ops.sample_mask(noise, key, shape, **kwargs))
+    run = quick(lambda key: pnd.ops.sample_mask(noise, key, shape, **{"backend": NAME, **kwargs}))
     return array(run(state(key)))

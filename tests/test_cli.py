@@ -77,7 +77,7 @@ def test_with_numpy_alone_doctor_says_what_there_is(bare, backend):
     ]
     assert [line.split()[0] for line in lines if line.endswith("not installed")] == ["tensorflow", "torch", "jax"]
     (line,) = (line for line in lines if line.startswith("Keras"))
-    assert ("(did you mean 'torch'?)" if backend == "touch" else "Noises and ops work without it") in line
+    assert ("(did you mean 'torch'?)" if backend == "touch" else "Noises, ops and modules work without it") in line
 
 
 @pytest.mark.parametrize(
@@ -231,7 +231,7 @@ def test_doctor_exits_1_if_something_differs_or_fails(answers, told, probes, the
         ("keras numpy torch", "numpy", False, "KERAS_BACKEND=numpy needs jax, which is not installed"),
         ("keras numpy", "", False, "Try: pip install 'pernodedrop[jax]'"),
         ("keras numpy", "numpy", False, "Try: pip install 'pernodedrop[jax]'"),
-        ("numpy torch", "", False, "Noises and ops work without it"),
+        ("numpy torch", "", False, "Noises, ops and modules work without it"),
         ("numpy torch", "touch", False, "(did you mean 'torch'?)"),
     ],
 )

@@ -222,7 +222,6 @@ REFUSALS = {
     "bank": (lambda: pnde.fold(linear(regime="bank", bank_size=2)), "`regime`"),
     "positions": (lambda: pnde.fold(linear(regime="fixed", sharing=())), "`sharing`.*one for all positions"),
     "class": (lambda: pnde.PerNodeLinear.from_linear(eqx.nn.Conv1d(1, 1, 1, key=key())), "an equinox.nn.Linear"),
-    "rate": (lambda: linear(rate=1.0), "`rate`"),
     "schedule": (lambda: linear(rate=pnd.schedules.Linear(0.0, 0.5, 4)), "`with_rate`"),
     "slow": (lambda: pnde.Dropout(0.5, None, pnd.schedules.Step([0.2, 0.9], [1])), "`with_persistence`"),
     "seed": (lambda: linear(seed=1), "whose calls have keys"),

@@ -405,7 +405,6 @@ REFUSALS = {
     "bank": (lambda: pndx.fold(linear(regime="bank", bank_size=2)), "`regime`"),
     "positions": (lambda: pndx.fold(linear(regime="fixed", sharing=())), "`sharing`.*one for all positions"),
     "class": (lambda: pndx.PerNodeLinear.from_linear(Network().conv), "an nnx.Linear without noise"),
-    "rate": (lambda: linear(rate=1.0), "`rate`"),
     "no stream": (lambda: linear(seed=None), "'noise' or 'default' among them, or .seed=."),
     "streams": (lambda: pndx.Dropout(0.5, rngs=3), "`rngs`"),
     "streams beside a seed": (lambda: pndx.Dropout(0.5, seed=1, rngs=3), "`rngs`.*nnx.Rngs"),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import pernodedrop as pnd
 from pernodedrop import generator
 from tests import reference
-from tests.frameworks import XP, array, quick, tensor
+from tests.frameworks import NAME, XP, array, quick, tensor
 from tests.noises import Triangular
 
 LAST_RATE = 1 - 2**-24
@@ -89,7 +89,7 @@ def test_words_are_the_reference_at_any_coordinates(rows):
 
 @hypothesis.given(shapes, seeds, words32, words32)
 def test_random_bits_are_the_reference_for_any_key_and_offset(shape, seed, call, sample_offset):
-    bits = pnd.ops.random_bits((seed, call), shape, sample_offset=sample_offset)
+    bits = pnd.ops.random_bits((seed, call), shape, sample_offset=sample_offset, backend=NAME)
     wanted = reference.bits(generator.seed_word(seed), call, shape, sample_offset)
     np.testing.assert_array_equal(bits, wanted)
 
@@ -102,7 +102,7 @@ def test_bernoulli_masks_are_numpys_to_the_bit(shape, seed, call, sample_offset,
     threshold = round((1 - Fraction(rate)) * 2**24)
     hypothesis.assume(abs((1 - Fraction(rate)) * 2**24 - threshold) < Fraction(1, 2) - Fraction(1, 2**29))  # no tie
     wanted = np.where(words >> 8 < threshold, np.float32(2**24 / threshold), np.float32(0))
-    np.testing.assert_array_equal(array(pnd.ops.sample_mask(noise, **arguments)), wanted)
+    np.testing.assert_array_equal(array(pnd.ops.sample_mask(noise, **arguments, backend=NAME)), wanted)
     np.testing.assert_array_equal(pnd.ops.sample_mask(noise, **arguments, backend="numpy"), wanted)
 
 

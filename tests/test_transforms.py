@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import pernodedrop as pnd
+from tests.conftest import needs_keras
 from tests.frameworks import NAME, XP, array, compiled, needs_gradients, tensor, value_and_gradients, xla_programs
 from tests.processes import child
 from tests.products import BERNOULLI, KEY, SMALL, mask_of, masked_dense, numpy_mask, operands, sums
@@ -174,6 +175,7 @@ def test_noises_of_eager_calls_are_not_kept():
     del XP._FILE[first]
 
 
+@needs_keras
 @pytest.mark.slow
 @only("torch", reason="torch.distributed is torch's")
 def test_ranks_make_the_whole_in_layers_and_by_offsets_in_ops():

@@ -90,7 +90,7 @@ def layers() -> Part:
         return Part(f"Keras: {error}", wrong=there)
     except ModuleNotFoundError as error:
         if not there:
-            return Part("Keras: not installed. Noises and ops work without it, layers do not.")
+            return Part("Keras: not installed. Noises, ops and modules work without it, layers do not.")
         # a framework that was asked for is missing; NumPy is not, even if Keras cannot run on it
         asked_for = by == framework.VARIABLE and name != "numpy"
         return Part(f"Keras: {error}. Try: pip install 'pernodedrop[{error.name}]'", wrong=asked_for)

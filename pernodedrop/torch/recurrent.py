@@ -224,7 +224,7 @@ class RecurrentNoise(OfPlain):
             if self._has_noise_on(name):
                 grid = self._grid(row, weight, field, time, samples)
                 units = len(weight) // len(self.gates)
-                found[name] = _with_bias(self.recurrence.products(weight.T, units, grid, xp), bias)
+                found[name] = _with_bias(self.recurrence.products(weight.T.contiguous(), units, grid, xp), bias)
             else:
                 found[name] = _plain(weight, bias)
         return found
@@ -327,9 +327,10 @@ class NoisyLSTM(RecurrentNoise, torch.nn.LSTM):
         bank_size: number of masks in the bank regime.
         seed: any int; None takes one from Python's `random`.
         method: how samples and steps are multiplied by kernels of their own, as for `pernodedrop.NoisyRNN`.
-            "materialized": all masks are made, and held in memory, before the loop. "recomputed": they are made at each
-            step, and again in the backward pass, which takes less memory and more time. "auto": "recomputed" for masks
-            of steps that do not persist, else "materialized", so that memory grows with time only for what persists.
+            "materialized": all masks are made, and held in memory, before the loop. "recomputed": they are made in
+            blocks at each step, and again in the backward pass, which takes less memory and more time. "auto":
+            "recomputed" for masks of steps that do not persist, by the kernel of `pernodedrop.ops.masked_dense` where
+            there is one, else "materialized", so that memory grows with time only for what persists.
         persistence: the probability in [0, 1] that an entry keeps its value from one position to the next, or a
             schedule of it, as for `PerNodeLinear`; with it, `sharing=None` is "sample".
 
