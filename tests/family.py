@@ -11,7 +11,7 @@ import pytest
 
 import pernodedrop as pnd
 from pernodedrop.layers.base.noise_layer import NoiseLayer
-from tests.frameworks import quick
+from tests.frameworks import NAME, compiled, quick
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +83,18 @@ def first_call(layer, x):
     if not layer.built:
         layer.build(x.shape)
     return host(quick(lambda x: layer(x, training=True, key=(1, 0)))(keras.ops.convert_to_tensor(x)))
+
+
+def training_call(layer, x):
+    """What a built layer gives in its next training call, which on JAX is one program and leaves the key as it was."""
+    if NAME != "jax":
+        return layer(x, training=True)
+
+    def call(x):
+        with keras.StatelessScope():
+            return layer(x, training=True)
+
+    return compiled(call)(x)
 
 
 def noisy_layer(model):

@@ -40,7 +40,9 @@ def xla_programs():
     try:
         yield made
     finally:
-        jax._src.monitoring.unregister_event_duration_listener(listen)
+        of_jax = jax._src.monitoring
+        older = "_unregister_event_duration_listener_by_callback"  # its name in 0.6
+        getattr(of_jax, "unregister_event_duration_listener", getattr(of_jax, older, None))(listen)
 
 
 def float64():

@@ -79,12 +79,11 @@ def trained(model):
 
 
 @pytest.mark.skip_backend("numpy", reason="it cannot train")
-@pytest.mark.parametrize("wrapper", [pnd.PerNodeDrop, pnd.DropConnect, pnd.Flipout])
-def test_spectral_normalization_around_it_trains_saves_loads_and_folds(wrapper, tmp_path):
+def test_spectral_normalization_around_it_trains_saves_loads_and_folds(tmp_path):
     x = inputs(4, 6)
 
     def rule(layer):
-        return wrapper(layer, 0.5, seed=1) if layer.name == "inner" else None
+        return pnd.PerNodeDrop(layer, 0.5, seed=1) if layer.name == "inner" else None
 
     model = trained(pnd.apply(spectral(), rule))
     wanted = host(model(x))
@@ -96,12 +95,16 @@ def test_spectral_normalization_around_it_trains_saves_loads_and_folds(wrapper, 
         holder = other.layers[0]
         assert holder.kernel is holder.layer.kernel  # what it normalizes is what is trained
         np.testing.assert_allclose(host(other(x)), wanted, atol=1e-6)
-        for _ in range(20):  # steps of a power iteration
-            other(x, training=True)
-        np.testing.assert_allclose(np.linalg.norm(host(holder.layer.kernel), 2), 1, atol=0.05)
     folded.save(tmp_path / "plain.keras")
     plain = keras.saving.load_model(tmp_path / "plain.keras")
-    np.testing.assert_allclose(host(plain(x)), host(folded(x)), atol=1e-6)
+    np.testing.assert_allclose(host(plain(x)), wanted, atol=1e-6)
+    for other in (loaded, folded):
+        holder = other.layers[0]
+        kernel = host(holder.layer.kernel)
+        v = host(holder.vector_u) @ kernel.T
+        holder(x, training=True)
+        norm = np.linalg.norm(v @ kernel) / np.linalg.norm(v)  # after a step of power iteration
+        np.testing.assert_allclose(host(holder.layer.kernel), kernel / norm, atol=1e-5)
 
 
 @keras.saving.register_keras_serializable("around")

@@ -310,9 +310,14 @@ def test_dropped_connections_without_gradient_are_dropped_again():
 
 
 @needs_training
-@pytest.mark.parametrize("make", [lambda: keras.optimizers.SGD(0.05), lambda: keras.optimizers.Adam(0.03, clipnorm=1)])
-@pytest.mark.parametrize("prefer", ["small_gradient", "big_weight"])
-def test_stock_fit_trains_it(make, prefer):
+@pytest.mark.parametrize(
+    ("prefer", "make"),
+    [
+        ("small_gradient", lambda: keras.optimizers.Adam(0.03, clipnorm=1)),
+        ("big_weight", lambda: keras.optimizers.SGD(0.05)),
+    ],
+)
+def test_stock_fit_trains_it(prefer, make):
     keras.utils.set_random_seed(1)  # of the weights
     x = inputs(64, 6)
     layer = DynamicDropConnect(keras.layers.Dense(16, activation="relu"), prefer=prefer, seed=1)

@@ -178,28 +178,46 @@ def test_a_keras_mask_is_passed_on_as_the_inner_layer_does(case):
 
 @pytest.mark.only_backend("jax", "tensorflow", reason="the others compile nothing of themselves")
 @every_layer
-def test_calls_of_one_shape_are_traced_once(case):
+def test_steps_of_one_shape_are_traced_once(case):
+    """With their gradients, and with the state that the step before left; what is traced is not run."""
     layer, x, traces = case.make(), case.inputs(4), []
-    layer(x)
+    layer.build(case.shape_of(4))
 
-    def call(trainable, rest, x):
-        traces.append(1)
-        return layer.stateless_call(trainable, rest, x, training=True)
+    def loss_of(trainable, rest, x):
+        y, rest, losses = layer.stateless_call(trainable, rest, x, training=True, return_losses=True)
+        return sum(keras.ops.sum(part**2) for part in keras.tree.flatten(y)) + sum(losses), rest
 
     if BACKEND == "jax":
         import jax
 
-        compiled = jax.jit(call)
+        def step(trainable, rest, x):
+            traces.append(1)
+            (_, rest), gradients = jax.value_and_grad(loss_of, has_aux=True)(trainable, rest, x)
+            return gradients, rest
+
+        trace = jax.jit(step).eval_shape
     else:
         import tensorflow as tf
 
-        compiled = tf.function(call)
+        @tf.function
+        def step(trainable, rest, x):
+            traces.append(1)
+            with tf.GradientTape() as tape:
+                tape.watch(trainable)
+                loss, rest = loss_of(trainable, rest, x)
+            return tape.gradient(loss, trainable), rest
+
+        def trace(*arguments):
+            return step.get_concrete_function(*arguments).structured_outputs
+
         x = keras.tree.map_structure(tf.constant, x)
-    state = [variable.value for variable in layer.non_trainable_variables]
-    state = [keras.ops.copy(value) for value in state]
-    trainable = [keras.ops.copy(variable.value) for variable in layer.trainable_variables]
+    trainable, state = (
+        [keras.ops.copy(variable.value) for variable in of]
+        for of in (layer.trainable_variables, layer.non_trainable_variables)
+    )
     for _ in range(3):
-        _, state = compiled(trainable, state, x)
+        gradients, state = trace(trainable, state, x)
+        assert [gradient.shape for gradient in gradients] == [variable.shape for variable in trainable]
     assert len(traces) == 1
 
 

@@ -9,7 +9,7 @@ import pytest
 
 import pernodedrop as pnd
 from pernodedrop.internals import of_keras
-from tests.family import FAMILY, Case, Subclassed, host, inputs, noisy_layer
+from tests.family import FAMILY, Case, Subclassed, host, inputs, noisy_layer, training_call
 from tests.frameworks import compiled, needs_training, tensor
 from tests.noises import Triangular
 
@@ -234,12 +234,12 @@ def test_config_round_trip_keeps_everything(case):
 def test_mixed_precision_computes_in_the_compute_dtype(case, policy):
     numbers = {"alpha": 0.0} if case is FAMILY["standout"] else {}  # decisions that rounded products do not turn
     layer, plain, x = case.make(dtype=policy, **numbers), case.make(**numbers), case.inputs(4)
-    layer(x), plain(x)
+    layer.build(case.shape_of(4)), plain.build(case.shape_of(4))
     for variable, other in zip(plain.weights, layer.weights, strict=True):
         variable.assign(host(other).astype(variable.dtype))
-    y = layer(x, training=True)
+    y = training_call(layer, x)
     assert keras.backend.standardize_dtype(y.dtype) == policy.removeprefix("mixed_")
-    np.testing.assert_allclose(host(y).astype("float32"), host(plain(x, training=True)), atol=0.06)
+    np.testing.assert_allclose(host(y).astype("float32"), host(training_call(plain, x)), atol=0.06)
 
 
 def test_half_precision_sums_in_float32():
@@ -315,19 +315,38 @@ def test_keras_file_round_trip(case, tmp_path):
         np.testing.assert_array_equal(host(again(x, training=training)), host(model(x, training=training)))
 
 
+ALIKE_IN_FIT = {
+    *("per_node_drop_partial", "per_node_drop_fixed", "per_node_drop_bank", "per_node_drop_einsum", "drop_connect"),
+    *("per_node_drop_depthwise", "per_node_drop_transposed", "shakeout_conv", "noise_injection_conv"),
+    *("dropout_persistent", "gaussian_dropout", "alpha_dropout", "spatial_dropout_2d", "drop_block_2d"),
+    *("drop_path", "noisy_rnn_samples", "noisy_rnn_inputs", "sparse_variational_dropout_rnn"),
+}
+"""Their gradients are computed as those of others are, and the step of each is traced in test_family.py."""
+OWN_FIT = {
+    *("dynamic_drop_connect", "variational_dropout", "sparse_variational_dropout"),
+    *("attention_dropout", "noisy_attention", "noisy_rnn", "zoneout", "variational_dropout_rnn"),
+}
+"""Those whose files fit them."""
+
+
 @pytest.mark.slow
 @needs_training
 @pytest.mark.parametrize(
     ("case", "jit_compile"),
     [
-        *(pytest.param(case, BACKEND == "jax", id=name) for name, case in FAMILY.items()),
+        *(
+            pytest.param(case, BACKEND == "jax", id=name)
+            for name, case in FAMILY.items()
+            # torch compiles nothing; the others take seconds for each
+            if BACKEND == "torch" or name not in ALIKE_IN_FIT | OWN_FIT
+        ),
         *(pytest.param(FAMILY[name], True, id=f"{name}-xla") for name in OF_EACH_KIND if BACKEND == "tensorflow"),
     ],
 )
 def test_fit_trains_with_a_ragged_last_batch(case, jit_compile):
     keras.utils.set_random_seed(1)  # of the weights
     model = case.model()
-    # the others compile each size of a batch
+    # they compile each size of a batch too
     ragged = BACKEND == "torch" or case in [FAMILY[name] for name in OF_EACH_KIND]
     rows = 50 if ragged else 48
     x, y = inputs(rows, 6), inputs(rows, 2)

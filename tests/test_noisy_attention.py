@@ -251,11 +251,10 @@ def test_masked_positions_are_not_attended_to():
 
 
 @needs_training
-@pytest.mark.parametrize("jit_compile", [False, True] if BACKEND == "tensorflow" else [BACKEND == "jax"])
-def test_it_trains_in_fit(jit_compile):
+def test_it_trains_in_fit():
     x = keras.Input((TIME, FEATURES))
     model = keras.Model(x, noisy(rate=0.2)(x, x))
-    model.compile(keras.optimizers.Adam(0.03), "mse", jit_compile=jit_compile)
+    model.compile(keras.optimizers.Adam(0.03), "mse", jit_compile=BACKEND != "torch")
     data = inputs(20, TIME, FEATURES)
     history = model.fit(data, 0 * data, batch_size=8, epochs=4, verbose=0)
     assert history.history["loss"][-1] < history.history["loss"][0]
