@@ -64,10 +64,12 @@ def test_disagreements_are_the_samples_with_the_highest_scores_and_have_their_vo
     outputs = drawn(30, 3, 4)[1][None] + RNG.uniform(size=(7, 30, 3))
     outputs /= outputs.sum(-1, keepdims=True)
     found, y = predicted(*outputs), RNG.integers(3, size=30)
-    for by, score in (("mutual_information", found.mutual_information), ("variation_ratio", found.variation_ratio)):
+    entropy, aleatoric = stats.entropy(outputs.mean(0), axis=-1), stats.entropy(outputs, axis=-1).mean(0)
+    scores = {"predictive_entropy": entropy, "aleatoric": aleatoric, "mutual_information": entropy - aleatoric}
+    for by, score in (scores | {"variation_ratio": found.variation_ratio}).items():
         listed = found.disagreements(40, y, by=by)
         assert sorted(one.place for one in listed) == [*range(30)]
-        assert [getattr(one, by) for one in listed] == sorted(score, reverse=True)
+        np.testing.assert_allclose([getattr(one, by) for one in listed], sorted(score, reverse=True), atol=1e-12)
         for one in listed:
             assert one.votes == dict(collections.Counter(outputs[:, one.place].argmax(-1).tolist()).most_common())
             assert (one.label, one.predicted) == (y[one.place], outputs.mean(0)[one.place].argmax())
@@ -76,7 +78,8 @@ def test_disagreements_are_the_samples_with_the_highest_scores_and_have_their_vo
     assert report.examples == found.disagreements(3, y)
     assert repr(report).endswith(f"\n\n{found.disagreements(3, y)}")
     first, words = listed[0], str(listed).splitlines()[1].split()
-    assert words[:4] == [*map(str, first[:3]), f"{first.mutual_information:.4f}"]
+    shown = (f"{score:.4f}" for score in (first.predictive_entropy, first.mutual_information))
+    assert words[:5] == [*map(str, first[:3]), *shown]
     last = repr(report).splitlines()[-1].split()
     place, label, choice = report.examples[2][:3]
     wrong = ["wrong"] if label != choice else []

@@ -14,20 +14,21 @@ CENTRAL = 0.9  # of the predicted distribution, whose coverage is counted
 
 
 class Disagreement(typing.NamedTuple):
-    """A sample that passes disagree about.
+    """A sample that passes disagree about, or that is uncertain by another score.
 
     Attributes:
         place: of the sample in x, an int; where a sample has several positions, a tuple of its place and theirs.
         label: its label, an int, or None if it is not known.
         predicted: the most probable class of the mean, an int.
-        mutual_information: how much the passes disagree, in nats; a float.
-        variation_ratio: the share of passes that chose another class than most did; a float.
+        predictive_entropy, aleatoric, mutual_information, variation_ratio: its scores, floats, as in `Prediction`.
         votes: how many passes chose a class, by the class, most first: a dict of ints without zeros.
     """
 
     place: int | tuple[int, ...]
     label: int | None
     predicted: int
+    predictive_entropy: float
+    aleatoric: float
     mutual_information: float
     variation_ratio: float
     votes: dict[int, int]
@@ -37,12 +38,14 @@ class Disagreements(list[Disagreement]):
     """A list of `Disagreement` that shows one a line."""
 
     def __repr__(self) -> str:
-        lines = [f"{'row':>8}  {'label':>5}  {'predicted':>9}  {'':5}  {'mutual information':>18}  votes by class"]
+        head = f"{'row':>8}  {'label':>5}  {'predicted':>9}  {'':5}  {'entropy':>7}  {'mutual information':>18}"
+        lines = [f"{head}  votes by class"]
         for one in self:
             votes = ", ".join(f"{label}: {number}" for label, number in one.votes.items())
             label, mark = ("", "") if one.label is None else (one.label, "" if one.label == one.predicted else "wrong")
             lines.append(
-                f"{one.place!s:>8}  {label:>5}  {one.predicted:>9}  {mark:5}  {one.mutual_information:>18.4f}  {votes}"
+                f"{one.place!s:>8}  {label:>5}  {one.predicted:>9}  {mark:5}  {one.predictive_entropy:>7.4f}  "
+                f"{one.mutual_information:>18.4f}  {votes}"
             )
         return "\n".join(lines)
 
