@@ -413,6 +413,9 @@ def of_uncertainty():
     }
     for function, made in functions.items():
         yield Target(function.__name__, function, good(function, **made), tensors=tuple(made.keys() - {"risk"}))
+    share = good(u.decisions.rejection, **{**functions[u.decisions.rejection], "risk": lambda: None})
+    share["coverage"] = lambda: 0.9
+    yield Target("rejection of a share", u.decisions.rejection, share, tensors=("wrong", "uncertainty"))
     for function in (u.calibration.isotonic, u.calibration.temperature, u.calibration.vector):
         made = function(y(), p())
         yield Target(f"{function.__name__} call", lambda made=made, **kw: made(**kw), {"p": p}, tensors=("p",))

@@ -236,6 +236,29 @@ def test_the_risk_of_what_is_kept_is_below_the_bound_as_often_as_it_says():
     assert above <= stats.binom(300, 0.2).isf(FALSE_ALARM)
 
 
+@pytest.mark.parametrize(("share", "number"), [(0.9, 90), (0.29, 29), (1 / 3, 33)])  # 0.29 * 100 < 29 in float64
+@pytest.mark.parametrize("ties", [1, 10])
+def test_rejection_of_a_share_keeps_the_most_certain_with_the_bound_of_that_share_alone(ties, share, number):
+    unsure = np.arange(100) // ties * ties / 100
+    wrong, mixed = RNG.uniform(size=100) < unsure / 2, RNG.permutation(100)
+    found = decisions.rejection(wrong[mixed], unsure[mixed], coverage=share, confidence=0.9)
+    kept = wrong[: number // ties * ties]
+    bound = stats.binomtest(int(kept.sum()), len(kept)).proportion_ci(0.8, method="exact").high
+    assert found == pytest.approx((unsure[number], len(kept) / 100, kept.mean(), bound))
+
+
+def test_the_bound_of_a_share_holds_as_often_as_it_says():
+    """As above, of those kept at a coverage of 0.6; the bound is not far above either."""
+    above, bounds = 0, []
+    for _ in range(300):
+        unsure = RNG.uniform(size=500)
+        found = decisions.rejection(RNG.uniform(size=500) < unsure / 2, unsure, coverage=0.6, confidence=0.8)
+        above += found.threshold / 4 > found.bound
+        bounds.append(found.bound)
+    assert above <= stats.binom(300, 0.2).isf(FALSE_ALARM)
+    assert np.mean(bounds) < 0.15 + 2 * np.sqrt(0.15 * 0.85 / 300)
+
+
 def test_a_reliability_diagram_shows_what_came_true_and_how_many_say_so():
     found = metrics.reliability(Y, P, 12)
     assert (found.samples == 0).any(), "no bin is empty"
@@ -296,6 +319,13 @@ WRONG = {
         "`risk`.*bound of these 40 .*more samples or a lower `confidence`",
     ),
     "confidence": (lambda: decisions.rejection(Y > 0, Y, 0.1, confidence=95), "`confidence`"),
+    "coverage": (lambda: decisions.rejection(Y > 0, Y, coverage=1), r"`coverage`.*\(0, 1\)"),
+    "both of": (lambda: decisions.rejection(Y > 0, Y, 0.1, coverage=0.9), "`risk` and `coverage`.*one of the two"),
+    "none of": (lambda: decisions.rejection(Y > 0, Y), "`risk` and `coverage`.*one of the two"),
+    "equally uncertain": (
+        lambda: decisions.rejection(Y > 0, Y * 0, coverage=0.9),
+        "`uncertainty`.*some, at most a share of 0.9, are below the others",
+    ),
     "wrong": (lambda: decisions.rejection(Y, Y, 0.1), "`wrong`.*booleans"),
     "plot of something else": (lambda: plots.disagreements("x" * 10), "`found`.*a sequence of disagreements"),
     "plot of others": (lambda: plots.disagreements([3]), "`found`.*a Disagreement of pernodedrop.uncertainty.*found=3"),
