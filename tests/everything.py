@@ -395,6 +395,7 @@ def of_uncertainty():
         **dict.fromkeys((u.metrics.nll, u.metrics.brier_score, u.metrics.brier_decomposition), classes),
         **dict.fromkeys((u.metrics.calibration_error, u.metrics.reliability), classes),
         **dict.fromkeys((u.calibration.isotonic, u.calibration.temperature, u.calibration.vector), classes),
+        u.metrics.calibration_error_by_chance: {"p": p},
         u.metrics.crps: {"y": few, "outputs": passes},
         u.metrics.gaussian_crps: {"y": few, "mean": few, "variance": more},
         u.metrics.gaussian_nll: {"y": few, "mean": few, "variance": more},

@@ -10,6 +10,7 @@ from scipy import optimize, stats
 import pernodedrop as pnd
 from pernodedrop import uncertainty
 from pernodedrop.uncertainty import calibration, decisions, metrics, plots, prediction
+from pernodedrop.uncertainty import report as reports
 from pernodedrop.uncertainty.metrics.arrays import probabilities_of
 
 RNG = np.random.default_rng(1)
@@ -51,13 +52,68 @@ def test_the_report_of_probabilities_has_the_metrics_of_their_mean():
             "calibration_error": metrics.calibration_error(Y, mean),
             "adaptive_calibration_error": metrics.calibration_error(Y, mean, binning="mass"),
             "classwise_calibration_error": metrics.calibration_error(Y, mean, of="classwise"),
+            "calibration_error_by_chance": metrics.calibration_error_by_chance(mean),
+            "adaptive_calibration_error_by_chance": metrics.calibration_error_by_chance(mean, binning="mass"),
+            "classwise_calibration_error_by_chance": metrics.calibration_error_by_chance(mean, of="classwise"),
             "aurc": kept.aurc,
             "augrc": kept.augrc,
         }
     )
     assert found.report(np.eye(3)[Y]) == found.report(Y[:, None]) == report
     plain = found.report(Y, examples=0)
-    assert [line.split() for line in repr(plain).splitlines()] == [[k, f"{v:.6g}"] for k, v in report.items()]
+    table, sentence = repr(plain).split("\n\n")
+    assert [line.split() for line in table.splitlines()] == [[k, f"{v:.6g}"] for k, v in report.items()]
+    error, chance = report["calibration_error"], report["calibration_error_by_chance"]
+    start = f"calibration_error {error:.3f}, where calibrated probabilities have up to {chance:.3f} in 95 % of cases:"
+    assert sentence.splitlines()[0] == start
+
+
+def test_a_report_says_in_which_errors_miscalibration_shows():
+    high, low = dict.fromkeys(reports.CALIBRATION_ERRORS, 0.3), dict.fromkeys(reports.CALIBRATION_ERRORS, 0.1)
+    chance = dict.fromkeys((f"{name}_by_chance" for name in high), 0.2)
+    assert str(reports.Report(low | chance)).endswith("95 % of cases:\nno miscalibration shows")
+    assert str(reports.Report(high | chance)).endswith(f"\nmiscalibration shows in {', '.join(high)}")
+    some = low | {"classwise_calibration_error": 0.3} | chance
+    assert str(reports.Report(some)).endswith("\nmiscalibration shows in classwise_calibration_error")
+
+
+@pytest.mark.parametrize(
+    "how",
+    [{}, {"binning": "mass"}, {"of": "top_label"}, {"of": "classwise"}, {"of": "classwise", "binning": "mass"}],
+    ids=str,
+)
+def test_calibrated_probabilities_have_an_error_above_that_by_chance_in_5_percent_of_cases(how):
+    """Each case has seeds of its own, so that their number is binomial. Three times too sure ones are above it."""
+    rng = np.random.default_rng(7)
+    above = wrong = 0
+    for seed in range(400):
+        y, p = drawn(int(rng.integers(30, 200)), 3, rng=rng)
+        above += metrics.calibration_error(y, p, **how) > metrics.calibration_error_by_chance(p, **how, seed=seed)
+    for _ in range(50):
+        y, p = drawn(400, 3, sharpness=3, rng=rng)
+        wrong += metrics.calibration_error(y, p, **how) > metrics.calibration_error_by_chance(p, **how)
+    law = stats.binom(400, 0.05)
+    assert law.ppf(FALSE_ALARM / 2) <= above <= law.isf(FALSE_ALARM / 2)
+    assert wrong == 50
+
+
+@pytest.mark.parametrize(("n", "draws"), [(1000, 199), (32_000, 119)])
+@pytest.mark.parametrize("of", ["confidence", "classwise"])
+def test_the_error_by_chance_of_a_coin_is_that_of_the_binomial_law(n, draws, of):
+    """With sure ones before it. One in 20 of the drawings and of one more is above it, so a share with a beta law."""
+    p = np.repeat([1, 0.7], [n // 4, n - n // 4])
+    found = metrics.calibration_error_by_chance(p, of=of)
+    law, heads = stats.binom(n - n // 4, 0.7), np.arange(n + 1)
+    more, less = (np.sum(law.pmf(heads)[abs(heads - law.mean()) / n > found + at]) for at in (-1e-9, 1e-9))
+    share = stats.beta((draws + 1) / 20, (draws + 1) * 19 / 20)
+    assert less <= share.isf(FALSE_ALARM / 2)
+    assert more >= share.ppf(FALSE_ALARM / 2)
+    assert metrics.calibration_error_by_chance(p.astype("float16"), of=of) == pytest.approx(found, abs=1e-3)
+
+
+def test_sure_probabilities_have_no_error_by_chance():
+    assert metrics.calibration_error_by_chance(np.eye(3)[[0, 1, 1, 2]], of="classwise") == 0
+    assert metrics.calibration_error_by_chance(np.eye(3)[[0, 1, 1, 2]]) == 0
 
 
 def test_disagreements_are_the_samples_with_the_highest_scores_and_have_their_votes():
@@ -296,7 +352,13 @@ def test_a_plot_of_disagreements_has_a_row_of_votes_for_each_and_its_image():
 WRONG = {
     "disagreements of numbers": (lambda: predicted(np.ones((4, 2)) * 3).disagreements(), "`by`.*probabilities"),
     "disagreements": (lambda: predicted(P).disagreements(0), "`count`.*from 1"),
-    "order": (lambda: predicted(P).disagreements(by="variance"), "`by`.*'mutual_information'"),
+    "order": (
+        lambda: predicted(P).disagreements(by="variance"),
+        "`by`.*'predictive_entropy', 'aleatoric', 'mutual_information', ",
+    ),
+    "seed by chance": (lambda: metrics.calibration_error_by_chance(P, seed=-1), "`seed`"),
+    "probabilities by chance": (lambda: metrics.calibration_error_by_chance(P * 2), "`p`.*sum 1"),
+    "bins by chance": (lambda: metrics.calibration_error_by_chance(P, of="class"), "`of`.*'classwise'"),
     "plot of none": (lambda: plots.disagreements([]), "`found`.*at least one"),
     "images": (lambda: plots.disagreements(predicted(P).disagreements(1), P), "`images`.*height"),
     "report labels": (lambda: predicted(P).report(Y[:-1]), r"`y`.*\(400,\)"),

@@ -100,9 +100,10 @@ class Prediction:
         Returns:
             A dict of floats that prints as a table, with its `examples`, a list. It begins with inputs, the length of
             x, and passes, the number of them. Of probabilities: accuracy, nll, brier_score, calibration_error,
-            adaptive_calibration_error, classwise_calibration_error, and aurc and augrc of the predictive entropy. Of
-            numbers, as normal distributions: rmse, gaussian_nll, gaussian_crps, and coverage_90 and width_90 of the
-            central 90 %; with `gaussian=True` also epistemic and aleatoric, the mean variance of each kind.
+            adaptive_calibration_error, classwise_calibration_error, the same three with _by_chance, which calibrated
+            probabilities have up to in 95 % of cases, and aurc and augrc of the predictive entropy. Of numbers, as
+            normal distributions: rmse, gaussian_nll, gaussian_crps, and coverage_90 and width_90 of the central 90 %;
+            with `gaussian=True` also epistemic and aleatoric, the mean variance of each kind.
 
         Raises:
             TypeError, ValueError: an argument that is not as described, or a variance of 0 for a number.
