@@ -395,6 +395,7 @@ def of_uncertainty():
         **dict.fromkeys((u.metrics.nll, u.metrics.brier_score, u.metrics.brier_decomposition), classes),
         **dict.fromkeys((u.metrics.calibration_error, u.metrics.reliability), classes),
         **dict.fromkeys((u.calibration.isotonic, u.calibration.temperature, u.calibration.vector), classes),
+        u.metrics.calibration_error_by_chance: {"p": p},
         u.metrics.crps: {"y": few, "outputs": passes},
         u.metrics.gaussian_crps: {"y": few, "mean": few, "variance": more},
         u.metrics.gaussian_nll: {"y": few, "mean": few, "variance": more},
@@ -413,6 +414,9 @@ def of_uncertainty():
     }
     for function, made in functions.items():
         yield Target(function.__name__, function, good(function, **made), tensors=tuple(made.keys() - {"risk"}))
+    share = good(u.decisions.rejection, **{**functions[u.decisions.rejection], "risk": lambda: None})
+    share["coverage"] = lambda: 0.9
+    yield Target("rejection of a share", u.decisions.rejection, share, tensors=("wrong", "uncertainty"))
     for function in (u.calibration.isotonic, u.calibration.temperature, u.calibration.vector):
         made = function(y(), p())
         yield Target(f"{function.__name__} call", lambda made=made, **kw: made(**kw), {"p": p}, tensors=("p",))

@@ -10,6 +10,7 @@ from scipy import optimize, stats
 import pernodedrop as pnd
 from pernodedrop import uncertainty
 from pernodedrop.uncertainty import calibration, decisions, metrics, plots, prediction
+from pernodedrop.uncertainty import report as reports
 from pernodedrop.uncertainty.metrics.arrays import probabilities_of
 
 RNG = np.random.default_rng(1)
@@ -51,23 +52,80 @@ def test_the_report_of_probabilities_has_the_metrics_of_their_mean():
             "calibration_error": metrics.calibration_error(Y, mean),
             "adaptive_calibration_error": metrics.calibration_error(Y, mean, binning="mass"),
             "classwise_calibration_error": metrics.calibration_error(Y, mean, of="classwise"),
+            "calibration_error_by_chance": metrics.calibration_error_by_chance(mean),
+            "adaptive_calibration_error_by_chance": metrics.calibration_error_by_chance(mean, binning="mass"),
+            "classwise_calibration_error_by_chance": metrics.calibration_error_by_chance(mean, of="classwise"),
             "aurc": kept.aurc,
             "augrc": kept.augrc,
         }
     )
     assert found.report(np.eye(3)[Y]) == found.report(Y[:, None]) == report
     plain = found.report(Y, examples=0)
-    assert [line.split() for line in repr(plain).splitlines()] == [[k, f"{v:.6g}"] for k, v in report.items()]
+    table, sentence = repr(plain).split("\n\n")
+    assert [line.split() for line in table.splitlines()] == [[k, f"{v:.6g}"] for k, v in report.items()]
+    error, chance = report["calibration_error"], report["calibration_error_by_chance"]
+    start = f"calibration_error {error:.3f}, where calibrated probabilities have up to {chance:.3f} in 95 % of cases:"
+    assert sentence.splitlines()[0] == start
+
+
+def test_a_report_says_in_which_errors_miscalibration_shows():
+    high, low = dict.fromkeys(reports.CALIBRATION_ERRORS, 0.3), dict.fromkeys(reports.CALIBRATION_ERRORS, 0.1)
+    chance = dict.fromkeys((f"{name}_by_chance" for name in high), 0.2)
+    assert str(reports.Report(low | chance)).endswith("95 % of cases:\nno miscalibration shows")
+    assert str(reports.Report(high | chance)).endswith(f"\nmiscalibration shows in {', '.join(high)}")
+    some = low | {"classwise_calibration_error": 0.3} | chance
+    assert str(reports.Report(some)).endswith("\nmiscalibration shows in classwise_calibration_error")
+
+
+@pytest.mark.parametrize(
+    "how",
+    [{}, {"binning": "mass"}, {"of": "top_label"}, {"of": "classwise"}, {"of": "classwise", "binning": "mass"}],
+    ids=str,
+)
+def test_calibrated_probabilities_have_an_error_above_that_by_chance_in_5_percent_of_cases(how):
+    """Each case has seeds of its own, so that their number is binomial. Three times too sure ones are above it."""
+    rng = np.random.default_rng(7)
+    above = wrong = 0
+    for seed in range(400):
+        y, p = drawn(int(rng.integers(30, 200)), 3, rng=rng)
+        above += metrics.calibration_error(y, p, **how) > metrics.calibration_error_by_chance(p, **how, seed=seed)
+    for _ in range(50):
+        y, p = drawn(400, 3, sharpness=3, rng=rng)
+        wrong += metrics.calibration_error(y, p, **how) > metrics.calibration_error_by_chance(p, **how)
+    law = stats.binom(400, 0.05)
+    assert law.ppf(FALSE_ALARM / 2) <= above <= law.isf(FALSE_ALARM / 2)
+    assert wrong == 50
+
+
+@pytest.mark.parametrize(("n", "draws"), [(1000, 199), (32_000, 119)])
+@pytest.mark.parametrize("of", ["confidence", "classwise"])
+def test_the_error_by_chance_of_a_coin_is_that_of_the_binomial_law(n, draws, of):
+    """With sure ones before it. One in 20 of the drawings and of one more is above it, so a share with a beta law."""
+    p = np.repeat([1, 0.7], [n // 4, n - n // 4])
+    found = metrics.calibration_error_by_chance(p, of=of)
+    law, heads = stats.binom(n - n // 4, 0.7), np.arange(n + 1)
+    more, less = (np.sum(law.pmf(heads)[abs(heads - law.mean()) / n > found + at]) for at in (-1e-9, 1e-9))
+    share = stats.beta((draws + 1) / 20, (draws + 1) * 19 / 20)
+    assert less <= share.isf(FALSE_ALARM / 2)
+    assert more >= share.ppf(FALSE_ALARM / 2)
+    assert metrics.calibration_error_by_chance(p.astype("float16"), of=of) == pytest.approx(found, abs=1e-3)
+
+
+def test_sure_probabilities_have_no_error_by_chance():
+    assert metrics.calibration_error_by_chance(np.eye(3)[[0, 1, 1, 2]], of="classwise") == 0
+    assert metrics.calibration_error_by_chance(np.eye(3)[[0, 1, 1, 2]]) == 0
 
 
 def test_disagreements_are_the_samples_with_the_highest_scores_and_have_their_votes():
     outputs = drawn(30, 3, 4)[1][None] + RNG.uniform(size=(7, 30, 3))
     outputs /= outputs.sum(-1, keepdims=True)
     found, y = predicted(*outputs), RNG.integers(3, size=30)
-    for by, score in (("mutual_information", found.mutual_information), ("variation_ratio", found.variation_ratio)):
+    entropy, aleatoric = stats.entropy(outputs.mean(0), axis=-1), stats.entropy(outputs, axis=-1).mean(0)
+    scores = {"predictive_entropy": entropy, "aleatoric": aleatoric, "mutual_information": entropy - aleatoric}
+    for by, score in (scores | {"variation_ratio": found.variation_ratio}).items():
         listed = found.disagreements(40, y, by=by)
         assert sorted(one.place for one in listed) == [*range(30)]
-        assert [getattr(one, by) for one in listed] == sorted(score, reverse=True)
+        np.testing.assert_allclose([getattr(one, by) for one in listed], sorted(score, reverse=True), atol=1e-12)
         for one in listed:
             assert one.votes == dict(collections.Counter(outputs[:, one.place].argmax(-1).tolist()).most_common())
             assert (one.label, one.predicted) == (y[one.place], outputs.mean(0)[one.place].argmax())
@@ -76,7 +134,8 @@ def test_disagreements_are_the_samples_with_the_highest_scores_and_have_their_vo
     assert report.examples == found.disagreements(3, y)
     assert repr(report).endswith(f"\n\n{found.disagreements(3, y)}")
     first, words = listed[0], str(listed).splitlines()[1].split()
-    assert words[:4] == [*map(str, first[:3]), f"{first.mutual_information:.4f}"]
+    shown = (f"{score:.4f}" for score in (first.predictive_entropy, first.mutual_information))
+    assert words[:5] == [*map(str, first[:3]), *shown]
     last = repr(report).splitlines()[-1].split()
     place, label, choice = report.examples[2][:3]
     wrong = ["wrong"] if label != choice else []
@@ -233,6 +292,29 @@ def test_the_risk_of_what_is_kept_is_below_the_bound_as_often_as_it_says():
     assert above <= stats.binom(300, 0.2).isf(FALSE_ALARM)
 
 
+@pytest.mark.parametrize(("share", "number"), [(0.9, 90), (0.29, 29), (1 / 3, 33)])  # 0.29 * 100 < 29 in float64
+@pytest.mark.parametrize("ties", [1, 10])
+def test_rejection_of_a_share_keeps_the_most_certain_with_the_bound_of_that_share_alone(ties, share, number):
+    unsure = np.arange(100) // ties * ties / 100
+    wrong, mixed = RNG.uniform(size=100) < unsure / 2, RNG.permutation(100)
+    found = decisions.rejection(wrong[mixed], unsure[mixed], coverage=share, confidence=0.9)
+    kept = wrong[: number // ties * ties]
+    bound = stats.binomtest(int(kept.sum()), len(kept)).proportion_ci(0.8, method="exact").high
+    assert found == pytest.approx((unsure[number], len(kept) / 100, kept.mean(), bound))
+
+
+def test_the_bound_of_a_share_holds_as_often_as_it_says():
+    """As above, of those kept at a coverage of 0.6; the bound is not far above either."""
+    above, bounds = 0, []
+    for _ in range(300):
+        unsure = RNG.uniform(size=500)
+        found = decisions.rejection(RNG.uniform(size=500) < unsure / 2, unsure, coverage=0.6, confidence=0.8)
+        above += found.threshold / 4 > found.bound
+        bounds.append(found.bound)
+    assert above <= stats.binom(300, 0.2).isf(FALSE_ALARM)
+    assert np.mean(bounds) < 0.15 + 2 * np.sqrt(0.15 * 0.85 / 300)
+
+
 def test_a_reliability_diagram_shows_what_came_true_and_how_many_say_so():
     found = metrics.reliability(Y, P, 12)
     assert (found.samples == 0).any(), "no bin is empty"
@@ -270,7 +352,13 @@ def test_a_plot_of_disagreements_has_a_row_of_votes_for_each_and_its_image():
 WRONG = {
     "disagreements of numbers": (lambda: predicted(np.ones((4, 2)) * 3).disagreements(), "`by`.*probabilities"),
     "disagreements": (lambda: predicted(P).disagreements(0), "`count`.*from 1"),
-    "order": (lambda: predicted(P).disagreements(by="variance"), "`by`.*'mutual_information'"),
+    "order": (
+        lambda: predicted(P).disagreements(by="variance"),
+        "`by`.*'predictive_entropy', 'aleatoric', 'mutual_information', ",
+    ),
+    "seed by chance": (lambda: metrics.calibration_error_by_chance(P, seed=-1), "`seed`"),
+    "probabilities by chance": (lambda: metrics.calibration_error_by_chance(P * 2), "`p`.*sum 1"),
+    "bins by chance": (lambda: metrics.calibration_error_by_chance(P, of="class"), "`of`.*'classwise'"),
     "plot of none": (lambda: plots.disagreements([]), "`found`.*at least one"),
     "images": (lambda: plots.disagreements(predicted(P).disagreements(1), P), "`images`.*height"),
     "report labels": (lambda: predicted(P).report(Y[:-1]), r"`y`.*\(400,\)"),
@@ -293,6 +381,13 @@ WRONG = {
         "`risk`.*bound of these 40 .*more samples or a lower `confidence`",
     ),
     "confidence": (lambda: decisions.rejection(Y > 0, Y, 0.1, confidence=95), "`confidence`"),
+    "coverage": (lambda: decisions.rejection(Y > 0, Y, coverage=1), r"`coverage`.*\(0, 1\)"),
+    "both of": (lambda: decisions.rejection(Y > 0, Y, 0.1, coverage=0.9), "`risk` and `coverage`.*one of the two"),
+    "none of": (lambda: decisions.rejection(Y > 0, Y), "`risk` and `coverage`.*one of the two"),
+    "equally uncertain": (
+        lambda: decisions.rejection(Y > 0, Y * 0, coverage=0.9),
+        "`uncertainty`.*some, at most a share of 0.9, are below the others",
+    ),
     "wrong": (lambda: decisions.rejection(Y, Y, 0.1), "`wrong`.*booleans"),
     "plot of something else": (lambda: plots.disagreements("x" * 10), "`found`.*a sequence of disagreements"),
     "plot of others": (lambda: plots.disagreements([3]), "`found`.*a Disagreement of pernodedrop.uncertainty.*found=3"),

@@ -46,7 +46,7 @@ class Rejection(typing.NamedTuple):
         threshold: keep a prediction whose uncertainty is below it; inf keeps all.
         coverage: the share of the held-out samples that is kept.
         risk: the share of errors among these.
-        bound: what the risk of new samples is below, with the confidence that was asked for.
+        bound: what the risk of new samples is not above, with the confidence that was asked for.
     """
 
     threshold: float
@@ -96,25 +96,34 @@ def conformal(y: typing.Any, p: typing.Any, error: float = 0.1, score: str = "th
     return ConformalSets(score, float(reached[rank - 1]), error)
 
 
-def rejection(wrong: typing.Any, uncertainty: typing.Any, risk: float, confidence: float = 0.95) -> Rejection:
-    """Find how uncertain a prediction may be so that those that are kept are wrong no more often than a chosen risk.
+def rejection(
+    wrong: typing.Any,
+    uncertainty: typing.Any,
+    risk: float | None = None,
+    confidence: float = 0.95,
+    coverage: float | None = None,
+) -> Rejection:
+    """Find how uncertain a prediction may be to be kept: so that few of those kept are wrong, or that a share is kept.
 
-    Of 20 coverages, 5 %, 10 %, ..., 100 %, it is the largest whose risk is bounded by `risk` (selective risk as in
-    Geifman and El-Yaniv, arXiv 1705.08500). The bounds are Clopper and Pearson's, and hold all together with the given
-    confidence.
+    With `risk`, of 20 coverages, 5 %, 10 %, ..., 100 %, it is the largest whose risk is bounded by it (selective risk
+    as in Geifman and El-Yaniv, arXiv 1705.08500). The bounds are Clopper and Pearson's, and hold all together with the
+    given confidence. With `coverage` there is one bound only, which is lower.
 
     Args:
         wrong: whether the prediction of each held-out sample was wrong, (n,), booleans or 0 and 1.
         uncertainty: numbers (n,), such as the predictive entropy; those of kept ones are below the threshold.
-        risk: the share of errors to allow among those kept, a float in (0, 1).
+        risk: the share of errors to allow among those kept, a float in (0, 1); or None.
         confidence: the probability that the risk of new samples is not above the bound, a float in (0, 1); 0.95.
+        coverage: instead of `risk`, the share of the held-out samples to keep, a float in (0, 1): 0.9 rejects the most
+            uncertain tenth. Where equal uncertainties leave no such share, fewer are kept.
 
     Returns:
         A `Rejection`.
 
     Raises:
-        TypeError, ValueError: an argument that is not as described; or no coverage has so small a bound, for which the
-            message has the smallest one: take more samples or a lower confidence, or allow more.
+        TypeError, ValueError: an argument that is not as described, or both or neither of `risk` and `coverage`; no
+            coverage has so small a bound, for which the message has the smallest one: take more samples or a lower
+            confidence, or allow more; or none would be kept.
 
     Example:
 
@@ -124,24 +133,26 @@ def rejection(wrong: typing.Any, uncertainty: typing.Any, risk: float, confidenc
     >>> found = decisions.rejection(wrong=entropy > 0.8, uncertainty=entropy, risk=0.05)
     >>> round(found.coverage, 2), round(found.threshold, 2)
     (0.8, 0.8)
+    >>> found = decisions.rejection(wrong=entropy > 0.8, uncertainty=entropy, coverage=0.9)
+    >>> round(found.coverage, 2), round(found.threshold, 2), round(found.risk, 2)
+    (0.9, 0.9, 0.11)
     """
-    from scipy import stats  # costs 100 ms to import
-
-    risk, confidence = _share(risk, "risk"), _share(confidence, "confidence")
+    checks.check_one_given(risk=risk, coverage=coverage)
+    share = _share(coverage, "coverage") if risk is None else _share(risk, "risk")
+    confidence = _share(confidence, "confidence")
     errors = numbers(wrong, "wrong", (None,))
     scores = numbers(uncertainty, "uncertainty", errors.shape)
     if not ((errors == 0) | (errors == 1)).all():
         raise ValueError(checks.invalid("wrong", "booleans, or 0 and 1", errors[(errors != 0) & (errors != 1)][0]))
-    ordered = np.append(np.sort(scores), np.inf)
-    found = []
-    for step in range(1, STEPS + 1):
-        threshold = ordered[len(errors) * step // STEPS]
-        kept = errors[scores < threshold]  # given the sample at the threshold, those below it are drawn alike
-        right = np.sum(kept == 0)
-        bound = stats.beta.ppf(1 - (1 - confidence) / STEPS, kept.sum() + 1, right) if right else 1.0
-        if len(kept):
-            found.append(Rejection(float(threshold), len(kept) / len(errors), float(kept.mean()), float(bound)))
-    good = [one for one in found if one.bound <= risk]
+    if risk is None:
+        kept = _kept(errors, scores, math.floor(share * len(errors) + 1e-9), 1 - confidence)
+        if kept is None:
+            expected = f"numbers of which some, at most a share of {share:g}, are below the others"
+            raise ValueError(checks.invalid("uncertainty", expected, scores))
+        return kept
+    ranks = [len(errors) * step // STEPS for step in range(1, STEPS + 1)]
+    found = [one for rank in ranks if (one := _kept(errors, scores, rank, (1 - confidence) / STEPS))]
+    good = [one for one in found if one.bound <= share]
     if not good:
         least = min((one.bound for one in found), default=1.0)
         expected = (
@@ -151,6 +162,19 @@ def rejection(wrong: typing.Any, uncertainty: typing.Any, risk: float, confidenc
             checks.invalid("risk", f"{expected}; more samples or a lower `confidence` make it smaller", risk)
         )
     return good[-1]
+
+
+def _kept(errors: Array, scores: Array, rank: int, doubt: float) -> Rejection | None:
+    """What is kept below the score of that rank, with a bound that fails with that probability; None is nothing."""
+    from scipy import stats  # costs 100 ms to import
+
+    threshold = np.append(np.sort(scores), np.inf)[rank]
+    kept = errors[scores < threshold]  # given the sample at the threshold, those below it are drawn alike
+    if not len(kept):
+        return None
+    right = np.sum(kept == 0)
+    bound = stats.beta.ppf(1 - doubt, kept.sum() + 1, right) if right else 1.0
+    return Rejection(float(threshold), len(kept) / len(errors), float(kept.mean()), float(bound))
 
 
 def _scores(p: Array, score: str) -> Array:

@@ -23,9 +23,9 @@ SAMPLES = 50
 LAYERS = "layers of the model or their names"
 Layer = typing.TypeVar("Layer")
 
-DISAGREEMENTS = ("mutual_information", "variation_ratio")
+SCORES = ("predictive_entropy", "aleatoric", "mutual_information", "variation_ratio")
 
-OF_PROBABILITIES = ("predictive_entropy", "aleatoric", "mutual_information", "variation_ratio", "votes")
+OF_PROBABILITIES = (*SCORES, "votes")
 """What a `Prediction` has of outputs that are probabilities only."""
 
 Outputs: typing.TypeAlias = dict[typing.Any, Array]
@@ -100,9 +100,10 @@ class Prediction:
         Returns:
             A dict of floats that prints as a table, with its `examples`, a list. It begins with inputs, the length of
             x, and passes, the number of them. Of probabilities: accuracy, nll, brier_score, calibration_error,
-            adaptive_calibration_error, classwise_calibration_error, and aurc and augrc of the predictive entropy. Of
-            numbers, as normal distributions: rmse, gaussian_nll, gaussian_crps, and coverage_90 and width_90 of the
-            central 90 %; with `gaussian=True` also epistemic and aleatoric, the mean variance of each kind.
+            adaptive_calibration_error, classwise_calibration_error, the same three with _by_chance, which calibrated
+            probabilities have up to in 95 % of cases, and aurc and augrc of the predictive entropy. Of numbers, as
+            normal distributions: rmse, gaussian_nll, gaussian_crps, and coverage_90 and width_90 of the central 90 %;
+            with `gaussian=True` also epistemic and aleatoric, the mean variance of each kind.
 
         Raises:
             TypeError, ValueError: an argument that is not as described, or a variance of 0 for a number.
@@ -130,10 +131,13 @@ class Prediction:
     ) -> reports.Disagreements:
         """The samples that the passes disagree about most: where a look at the data, or a label, would teach most.
 
+        By the predictive entropy they are those that are the most likely to be wrong.
+
         Args:
             count: how many, an int from 1; all, if there are fewer.
             y: labels as for `report`, if they are known.
-            by: what makes the order, "mutual_information" or "variation_ratio". Of equal ones the first come first.
+            by: the score that makes the order, "predictive_entropy", "aleatoric", "mutual_information" or
+                "variation_ratio"; "mutual_information". Of equal ones the first come first.
 
         Returns:
             A list of `Disagreement`, the highest first, which prints as a table, one a line.
@@ -149,14 +153,16 @@ class Prediction:
         >>> found = prediction.collected([iter({None: p} for p in passes)], 2, seed=0)
         >>> [(one.place, one.votes) for one in found.disagreements()]
         [(1, {0: 1, 1: 1}), (0, {0: 2})]
+        >>> [one.place for one in found.disagreements(1, by="predictive_entropy")]
+        [1]
         """
-        count, by = checks.check_count(count, "count"), checks.check_choice(by, "by", DISAGREEMENTS)
+        count, by = checks.check_count(count, "count"), checks.check_choice(by, "by", SCORES)
         if not hasattr(self, "votes"):
             expected = "a prediction of probabilities, of which there are votes; of logits, by from_logits=True"
             raise ValueError(checks.invalid("by", expected, by))
-        information, ratio, votes = self.mutual_information, self.variation_ratio, self.votes
-        labels = None if y is None else reports.labels_at(y, self.mean).reshape(information.shape)
+        scores, votes = {name: getattr(self, name) for name in SCORES}, self.votes
         predicted = classes_of(self.mean).argmax(-1)
+        labels = None if y is None else reports.labels_at(y, self.mean).reshape(predicted.shape)
 
         def shown(flat: int) -> reports.Disagreement:
             place = tuple(map(int, np.unravel_index(flat, predicted.shape)))
@@ -165,13 +171,12 @@ class Prediction:
                 place=place[0] if len(place) == 1 else place,
                 label=None if labels is None else int(labels[place]),
                 predicted=int(predicted[place]),
-                mutual_information=float(information[place]),
-                variation_ratio=float(ratio[place]),
+                **{name: float(score[place]) for name, score in scores.items()},
                 votes={int(label): int(votes[place][label]) for label in order if votes[place][label]},
             )
 
-        score = information if by == "mutual_information" else ratio
-        return reports.Disagreements(shown(flat) for flat in np.argsort(-score.ravel(), kind="stable")[:count])
+        order = np.argsort(-scores[by].ravel(), kind="stable")
+        return reports.Disagreements(shown(flat) for flat in order[:count])
 
 
 @dataclasses.dataclass(frozen=True)

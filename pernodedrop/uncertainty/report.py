@@ -12,22 +12,30 @@ from pernodedrop.uncertainty.metrics.arrays import Labels, classes_of, labels_of
 
 CENTRAL = 0.9  # of the predicted distribution, whose coverage is counted
 
+CALIBRATION_ERRORS: dict[str, dict[str, typing.Any]] = {
+    "calibration_error": {},
+    "adaptive_calibration_error": {"binning": "mass"},
+    "classwise_calibration_error": {"of": "classwise"},
+}
+"""The arguments of each; beside it, `_by_chance` has what calibrated probabilities have up to in 95 % of cases."""
+
 
 class Disagreement(typing.NamedTuple):
-    """A sample that passes disagree about.
+    """A sample that passes disagree about, or that is uncertain by another score.
 
     Attributes:
         place: of the sample in x, an int; where a sample has several positions, a tuple of its place and theirs.
         label: its label, an int, or None if it is not known.
         predicted: the most probable class of the mean, an int.
-        mutual_information: how much the passes disagree, in nats; a float.
-        variation_ratio: the share of passes that chose another class than most did; a float.
+        predictive_entropy, aleatoric, mutual_information, variation_ratio: its scores, floats, as in `Prediction`.
         votes: how many passes chose a class, by the class, most first: a dict of ints without zeros.
     """
 
     place: int | tuple[int, ...]
     label: int | None
     predicted: int
+    predictive_entropy: float
+    aleatoric: float
     mutual_information: float
     variation_ratio: float
     votes: dict[int, int]
@@ -37,21 +45,23 @@ class Disagreements(list[Disagreement]):
     """A list of `Disagreement` that shows one a line."""
 
     def __repr__(self) -> str:
-        lines = [f"{'row':>8}  {'label':>5}  {'predicted':>9}  {'':5}  {'mutual information':>18}  votes by class"]
+        head = f"{'row':>8}  {'label':>5}  {'predicted':>9}  {'':5}  {'entropy':>7}  {'mutual information':>18}"
+        lines = [f"{head}  votes by class"]
         for one in self:
             votes = ", ".join(f"{label}: {number}" for label, number in one.votes.items())
             label, mark = ("", "") if one.label is None else (one.label, "" if one.label == one.predicted else "wrong")
             lines.append(
-                f"{one.place!s:>8}  {label:>5}  {one.predicted:>9}  {mark:5}  {one.mutual_information:>18.4f}  {votes}"
+                f"{one.place!s:>8}  {label:>5}  {one.predicted:>9}  {mark:5}  {one.predictive_entropy:>7.4f}  "
+                f"{one.mutual_information:>18.4f}  {votes}"
             )
         return "\n".join(lines)
 
 
 class Report(dict[str, float]):
-    """A dict of figures that shows one a line, and below them examples of what passes disagree about.
+    """A dict of figures that shows one a line, and below them what they say of calibration, and examples.
 
     Attributes:
-        examples: a list of `Disagreement`.
+        examples: a list of `Disagreement`, of what passes disagree about most.
     """
 
     examples: collections.abc.Sequence[Disagreement] = ()
@@ -59,9 +69,20 @@ class Report(dict[str, float]):
     def __repr__(self) -> str:
         width = max(map(len, self))
         lines = [f"{name:{width}}  {value:.6g}" for name, value in self.items()]
+        if "calibration_error" in self:
+            lines += ["", self._calibration()]
         if self.examples:
             lines += ["", repr(Disagreements(self.examples))]
         return "\n".join(lines)
+
+    def _calibration(self) -> str:
+        """A sentence about the calibration errors."""
+        shown = [name for name in CALIBRATION_ERRORS if self[name] > self[f"{name}_by_chance"]]
+        return (
+            f"calibration_error {self['calibration_error']:.3f}, where calibrated probabilities have up to "
+            f"{self['calibration_error_by_chance']:.3f} in 95 % of cases:\n"
+            + (f"miscalibration shows in {', '.join(shown)}" if shown else "no miscalibration shows")
+        )
 
 
 def labels_at(y: typing.Any, mean: Array) -> Labels:
@@ -82,9 +103,11 @@ def of_classes(y: typing.Any, mean: Array, uncertainty: Array) -> dict[str, floa
         "accuracy": 1 - float(wrong.mean()),
         "nll": metrics.nll(labels, p),
         "brier_score": metrics.brier_score(labels, p),
-        "calibration_error": metrics.calibration_error(labels, p),
-        "adaptive_calibration_error": metrics.calibration_error(labels, p, binning="mass"),
-        "classwise_calibration_error": metrics.calibration_error(labels, p, of="classwise"),
+        **{name: metrics.calibration_error(labels, p, **how) for name, how in CALIBRATION_ERRORS.items()},
+        **{
+            f"{name}_by_chance": metrics.calibration_error_by_chance(p, **how)
+            for name, how in CALIBRATION_ERRORS.items()
+        },
         "aurc": kept.aurc,
         "augrc": kept.augrc,
     }

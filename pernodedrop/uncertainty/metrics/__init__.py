@@ -15,6 +15,7 @@ from pernodedrop.uncertainty.metrics.classification import (
     brier_decomposition,
     brier_score,
     calibration_error,
+    calibration_error_by_chance,
     nll,
     reliability,
 )
@@ -46,6 +47,7 @@ __all__ = [
     "brier_decomposition",
     "brier_score",
     "calibration_error",
+    "calibration_error_by_chance",
     "crps",
     "detection",
     "energy",

@@ -6,10 +6,12 @@ import numpy as np
 
 from pernodedrop import checks
 from pernodedrop._types import Array
-from pernodedrop.uncertainty.metrics.arrays import classified
+from pernodedrop.uncertainty.metrics.arrays import classified, probabilities_of_classes
 
 BINNINGS = ("width", "mass")
 KINDS = ("confidence", "top_label", "classwise")
+CHANCE = 0.95  # of drawings have an error up to that of `calibration_error_by_chance`
+BLOCK = 1_000_000  # labels drawn at once
 
 
 class Reliability(typing.NamedTuple):
@@ -203,8 +205,8 @@ def calibration_error(
       (Kull et al., arXiv 1910.12656), with equal mass the adaptive calibration error, ACE (Nixon et al., arXiv
       1904.01685).
 
-    With few samples a bin it is above 0 for calibrated probabilities as well: compare models on the same samples and
-    bins.
+    With few samples a bin it is above 0 for calibrated probabilities as well: `calibration_error_by_chance` says by how
+    much. Compare models on the same samples and bins.
 
     Args:
         y, p: labels and probabilities, as for `nll`.
@@ -225,14 +227,57 @@ def calibration_error(
     0.067
     """
     labels, p = classified(y, p)
-    of = checks.check_choice(of, "of", KINDS)
-    if of == "classwise":
-        gaps = [_gap(p[:, label], labels == label, bins, binning) for label in range(p.shape[1])]
-        return float(np.mean(gaps) / len(p))
-    top = p.argmax(-1)
-    score, hit = p.max(-1), labels == top
-    groups = [np.full(len(p), True)] if of == "confidence" else [top == label for label in np.unique(top)]
-    return sum(_gap(score[group], hit[group], bins, binning) for group in groups) / len(p)
+    binned = _binned(p, bins, binning, of)
+    came = labels if of == "classwise" else (labels != p.argmax(-1)).astype("int64")
+    return float(binned.error(np.bincount(binned.cells[np.arange(len(p)), came], minlength=len(binned.expected))))
+
+
+def calibration_error_by_chance(
+    p: typing.Any, bins: int = 15, binning: str = "width", of: str = "confidence", seed: int = 0
+) -> float:
+    """What the calibration error of these probabilities is up to, in 95 % of cases, if they are calibrated.
+
+    Labels are drawn from the probabilities themselves (consistency resampling, Broecker and Smith 2007), of each sample
+    on its own. An error above it is one that calibrated probabilities have in 5 % of cases.
+
+    There are 199 drawings; of more than 20,000 samples, whose errors by chance are small, fewer, but 19 at least.
+
+    Args:
+        p: probabilities, as for `nll`.
+        bins, binning, of: as for `calibration_error`.
+        seed: of the drawings, an int in [0, 2**32); 0.
+
+    Returns:
+        A float in [0, 1].
+
+    Raises:
+        TypeError, ValueError: an argument that is not as described.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from pernodedrop.uncertainty import metrics
+    >>> p = np.full(100, 0.7)  # as of a coin with 70 % heads
+    >>> round(metrics.calibration_error([1] * 63 + [0] * 37, p), 3)
+    0.07
+    >>> round(metrics.calibration_error_by_chance(p), 3)
+    0.08
+    """
+    p = probabilities_of_classes(p)
+    outcomes, cells, expected, _ = binned = _binned(p, bins, binning, of)
+    rng = np.random.default_rng(checks.check_word(seed, "seed"))
+    draws = 20 * min(max(200_000 // len(p), 1), 10) - 1  # one less than what 95 % of is whole
+    hits = np.zeros((draws, len(expected)), "int64")
+    size = max(BLOCK // draws, 1)
+    for first in range(0, len(p), size):
+        part = np.cumsum(outcomes[first : first + size], -1)
+        row = np.arange(len(part))[:, None]
+        # of 24 bits, so that the sum stays below the next row
+        u = rng.random((len(part), draws), "float32") + row
+        chosen = np.searchsorted((part / part[:, -1:] + row).ravel(), u, side="right")
+        drawn = cells[first : first + size].ravel()[chosen] + len(expected) * np.arange(draws)
+        hits += np.bincount(drawn.ravel(), minlength=hits.size).reshape(hits.shape)
+    return float(np.sort(binned.error(hits))[round(CHANCE * (draws + 1)) - 1])
 
 
 def edges_of(score: Array, bins: int, binning: str) -> Array:
@@ -241,10 +286,41 @@ def edges_of(score: Array, bins: int, binning: str) -> Array:
     return shares if checks.check_choice(binning, "binning", BINNINGS) == "width" else np.quantile(score, shares)
 
 
-def _gap(score: Array, hit: typing.Any, bins: int, binning: str) -> float:
-    """The sum over bins of |sum of probabilities - number that came true|."""
-    place = _places(score, edges_of(score, bins, binning))
-    return float(np.abs(np.bincount(place, score - hit, bins)).sum())
+class _Binned(typing.NamedTuple):
+    """What may come true of each of n samples: one of m classes, or that the most probable one is right, or wrong.
+
+    Attributes:
+        outcomes: their probabilities, (n, m).
+        cells: the bin that each counts in, (n, m), ints; the last is for what counts in none.
+        expected: the sum of the probabilities in each bin.
+        counted: how many probabilities count.
+    """
+
+    outcomes: Array
+    cells: typing.Any
+    expected: typing.Any
+    counted: int
+
+    def error(self, hits: typing.Any) -> typing.Any:
+        """The calibration error where so many came true in each bin, the last axis."""
+        return np.abs(hits - self.expected)[..., :-1].sum(-1) / self.counted
+
+
+def _binned(p: Array, bins: int, binning: str, of: str) -> _Binned:
+    bins = checks.check_count(bins, "bins")
+    if checks.check_choice(of, "of", KINDS) == "classwise":
+        places = [_places(score, edges_of(score, bins, binning)) for score in p.T]
+        cells, outcomes = np.stack(places, -1) + bins * np.arange(p.shape[1]), p
+        number, counted = bins * p.shape[1], p.size
+    else:
+        top, score = p.argmax(-1), p.max(-1)
+        group = np.zeros_like(top) if of == "confidence" else np.unique(top, return_inverse=True)[1]
+        number, counted = bins * (int(group.max()) + 1), len(p)
+        cells, outcomes = np.full((len(p), 2), number), np.stack([score, 1 - score], -1)
+        for one in np.unique(group):
+            inside = group == one
+            cells[inside, 0] = bins * one + _places(score[inside], edges_of(score[inside], bins, binning))
+    return _Binned(outcomes, cells, np.bincount(cells.ravel(), outcomes.ravel(), number + 1), counted)
 
 
 def _places(score: Array, edges: Array) -> typing.Any:
