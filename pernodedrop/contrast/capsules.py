@@ -101,7 +101,6 @@ class Capsules(keras.layers.Layer):
         self.capsules = checks.check_count(capsules, "capsules")
         self.dim = checks.check_count(dim, "dim")
         self.iterations = checks.check_count(iterations, "iterations")
-        self._kernel_initializer = keras.initializers.TruncatedNormal(stddev=0.1)
 
     def build(self, input_shape: Shape) -> None:
         if input_shape is None or len(input_shape) != 3 or not all(input_shape[1:]):
@@ -109,7 +108,7 @@ class Capsules(keras.layers.Layer):
             raise ValueError(checks.invalid("inputs", expected, input_shape))
         _, below, size = input_shape
         shape = (below, self.capsules, size, self.dim)
-        self.kernel = self.add_weight(shape, self._kernel_initializer, name="kernel")
+        self.kernel = self.add_weight(shape, keras.initializers.TruncatedNormal(stddev=0.1), name="kernel")
 
     def call(self, inputs: Tensor) -> Tensor:
         inputs = floating(inputs, ("dense",))
