@@ -33,6 +33,7 @@ OTHERS = (
     "toml",
     "{bench}",
     "{family-cost}",
+    "{family-machines}",
     "{eval-rst}",
     "{figure}",
     "{glossary}",
