@@ -107,8 +107,18 @@ class State:
         """The numbers by name that `bits` are of; `view` gives the bits of an int32 scalar in another dtype."""
         return {name: view(bits[n], dtype) for n, (name, dtype) in enumerate(self.number_dtypes)}
 
-    def numbers_on_host(self, bits: np.typing.NDArray[np.int32], argument: str = "rate") -> dict[str, typing.Any]:
-        """The numbers by name that `bits`, (n,), are of, NumPy scalars; `argument` is what an error names."""
+    @property
+    def kind(self) -> str:
+        """The class of its noise and the names of its numbers, which tell what is saved of one kind from another's."""
+        return " ".join([type(self.mask.noise).__name__, *self.first_numbers])
+
+    def numbers_on_host(self, bits: typing.Any, argument: str = "rate") -> dict[str, typing.Any]:
+        """The numbers by name that `bits`, int32 (n,), are of, NumPy scalars; `argument` is what an error names."""
+        try:
+            bits = np.asarray(bits)
+        except TypeError as error:  # JAX' of what is traced is one
+            expected = "to be read and set outside of compiled functions; inside it has no value yet"
+            raise TypeError(checks.invalid(argument, expected, bits)) from error
         if bits.ndim != 1:
             expected = "that of one module, and not of several that were stacked"
             raise ValueError(checks.invalid(argument, expected, bits.shape[:-1]))

@@ -160,6 +160,12 @@ def test_a_state_that_was_saved_has_its_rate_and_its_seed(tmp_path):
     assert (again.seed, again.rate) == (module.seed, 0.3) == (5, 0.3)
 
 
+def test_a_rate_is_read_and_set_outside_of_compiled_functions():
+    layer = pnde.PerNodeLinear(3, 4, key=key())
+    with pytest.raises(TypeError, match=r"`rate`. Expected to be read and set outside of compiled functions"):
+        eqx.filter_jit(lambda layer: layer.with_rate(0.3))(layer)
+
+
 # models
 
 

@@ -54,6 +54,12 @@ def test_a_network_has_the_weights_of_its_formula_and_slots_of_its_width(name, s
     assert model.layers[-1].activation is keras.activations.get("sigmoid" if name == "rcv1" else "softmax")
 
 
+def test_hidden_slots_are_behind_a_plain_layer_and_the_output_layer_is_one():
+    model, _, slots = build("digits_hidden")
+    assert model.count_params() == weights(64, 64, 64, 10)
+    assert slots == [(64, "relu"), (10, "softmax")]
+
+
 def test_a_transformer_has_the_weights_of_its_formula_and_two_slots_a_block():
     model, _, slots = build("transformer")
     assert model.count_params() == CONVOLUTIONS["transformer"] + weights(32, 64, 32) + weights(32, 10)

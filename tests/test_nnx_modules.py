@@ -151,6 +151,26 @@ def test_a_state_that_was_split_or_saved_resumes(tmp_path):
     assert again.layers[0].updates == 4
 
 
+def test_a_checkpoint_of_another_noise_is_refused(tmp_path):
+    checkpoint = pytest.importorskip("orbax.checkpoint")
+    states = {
+        noise: nnx.state(pndx.PerNodeLinear(3, 4, noise=noise, seed=7, rngs=rngs()))
+        for noise in ("bernoulli", "gaussian")
+    }
+    with checkpoint.StandardCheckpointer() as saver:
+        saver.save(tmp_path / "state", states["bernoulli"])
+        saver.wait_until_finished()
+        with pytest.raises(ValueError, match="Gaussian"):
+            saver.restore(tmp_path / "state", states["gaussian"])
+
+
+@pytest.mark.parametrize("use", [lambda layer: layer.rate, lambda layer: setattr(layer, "rate", 0.3)])
+def test_a_rate_is_read_and_set_outside_of_compiled_functions(use):
+    layer = pndx.PerNodeLinear(3, 4, seed=7, rngs=rngs())
+    with pytest.raises(TypeError, match=r"`rate`. Expected to be read and set outside of compiled functions"):
+        nnx.jit(lambda layer: use(layer))(layer)
+
+
 def test_one_compilation_serves_all_steps_and_rates():
     traces = []
 
@@ -306,7 +326,7 @@ def test_a_module_whose_numbers_nobody_has_is_printed_as_nnx_does():
     stacked = nnx.split_rngs(splits=2)(nnx.vmap(lambda streams: pndx.PerNodeLinear(3, 4, rngs=streams)))
     shown.append(repr(stacked(nnx.Rngs(0))))
     for one in shown:
-        assert "noise_numbers=NoiseState(" in one
+        assert "noise_numbers={" in one
     bare = repr(pndx.Dropout(0.5))  # whose calls bring their keys
     assert "noise=Bernoulli(rate=0.5)" in bare
     assert "seed=" not in bare

@@ -25,6 +25,7 @@ TASKS = {
     "speech": "spoken words",
     "mnist_ddc": "MNIST",
     "digits": "digits",
+    "digits_hidden": "digits, hidden",
     "transformer": "digits, transformer",
     "resnet": "digits, ResNet",
     "ddc_plane": "a surface",

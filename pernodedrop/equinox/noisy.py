@@ -94,7 +94,7 @@ class Noisy(Regularizer, eqx.Module):
         return np.array([self.noise_seed, 0], "uint32")
 
     def numbers_on_host(self, argument: str = "rate") -> Params:
-        return self.state.numbers_on_host(np.asarray(self.noise_numbers), argument)
+        return self.state.numbers_on_host(self.noise_numbers, argument)
 
     def numbers(self) -> Params:
         return self.state.numbers_of(self.noise_numbers, jax.lax.bitcast_convert_type)

@@ -56,6 +56,7 @@ class Noisy(Regularizer, nnx.Module):
         rngs: an `nnx.RngStream` with the tag "noise". Its key stands for the seed, its count is the call number. Where
             masks are fixed there is none.
         noise_numbers: `NoiseState`, the bits of the noise's numbers, so that a new rate takes effect after compilation.
+            By the kind of noise, since checkpoints are told by the names of what is in them.
         noise_seed: `NoiseState`, the seed's word, where masks are fixed.
         noise_updates: `NoiseState`, where a rate or a persistence follows a schedule: how many keys were drawn.
     """
@@ -96,7 +97,7 @@ class Noisy(Regularizer, nnx.Module):
         self.state = State(mask, 0, schedule, persistence, more)
         bits = bits_of(self.state.first_numbers)
         # Orbax saves no empty arrays
-        self.noise_numbers = NoiseState(xp.asarray(bits)) if bits.size else nnx.data(None)
+        self.noise_numbers = nnx.data({self.state.kind: NoiseState(xp.asarray(bits))} if bits.size else None)
         self.noise_updates = nnx.data(NoiseState(xp.asarray(np.uint32(0))) if self.state.is_scheduled else None)
         if mask.regime == "dynamic":
             self.rngs, self.noise_seed = nnx.data(stream), nnx.data(None)
@@ -128,18 +129,21 @@ class Noisy(Regularizer, nnx.Module):
             raise ValueError(checks.invalid("rngs", f"a key {expected}", key.shape[:-1]))
         return np.asarray(key)
 
+    def _bits(self) -> NoiseState:
+        return self.noise_numbers[self.state.kind]
+
     def numbers_on_host(self, argument: str = "rate") -> Params:
         if self.noise_numbers is None:
             return {}
-        return self.state.numbers_on_host(np.asarray(self.noise_numbers[...]), argument)
+        return self.state.numbers_on_host(self._bits()[...], argument)
 
     def numbers(self) -> Params:
         if self.noise_numbers is None:
             return {}
-        return self.state.numbers_of(self.noise_numbers[...], jax.lax.bitcast_convert_type)
+        return self.state.numbers_of(self._bits()[...], jax.lax.bitcast_convert_type)
 
     def put_numbers(self, numbers: Params) -> None:
-        self.noise_numbers[...] = xp.asarray(bits_of(numbers))
+        self._bits()[...] = xp.asarray(bits_of(numbers))
 
     @property
     def updates(self) -> int:
@@ -196,7 +200,7 @@ class Noisy(Regularizer, nnx.Module):
     @property
     def is_stochastic(self) -> bool:
         """Whether training calls with other keys give other outputs; of modules that are stacked, whatever the rate."""
-        stacked = self.noise_numbers is not None and self.noise_numbers[...].ndim > 1
+        stacked = self.noise_numbers is not None and self._bits()[...].ndim > 1
         return super().is_stochastic if not stacked else not self.state.mask.at_inference
 
     def reseed(self, word: jax.Array) -> None:

@@ -34,6 +34,13 @@ def digits(slot: Slot, width: int = 64, shape: Shape = (8, 8, 1), classes: int =
     )
 
 
+def digits_hidden(slot: Slot, width: int = 64, shape: Shape = (8, 8, 1), classes: int = 10) -> keras.Model:
+    """A plain layer on the pixels, then a slot and one more that is the output layer."""
+    plain = [keras.layers.Flatten(), keras.layers.Dense(width, activation="relu")]
+    slots = [*slot(width, activation="relu"), *slot(classes, activation="softmax")]
+    return keras.Sequential([keras.Input(shape), *plain, *slots])
+
+
 def plane(slot: Slot, width: int = 64) -> keras.Model:
     """Two slots on the coordinates of a point, then its height."""
     return keras.Sequential(
@@ -137,6 +144,7 @@ def classifier(shape: Shape, layers: Layers, classes: int) -> keras.Model:
 
 NETWORKS: dict[str, Network] = {
     "digits": digits,
+    "digits_hidden": digits_hidden,
     "mnist": mnist,
     "cifar10": conv_pool((32, 32, 3), 10),
     "cifar100": conv_pool((32, 32, 3), 100),
@@ -161,6 +169,7 @@ def get(name: str) -> Network:
     """The network of a name, that of its data or of what it is, as a function of a slot and of settings.
 
     - `digits`: two slots of `width` 64 on the pixels.
+    - `digits_hidden`: the same layers, but slots on what is hidden: the second layer and the output layer.
     - `cifar10`, `cifar100`, `speech`: two blocks of a convolution and a pooling, then `slots`, 1, of `width` 64 (arXiv
       2512.12663, which tried widths from 32 to 128).
     - `mnist`: SimpleCNN, with a slot of `width` 64 (arXiv 2502.19948).

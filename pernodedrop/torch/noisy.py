@@ -151,7 +151,8 @@ class Noisy(Regularizer, torch.nn.Module):
         same = isinstance(state, torch.Tensor) and (state.dtype, state.shape) == (own.dtype, own.shape)
         if not same or state[0] != own[0]:
             noise, held = type(self.noise).__name__, [*self.state.first_numbers, *self._shapes()]
-            expected = f"the key of a {type(self).__name__} with {noise} noise and {held}, int32 {tuple(own.shape)}"
+            expected = f"what a {type(self).__name__} with {noise} noise saves: its key and {held or 'no number'}"
+            expected += " (its schedule is not saved)" if self.state.is_scheduled else ""
             raise ValueError(checks.invalid("state", expected, state))
         words = state.detach().cpu().numpy()
         sizes = [getattr(self, name).numel() for name in self.kept]
@@ -168,7 +169,7 @@ class Noisy(Regularizer, torch.nn.Module):
 
     def _mark(self) -> np.typing.NDArray[np.int32]:
         """A word that tells one kind of noise from others, by the names of its class, its numbers and its tensors."""
-        names = " ".join([type(self.state.mask.noise).__name__, *self.state.first_numbers, *self._shapes()])
+        names = " ".join([self.state.kind, *self._shapes()])
         return np.array([zlib.crc32(names.encode())], "uint32").view("int32")
 
     def _shapes(self) -> list[str]:
