@@ -50,9 +50,9 @@ train, val, test = ((x[rows], y[rows]) for rows in np.split(order[:1200], [300, 
 # list of layers. So the same function makes the network with this noise, with another
 # one or with none.
 #
-# Is the model there already? ``pnd.apply(model, "all-linear", rate=0.1)`` puts noise
-# into it, and a study takes it without a slot: the guide "Does it help?" has both,
-# under "A model that you have".
+# Is the model there already? ``pnd.apply(model, "all-linear", rate=0.1)`` gives a copy
+# with noise, to be compiled: the guide "Put noise in, take it out". A study takes such
+# a model without a slot: "A model that you have", in the guide "Does it help?".
 
 
 def network(slot):
