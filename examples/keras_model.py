@@ -44,14 +44,18 @@ train, val, test = ((x[rows], y[rows]) for rows in np.split(order[:1200], [300, 
 #
 # Convolutions overfit little; most weights are in the Dense layer behind them. There
 # `PerNodeDrop` gives every connection noise of its own, for every image. It wraps the
-# layer, which keeps its weights and its activation. (It wraps convolutions as well; and
-# ``pnd.apply`` puts it into a model that you did not write.)
+# layer, which keeps its weights and its activation. It wraps convolutions as well.
 #
-# Where the Dense layer would stand, the network calls ``hidden``. So the same function
-# makes the network with this noise, with another one or with none.
+# Where the Dense layer would stand, the network calls its ``slot``, which returns a
+# list of layers. So the same function makes the network with this noise, with another
+# one or with none.
+#
+# Is the model there already? ``pnd.apply(model, "all-linear", rate=0.1)`` gives a copy
+# with noise, to be compiled: the guide "Put noise in, take it out". A study takes such
+# a model without a slot: "A model that you have", in the guide "Does it help?".
 
 
-def network(hidden):
+def network(slot):
     model = keras.Sequential(
         [
             keras.Input((8, 8, 1)),
@@ -59,7 +63,7 @@ def network(hidden):
             keras.layers.MaxPooling2D(),
             keras.layers.Conv2D(32, 3, padding="same", activation="relu"),
             keras.layers.Flatten(),
-            *hidden(64, activation="relu"),
+            *slot(64, activation="relu"),
             keras.layers.Dense(10, activation="softmax"),
         ]
     )
@@ -77,10 +81,11 @@ def noisy(units, activation):
 # Train
 # -----
 #
-# Start with a rate of 0.1 in a small dense network or a transformer, 0.3 in a large
-# dense network, 0.5 in the Dense layer behind convolutions, as here. Keras shows the
-# training loss *with* the noise and the validation loss without it, so the first is
-# often the higher one.
+# Start with a rate of 0.1 in a small dense network (about 10,000 weights) or a
+# transformer, 0.3 in a large one (millions), 0.5 in the Dense layer behind
+# convolutions, as here. Train until the losses are flat: noise slows training, so too
+# few epochs choose too low a rate. Keras shows the training loss *with* the noise and
+# the validation loss without it, so the first is often the higher one.
 
 keras.utils.set_random_seed(0)
 model = network(noisy)
@@ -140,11 +145,11 @@ figure
 
 
 def regularized(name):
-    def hidden(units, activation):
+    def slot(units, activation):
         dense = keras.layers.Dense(units, activation=activation)
         return pnd.study.variants.get(name).function(dense, rates[name], 0)
 
-    return network(hidden)
+    return network(slot)
 
 
 models = {name: regularized(name) for name in rates}
@@ -165,8 +170,10 @@ for name, times in seconds.items():
 # -----------------
 #
 # A ``.keras`` file has the noise, its rate and its place in the sequence of masks, and
-# the optimizer. What was loaded goes on with the steps that the first model would have
-# made, to the bit. A script that only loads it has to ``import pernodedrop.layers``.
+# the optimizer. On the same batches what was loaded makes the steps that the first
+# model would have made, to the bit. But ``fit`` shuffles the data unless told
+# otherwise, in an order that no file has: the page "Reproducibility" has the lines that
+# keep it. A script that only loads the file has to ``import pernodedrop.layers``.
 
 model.save(FOLDER / "model.keras")
 loaded = keras.saving.load_model(FOLDER / "model.keras")

@@ -366,7 +366,8 @@ class Regularizer:
     def rate(self) -> float | None:
         """The present drop rate. Setting it takes effect from the next call, compiled or not.
 
-        On JAX, Keras' `fit` has the state of a model to itself within an epoch: read and set it between epochs.
+        On JAX, read and set it outside of compiled functions, and of a Keras model in `fit` between epochs, since
+        `fit` has the state to itself within one. A rate that follows a schedule cannot be set.
         """
         return getattr(self.noise, "rate", None)
 

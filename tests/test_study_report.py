@@ -55,7 +55,7 @@ def said(effects=EFFECTS, records=None, **options):
             0,
             0,
             0,
-            "PerNodeDrop does not win on made-up data: it ties with Dropout and ties with no regularizer. 10 seeds",
+            "PerNodeDrop does not win on made-up data: it ties with Dropout and ties with no regularizer. With 10",
         ),
     ],
 )
@@ -66,9 +66,21 @@ def test_the_first_sentence_is_the_answer(none, bernoulli, gaussian, start):
 
 def test_a_tie_tells_what_would_have_been_found():
     found = Findings(made_up.records(dict.fromkeys(EFFECTS, 0)), made_up.TITLES, "made-up data")
-    every = [found.comparisons[base] for base in ("dropout", "none")]
-    sizes = [of[name].detectable for of in every for name in ("per_node_drop", "per_node_drop_gaussian")]
-    expected = f"a difference of {min(sizes):.4f} to {max(sizes):.4f} to Dropout and no regularizer."
+    of = {
+        base: [found.comparisons[base][name].detectable for name in ("per_node_drop", "per_node_drop_gaussian")]
+        for base in ("dropout", "none")
+    }
+    expected = (
+        f" With 10 seeds, a true difference of {max(of['dropout']):.4f} to Dropout, or of {max(of['none']):.4f} to no "
+        "regularizer, would be found at least four times out of five."
+    )
+    assert verdict.sentences(found)[0].endswith(expected)
+    records = [one for one in found.records if one["variant"] in ("none", "per_node_drop")]
+    found = Findings(records, made_up.TITLES, "made-up data")
+    size = found.comparisons["none"]["per_node_drop"].detectable
+    expected = (
+        f" With 10 seeds, a true difference of {size:.4f} to no regularizer would be found four times out of five."
+    )
     assert verdict.sentences(found)[0].endswith(expected)
 
 
@@ -101,12 +113,16 @@ def test_each_variant_is_told_against_each_baseline():
         for base in EFFECTS
         if base in found.comparisons
     }
-    assert f"Lower test loss than with Dropout: PerNodeDrop Bernoulli {of['dropout']['per_node_drop']}." in lines
-    assert f"Higher test loss than with Dropout: no regularizer {of['dropout']['none']}." in lines
-    tie = f"A tie with Dropout: PerNodeDrop Gaussian {of['dropout']['per_node_drop_gaussian']}, detectable 0.0"
+    what = "Dropout (test loss minus that of Dropout; above zero: worse)"
+    assert f"Lower test loss than with {what}: PerNodeDrop Bernoulli {of['dropout']['per_node_drop']}." in lines
+    assert f"Higher test loss than with {what}: no regularizer {of['dropout']['none']}." in lines
+    tie = f"A tie with {what}: PerNodeDrop Gaussian {of['dropout']['per_node_drop_gaussian']}, detectable 0.0"
     assert any(line.startswith(tie) for line in lines)
     assert any(
-        line.startswith(f"Lower test loss than with no regularizer: Dropout {of['none']['dropout']}; ")
+        line.startswith(
+            "Lower test loss than with no regularizer (test loss minus that of no regularizer; above zero: "
+        )
+        and f"worse): Dropout {of['none']['dropout']}; " in line
         for line in lines
     )
     assert of["dropout"]["none"].startswith(("+0.08", "+0.09", "+0.1"))

@@ -318,7 +318,7 @@ TASK = """## {name}
 
 Means over {seeds} seeds; of corrupted images over the five strengths. Two signs say in which direction a figure
 differs, beyond chance, from no regularizer and from MC Dropout ("{mc}"): − lower, + higher, = a tie, · nothing to
-compare with. Which difference from MC Dropout would have shown, in four of five such studies, depends on how much the
+compare with. Which true difference from MC Dropout would be found four times out of five depends on how much the
 method varies between seeds: {detectable}. {edges}
 
 {table}

@@ -52,10 +52,11 @@ Figures of what may go wrong, each with the command that makes it. Whether proba
 {kills}
 
 Training is killed with SIGKILL, after random steps or at random moments, and resumed by a new process, again and again.
-At its end all weights, the optimizer's, the keys of the noise and the next training call are compared with those of a
-run that nothing disturbed. As training is deterministic, one that silently starts anew ends there too: so every process
-has to begin at the very step that was last saved. A run counts as resumed if its last process began after step 0;
-one whose last kill came before the first save has to start anew.
+Each batch is a function of the number of its step, as where [you keep the order](reproducibility.md#resuming) of the
+data; Keras' own shuffling is not saved. At its end all weights, the optimizer's, the keys of the noise and the next
+training call are compared with those of a run that nothing disturbed. As training is deterministic, one that silently
+starts anew ends there too: so every process has to begin at the very step that was last saved. A run counts as resumed
+if its last process began after step 0; one whose last kill came before the first save has to start anew.
 
 {kill_table}
 

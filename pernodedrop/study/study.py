@@ -51,18 +51,20 @@ class Study:
             (n, ...).
         model: function `(slot, **settings)` -> a built Keras model. `slot(width, activation=...)` is a list of layers:
             a `keras.layers.Dense` with the variant before or around it. Or a function without a slot, `(**settings)` ->
-            a built model: variants are then rules. A model that comes compiled keeps its optimizer, learning rate, loss
-            and metrics: those given here are for models that do not.
+            a built model, for variants that are rules. A model that comes compiled keeps its optimizer, learning rate,
+            loss and metrics: those given here are for models that do not.
         variants: names of `pernodedrop.study.variants`, or a dict from names to functions (dense, rate, seed) -> list
-            of layers. Without a slot, a dict from names to rules (layer, rate, seed) -> a layer or None, for
-            `pernodedrop.apply`, and to None for the model as it is.
+            of layers. Without a slot, a dict from names to rules (layer, rate, seed) -> a layer in its place, or None
+            to keep it; each layer comes with a seed of its own. None in place of a rule is the model as it is.
         rates: rates to try, floats in [0, 1); (0.1, 0.3, 0.5, 0.7).
         search: dict from a keyword of `model`, or the name of a setting below, to a list of values to try, such as
             {"width": [32, 64]}; all combinations are tried.
         settings: dict of further keywords of `model`, the same in all trials.
         seeds: how many fresh seeds confirm (in the paper's protocol: how many the grid has), an int from 1; 5.
         select_seeds: how many seeds select, an int from 1 to 1000; 2.
-        epochs, batch_size, learning_rate: ints from 1, and a float above zero; 20, 64 and 1e-3.
+        epochs: of each trial, an int from 1; 20.
+        batch_size: of the training data if they are arrays, an int from 1; 64.
+        learning_rate: a float above zero; 1e-3.
         optimizer: "adam", "adamw", "rmsprop", "sgd" (with momentum 0.9), or a function that returns one.
         decay: whether the learning rate falls to zero along a cosine.
         patience: after how many epochs without a better validation loss a trial ends; None: it never ends early.

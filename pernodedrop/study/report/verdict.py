@@ -78,14 +78,13 @@ def standing(found: Findings, base: str, known: list[str]) -> str:
 def missed(found: Findings, bases: list[str], known: list[str]) -> str:
     """What would have been found against a baseline that all tie with."""
     ties = [base for base in bases if all(found.comparisons[base][name].verdict == "tie" for name in known)]
-    sizes = [found.comparisons[base][name].detectable or 0 for base in ties for name in known]
-    if not sizes:
+    sizes = {base: [found.comparisons[base][name].detectable or 0 for name in known] for base in ties}
+    if not ties:
         return ""
-    span = " to ".join(dict.fromkeys(number(size) for size in (min(sizes), max(sizes))))
-    return (
-        f" {seeds(found).capitalize()} would have shown, in four of five such studies, a difference of {span} to "
-        f"{' and '.join(found.title(base) for base in ties)}."
-    )
+    each = ", or of ".join(f"{number(max(sizes[base]))} to {found.title(base)}" for base in ties)
+    often = "four times out of five" if len(known) == 1 else "at least four times out of five"
+    comma = "," if len(ties) > 1 else ""
+    return f" With {count(len(found.seeds), 'seed')}, a true difference of {each}{comma} would be found {often}."
 
 
 def have(found: Findings, variants: list[str]) -> str:
@@ -122,12 +121,14 @@ def against(found: Findings, base: str) -> list[str]:
     for one in found.comparisons[base].values():
         by_verdict.setdefault(one.verdict, []).append(one)
     other, lines = found.title(base), []
+    what = f"(test loss minus that of {other}; above zero: worse)"
     for verdict, word in (("less", "Lower"), ("more", "Higher")):
         if ones := by_verdict.get(verdict):
-            lines.append(f"{word} test loss than with {other}: {'; '.join(difference(found, one) for one in ones)}.")
+            each = "; ".join(difference(found, one) for one in ones)
+            lines.append(f"{word} test loss than with {other} {what}: {each}.")
     if ties := by_verdict.get("tie"):
         each = "; ".join(f"{difference(found, one)}, detectable {number(one.detectable or 0)}" for one in ties)
-        lines.append(f"A tie with {other}: {each}.")
+        lines.append(f"A tie with {other} {what}: {each}.")
     if unknown := by_verdict.get("unknown"):
         lines.append(f"Too few seeds in common with {other}: {names(found, [one.variant for one in unknown])}.")
     if failed := by_verdict.get("failed"):
