@@ -70,7 +70,7 @@ docs: $(VENV)/.docs
 	KERAS_BACKEND=jax $(BIN)/sphinx-build -W --keep-going -n -b html docs docs/_build/html
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) .venv-alone build dist *.egg-info
 
 $(VENV)/.pip:
 	$(PYTHON) -m venv $(VENV)

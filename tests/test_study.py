@@ -510,6 +510,7 @@ def test_named_variants_have_the_seeds_of_the_studies_that_were_run():
     ("changes", "message"),
     [
         ({"variants": ["dropuot"]}, "did you mean 'dropout'"),
+        ({"variants": {"none": None, "noisy": "all-linear"}}, r"variants\['noisy'\]"),
         ({"rates": [1.0]}, "`rates`"),
         ({"epochs": 0}, "`epochs`. Expected an int from 1"),
         ({"optimizer": "adma"}, "did you mean 'adam'"),

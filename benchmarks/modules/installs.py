@@ -3,7 +3,8 @@
 python benchmarks/modules/installs.py    writes installs.md; it downloads some 2 GB, and takes some minutes
 
 Each framework is installed into a new environment without pip, from the versions of constraints.txt, and then the
-library with its extra beside it. Sizes are those of all files, in millions of bytes.
+library with its extra beside it. Sizes are those of all files, in millions of bytes. The figures of installs.md are of
+PyTorch's build for CPUs, which pip takes where it is told of its index (PIP_EXTRA_INDEX_URL); that of PyPI is larger.
 """
 
 import collections

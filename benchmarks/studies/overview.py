@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 
 from pernodedrop.report import figures
 from pernodedrop.report.table import as_markdown
-from pernodedrop.study import variants
+from pernodedrop.study import statistics, variants
 from pernodedrop.study.report.findings import Findings
 
 FOLDER = pathlib.Path(__file__).parent
@@ -63,10 +63,13 @@ def share(found, base, variant):
 def cell(found, base, variant):
     """A difference as text."""
     known = share(found, base, variant)
-    if known is None:
-        return ""
-    text, verdict = f"{known[0]:+.1f} %".replace("-", "−"), known[2]
-    return f"**{text}** {SIGNS[verdict]}" if verdict in SIGNS else f"{text} tie"
+    return "" if known is None else told(known[0], found.comparisons[base][variant])
+
+
+def told(percent, comparison):
+    """A difference in per cent, and whether it is beyond chance."""
+    text = f"{percent:+.1f} %".replace("-", "−")
+    return f"**{text}** {SIGNS[comparison.verdict]}" if comparison.verdict in SIGNS else f"{text} tie"
 
 
 def rows(studies, base):
@@ -92,6 +95,26 @@ def rates(studies):
         arms = [found.confirmed.get(name) for found in studies.values()]
         lines.append([title, *("" if arm is None or arm.rate is None else f"{arm.rate:g}" for arm in arms)])
     return as_markdown(line for line in lines if any(line[1:]))
+
+
+def ends(studies):
+    """What is left of the differences to no regularizer where nobody stops in time: losses of the last epoch."""
+    last = {
+        task: {name: {run["seed"]: run["epochs"][-1]["val_loss"] for run in arm.records} for name, arm in found.items()}
+        for task, found in ((task, found.confirmed) for task, found in studies.items())
+    }
+    beside = {task: {one.variant: one for one in statistics.compare(runs, "none")} for task, runs in last.items()}
+    lines = [["regularizer", *studies], ["no regularizer, beside its best epoch", *map(overtrained, studies.values())]]
+    for name, title in rows(studies, "none"):
+        known = [comparisons.get(name) for comparisons in beside.values()]
+        lines.append([title, *("" if one is None else told(100 * one.difference / one.means[1], one) for one in known)])
+    return as_markdown(lines)
+
+
+def overtrained(found):
+    """How much higher the last validation loss is than the least one, without a regularizer."""
+    runs = [[epoch["val_loss"] for epoch in run["epochs"]] for run in found.confirmed["none"].records]
+    return f"{100 * (sum(run[-1] for run in runs) / sum(map(min, runs)) - 1):+.1f} %"
 
 
 def chart(studies, base="none"):
@@ -128,6 +151,7 @@ def text(studies):
             f"Test loss of each regularizer against {title}, in per cent of its loss:\n\n{table(studies, base)}\n"
         )
     parts.append(FAMILIES)
+    parts.append(f"Validation loss at the last epoch against no regularizer there, in per cent:\n\n{ends(studies)}\n")
     parts.append(f"Rates that the studies selected on validation data:\n\n{rates(studies)}\n")
     return "\n".join(parts)
 

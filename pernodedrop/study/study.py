@@ -340,6 +340,9 @@ def _parameters(
 
 def _variants(given: typing.Any, has_slot: bool) -> dict[str, Variant]:
     if isinstance(given, dict):
+        for name, one in given.items():
+            if not (one is None or callable(one) or isinstance(one, Variant)):
+                raise TypeError(checks.invalid(f"variants[{name!r}]", "a function of (a layer, rate, seed)", one))
         found = {
             name: one if isinstance(one, Variant) else Variant(one, name, has_rate=one is not None)
             for name, one in given.items()

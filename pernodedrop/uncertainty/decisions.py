@@ -146,6 +146,9 @@ def rejection(
         raise ValueError(checks.invalid("wrong", "booleans, or 0 and 1", errors[(errors != 0) & (errors != 1)][0]))
     if risk is None:
         kept = _kept(errors, scores, math.floor(share * len(errors) + 1e-9), 1 - confidence)
+        if kept is None and share * len(errors) < 1:
+            expected = f"at least 1 / {len(errors)}, a sample of those that are given"
+            raise ValueError(checks.invalid("coverage", expected, coverage))
         if kept is None:
             expected = f"numbers of which some, at most a share of {share:g}, are below the others"
             raise ValueError(checks.invalid("uncertainty", expected, scores))

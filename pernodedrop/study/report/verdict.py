@@ -78,13 +78,15 @@ def standing(found: Findings, base: str, known: list[str]) -> str:
 def missed(found: Findings, bases: list[str], known: list[str]) -> str:
     """What would have been found against a baseline that all tie with."""
     ties = [base for base in bases if all(found.comparisons[base][name].verdict == "tie" for name in known)]
-    sizes = {base: [found.comparisons[base][name].detectable or 0 for name in known] for base in ties}
-    if not ties:
+    comparisons = [found.comparisons[base][name] for base in ties for name in known]
+    seeds = {one.seeds for one in comparisons}
+    sizes = {base: number(max(found.comparisons[base][name].detectable or 0 for name in known)) for base in ties}
+    if len(seeds) != 1 or not all(map(float, sizes.values())):  # nothing to compare, or nothing that is one number
         return ""
-    each = ", or of ".join(f"{number(max(sizes[base]))} to {found.title(base)}" for base in ties)
+    each = ", or of ".join(f"{size} to {found.title(base)}" for base, size in sizes.items())
     often = "four times out of five" if len(known) == 1 else "at least four times out of five"
     comma = "," if len(ties) > 1 else ""
-    return f" With {count(len(found.seeds), 'seed')}, a true difference of {each}{comma} would be found {often}."
+    return f" With {count(seeds.pop(), 'seed')}, a true difference of {each}{comma} would be found {often}."
 
 
 def have(found: Findings, variants: list[str]) -> str:
@@ -105,7 +107,7 @@ def cost(found: Findings) -> list[str]:
     for base in reversed([name for name in found.references if found.seconds.get(name)]):
         before.add(base)
         each = [
-            f"{found.title(name)} ×{seconds / found.seconds[base]:.2f}"
+            f"{found.title(name)} ×{seconds / found.seconds[base]:.1f}"
             for name, seconds in found.seconds.items()
             if name not in before
         ]
