@@ -197,6 +197,7 @@ def _bilinear(product, gradients, in_between=None):
 
     def of_backward(saved, cotangents):
         (mask, kept, x, w, dy), (of_dx, of_dw) = saved, cotangents
+        # what is kept is of the mask alone
         of_x, _ = backward(mask, kept, x, of_dw, dy)
         _, of_w = backward(mask, kept, of_dx, w, dy)
         return None, None, of_x, of_w, keeping(mask, of_dx, w)[0] + keeping(mask, x, of_dw)[0]

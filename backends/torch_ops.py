@@ -310,7 +310,7 @@ def kernel_obstacle(x, noise, dtype):
 
 
 def on_host(field, samples):
-    if samples.device.type != "cpu" or torch.compiler.is_compiling() or of_torch.in_transform():
+    if samples.device.type != "cpu" or of_torch.is_traced() or of_torch.in_transform():
         return None
     return _field_on_host(field), _words_on_host(samples)
 
@@ -332,19 +332,19 @@ def kernel(x, w, grid):
 
 def kernel_made_again(x, w, grid):
     mask = methods.flat(grid, xp)
-    if torch.compiler.is_compiling():
+    if of_torch.is_traced():
         return products.kernel(x, w, list(mask))
     return products.Product.apply(products.Kernels(), x, w, tuple(mask))
 
 
 def masked(w, grid):
-    if torch.compiler.is_compiling() and not _entries_obstacle(grid):
+    if of_torch.is_traced() and not _entries_obstacle(grid):
         return w * products.entries(list(methods.Entries.of(grid, xp))).to(w.dtype)
     return w * entries(grid).to(w.dtype)
 
 
 def entries(grid):
-    if torch.compiler.is_compiling() or _entries_obstacle(grid):  # what is compiled may become part of what uses it
+    if of_torch.is_traced() or _entries_obstacle(grid):  # what is compiled may become part of what uses it
         return grid.entries(xp)
     if of_torch.in_transform():
         return products.Entries.apply(tuple(methods.Entries.of(grid, xp)))

@@ -203,7 +203,7 @@ def product_by_kernels(x, w, mask):
     """The product, whose decisions are kept if it will be differentiated."""
     differentiated = _is_differentiated(x, w) and not _is_exporting()
     keeps = differentiated and math.prod(methods.kept_shape(mask, x, w)) > 0
-    if torch.compiler.is_compiling():
+    if of_torch.is_traced():
         return kernel_keeping(x, w, list(mask))[0] if keeps else kernel(x, w, list(mask))
     if keeps:
         return KeepingProduct.apply(Kernels(), x, w, tuple(mask))[0]

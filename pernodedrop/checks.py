@@ -75,8 +75,6 @@ def is_int(value: object) -> typing.TypeGuard[int]:
 def check_rate(rate: typing.Any, argument: str = "rate") -> float:
     """Return `rate` as a float in [0, 1 - 2**-24], or raise."""
     expected = "a drop rate, from 0 and below 1: a float in [0, 1 - 2**-24]"
-    if callable(rate):
-        expected += "; or, where the layer is made, one of `pernodedrop.schedules`: Custom(function, steps) has any"
     if not is_real(rate):
         raise TypeError(invalid(argument, expected, rate))
     if not 0 <= rate <= HIGHEST_RATE:  # also refuses NaN

@@ -317,6 +317,9 @@ def get(rate: typing.Any, argument: str = "rate") -> tuple[float, Schedule | Non
     """
     if isinstance(rate, Schedule):
         return rate(0), rate
+    if callable(rate):
+        expected = "a float, or one of `pernodedrop.schedules`, where Custom(function, steps) makes one of a function"
+        raise TypeError(checks.invalid(argument, expected, rate))
     return checks.check_rate(rate, argument), None
 
 

@@ -106,6 +106,8 @@ def same_numbers_in_every_run(request):
     else:
         random.seed(seed)
         numpy.random.seed(seed)
+        if BACKEND == "torch":
+            importlib.import_module("torch").manual_seed(seed)
 
 
 @pytest.fixture(autouse=True)

@@ -97,6 +97,8 @@ def test_gradients_go_through_experts_and_gate(top_k):
 @ONCE
 def test_small_shares_are_one_row_and_no_rows_have_no_loss():
     assert built_mixture(capacity_factor=1e-5)[0].capacity(8) == 1
+    many = contrast.MixtureOfExperts([keras.layers.Dense(1) for _ in range(512)], capacity_factor=1.25)
+    assert many.capacity(1024) == 5  # 1.25 * 2 / 512 of them
     layer, *_ = built_mixture()
     assert [layer.capacity(rows) for rows in (1, 8, 9)] == [1, 5, 6]  # ceil(rows * 2 / 4 * 1.25)
     assert layer(np.zeros((0, 6), "float32"), training=True).shape == (0, 5)

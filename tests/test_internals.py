@@ -690,6 +690,27 @@ def test_in_transform():
 
 
 @only("torch")
+def test_is_traced():
+    import torch
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    from pernodedrop.internals import of_torch
+
+    seen = []
+
+    def function(x):
+        seen.append(of_torch.is_traced())
+        return x + 1
+
+    function(torch.ones(2))
+    make_fx(function)(torch.ones(2))
+    torch.compile(function, backend="eager")(torch.ones(2))
+    with torch.no_grad():
+        function(torch.ones(2))
+    assert seen == [False, True, True, False]
+
+
+@only("torch")
 def test_is_replica():
     import torch
 

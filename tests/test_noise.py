@@ -297,7 +297,6 @@ BAD = [
     *((law, {"rate": bad}, TypeError, f"{RATE}. Received: rate={bad!r}")
       for law in (pnd.Bernoulli, pnd.Gaussian, pnd.Uniform)
       for bad in ("0.5", True, [0.5], 0.5j)),
-    (pnd.Bernoulli, {"rate": abs}, TypeError, f"{RATE}; or, where the layer is made, one of `pernodedrop.schedules`"),
     (pnd.Bernoulli, {"rate": None}, TypeError, f"{RATE}. Received: rate=None"),
     (pnd.PartialGaussian, {"rate": 1.0, "stddev": 1.0}, ValueError, f"{RATE}. Received: rate=1.0"),
     *((law, {field: bad}, error, NUMBER.format(field, repr(bad)))

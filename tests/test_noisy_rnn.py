@@ -389,6 +389,16 @@ def test_initial_states_are_taken():
     assert [y.shape for y in model.outputs] == [(None, 3)] * 3
 
 
+@needs_training
+@pytest.mark.parametrize("sharing", ["sample", "time", ()])
+def test_a_stateful_layer_trains_with_masks_of_steps_and_samples(sharing):
+    layer = pnd.NoisyRNN(LAYERS["lstm"](stateful=True), rate=0.5, sharing=sharing, seed=1)
+    first, second = (host(layer(X, training=True, key=(1, 0))) for _ in range(2))
+    assert not np.allclose(first, second)  # it goes on from the states of the first
+    layer.reset_state()
+    same(layer(X, training=True, key=(1, 0)), first)
+
+
 def test_states_stay_in_a_stateful_layer():
     layer = pnd.NoisyRNN(LAYERS["gru"](stateful=True), rate=0.5, kernels=BOTH, seed=1)
     layer.build(X.shape)

@@ -1358,3 +1358,28 @@ def test_what_predict_refuses(case):
     call, words = PREDICTIONS[case]
     with pytest.raises((TypeError, ValueError), match=words):
         call()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: pndt.PerNodeLinear(3, 8, seed=1),
+        lambda: pndt.NoisyGRU(3, 8, sharing=()),
+        lambda: pndt.Dropout(0.5, seed=1),
+    ],
+)
+def test_a_graph_of_make_fx_is_of_operators_and_fake_tensors_have_shapes(make):
+    """What computes outside of operators would be a constant in the graph, and fake tensors have no numbers."""
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    module, x = make(), inputs(4, 5, 3)
+
+    def call(x):
+        y = module(x, key=(7, 0))
+        return y[0] if isinstance(y, tuple) else y
+
+    torch.testing.assert_close(make_fx(call)(x)(2 * x), call(2 * x))
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        assert call(mode.from_tensor(x)).shape == call(x).shape

@@ -1,6 +1,5 @@
 """FractalNet's drop-path: columns side by side, of which whole ones are dropped (Larsson et al., arXiv 1605.07648)."""
 
-import itertools
 import typing
 
 import keras
@@ -128,8 +127,9 @@ class FractalJoin(Noisy):
     def compute_output_shape(self, input_shape: typing.Any) -> Shape:
         listed = isinstance(input_shape, tuple | list) and all(isinstance(one, tuple | list) for one in input_shape)
         shapes, most = input_shape if listed else [], self.columns or 2**16
-        sizes = [{*some} - {None} for some in itertools.zip_longest(*shapes, fillvalue=0)]  # of axes, as far as known
-        if not 0 < len(shapes) <= most or any(len(some) > 1 for some in sizes):
+        sizes = [{*some} - {None} for some in zip(*shapes, strict=False)]  # of axes, as far as known
+        ranks = {len(shape) for shape in shapes}
+        if not 0 < len(shapes) <= most or len(ranks) > 1 or any(len(some) > 1 for some in sizes):
             expected = f"a list of the columns, tensors of one shape, {most} at most"
             raise ValueError(checks.invalid("inputs", expected, input_shape))
         return tuple(shapes[0])
@@ -212,6 +212,8 @@ class FractalBlock(Several, keras.layers.Layer):
             shared = {**first.get_config(), "seed": first.seed, "dtype": self.dtype_policy}
             places = range(first.place * count, (first.place + 1) * count)
             joins = [FractalJoin.from_config({**shared, "name": f"join_{n}", "place": n}) for n in places]
+        if len(checks.check_tuple(joins, "joins", "Keras layers")) != count:
+            raise ValueError(checks.invalid("joins", f"{count} layers, with so many units", joins))
         self.hold(units=layers, joins=joins)
         self.supports_masking = True
 

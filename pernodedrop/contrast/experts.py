@@ -12,7 +12,7 @@ from pernodedrop.contrast.several import Layers, Several, built
 from pernodedrop.layers.base.noisy import check_size, floating, xp
 
 FINEST = 1000
-"""The largest denominator of the share of rows that an expert takes, so that counts of rows stay whole numbers."""
+"""Of the capacity factor as a fraction: the largest denominator, so that counts of rows stay whole numbers."""
 
 
 @keras.saving.register_keras_serializable("pernodedrop")
@@ -138,8 +138,8 @@ class MixtureOfExperts(Several, keras.layers.Layer):
         """How many of so many rows an expert takes in training, an int, or a scalar tensor as `rows` is."""
         if self.capacity_factor is None:
             return rows
-        even = min(1.0, max(1 / FINEST, self.capacity_factor * self.top_k / len(self.experts)))
-        share = fractions.Fraction(even).limit_denominator(FINEST)
+        factor = max(fractions.Fraction(self.capacity_factor).limit_denominator(FINEST), fractions.Fraction(1, FINEST))
+        share = min(fractions.Fraction(1), factor * self.top_k / len(self.experts))
         return -(-rows * share.numerator // share.denominator)
 
     def _sent(

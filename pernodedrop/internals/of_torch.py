@@ -98,6 +98,16 @@ def in_transform() -> bool:
     return torch._C._functorch.maybe_current_level() is not None or torch.autograd.forward_ad._current_level >= 0
 
 
+def is_traced() -> bool:
+    """Whether operators are recorded or have no numbers: in a compiler, or in a mode such as those of `make_fx` are.
+
+    What computes outside of operators would be a constant there.
+    """
+    import torch
+
+    return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
+
+
 def is_replica(module: typing.Any) -> bool:
     """Whether a module is one of the copies that `torch.nn.DataParallel` makes in a call, a device for each."""
     return bool(vars(module).get("_is_replica"))  # of a module, getattr takes long where there is nothing

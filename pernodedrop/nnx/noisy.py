@@ -55,8 +55,8 @@ class Noisy(Regularizer, nnx.Module):
     Its state is in variables:
         rngs: an `nnx.RngStream` with the tag "noise". Its key stands for the seed, its count is the call number. Where
             masks are fixed there is none.
-        noise_numbers: `NoiseState`, the bits of the noise's numbers, so that a new rate takes effect after compilation.
-            By the kind of noise, since checkpoints are told by the names of what is in them.
+        noise_numbers: {kind of noise: `NoiseState`}, the bits of the noise's numbers, so that a new rate takes effect
+            after compilation. The kind is there since checkpoints are told by the names of what is in them.
         noise_seed: `NoiseState`, the seed's word, where masks are fixed.
         noise_updates: `NoiseState`, where a rate or a persistence follows a schedule: how many keys were drawn.
     """

@@ -329,8 +329,8 @@ class NoisyLSTM(RecurrentNoise, torch.nn.LSTM):
         method: how samples and steps are multiplied by kernels of their own, as for `pernodedrop.NoisyRNN`.
             "materialized": all masks are made, and held in memory, before the loop. "recomputed": they are made in
             blocks at each step, and again in the backward pass, which takes less memory and more time. "auto":
-            "recomputed" for masks of steps that do not persist, by the kernel of `pernodedrop.ops.masked_dense` where
-            there is one, else "materialized", so that memory grows with time only for what persists.
+            "recomputed" for masks of steps that do not persist, by a hand-written kernel where samples have masks of
+            their own, and "materialized" for all others, so that memory grows with time only for what persists.
         persistence: the probability in [0, 1] that an entry keeps its value from one position to the next, or a
             schedule of it, as for `PerNodeLinear`; with it, `sharing=None` is "sample".
 

@@ -176,7 +176,8 @@ def with_products(layer: typing.Any, products: list[dict[str, typing.Any]], step
         all_of_it = {**plain, **own}
 
         def call(inputs: Tensor, states: list[Tensor], training: bool = False) -> tuple[Tensor, list[Tensor]]:
-            return step_of(cell, all_of_it, inputs, states)
+            # those of a stateful layer are variables
+            return step_of(cell, all_of_it, inputs, [tensor_of(state) for state in states])
 
         return of_keras.shallow_copy(cell, call=call)
 
