@@ -151,13 +151,16 @@ def margin_loss(y_true: Tensor, y_pred: Tensor, upper: float = 0.9, lower: float
         L, (batch,).
 
     Raises:
-        TypeError, ValueError: tensors of different shapes, or lengths that are not floating.
+        TypeError, ValueError: tensors of different shapes, lengths that are not floating, or a number that is not
+            finite, or a length outside [0, 1].
 
     >>> import numpy as np, pernodedrop as pnd
     >>> loss = pnd.contrast.margin_loss(np.array([[1.0, 0.0]]), np.array([[0.9, 0.3]], "float32"))
     >>> round(float(loss[0]), 6)  # 0.5 * (0.3 - 0.1)**2
     0.02
     """
+    upper, lower = checks.check_probability(upper, "upper"), checks.check_probability(lower, "lower")
+    absent = checks.check_positive(absent, "absent", zero=True)
     y_pred, _ = _wide(y_pred, "y_pred")
     there = keras.ops.cast(y_true, y_pred.dtype)
     sizes = zip(there.shape, y_pred.shape, strict=False)
