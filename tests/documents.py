@@ -109,7 +109,8 @@ def share(backend):
     many = [e for e in spread if e.file.startswith("examples/") or re.search(r"Study\(|Ensemble\(", e.code)]
     one = [example for example in spread if example not in many]
     elsewhere = many if backend != "torch" else []
-    elsewhere = elsewhere + [example for n, example in enumerate(one) if trained[n % len(trained)] != backend]
+    turns = (*trained, "tensorflow")  # it has the fewest of its own
+    elsewhere = elsewhere + [example for n, example in enumerate(one) if turns[n % len(turns)] != backend]
     return [example for example in found if example not in elsewhere]
 
 
