@@ -125,7 +125,7 @@ class CommandHelp(SphinxDirective):
         if not text.getvalue():
             raise self.error(f"`pernodedrop {' '.join(command)} --help` printed nothing")
         title = " ".join(["$ pernodedrop", *command, "--help"])
-        return [nodes.literal_block(text=f"{title}\n\n{text.getvalue()}", language="text")]
+        return [nodes.literal_block(text=f"{title}\n\n{text.getvalue()}", language="console")]
 
 
 class Claims(SphinxDirective):
