@@ -136,7 +136,7 @@ def test_the_costs_in_the_readme_are_those_that_were_measured():
 
     both = zip(ratios("dense", "Dropout"), ratios("dense", "Keras' Dropout"), strict=True)
     rows = [
-        ("Dense 512 -> 256 -> 10 | PerNodeDrop", ratios("dense", "PerNodeDrop")),
+        ("Dense 512 → 256 → 10 | PerNodeDrop", ratios("dense", "PerNodeDrop")),
         ("| with Gaussian noise", ratios("dense", "PerNodeDrop, gaussian")),
         ("| with a fixed mask", ratios("dense", "PerNodeDrop, fixed")),
         ("| DropConnect", ratios("dense", "DropConnect")),
