@@ -326,11 +326,13 @@ method varies between seeds: {detectable}. {edges}
 {shifted}
 
 ```{{image}} ../benchmarks/calibration/figures/{task}-strengths.png
+:class: chart
 :alt: NLL and ECE of the methods against the strength of each corruption.
 :width: 640px
 ```
 
 ```{{image}} ../benchmarks/calibration/figures/{task}-reliability.png
+:class: chart
 :alt: Reliability diagrams: the share of predictions that were right, by their probability.
 :width: 640px
 ```
@@ -339,6 +341,7 @@ Bars are the share that was right, all seeds together, where there are ten image
 has images. Below the diagonal a model is too sure.
 
 ```{{image}} ../benchmarks/calibration/figures/{task}-differences.png
+:class: chart
 :alt: Differences of each method from MC Dropout, with intervals.
 :width: 640px
 ```
@@ -430,8 +433,8 @@ def said(found):
     )
     return (
         f"**On {NAMES[found.name]}, PerNodeDrop with passes is {says} MC Dropout**: {ties} of {total} comparisons of "
-        f"its three noises are ties. {''.join(f'{text}. ' for text in apart)}Against MC Dropout, one temperature on no "
-        f"regularizer is {scaled} of {len(found.main)} figures, and a deep ensemble {deep}."
+        f"its three noises are ties. {''.join(f'{text}. ' for text in apart)}Against MC Dropout, no regularizer with a "
+        f"temperature is {scaled} of {len(found.main)} figures, and a deep ensemble {deep}."
     )
 
 
@@ -451,7 +454,9 @@ def worth(found):
     lines = [["", *columns]]
     for variant in of[columns[0]]:
         ones = [of[column][variant] for column in columns]
-        cells = [f"{one.difference:+.4f}\N{NO-BREAK SPACE}{SIGNS.get(one.verdict, '?')}" for one in ones]
+        cells = [
+            f"{one.difference:+.4f}\N{NO-BREAK SPACE}{SIGNS.get(one.verdict, '?')}".replace("-", "−") for one in ones
+        ]
         lines.append([variants.get(variant).title, *cells])
     return as_markdown(lines)
 
