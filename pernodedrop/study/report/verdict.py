@@ -46,7 +46,8 @@ def headline(found: Findings) -> str:
         rest = f"; no other {kinds} has" if len(winners) < len(contenders) else ""
         return f"{have(found, winners)} a lower test loss than {others} on {found.data}, beyond chance{rest}."
     if who is None:
-        return f"None of the variants wins on {found.data}: no test loss is lower than with {others}, beyond chance."
+        both = "both " if len(bases) > 1 else ""
+        return f"No variant wins on {found.data}: none has a lower test loss than {both}{others}, beyond chance."
     standings = " and ".join(standing(found, base, known) for base in bases)
     return f"{who} does not win on {found.data}: it {standings}.{missed(found, bases, known)}"
 
