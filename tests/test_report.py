@@ -38,6 +38,7 @@ def test_an_environment_is_described_with_what_there_is_of_it():
     assert environment.describe(about) == "pernodedrop 0.1, Python 3.11, no Keras, NumPy 2.0, 2 cores; a processor"
     about |= {"keras": "3.15", "backend": "jax", "framework": "0.6", "device": "cpu:0"}
     assert "Python 3.11, Keras 3.15 on jax 0.6, NumPy 2.0, device cpu:0, 2 cores" in environment.describe(about)
+    assert environment.describe(about | {"cores": 1}).endswith(", 1 core; a processor")
 
 
 def test_a_version_is_found_by_the_name_that_is_imported():

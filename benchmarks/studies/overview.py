@@ -68,7 +68,7 @@ def cell(found, base, variant):
 
 def told(percent, comparison):
     """A difference in per cent, and whether it is beyond chance."""
-    text = f"{percent:+.1f} %".replace("-", "−")
+    text = f"{percent:+.1f}\N{NO-BREAK SPACE}%".replace("-", "−")
     return f"**{text}** {SIGNS[comparison.verdict]}" if comparison.verdict in SIGNS else f"{text} tie"
 
 
@@ -114,7 +114,7 @@ def ends(studies):
 def overtrained(found):
     """How much higher the last validation loss is than the least one, without a regularizer."""
     runs = [[epoch["val_loss"] for epoch in run["epochs"]] for run in found.confirmed["none"].records]
-    return f"{100 * (sum(run[-1] for run in runs) / sum(map(min, runs)) - 1):+.1f} %"
+    return f"{100 * (sum(run[-1] for run in runs) / sum(map(min, runs)) - 1):+.1f}\N{NO-BREAK SPACE}%"
 
 
 def chart(studies, base="none"):

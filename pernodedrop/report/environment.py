@@ -40,7 +40,8 @@ def describe(about: About) -> str:
         keras += f" on {about['backend']} {about['framework']}"
     parts = [f"pernodedrop {about['pernodedrop']}, Python {about['python']}, {keras}, NumPy {about['numpy']}"]
     parts += [f"device {about['device']}"] if "device" in about else []
-    return ", ".join([*parts, f"{about['cores']} cores"]) + f"; {about['processor']}"
+    plural = "s" if about["cores"] != 1 else ""
+    return ", ".join([*parts, f"{about['cores']} core{plural}"]) + f"; {about['processor']}"
 
 
 def machine() -> About:
