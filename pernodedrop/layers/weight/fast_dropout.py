@@ -36,7 +36,9 @@ class FastDropout(WeightNoise):
         layer: the inner layer, of one of the kinds that `pernodedrop.PerNodeDrop` takes, but no Embedding and no
             transposed or separable convolution, with an activation "linear", "relu" or "sigmoid".
         rate: drop rate in [0, 1), or a schedule of `pernodedrop.schedules`; 0.5.
-        seed, **kwargs: as for `pernodedrop.PerNodeDrop`. Nothing is drawn: the key counts the updates.
+        seed, **kwargs: as for `pernodedrop.PerNodeDrop`.
+
+    Nothing is drawn: the key counts the updates.
 
     Call arguments, shapes and dtypes: as for `pernodedrop.PerNodeDrop`, without `sample_ids`. Computed in float32.
 

@@ -41,9 +41,10 @@ class SparseVariationalDropout(LearnedVariances, Variational):
         log_variance: where ln(sigma**2) starts, a float from -80 to 80; -10.
         clip_noise: whether noise is drawn with the clipped alpha, y ~ N(x theta, x**2 alpha theta**2), as in the
             authors' code: a weight near 0 then has little noise; False.
-        seed, **kwargs: as for `pernodedrop.PerNodeDrop`. Noise is drawn independently for every sample and, as in the
-            paper's convolutions, for every position of a sequence or an image, where noise on the kernel would be the
-            same for all.
+        seed, **kwargs: as for `pernodedrop.PerNodeDrop`.
+
+    Noise is drawn independently for every sample and, as in the paper's convolutions, for every position of a sequence
+    or an image, where noise on the kernel would be the same for all.
 
     Call arguments, shapes and dtypes: as for `pernodedrop.PerNodeDrop`.
 

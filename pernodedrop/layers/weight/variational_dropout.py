@@ -87,10 +87,11 @@ class VariationalDropout(LearnedRates, Variational):
         per: "layer": one alpha. "unit": one for each entry of the input's last axis, which is the channels' of a
             convolution whatever its data format.
         alpha: where alpha starts, a float in (0, 1]; 0.25, ours.
-        seed, **kwargs: as for `pernodedrop.PerNodeDrop`. Noise is drawn independently for every sample and, unlike a
-            mask that a sample's positions share, for every position of a sequence or an image: there "B" has the
-            marginal distributions of noisy weights and no correlation between positions, as the usual variational
-            convolutions do.
+        seed, **kwargs: as for `pernodedrop.PerNodeDrop`.
+
+    Noise is drawn independently for every sample and, unlike a mask that a sample's positions share, for every position
+    of a sequence or an image: there "B" has the marginal distributions of noisy weights and no correlation between
+    positions, as the usual variational convolutions do.
 
     Call arguments, shapes and dtypes: as for `pernodedrop.PerNodeDrop`.
 
