@@ -280,7 +280,7 @@ class Gaussian(_ScaledNoise):
     Raises:
         TypeError, ValueError: neither or both given, or a number out of range.
 
-    >>> Gaussian(rate=0.5) , Gaussian(stddev=0.1).variance
+    >>> Gaussian(rate=0.5), Gaussian(stddev=0.1).variance
     (Gaussian(rate=0.5, stddev=1.0), 0.010000000000000002)
     """
 

@@ -46,7 +46,7 @@ class AttentionDropout(AroundAttention):
         **kwargs: those of `keras.layers.Layer`. The dtype policy is the inner layer's unless given.
 
     Call arguments: those of the inner layer, (query, value, key=None, ...), where `key` is attention's, and
-        keys: the keys to use instead of drawing them: a dict from `draw()`, with that of "weights".
+    `keys`, those to use instead of drawing them: a dict from `draw()`, with that of "weights".
 
     Input and output shapes: the inner layer's; returned scores have no noise. Output dtype: this layer's compute dtype.
 

@@ -34,7 +34,7 @@ class NoisyAttention(AroundAttention):
             `trainable` of this layer. The dtype policy is the inner layer's unless given.
 
     Call arguments: those of the inner layer, (query, value, key=None, ...), where `key` is attention's, and
-        keys: the keys to use instead of drawing them, a dict with one for each projection, from `draw()`.
+    `keys`, those to use instead of drawing them: a dict from `draw()`, with one for each projection.
 
     Input and output shapes: the inner layer's. Output dtype: this layer's compute dtype.
 
