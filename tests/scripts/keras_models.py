@@ -224,7 +224,7 @@ def main():
         start = time.perf_counter()
         found = of_process(backend, name)
         failed |= found is None
-        cell = "fails" if found is None else "{} layers, {}".format(*found)
+        cell = "fails" if found is None else "{} layer{}, {}".format(found[0], "s" * (found[0] != 1), found[1])
         print(backend, name, cell, f"{time.perf_counter() - start:.0f} s", sep="; ", flush=True)
         if arguments.write:
             write(backend, name, cell)
