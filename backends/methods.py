@@ -106,17 +106,20 @@ def check_rows(mask: "Decisions | Entries") -> None:
 
 
 def check_operands(mask: "Decisions | Entries", x: Tensor, w: Tensor, dy: Tensor | None = None) -> None:
-    """Raise a ValueError unless operands x (r, t, i), w (i, o) and dy (r, t, o) are those of a mask's coordinates.
+    """Raise unless operands x (r, t, i), w (i, o) and dy (r, t, o) are of one dtype and of a mask's coordinates.
 
-    Kernels read and write where sizes say, so they ask first.
+    Kernels read and write where sizes and dtypes say, so they ask first.
     """
+    operands = [tensor for tensor in (x, w, dy) if tensor is not None]
+    if len({tensor.dtype for tensor in operands}) > 1:
+        raise TypeError(f"Expected operands of one dtype. Received: {[tensor.dtype for tensor in operands]}")
     rows, positions, inputs = x.shape
     outputs = mask.out.shape[0]
     fits = tuple(mask.time.shape) == tuple(mask.sample.shape) == (rows,) and tuple(mask.in_.shape) == (inputs,)
     fits = fits and tuple(w.shape) == (inputs, outputs)
     if not fits or (dy is not None and tuple(dy.shape) != (rows, positions, outputs)):
         coordinates = [tuple(words.shape) for words in (mask.time, mask.sample, mask.in_, mask.out)]
-        shapes = [tuple(tensor.shape) for tensor in (x, w, dy) if tensor is not None]
+        shapes = [tuple(tensor.shape) for tensor in operands]
         raise ValueError(
             f"Expected operands of the coordinates time, sample, in, out {coordinates}. Received: {shapes}"
         )
