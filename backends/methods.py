@@ -15,7 +15,7 @@ import typing
 
 import numpy as np
 
-from pernodedrop import checks
+from pernodedrop import backends, checks
 from pernodedrop._types import Namespace, Tensor, Words
 from pernodedrop.backends import programs
 from pernodedrop.mask import Field, Grid
@@ -106,17 +106,20 @@ def check_rows(mask: "Decisions | Entries") -> None:
 
 
 def check_operands(mask: "Decisions | Entries", x: Tensor, w: Tensor, dy: Tensor | None = None) -> None:
-    """Raise a ValueError unless operands x (r, t, i), w (i, o) and dy (r, t, o) are those of a mask's coordinates.
+    """Raise unless operands x (r, t, i), w (i, o) and dy (r, t, o) are of one dtype and of a mask's coordinates.
 
-    Kernels read and write where sizes say, so they ask first.
+    Kernels read and write where sizes and dtypes say, so they ask first.
     """
+    operands = [tensor for tensor in (x, w, dy) if tensor is not None]
+    if len({tensor.dtype for tensor in operands}) > 1:
+        raise TypeError(f"Expected operands of one dtype. Received: {[tensor.dtype for tensor in operands]}")
     rows, positions, inputs = x.shape
     outputs = mask.out.shape[0]
     fits = tuple(mask.time.shape) == tuple(mask.sample.shape) == (rows,) and tuple(mask.in_.shape) == (inputs,)
     fits = fits and tuple(w.shape) == (inputs, outputs)
     if not fits or (dy is not None and tuple(dy.shape) != (rows, positions, outputs)):
         coordinates = [tuple(words.shape) for words in (mask.time, mask.sample, mask.in_, mask.out)]
-        shapes = [tuple(tensor.shape) for tensor in (x, w, dy) if tensor is not None]
+        shapes = [tuple(tensor.shape) for tensor in operands]
         raise ValueError(
             f"Expected operands of the coordinates time, sample, in, out {coordinates}. Received: {shapes}"
         )
@@ -172,13 +175,13 @@ def local_reparameterization(x: Tensor, w: Tensor, grid: Grid, xp: Namespace) ->
 
 def normals(mean: Tensor, variance: Tensor, grid: Grid, xp: Namespace) -> Tensor:
     """The outputs (r, o) of `local_reparameterization` with these means, and variances but for the noise's own."""
-    field = grid.field
-    word = field.words(field.noise.lanes, grid.time[:, None], grid.sample[:, None], grid.in_[:1], grid.out, xp)
-    z = xp.astype(normal(xp.uniform(word), xp), xp.dtype(mean))
+    field, at = grid.field, backends.of(time=grid.time)  # NumPy where the coordinates are on the host
+    word = field.words(field.noise.lanes, grid.time[:, None], grid.sample[:, None], grid.in_[:1], grid.out, at)
+    z = xp.astype(normal(xp.asarray(at.uniform(word)), xp), xp.dtype(mean))
     positive = variance > 0
     # sqrt has an infinite slope at 0, which an all-zero row would turn into NaN gradients
     spread = xp.where(positive, xp.sqrt(xp.where(positive, variance, xp.ones_like(variance))), xp.zeros_like(variance))
-    return mean + xp.astype(field.params["stddev"], xp.dtype(mean)) * spread * z
+    return mean + xp.astype(xp.asarray(field.params["stddev"]), xp.dtype(mean)) * spread * z
 
 
 def shared_over_in_or_out(x: Tensor, w: Tensor, grid: Grid, xp: Namespace) -> Tensor:

@@ -41,6 +41,7 @@ def masked_dense(
     sharing: Sharing = None,
     persistence: float | None = None,
     sample_offset: int | Tensor = 0,
+    time_offset: int | Tensor = 0,
     in_offset: int | Tensor = 0,
     sample_ids: Tensor | None = None,
     params: Params | None = None,
@@ -70,6 +71,10 @@ def masked_dense(
             positions to `sharing`.
         sample_offset: the sample coordinate of row 0, an int in [0, 2**32) or a scalar integer tensor; 0. A batch split
             over devices keeps its masks if each part says where it starts.
+        time_offset: the time coordinate of the first position of x, likewise, for a part of a sequence; 0. That of x of
+            shape (batch, in), which is one position. With `persistence` an int: the masks of the positions before the
+            part are made, too, so that it costs as much as the sequence up to its end. Without effect if `sharing` has
+            "time".
         in_offset: the in coordinate of w's first row, likewise, for a kernel that is split; 0.
         sample_ids: integer tensor (batch,), the sample coordinates themselves, modulo 2**32, instead of the offset.
             Rows with equal ids have equal masks, except by local reparameterization, which makes no masks: for Gaussian
@@ -109,16 +114,20 @@ def masked_dense(
     if sample_ids is None and "sample" not in mask.sharing and checks.is_int(sample_offset) and sample_offset == 0:
         xp.warn_of_replicas()
     samples = _sample_words(sample_offset, sample_ids, x, xp)
-    return multiply(
-        x,
+    field = Field(noise, _params(mask, params, device, xp), key_words(key, device, xp))
+    earlier, time_offset = _split_time(time_offset, field, x, xp)
+    y = multiply(
+        _after(x, earlier, xp) if earlier else x,
         w,
-        Field(noise, _params(mask, params, device, xp), key_words(key, device, xp)),
+        field,
         sharing=mask.sharing,
         samples=samples,
+        time_offset=time_offset,
         in_offset=_offset(in_offset, "in_offset", x, xp),
         method=checks.check_choice(method, "method", METHODS),
         xp=xp,
     )
+    return _part(y, earlier, len(x.shape) == 3) if earlier else y
 
 
 def masked(
@@ -129,6 +138,7 @@ def masked(
     sharing: Sharing = "sample+time",
     persistence: float | None = None,
     sample_offset: int | Tensor = 0,
+    time_offset: int | Tensor = 0,
     in_offset: int | Tensor = 0,
     params: Params | None = None,
 ) -> Tensor:
@@ -137,7 +147,7 @@ def masked(
     Args:
         w: floating tensor (in, out), (batch, in, out) or (batch, time, in, out) of NumPy, torch, JAX or TensorFlow; the
             coordinates of an entry are its places along these axes.
-        noise, key, persistence, sample_offset, in_offset, params: as for `masked_dense`.
+        noise, key, persistence, sample_offset, time_offset, in_offset, params: as for `masked_dense`.
         sharing: as for `masked_dense`, but by default one mask for all samples and positions, the only choice for a
             tensor (in, out). With `persistence` give one without "time".
 
@@ -162,12 +172,9 @@ def masked(
         expected = "one with 'sample' and 'time' for w of shape (in, out)"
         raise ValueError(checks.invalid("sharing", expected, sharing))
     device = xp.device(w)
-    time, sample, in_, out = _coordinates(xp.shape(w), mask.sharing, sample_offset, w, xp)
-    if "in" not in mask.sharing:
-        in_ = in_ + _offset(in_offset, "in_offset", w, xp)
     field = Field(noise, _params(mask, params, device, xp), key_words(key, device, xp))
+    entries = _entries(field, xp.shape(w), mask.sharing, sample_offset, time_offset, in_offset, w, xp)
     dtype = accumulation_dtype(w, xp=xp)
-    entries = field.entries(time, sample, in_, out, xp)
     return xp.astype(xp.astype(w, dtype) * xp.astype(entries, dtype), xp.dtype(w))
 
 
@@ -179,6 +186,7 @@ def sample_mask(
     sharing: Sharing = None,
     persistence: float | None = None,
     sample_offset: int | Tensor = 0,
+    time_offset: int | Tensor = 0,
     backend: str | None = None,
 ) -> Tensor:
     """The mask itself, to look at: the m of `masked_dense`.
@@ -187,7 +195,7 @@ def sample_mask(
         noise: the distribution of an entry, a `pernodedrop.Noise`.
         key: (seed, call), as for `masked_dense`.
         shape: (batch, in, out), or (batch, time, in, out).
-        sharing, persistence, sample_offset: as for `masked_dense`.
+        sharing, persistence, sample_offset, time_offset: as for `masked_dense`.
         backend: "numpy", "tensorflow", "torch" or "jax"; None is that of Keras if it is imported, else NumPy.
 
     Returns:
@@ -205,9 +213,9 @@ def sample_mask(
     xp = backends.get(backends.default() if backend is None else backend)
     shape = _check_shape(shape)
     mask = Mask(noise, sharing, persistence=persistence)
-    time, sample, in_, out = _coordinates(shape, mask.sharing, sample_offset, xp.asarray(0.0), xp)
     field = Field(noise, _params(mask, None, None, xp), key_words(key, None, xp))
-    return xp.broadcast_to(field.entries(time, sample, in_, out, xp), shape)
+    entries = _entries(field, shape, mask.sharing, sample_offset, time_offset, 0, xp.asarray(0.0), xp)
+    return xp.broadcast_to(entries, shape)
 
 
 def random_bits(
@@ -234,7 +242,9 @@ def random_bits(
     """
     xp = backends.get(backends.default() if backend is None else backend)
     shape = _check_shape(shape)
-    time, sample, in_, out = _coordinates(shape, frozenset(), sample_offset, xp.asarray(0.0), xp)
+    like = xp.asarray(0.0)
+    offset = _offset(sample_offset, "sample_offset", like, xp)
+    time, sample, in_, out = _coordinates(shape, frozenset(), {"sample": offset}, like, xp)
     words = generator.words(key_words(key, None, xp), xp.as_word(0), time, sample, in_, out, xp)
     words = xp.broadcast_to(words, shape)
     return xp.to_numpy(words).view("uint32")
@@ -300,6 +310,7 @@ def multiply(
     in_offset: Words,
     method: str,
     xp: Namespace,
+    time_offset: Words = 0,
 ) -> Tensor:
     """`masked_dense` behind its checks, which is where layers enter.
 
@@ -308,18 +319,19 @@ def multiply(
         field: the mask at its key, a `Field`.
         sharing: frozenset of coordinates.
         samples: word tensor (batch,).
-        in_offset: word tensor (1,), or an int.
+        in_offset, time_offset: word tensor (1,), or an int.
         method: as for `masked_dense`.
         xp: the ops namespace of x.
     """
     _check_fit(x, w)
     if xp.layout(x) == "sparse":
-        return _multiply_sparse(x, w, field, sharing, samples, in_offset, method, xp)
+        return _multiply_sparse(x, w, field, sharing, samples, time_offset, in_offset, method, xp)
     rows, restore = _rows(x, sharing, xp)
     dtype = accumulation_dtype(x, w, xp=xp)
     method = "materialized" if 0 in w.shape else method  # where there is nothing to save
     method = methods.chosen(method, field, sharing, rows, dtype, xp)
-    return restore(xp.fused(_product)(rows, w, field, samples, in_offset, xp.shape(x)[:-1], sharing, method, dtype, xp))
+    batch, product = xp.shape(x)[:-1], xp.fused(_product)
+    return restore(product(rows, w, field, samples, time_offset, in_offset, batch, sharing, method, dtype, xp))
 
 
 def _product(
@@ -327,6 +339,7 @@ def _product(
     w: Tensor,
     field: Field,
     samples: Words,
+    time_offset: Words,
     in_offset: Words,
     batch: Shape,
     sharing: frozenset[str],
@@ -336,10 +349,10 @@ def _product(
 ) -> Tensor:
     """The product of rows x (row, position, in) of a `batch`, (batch,) or (batch, time), by a method."""
     at = xp  # the framework of the words
-    on_host = xp.on_host(field, samples) if method == "kernel" and isinstance(in_offset, int) else None
-    if on_host is not None:
-        at, (field, samples) = numpy_ops, on_host
-    time, sample = _coordinates_of_rows(batch, sharing, samples, x, at)
+    is_whole = isinstance(in_offset, int) and isinstance(time_offset, int)
+    if is_whole and method not in ("recomputed", "materialized"):  # which make words in blocks
+        at, field, samples = words_at(field, samples, x, xp)
+    time, sample = _coordinates_of_rows(batch, sharing, samples, time_offset, x, at)
     in_, out = (coordinate(name, size, sharing, x, at) for name, size in zip(("in", "out"), w.shape, strict=True))
     if "in" not in sharing:
         in_ = _shifted(in_, in_offset)
@@ -350,6 +363,14 @@ def _product(
     own = method in ("recomputed", "kernel")
     y = getattr(xp, method)(*operands) if own else getattr(methods, method)(*operands, xp)
     return xp.astype(y, xp.dtype(x))
+
+
+def words_at(field: Field, samples: Words, like: Tensor, xp: Namespace) -> tuple[Namespace, Field, Words]:
+    """Who makes the coordinates of a mask, and what it is made of: NumPy, if a kernel is called eagerly on a CPU."""
+    if field.persists or xp.kernel_obstacle(like, field.noise, accumulation_dtype(like, xp=xp)):
+        return xp, field, samples
+    on_host = xp.on_host(field, samples)
+    return (xp, field, samples) if on_host is None else (numpy_ops, *on_host)
 
 
 def _shifted(words: Words, offset: Words) -> Words:
@@ -368,6 +389,7 @@ def _multiply_sparse(
     field: Field,
     sharing: frozenset[str],
     samples: Words,
+    time_offset: Words,
     in_offset: Words,
     method: str,
     xp: Namespace,
@@ -382,6 +404,8 @@ def _multiply_sparse(
     if "in" not in sharing:
         in_ = _shifted(in_, in_offset)
     time = coordinate("time", times, sharing, values, xp)[None, :]
+    if "time" not in sharing:
+        time = _shifted(time, time_offset)
     sample = (xp.arange(1, like=values) if "sample" in sharing else samples)[:, None]
     time, sample = (xp.reshape(xp.broadcast_to(words, (batch, times)), (batch * times,)) for words in (time, sample))
     dtype = accumulation_dtype(x, w, xp=xp)
@@ -503,14 +527,16 @@ def _rows(x: Tensor, sharing: frozenset[str], xp: Namespace) -> tuple[Tensor, ty
 
 
 def _coordinates_of_rows(
-    batch: Shape, sharing: frozenset[str], samples: Words, like: Tensor, xp: Namespace
+    batch: Shape, sharing: frozenset[str], samples: Words, time_offset: Words, like: Tensor, xp: Namespace
 ) -> tuple[Words, Words]:
     """The time and sample coordinates of the rows that `_rows` makes of a batch, (batch,) or (batch, time)."""
     zero = xp.arange(1, like=like)
     samples = zero if "sample" in sharing else samples
-    if len(batch) == 1 or "time" in sharing:
+    if "time" in sharing:
         return zero, samples
-    times = xp.arange(batch[1], like=like)
+    if len(batch) == 1:
+        return _shifted(zero, time_offset), samples
+    times = _shifted(xp.arange(batch[1], like=like), time_offset)
     if "sample" in sharing:
         return times, samples
 
@@ -528,23 +554,66 @@ def _check_shape(shape: collections.abc.Sequence[int]) -> tuple[int, ...]:
     return tuple(shape)
 
 
+def _entries(
+    field: Field,
+    shape: Shape,
+    sharing: frozenset[str],
+    sample_offset: int | Tensor,
+    time_offset: int | Tensor,
+    in_offset: int | Tensor,
+    like: Tensor,
+    xp: Namespace,
+) -> Tensor:
+    """The entries of a tensor ([batch, [time,]] in, out); axes that share their coordinate have size 1."""
+    earlier, time = _split_time(time_offset, field, like, xp)
+    sample, in_ = _offset(sample_offset, "sample_offset", like, xp), _offset(in_offset, "in_offset", like, xp)
+    offsets = {"sample": sample, "time": time, "in": in_}
+    if not field.persists:
+        return field.entries(*_coordinates(shape, sharing, offsets, like, xp), xp)
+    batch, *positions, inputs, outputs = shape
+    (times,) = positions or (1,)
+    whole = (batch, earlier + times, inputs, outputs)
+    return _part(field.entries(*_coordinates(whole, sharing, offsets, like, xp), xp), earlier, bool(positions))
+
+
 def _coordinates(
-    shape: Shape, sharing: frozenset[str], sample_offset: int | Tensor, like: Tensor, xp: Namespace
+    shape: Shape, sharing: frozenset[str], offsets: collections.abc.Mapping[str, Words], like: Tensor, xp: Namespace
 ) -> tuple[Words, Words, Words, Words]:
-    """Coordinates time, sample, in and out that broadcast to ([batch, [time,]] in, out)."""
+    """Coordinates time, sample, in and out that broadcast to ([batch, [time,]] in, out), from their offsets on."""
     *rows, inputs, outputs = shape
-    in_, out = coordinate("in", inputs, sharing, like, xp), coordinate("out", outputs, sharing, like, xp)
-    zero = xp.arange(1, like=like)
+    batch, *positions = rows or (1,)
+    (times,) = positions or (1,)
+    sizes = {"time": times, "sample": batch, "in": inputs, "out": outputs}
+    at = {name: coordinate(name, size, sharing, like, xp) for name, size in sizes.items()}
+    for name in set(offsets) - sharing:
+        at[name] = _shifted(at[name], offsets[name])
+    in_, out = at["in"][:, None], at["out"]
     if not rows:
-        return zero, zero, in_[:, None], out
-    batch, *positions = rows
-    sample = coordinate("sample", batch, sharing, like, xp)
-    if "sample" not in sharing:
-        sample = sample + _offset(sample_offset, "sample_offset", like, xp)
-    if not positions:
-        return zero, sample[:, None, None], in_[:, None], out
-    time = coordinate("time", positions[0], sharing, like, xp)
-    return time[:, None, None], sample[:, None, None, None], in_[:, None], out
+        return at["time"], at["sample"], in_, out
+    time, sample = at["time"][:, None, None], at["sample"][:, None, None]
+    return time, sample[:, None] if positions else sample, in_, out
+
+
+def _split_time(offset: int | Tensor, field: Field, like: Tensor, xp: Namespace) -> tuple[int, Words]:
+    """How many positions before a part need masks, since entries persist, and the offset of the rest."""
+    words = _offset(offset, "time_offset", like, xp)
+    if not field.persists:
+        return 0, words
+    if not checks.is_int(offset):
+        raise TypeError(checks.invalid("time_offset", "an int beside `persistence`", offset))
+    return int(offset), 0
+
+
+def _after(x: Tensor, earlier: int, xp: Namespace) -> Tensor:
+    """A part x (batch, [time,] in) of a sequence after so many positions that have any values."""
+    x = x if len(x.shape) == 3 else x[:, None]
+    place = xp.astype(xp.arange(earlier + xp.shape(x)[1], like=x), "int32") - earlier
+    return xp.take(x, xp.maximum(place, 0), axis=1)
+
+
+def _part(whole: Tensor, earlier: int, has_time: bool) -> Tensor:
+    """The part of a result (batch, time, ...) after so many positions, (batch, ...) where it is one position."""
+    return whole[:, earlier:] if has_time else whole[:, earlier]
 
 
 def _sample_words(sample_offset: int | Tensor, sample_ids: Tensor | None, x: Tensor, xp: Namespace) -> Words:

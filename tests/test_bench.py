@@ -170,6 +170,14 @@ def test_the_peak_of_a_case_is_measured_in_a_process(tmp_path):
         assert 0 <= record["extra"] + 2**20 < 2**26
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says the peak of a process")
+def test_the_peak_of_a_convolution_is_measured():
+    case = matrix.Case(NAME, "bernoulli", (2, 4, 4, 3, 5), "float32", MODE)
+    product = products.product(case.row, NAME, matrix.RATE, None, case.shape)
+    assert memory.extra(steps.step(product, NAME, MODE), case.shape, case.dtype) < 2**28
+
+
 @trains
 def test_the_network_is_trained_in_turn(monkeypatch):
     def small(variant):
@@ -395,6 +403,13 @@ def test_what_follows_from_a_time():
 def test_the_limit_of_a_case(backend, row, shape, seconds, binds):
     found = limits.of_case(matrix.Case(backend, row, shape, "float32", "eager"), RATES)
     assert found == (pytest.approx(seconds), binds)
+
+
+@pytest.mark.once
+def test_the_limit_of_a_sparse_case_is_that_of_what_it_lists():
+    case = matrix.Case("torch", "bernoulli", (8, 1000, 4), "float32", "eager", listed=10)
+    of_listed = {"words": 2 * 8 * 10 * 4, "flops": 3 * 2 * 8 * 10 * 4, "bytes": 4 * (3 * 80 + 3 * 4000 + 2 * 32)}
+    assert limits.work_of(case) == of_listed
 
 
 @pytest.mark.once

@@ -310,6 +310,28 @@ def test_parts_of_a_kernel_with_their_offsets_sum_to_the_whole():
     assert not np.allclose(product(x, w, BERNOULLI), whole, atol=0.1)
 
 
+@pytest.mark.parametrize("sharing", [(), "sample", "out", "in+sample"])
+@pytest.mark.parametrize("method", ["auto", "materialized", "recomputed", "local_reparameterization"])
+def test_parts_of_a_sequence_with_their_offsets_are_the_whole(sharing, method):
+    noise = BERNOULLI if method != "local_reparameterization" else pnd.Gaussian(0.4)
+    if noise != BERNOULLI and sharing != ():
+        pytest.skip("local reparameterization draws for rows with masks of their own")
+    x, w = np.ones((2, 6, 5), "float32"), operands(*SMALL, "float32")[1][:5]
+    start = 2**32 - 2
+    given = {"sharing": sharing, "method": method}
+    whole = product(x, w, noise, time_offset=start, **given)
+    parts = [product(x[:, t : t + 3], w, noise, time_offset=(start + t) % 2**32, **given) for t in (0, 3)]
+    np.testing.assert_allclose(np.concatenate(parts, axis=1), whole, rtol=1e-5, atol=1e-5)
+    alone = product(x[:, 4], w, noise, time_offset=2, **given)  # one position, without an axis of its own
+    np.testing.assert_allclose(alone, whole[:, 4], rtol=1e-5, atol=1e-5)
+    assert not np.allclose(product(x[:, 4], w, noise, **given), whole[:, 4], atol=0.1)
+
+
+def test_masks_that_positions_share_know_no_offset_of_time():
+    x, w, _ = operands(*SMALL, "float32")
+    np.testing.assert_array_equal(product(x, w, BERNOULLI, time_offset=7), product(x, w, BERNOULLI))
+
+
 @pytest.mark.parametrize("dtype", ["int32", "int64", "uint8"])
 def test_sample_ids_are_the_sample_coordinates_themselves(dtype):
     x, w, _ = operands(*SMALL, "float32")
@@ -332,9 +354,11 @@ def test_integers_may_be_of_another_framework():
         {"key": np.array(KEY, "int32")},
         {"sample_offset": offset},
         {"in_offset": offset},
+        {"time_offset": offset},
     ):
         of_other = {name: frameworks.tensor(other, a) for name, a in given.items()}
-        y, wanted = (array(masked_dense(x, w, **{"noise": BERNOULLI, "key": KEY, **a})) for a in (of_other, given))
+        call = {"noise": BERNOULLI, "key": KEY, "sharing": ()}
+        y, wanted = (array(masked_dense(x, w, **{**call, **a})) for a in (of_other, given))
         np.testing.assert_array_equal(y, wanted)
 
 
@@ -348,9 +372,10 @@ def test_sample_ids_count_modulo_2_to_the_32():
 @pytest.mark.parametrize("form", [lambda n: n, np.int64, np.array, tensor], ids=["int", "int64", "array", "tensor"])
 def test_offsets_may_be_ints_or_scalar_tensors(form):
     x, w, _ = operands(*SMALL, "float32")
-    offsets = {"sample_offset": form(2), "in_offset": form(3)}
-    wanted = product(x, w, BERNOULLI, sample_offset=2, in_offset=3)
-    y = array(masked_dense(tensor(x), tensor(w), BERNOULLI, KEY, **offsets))
+    offsets = {"sample_offset": 2, "time_offset": 4, "in_offset": 3}
+    wanted = product(x, w, BERNOULLI, sharing=(), **offsets)
+    formed = {name: form(offset) for name, offset in offsets.items()}
+    y = array(masked_dense(tensor(x), tensor(w), BERNOULLI, KEY, sharing=(), **formed))
     np.testing.assert_allclose(y, wanted, rtol=1e-5, atol=1e-5)
 
 

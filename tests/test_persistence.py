@@ -57,6 +57,44 @@ def test_what_comes_later_changes_nothing_before():
     np.testing.assert_array_equal(mask(BERNOULLI, (2, 8, 3, 4), 0.9), whole[:2, :8, :3, :4])
 
 
+@pytest.mark.parametrize("sharing", SHARINGS)
+def test_a_part_of_a_sequence_has_the_masks_of_the_whole(sharing):
+    shape = (3, 20, 4, 5)
+    m = chain(BERNOULLI, shape, 0.9, sharing)
+    for start, stop in ((0, 7), (7, 8), (8, 20)):
+        part = mask(BERNOULLI, (3, stop - start, 4, 5), 0.9, sharing=sharing, time_offset=start)
+        np.testing.assert_array_equal(part, m[:, start:stop])
+        w = np.ones(part.shape, "float32")
+        masked = pnd.ops.masked(tensor(w), BERNOULLI, KEY, sharing=sharing, persistence=0.9, time_offset=start)
+        np.testing.assert_array_equal(array(masked), m[:, start:stop])
+    alone = mask(BERNOULLI, (3, 4, 5), 0.9, sharing=sharing, time_offset=13)  # one position, without an axis of its own
+    np.testing.assert_array_equal(alone, m[:, 13])
+    np.testing.assert_array_equal(mask(BERNOULLI, (3, 4, 5), 0.9, sharing=sharing), m[:, 0])
+
+
+@needs_gradients
+@pytest.mark.parametrize("sharing", [(), "sample"])
+def test_products_and_gradients_of_the_parts_are_those_of_the_whole(sharing):
+    rng = np.random.default_rng(0)
+    x, w, dy = (rng.normal(size=shape).astype("float32") for shape in ((3, 9, 4), (4, 5), (3, 9, 5)))
+    m = chain(BERNOULLI, (3, 9, 4, 5), 0.8, sharing)
+
+    def run(start, stop):
+        def product(x, w):
+            given = {"sharing": sharing, "persistence": 0.8, "time_offset": start}
+            if stop - start > 1:
+                return pnd.ops.masked_dense(x, w, BERNOULLI, KEY, **given)
+            return pnd.ops.masked_dense(x[:, 0], w, BERNOULLI, KEY, **given)[:, None]
+
+        return value_and_gradients(product, x[:, start:stop], w, upstream=dy[:, start:stop])
+
+    y, gradients = zip(run(0, 4), run(4, 5), run(5, 9), strict=True)
+    dx, dw = (np.concatenate([g[0] for g in gradients], axis=1), sum(g[1] for g in gradients))
+    np.testing.assert_allclose(np.concatenate(y, axis=1), np.einsum("bti,io,btio->bto", x, w, m), atol=1e-5)
+    np.testing.assert_allclose(dx, np.einsum("bto,io,btio->bti", dy, w, m), atol=1e-5)
+    np.testing.assert_allclose(dw, np.einsum("bto,bti,btio->io", dy, x, m), atol=1e-5)
+
+
 @needs_gradients
 @pytest.mark.parametrize(
     ("sharing", "method"), [((), "auto"), ((), "materialized"), ("sample", "recomputed"), ("out", "auto")]
@@ -96,6 +134,9 @@ def test_compiled_it_is_the_same_and_takes_another_persistence():
     m = chain(BERNOULLI, (2, 7, 3, 3), 0.5)
     once = compiled(lambda x, w: pnd.ops.masked_dense(x, w, BERNOULLI, KEY, persistence=0.5))
     np.testing.assert_allclose(array(once(tensor(x), tensor(w))), np.diagonal(m, axis1=2, axis2=3), rtol=1e-6)
+    part = compiled(lambda x, w: pnd.ops.masked_dense(x, w, BERNOULLI, KEY, persistence=0.5, time_offset=4))
+    y = array(part(tensor(x[:, 4:]), tensor(w)))
+    np.testing.assert_allclose(y, np.diagonal(m, axis1=2, axis2=3)[:, 4:], rtol=1e-6)
     run = compiled(
         lambda x, w, threshold, persistence: pnd.ops.masked_dense(
             x, w, BERNOULLI, KEY, persistence=0.5, params={"threshold": threshold, "persistence": persistence}

@@ -45,6 +45,7 @@ LOCAL = "another method: 'local_reparameterization' holds only for "
 NOT_GAUSSIAN = LOCAL + "a Gaussian noise, and this is Bernoulli(rate=0.4)"
 SHARED = LOCAL + "a mask of its own for every row of x, and here entries are shared"
 
+SCALAR = ones(dtype="int32")
 GAUSSIAN = {"noise": pnd.Gaussian(0.5), "method": "local_reparameterization"}
 IDS_ = {"sample_ids": ones(3, dtype="int32")}
 EITHER = (TypeError, ValueError)
@@ -91,6 +92,9 @@ BAD_PRODUCTS = [
     ("sample_offset", OFFSET, TypeError, "", {"sample_offset": ones()}),
     ("sample_offset", OFFSET, EITHER, "", {"sample_offset": ones(1, dtype="int32")}),
     ("in_offset", WORD, ValueError, "-1", {"in_offset": -1}),
+    ("time_offset", WORD, ValueError, "4294967296", {"time_offset": 2**32}),
+    ("time_offset", OFFSET, TypeError, "1.5", {"time_offset": 1.5}),
+    ("time_offset", "an int beside `persistence`", TypeError, "", {"time_offset": SCALAR, "persistence": 0.5}),
     ("in_offset", OFFSET, TypeError, "1.5", {"in_offset": 1.5}),
     ("sample_ids", IDS, TypeError, "[0, 1, 2]", {"sample_ids": [0, 1, 2]}),
     ("sample_ids", "an integer dtype", TypeError, "", {"sample_ids": ones(3)}),

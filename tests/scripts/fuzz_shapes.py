@@ -58,8 +58,12 @@ def right(noise, rows, positions, inputs, outputs):
 
 
 def refused(shape, mask):
-    """Operands of one shape, more here or there, with the coordinates of another product: each must be refused."""
-    calls = []
+    """Operands of one shape, more here or there, with the coordinates of another product, or one of another dtype.
+
+    Each must be refused.
+    """
+    x, w, dy = operands(*shape)
+    calls = [functools.partial(cpu_kernels.gradients, dy.astype("float64"), x, w, mask)]
     for axis in range(4):
         other = [size + (1 + int(random.integers(3))) * (n == axis) for n, size in enumerate(shape)]
         x, w, dy = operands(*other)
@@ -71,9 +75,9 @@ def refused(shape, mask):
     for call in calls:
         try:
             call()
-        except ValueError:
+        except (TypeError, ValueError):
             continue
-        raise AssertionError(f"operands of another shape were accepted with coordinates of {shape}")
+        raise AssertionError(f"operands of another shape or dtype were accepted with coordinates of {shape}")
     return len(calls)
 
 

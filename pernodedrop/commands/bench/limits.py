@@ -52,18 +52,20 @@ def work_of(case: matrix.Case) -> dict[str, int]:
     """The bytes, floating operations and words of one step."""
     size = matrix.sizes(case.shape)
     batch, time, inputs, outputs = (size[name] for name in ("sample", "time", "in", "out"))
-    rows = batch * time
-    x, w, y = rows * inputs, inputs * outputs, rows * outputs
+    rows, read = batch * time, case.listed or inputs  # of a sparse row only what it lists is read, and has a mask
+    x, w, y = rows * read, inputs * outputs, rows * outputs
     forward_only = matrix.PASSES.get(case.backend, 2) == 1 or case.mode.endswith(matrix.FORWARD)
     numbers = x + w + y if forward_only else 3 * x + 3 * w + 2 * y
     products = 1 if forward_only else 3
     if case.row == "gaussian":
         products *= 2  # of x and w, and of their squares
     entries = matrix.ROWS[case.row].entries
+    if entries and "sample" in entries:
+        size["in"] = read
     words = int(np.prod([size[name] for name in entries])) if entries else 0
     return {
         "bytes": numbers * matrix.ITEMSIZE[case.dtype],
-        "flops": products * 2 * rows * inputs * outputs,
+        "flops": products * 2 * rows * read * outputs,
         "words": words * (1 if forward_only else 2),
     }
 

@@ -38,7 +38,8 @@ def extra(step, shape, dtype):
     on_gpu = "cuda" in device or "gpu" in device
     if not on_gpu and sys.platform != "linux":
         return None
-    step(*steps.operands((1, *shape[1:-2], SMALL_STEP_INPUTS, shape[-1]), dtype))
+    inputs = shape[-2] if len(shape) > 4 else SMALL_STEP_INPUTS  # a convolution is a layer, built for its channels
+    step(*steps.operands((1, *shape[1:-2], inputs, shape[-1]), dtype))
     operands = steps.operands(shape, dtype)
     level, peak = GPU[backend] if on_gpu else (_settled, _resident_peak)
     before = level()
