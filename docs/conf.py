@@ -150,8 +150,8 @@ class Claims(SphinxDirective):
 class Bench(SphinxDirective):
     """`{bench} times 128x4096x64`, in a Markdown page, is a table of the committed figures of `pernodedrop bench`.
 
-    Others are `memory` and `limits` with a shape, `ratios`, `choices`, `networks` and `growth` without, and `where` they
-    were measured, which is a paragraph.
+    Others are `memory` and `limits` with a shape, `ratios`, `choices`, `networks` and `growth` without, and `where`
+    they were measured, which is a paragraph.
     """
 
     required_arguments = 1
