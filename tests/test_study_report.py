@@ -389,7 +389,8 @@ STUDIES = pathlib.Path(__file__).parent.parent / "benchmarks" / "studies"
 
 
 @pytest.mark.parametrize("name", [path.parent.name for path in sorted(STUDIES.glob("*/report.md"))])
-def test_the_reports_that_are_committed_are_those_of_the_records_beside_them(name, tmp_path):
+def test_the_reports_that_are_committed_are_those_of_the_records_beside_them(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "write_chart", lambda folder, chart: "")  # told above, of records whose truth is known
     shutil.copy(STUDIES / name / "records.jsonl", tmp_path)
     study, expected = named.load(name, folder=tmp_path), (STUDIES / name / "report.md").read_text()
     study.report()
