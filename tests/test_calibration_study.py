@@ -50,6 +50,7 @@ def without_seconds(record):
     return {name: value for name, value in record.items() if name != "seconds"}
 
 
+@pytest.mark.slow
 @pytest.mark.only_backend("torch", reason="on which the study was run")
 def test_a_run_that_was_torn_goes_on_and_trials_come_out_again(run, tiny, tmp_path):
     assert not run.run("digits", tmp_path, hours=0)

@@ -456,6 +456,7 @@ def test_fit_evaluate_and_predict_never_warn_of_a_switch(warned):
         model.evaluate(x, y, verbose=0), model.predict(x, verbose=0), model(x)
 
 
+@pytest.mark.slow
 @torch_only
 def test_a_switch_is_warned_of_in_what_is_compiled_without_a_graph_break(warned):
     import torch

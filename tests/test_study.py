@@ -427,6 +427,7 @@ def test_rules_of_apply_are_variants_of_a_model_without_a_slot(tmp_path):
     assert plain["epochs"] != noisy["epochs"]
 
 
+@pytest.mark.slow
 @trains
 def test_a_model_that_comes_compiled_is_reported_with_its_own_optimizer(tmp_path):
     def model(slot):
@@ -560,6 +561,7 @@ def test_data_are_tuples_or_lists(tmp_path):
 # Running, and going on
 
 
+@pytest.mark.slow
 @command
 def test_a_study_selects_and_confirms_and_goes_on_with_more_seeds(tmp_path):
     study = studies.small(tmp_path, epochs=1)
@@ -819,6 +821,7 @@ sizes = [60, 50, 50]
 """
 
 
+@pytest.mark.slow
 @command
 def test_a_file_is_run_shown_and_reported(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

@@ -247,7 +247,9 @@ COMPILED = {
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # of dynamo, which does it itself
-@pytest.mark.parametrize("case", COMPILED)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[] if case == "dynamic" else pytest.mark.slow) for case in COMPILED]
+)
 def test_one_graph_serves_all_steps_and_rates(case):
     from torch._dynamo.testing import CompileCounterWithBackend
 
