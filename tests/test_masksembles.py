@@ -88,6 +88,7 @@ def expected_overlap(members, channels, ones):
     return float(sum(p * fractions.Fraction(n, 2 * ones - n) for n, p in overlap_law(members, channels, ones).items()))
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("channels", [*range(1, 60), 64, 97, 128, 236, 1000])
 def test_masks_for_any_number_of_channels_cover_each_and_have_equally_many_ones(channels):
     for members, scale in ((4, 2.0), (1, 3.0), (2, 5.0), (7, 1.3), (5, 1e9), (3, 1.0)):
