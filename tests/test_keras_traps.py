@@ -326,6 +326,7 @@ def test_what_is_compiled_has_no_graph_break_and_the_same_masks(case, in_a_model
         np.testing.assert_allclose(got, wanted, atol=1e-5)
 
 
+@pytest.mark.slow
 @torch_only
 def test_compiled_remat_with_a_key_drawn_outside_is_exact():
     """Without an opaque draw the compiled backward pass reads the advanced state and makes another mask."""

@@ -465,6 +465,7 @@ def test_rules_leave_a_model_compiled_as_it_came(tmp_path):
     assert all(math.isclose(one[name], other[name], rel_tol=1e-4) for name in one)  # noise at rate 0 is none
 
 
+@pytest.mark.slow
 @pytest.mark.only_backend("torch", reason="the seeds are the same on all; the others take wider ones")
 @pytest.mark.parametrize("has_slot", [True, False])
 def test_seeds_of_functions_of_ones_own_are_those_that_keras_dropout_takes(has_slot, tmp_path):

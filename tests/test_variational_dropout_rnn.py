@@ -224,6 +224,7 @@ def test_files_bring_it_back(kind, tmp_path):
     same(again.losses, model.losses, atol=0)
 
 
+@pytest.mark.slow
 @needs_training
 @pytest.mark.parametrize("jit_compile", [False, True] if BACKEND == "tensorflow" else [BACKEND == "jax"])
 @pytest.mark.parametrize("sharing", ["sample+time", "time"])
