@@ -155,6 +155,7 @@ def test_output_shape_is_known_without_a_call(make, shape):
         assert tuple(make().compute_output_shape((batch, *shape[1:]))) == (batch, *y.shape[1:])
 
 
+@ONCE
 @pytest.mark.parametrize("name", ["fractal_block", "experts"])
 def test_it_is_a_variant_of_studies(name):
     dense = keras.layers.Dense(5)
