@@ -811,6 +811,7 @@ def test_a_vision_transformer_takes_noise_by_one_call_trains_and_is_saved_and_fo
     assert (count, saved) == (2 * (4 + 2), "model")
 
 
+@pytest.mark.slow
 @only_torch
 @pytest.mark.parametrize("name", ["BertBackbone", "GPT2Backbone"])
 def test_a_transformer_of_keras_hub_takes_noise_in_its_projections_and_dropouts(name, tmp_path):

@@ -9,7 +9,8 @@ import pytest
 
 import pernodedrop as pnd
 from pernodedrop.layers.base.around_attention import AroundAttention
-from tests.family import FAMILY, host, inputs, skip_what_forgets_bfloat16
+from tests.family import FAMILY, host, inputs, skip_what_forgets_bfloat16, training_call
+from tests.frameworks import quick
 
 layers = keras.layers
 WRAPPERS = {name: case for name, case in FAMILY.items() if isinstance(case.make(), layers.Wrapper)}
@@ -257,12 +258,15 @@ def with_a_dtype_of_its_own(case, inner, own, late):
 def test_a_dtype_policy_of_its_own_is_that_of_all_its_outputs(case, inner, own, late):
     layer, x = with_a_dtype_of_its_own(case, inner, own, late), case.inputs(4)
     skip_what_forgets_bfloat16(layer)
-    outputs = [layer(x, training=True), layer(x), layer(keras.Input(case.shape, dtype=layer.compute_dtype))]
-    if case.folds:
-        outputs.append(layer.fold()(x))
+    plain = layer.fold() if case.folds else layer
+    inner = (lambda x: layer.layer(x, x)) if isinstance(layer, AroundAttention) else plain
+    x = keras.ops.convert_to_tensor(x)
+    *outputs, wanted = quick(lambda x: [layer(x), plain(x), inner(x)])(x)
+    outputs += [training_call(layer, x), layer(keras.Input(case.shape, dtype=layer.compute_dtype))]
     assert {keras.backend.standardize_dtype(y.dtype) for y in outputs} == {layer.compute_dtype}
-    wanted = host(keras.ops.cast(layer.layer(x, x) if isinstance(layer, AroundAttention) else layer(x), "float32"))
-    np.testing.assert_allclose(host(keras.ops.cast(layer(x), "float32")), wanted, atol=0.05)
+    y, *others = (host(keras.ops.cast(one, "float32")) for one in (*outputs[:2], wanted))
+    for other in others:
+        np.testing.assert_allclose(y, other, atol=0.05)
 
 
 @pytest.mark.skip_backend("numpy", reason="Keras warns of it there")

@@ -75,6 +75,7 @@ def test_a_report_says_whether_miscalibration_shows():
     assert "miscalibration" not in str(reports.Report({"calibration_error": 0.3}))  # one of an earlier version
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "how",
     [{}, {"binning": "mass"}, {"of": "top_label"}, {"of": "classwise"}, {"of": "classwise", "binning": "mass"}],

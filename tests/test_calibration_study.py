@@ -50,6 +50,7 @@ def without_seconds(record):
     return {name: value for name, value in record.items() if name != "seconds"}
 
 
+@pytest.mark.slow
 @pytest.mark.only_backend("torch", reason="on which the study was run")
 def test_a_run_that_was_torn_goes_on_and_trials_come_out_again(run, tiny, tmp_path):
     assert not run.run("digits", tmp_path, hours=0)
@@ -147,7 +148,7 @@ def test_figures_are_those_of_each_part(run):
 
 def made_up(run, losses, seeds=6):
     """Records as a page reads them, of losses by variant that differ a little between seeds."""
-    of, rng = run.design("mnist"), np.random.default_rng(0)
+    of, rng, environment = run.design("mnist"), np.random.default_rng(0), run.environment()
     names = ["validation", "clean", "unseen", *(f"{one} {n}" for one in ("rotated", "noisy") for n in range(1, 6))]
     records = []
     trials = [*run.plan.plan(of, "select")]
@@ -162,7 +163,7 @@ def made_up(run, losses, seeds=6):
         part |= dict.fromkeys(("auroc_entropy", "auroc_information", "information", "entropy"), 0.5)
         found = {way: dict.fromkeys(names, part) for way in run.WAYS[trial["variant"]]}
         seconds = {"training": 1.0, **dict.fromkeys(found, 0.1)}
-        records.append({**trial, "found": found, "seconds": seconds, "environment": run.environment()})
+        records.append({**trial, "found": found, "seconds": seconds, "environment": environment})
     return records
 
 

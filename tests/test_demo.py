@@ -98,11 +98,13 @@ def test_digest_is_the_known_answer():
     assert probe.digest(keras.backend.backend()) == doctor.KNOWN_ANSWER
 
 
+@pytest.mark.slow
 def test_doctor_finds_that_the_layers_load():
     part = doctor.layers()
     assert part == (f"Keras: runs on {keras.backend.backend()} (KERAS_BACKEND); the layers load", False)
 
 
+@pytest.mark.slow
 @pytest.mark.once
 @pytest.mark.parametrize("by", ["variable", "file"])
 def test_what_keras_takes_by_itself_is_known_beforehand(by, tmp_path):
@@ -138,6 +140,7 @@ def test_demo_says_what_it_found_and_goes_on_with_more_seeds(demo, tmp_path, cap
     assert len(more) == len(records) + 2
 
 
+@pytest.mark.slow
 @trains
 def test_interrupted_demo_keeps_what_has_finished(demo, tmp_path, monkeypatch, capsys):
     def trial(self, planned, on_epoch=None):

@@ -59,6 +59,7 @@ def test_training_is_the_mean_of_the_activation(name):
     np.testing.assert_array_equal(host(layer.fold()(x)), host(layer(x)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "bound"), [("relu", 2e-6), ("sigmoid", OF_SIGMOID), ("linear", 0)])
 def test_bounds_of_the_closed_forms_hold_over_means_and_spreads(name, bound):
     """To the spread's size for relu. The sigmoid's bound is that of its steepest limit, a step."""

@@ -105,6 +105,7 @@ def test_what_a_wing_needs_is_named():
         assert words in done.stderr.splitlines()[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.only_backend("torch", reason="torch's compiler is what it is about")
 def test_a_product_on_torch_imports_neither_its_compiler_nor_keras():
     """torch._dynamo takes longer to import than all else."""

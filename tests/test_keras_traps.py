@@ -326,6 +326,7 @@ def test_what_is_compiled_has_no_graph_break_and_the_same_masks(case, in_a_model
         np.testing.assert_allclose(got, wanted, atol=1e-5)
 
 
+@pytest.mark.slow
 @torch_only
 def test_compiled_remat_with_a_key_drawn_outside_is_exact():
     """Without an opaque draw the compiled backward pass reads the advanced state and makes another mask."""
@@ -456,6 +457,7 @@ def test_fit_evaluate_and_predict_never_warn_of_a_switch(warned):
         model.evaluate(x, y, verbose=0), model.predict(x, verbose=0), model(x)
 
 
+@pytest.mark.slow
 @torch_only
 def test_a_switch_is_warned_of_in_what_is_compiled_without_a_graph_break(warned):
     import torch

@@ -379,6 +379,7 @@ def test_clone_has_the_same_noise():
     assert noisy_layer(clone).noise == pnd.PartialGaussian(0.4, 0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.skip_backend("numpy", reason="Keras' NumPy backend cannot export")
 @pytest.mark.parametrize("name", ["per_node_drop", "per_node_drop_fixed", "per_node_drop_bank", "dropout"])
 def test_exported_model_predicts_the_same(name, tmp_path):

@@ -88,6 +88,7 @@ def expected_overlap(members, channels, ones):
     return float(sum(p * fractions.Fraction(n, 2 * ones - n) for n, p in overlap_law(members, channels, ones).items()))
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("channels", [*range(1, 60), 64, 97, 128, 236, 1000])
 def test_masks_for_any_number_of_channels_cover_each_and_have_equally_many_ones(channels):
     for members, scale in ((4, 2.0), (1, 3.0), (2, 5.0), (7, 1.3), (5, 1e9), (3, 1.0)):
@@ -106,6 +107,7 @@ def test_masks_of_scale_1_are_ones():
     np.testing.assert_array_equal(host(Masksembles(scale=1)(x, training=True)), x)
 
 
+@pytest.mark.slow
 @pytest.mark.once
 def test_every_choice_of_masks_is_equally_probable():
     """Chi-square over the 114 choices of 3 masks with 2 of 4 channels; false-alarm rate 1e-6, with fixed seeds."""
@@ -145,6 +147,7 @@ def test_ways_of_completing_the_masks_are_counted_exactly(members, channels, one
         assert (completion[channels + 1 :] == -np.inf).all()
 
 
+@pytest.mark.slow
 @pytest.mark.once
 @pytest.mark.parametrize(
     ("channels", "members", "scale", "ones", "kept", "iou"),
@@ -174,6 +177,7 @@ def test_masks_that_fail_or_take_long_in_the_authors_code_are_drawn_at_once(chan
     assert expected == pytest.approx(1 / (2 * scale - 1), abs=0.03)
 
 
+@pytest.mark.slow
 @pytest.mark.once
 def test_masks_of_very_many_channels_cover_each_and_overlap_by_the_distribution():
     """The code of the paper takes 25 s for 47236 channels. The overlap's standard deviation is below 0.002 here, by

@@ -476,6 +476,7 @@ def test_a_printed_module_says_its_noise_in_words(library):
     )
 
 
+@pytest.mark.slow
 @every_library
 def test_the_modules_need_no_keras_and_no_other_framework(library):
     others = {"keras", "torch", "jax", "tensorflow", "flax", "equinox"} - {library.package}

@@ -129,6 +129,7 @@ def test_a_kernel_of_every_position_is_masked_as_products_are():
     np.testing.assert_array_equal(m, chain(BERNOULLI, w.shape, 0.8, "sample"))
 
 
+@pytest.mark.slow
 def test_compiled_it_is_the_same_and_takes_another_persistence():
     x, w = np.ones((2, 7, 3), "float32"), np.eye(3, dtype="float32")
     m = chain(BERNOULLI, (2, 7, 3, 3), 0.5)

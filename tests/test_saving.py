@@ -317,6 +317,7 @@ def test_weights_of_a_plain_model_say_what_to_do(tmp_path):
         model_of("Bernoulli").load_weights(path)
 
 
+@pytest.mark.slow
 @pytest.mark.once
 def test_a_flipped_bit_is_noticed_or_changes_nothing(tmp_path):
     def model():

@@ -91,6 +91,7 @@ def test_the_power_is_the_integral_over_what_the_deviation_seen_may_be(seeds, le
     np.testing.assert_allclose(statistics.power(effect, 1.0, seeds, level), expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_no_difference_gives_at_most_five_percent_false_alarms_in_a_family_of_eight():
     """Eight variants share their baseline, and so depend on each other. By t with Holm, and by sign flips with Holm."""
     rng, repeats = np.random.default_rng(0), 1000
@@ -207,6 +208,7 @@ def test_the_analysis_of_the_paper_finds_differences_where_there_are_none():
     assert (statistics.simulated_null(variants=7, repeats=500) > 25.1).mean() > 0.9
 
 
+@pytest.mark.slow
 def test_runs_dealt_by_chance_tell_how_great_chi2_is_without_a_difference():
     """The share is a p value: with no difference it is uniform, so below 5 % in 5 % of studies."""
     rng, repeats = np.random.default_rng(3), 120

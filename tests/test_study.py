@@ -362,7 +362,6 @@ def test_a_trial_is_the_same_again_from_its_record(variant, tmp_path):
     assert found([first]) == found([again])
     assert first["best_epoch"] == int(np.argmin([epoch["val_loss"] for epoch in first["epochs"]]))
     assert first["test"]["loss"] > 0
-    assert first["start"] == study.trial(planned)["start"]
 
 
 @trains
@@ -428,6 +427,7 @@ def test_rules_of_apply_are_variants_of_a_model_without_a_slot(tmp_path):
     assert plain["epochs"] != noisy["epochs"]
 
 
+@pytest.mark.slow
 @trains
 def test_a_model_that_comes_compiled_is_reported_with_its_own_optimizer(tmp_path):
     def model(slot):
@@ -436,8 +436,9 @@ def test_a_model_that_comes_compiled_is_reported_with_its_own_optimizer(tmp_path
         made.compile(keras.optimizers.SGD(keras.optimizers.schedules.CosineDecay(0.03, 10)), loss)
         return made
 
-    study = studies.small(tmp_path, model=model, epochs=1, seeds=1)
+    study = studies.small(tmp_path, model=model, variants=["none"], epochs=1, seeds=1)
     assert study.run(progress=False)
+    assert [one["stage"] for one in study.records()] == ["select", "confirm"]
     assert all(one["compiled"] == {"optimizer": "SGD", "learning_rate": 0.03} for one in study.records())
     text = study.report().with_name("report.md").read_text(encoding="utf-8")
     assert "learning_rate 0.03 (as compiled), optimizer SGD (as compiled)" in text
@@ -464,7 +465,8 @@ def test_rules_leave_a_model_compiled_as_it_came(tmp_path):
     assert all(math.isclose(one[name], other[name], rel_tol=1e-4) for name in one)  # noise at rate 0 is none
 
 
-@trains
+@pytest.mark.slow
+@pytest.mark.only_backend("torch", reason="the seeds are the same on all; the others take wider ones")
 @pytest.mark.parametrize("has_slot", [True, False])
 def test_seeds_of_functions_of_ones_own_are_those_that_keras_dropout_takes(has_slot, tmp_path):
     seeds = []
@@ -560,7 +562,8 @@ def test_data_are_tuples_or_lists(tmp_path):
 # Running, and going on
 
 
-@trains
+@pytest.mark.slow
+@command
 def test_a_study_selects_and_confirms_and_goes_on_with_more_seeds(tmp_path):
     study = studies.small(tmp_path, epochs=1)
     assert study.status() == {"select": (0, 2), "confirm": (0, None)}
@@ -715,10 +718,12 @@ def test_a_start_tells_networks_of_the_same_weights_from_each_other(tmp_path, ha
         variants = ["none", "per_node_drop"] if has_slot else {"none": None, "noisy": rule}
         model = with_slot if has_slot else without
         study = studies.small(tmp_path / activation, model=model, variants=variants, epochs=1, select_seeds=1)
-        return {study.trial(one)["start"] for one in study.plan("select")}
+        plain, noisy = study.plan("select")
+        return {study.trial(one)["start"] for one in (plain, {**noisy, "stage": "confirm"})}
 
-    assert len(starts("relu")) == 1
-    assert len(starts("relu") | starts("tanh")) == 2
+    of_relu = starts("relu")
+    assert len(of_relu) == 1
+    assert len(of_relu | starts("tanh")) == 2
 
 
 @pytest.mark.once
@@ -817,6 +822,7 @@ sizes = [60, 50, 50]
 """
 
 
+@pytest.mark.slow
 @command
 def test_a_file_is_run_shown_and_reported(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

@@ -247,7 +247,9 @@ COMPILED = {
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # of dynamo, which does it itself
-@pytest.mark.parametrize("case", COMPILED)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[] if case == "dynamic" else pytest.mark.slow) for case in COMPILED]
+)
 def test_one_graph_serves_all_steps_and_rates(case):
     from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -429,6 +431,7 @@ def test_predictions_with_attention_do_not_depend_on_the_batches():
     assert model.self_attn.updates == 0
 
 
+@pytest.mark.slow
 def test_compiled_attention_breaks_the_graph_and_computes_the_same():
     eager, x = pndt.DropConnectMultiheadAttention(6, 2, rate=0.5, seed=1), inputs(3, 5, 6)
     model = copy.deepcopy(eager)

@@ -109,6 +109,7 @@ def test_a_hessian_of_torch_is_that_of_the_materialized_product(noise, method):
             torch.testing.assert_close(got, row, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @only("torch", reason="torch.compile is torch's")
 @pytest.mark.parametrize("method", ["kernel", "recomputed", "materialized"])
 def test_a_compiled_product_takes_params_and_maps(method):

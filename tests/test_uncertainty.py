@@ -485,6 +485,7 @@ def test_a_layer_without_a_gradient_to_follow_is_warned_of_and_then_makes_noise(
     assert uncertainty.predict(model, x, 4, seed=1).variance.max() > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rate", "tenure"), [(0.5, 3), (0.2, 1)])
 def test_tabu_dropout_is_unbiased_in_every_unit_whatever_was_dropped_in_training(rate, tenure):
     """In each pass a unit is 0 with probability q = p / (1 + tenure * p), else 1 / (1 - q), independently.

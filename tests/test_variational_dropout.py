@@ -269,6 +269,7 @@ def test_variational_dropout_is_the_inner_layer_at_inference():
     np.testing.assert_array_equal(host(layer.fold()(x)), host(layer(x)))
 
 
+@pytest.mark.slow
 @needs_training
 @pytest.mark.parametrize(
     "make",

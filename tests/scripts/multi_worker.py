@@ -1,4 +1,4 @@
-"""Two workers of a MultiWorkerMirroredStrategy, and this process alone with the whole batches: their masks as JSON."""
+"""Two workers of a MultiWorkerMirroredStrategy, of which one then has the whole batches alone: their masks as JSON."""
 
 import json
 import os
@@ -37,14 +37,13 @@ def worker(number, ports):
         layer = noisy()
     step = tf.function(lambda x: strategy.run(lambda x: layer(x, training=True), (x,)))
     parts = [batch[:4] if number == 0 else batch[4:] for batch in (ROWS[:BATCH], ROWS[BATCH:])]
-    print(json.dumps([step(tf.constant(part)).numpy().tolist() for part in parts]))
+    return [step(tf.constant(part)).numpy().tolist() for part in parts]
 
 
 def main():
-    ports = json.dumps([free_port(), free_port()])
-    commands = [[sys.executable, __file__, str(number), ports] for number in range(2)]
-    started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for command in commands]
-    parts = [json.loads(process.communicate()[0].splitlines()[-1]) for process in started]
+    ports = [free_port(), free_port()]
+    other = subprocess.Popen([sys.executable, __file__, "1", json.dumps(ports)], stdout=subprocess.PIPE, text=True)
+    parts = [worker(0, ports), json.loads(other.communicate()[0].splitlines()[-1])]
     layer = noisy()
     alone = [layer(batch, training=True).numpy().tolist() for batch in (ROWS[:BATCH], ROWS[BATCH:])]
     print(json.dumps({"workers": [first + last for first, last in zip(*parts, strict=True)], "alone": alone}))
@@ -52,6 +51,6 @@ def main():
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:
-        worker(int(sys.argv[1]), json.loads(sys.argv[2]))
+        print(json.dumps(worker(int(sys.argv[1]), json.loads(sys.argv[2]))))
     else:
         main()
