@@ -141,7 +141,7 @@ def is_integer(x):
     return issubdtype(x.dtype, integer)
 
 
-STATIC = ("batch", "sharing", "method", "dtype", "xp")
+STATIC = ("batch", "shape", "sharing", "method", "dtype", "xp")
 """The arguments of functions that are `fused` which are no tensors, nor made of them."""
 
 jax.tree_util.register_pytree_node(

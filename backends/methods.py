@@ -15,7 +15,7 @@ import typing
 
 import numpy as np
 
-from pernodedrop import checks
+from pernodedrop import backends, checks
 from pernodedrop._types import Namespace, Tensor, Words
 from pernodedrop.backends import programs
 from pernodedrop.mask import Field, Grid
@@ -203,13 +203,13 @@ def local_reparameterization(x: Tensor, w: Tensor, grid: Grid, xp: Namespace) ->
 
 def normals(mean: Tensor, variance: Tensor, grid: Grid, xp: Namespace) -> Tensor:
     """The outputs (r, o) of `local_reparameterization` with these means, and variances but for the noise's own."""
-    field = grid.field
-    word = field.words(field.noise.lanes, grid.time[:, None], grid.sample[:, None], grid.in_[:1], grid.out, xp)
-    z = xp.astype(normal(xp.uniform(word), xp), xp.dtype(mean))
+    field, at = grid.field, backends.of(time=grid.time)  # NumPy where the coordinates are on the host
+    word = field.words(field.noise.lanes, grid.time[:, None], grid.sample[:, None], grid.in_[:1], grid.out, at)
+    z = xp.astype(normal(xp.asarray(at.uniform(word)), xp), xp.dtype(mean))
     positive = variance > 0
     # sqrt has an infinite slope at 0, which an all-zero row would turn into NaN gradients
     spread = xp.where(positive, xp.sqrt(xp.where(positive, variance, xp.ones_like(variance))), xp.zeros_like(variance))
-    return mean + xp.astype(field.params["stddev"], xp.dtype(mean)) * spread * z
+    return mean + xp.astype(xp.asarray(field.params["stddev"]), xp.dtype(mean)) * spread * z
 
 
 def shared_over_in_or_out(x: Tensor, w: Tensor, grid: Grid, xp: Namespace) -> Tensor:

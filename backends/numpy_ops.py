@@ -238,7 +238,7 @@ def kernel_obstacle(x, noise, dtype):
 
 
 def on_host(field, samples):
-    """A field and sample coordinates as arrays of NumPy where `kernel` takes those, which cost least; else None."""
+    """A field and sample coordinates as arrays of NumPy where kernels take those, which cost least; else None."""
     return field, samples
 
 

@@ -276,7 +276,9 @@ def _backward_by_kernel(dy, x, w, *mask):
 
 
 def entries(grid):
-    return grid.entries(xp)  # which becomes part of what uses it
+    if tf.is_tensor(grid.time):
+        return grid.entries(xp)  # which becomes part of what uses it
+    return _taken_over(numpy_ops.entries(grid))
 
 
 def masked(w, grid):

@@ -350,6 +350,8 @@ def masked(w, grid):
 
 
 def entries(grid):
+    if not torch.is_tensor(grid.time):
+        return torch.from_numpy(numpy_ops.entries(grid))
     if of_torch.is_traced() or _entries_obstacle(grid):  # what is compiled may become part of what uses it
         return grid.entries(xp)
     if of_torch.in_transform():

@@ -150,8 +150,8 @@ class Claims(SphinxDirective):
 class Bench(SphinxDirective):
     """`{bench} times 128x4096x64`, in a Markdown page, is a table of the committed figures of `pernodedrop bench`.
 
-    Others are `memory` and `limits` with a shape, `ratios`, `networks` and `growth` without, and `where` they were
-    measured, which is a paragraph.
+    Others are `memory` and `limits` with a shape, `ratios`, `choices`, `networks` and `growth` without, and `where` they
+    were measured, which is a paragraph.
     """
 
     required_arguments = 1
@@ -159,6 +159,7 @@ class Bench(SphinxDirective):
     file = pathlib.Path(__file__).parent.parent / "benchmarks" / "results" / "results.json"
     tables: typing.ClassVar = {
         "ratios": table.ratios,
+        "choices": table.choices,
         "times": table.times,
         "limits": table.shares,
         "memory": table.memory,

@@ -350,9 +350,8 @@ def _product(
     """The product of rows x (row, position, in) of a `batch`, (batch,) or (batch, time), by a method."""
     at = xp  # the framework of the words
     is_whole = isinstance(in_offset, int) and isinstance(time_offset, int)
-    on_host = xp.on_host(field, samples) if method == "kernel" and is_whole else None
-    if on_host is not None:
-        at, (field, samples) = numpy_ops, on_host
+    if is_whole and method not in ("recomputed", "materialized"):  # which make words in blocks
+        at, field, samples = words_at(field, samples, x, xp)
     time, sample = _coordinates_of_rows(batch, sharing, samples, time_offset, x, at)
     in_, out = (coordinate(name, size, sharing, x, at) for name, size in zip(("in", "out"), w.shape, strict=True))
     if "in" not in sharing:
@@ -364,6 +363,14 @@ def _product(
     own = method in ("recomputed", "kernel")
     y = getattr(xp, method)(*operands) if own else getattr(methods, method)(*operands, xp)
     return xp.astype(y, xp.dtype(x))
+
+
+def words_at(field: Field, samples: Words, like: Tensor, xp: Namespace) -> tuple[Namespace, Field, Words]:
+    """Who makes the coordinates of a mask, and what it is made of: NumPy, if a kernel is called eagerly on a CPU."""
+    if field.persists or xp.kernel_obstacle(like, field.noise, accumulation_dtype(like, xp=xp)):
+        return xp, field, samples
+    on_host = xp.on_host(field, samples)
+    return (xp, field, samples) if on_host is None else (numpy_ops, *on_host)
 
 
 def _shifted(words: Words, offset: Words) -> Words:

@@ -167,9 +167,9 @@ class State:
     def one_mask(self, matrices: Tensor, field: Field, xp: Namespace) -> Tensor:
         """That mask, in the shape of `matrices`, (group, in, out)."""
         groups, inputs, outputs = matrices.shape
-        in_ = coordinate("in", groups * inputs, self.mask.sharing, matrices, xp)
-        out = coordinate("out", outputs, self.mask.sharing, matrices, xp)
-        zero = xp.arange(1, like=matrices)
+        at, field, zero = ops.words_at(field, xp.arange(1, like=matrices), matrices, xp)
+        in_ = coordinate("in", groups * inputs, self.mask.sharing, matrices, at)
+        out = coordinate("out", outputs, self.mask.sharing, matrices, at)
         mask = xp.entries(Grid(field, zero, zero, in_, out))[0]
         return xp.reshape(xp.broadcast_to(mask, (groups * inputs, outputs)), matrices.shape)
 
@@ -522,10 +522,15 @@ def refuse_sample_ids(sample_ids: Tensor, argument: str = "sample_ids") -> typin
 
 def entries_of_inputs(shape: Shape, like: Tensor, field: Field, samples: Words, xp: Namespace) -> Tensor:
     """The entries of a field, float32, in a shape (batch, *time, in) or (batch,), made where `like` is."""
+    return xp.fused(_entries_of_inputs)(tuple(shape), like, field, samples, xp)
+
+
+def _entries_of_inputs(shape: Shape, like: Tensor, field: Field, samples: Words, xp: Namespace) -> Tensor:
     _, *middle, last = shape if len(shape) > 1 else (*shape, 1)
-    zero, time = xp.arange(1, like=like), xp.arange(math.prod(middle), like=like)
-    times, samples = xp.zeros_like(samples)[:, None] + time, samples[:, None] + xp.zeros_like(time)
-    grid = Grid(field, xp.reshape(times, (-1,)), xp.reshape(samples, (-1,)), xp.arange(last, like=like), zero)
+    at, field, samples = ops.words_at(field, samples, like, xp)
+    zero, time = at.arange(1, like=like), at.arange(math.prod(middle), like=like)
+    times, samples = at.zeros_like(samples)[:, None] + time, samples[:, None] + at.zeros_like(time)
+    grid = Grid(field, at.reshape(times, (-1,)), at.reshape(samples, (-1,)), at.arange(last, like=like), zero)
     return xp.reshape(xp.entries(grid), shape)
 
 

@@ -535,6 +535,19 @@ def test_it_trains_in_fit(name, jit_compile):
     assert layer.updates == 10
 
 
+@needs_training
+@pytest.mark.slow
+@pytest.mark.skip_backend("torch", reason="its fit is eager in any case")
+def test_eager_fit_is_that_of_the_compiled_step():
+    x, losses = inputs(4, 3, FEATURES), []
+    for run_eagerly in (True, False):
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential([keras.Input((3, FEATURES)), noisy("lstm", rate=0.5, sharing=())])
+        model.compile("sgd", "mse", run_eagerly=run_eagerly)
+        losses += model.fit(x, np.zeros((4, 3)), batch_size=2, epochs=2, shuffle=False, verbose=0).history["loss"]
+    np.testing.assert_allclose(losses[:2], losses[2:], rtol=1e-5)
+
+
 @pytest.mark.once
 @pytest.mark.parametrize(
     ("make", "words"),

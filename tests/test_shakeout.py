@@ -116,6 +116,7 @@ def test_mean_and_variance_of_kernel_entries_by_enumeration_of_all_r(monkeypatch
     field = layer.field((SEED, 0), None)
     monkeypatch.setattr(pnd.mask.Field, "entries", enumerated)
     monkeypatch.setattr(XP, "entries", lambda grid: grid.entries(XP))  # by no kernel
+    monkeypatch.setattr(XP, "on_host", lambda field, samples: None)  # nor of what NumPy makes
     monkeypatch.setattr(XP, "fused", lambda function: function)  # nor in what JAX compiles
     for i in range(4):
         x = np.zeros((16, 4), "float32")
