@@ -49,7 +49,7 @@ TENSOR_OPS = (
 
 ENTRY_OPS = (
     "asarray", "to_numpy", "is_integer", "fused", "recomputed", "entries", "masked", "convolved", "kernel",
-    "kernel_made_again", "kernel_obstacle", "on_host", "sparse_recomputed", "sparse_kernel", "draw",
+    "kernel_made_again", "kernel_obstacle", "loops_by_kernel", "on_host", "sparse_recomputed", "sparse_kernel", "draw",
     "global_rows", "sum_of_replicas", "warn_of_replicas", "refuse_redraw",
 )  # fmt: skip
 """Ops that lead into a framework and out of it, and those that are its own way to do a thing."""

@@ -337,6 +337,12 @@ def kernel_made_again(x, w, grid):
     return products.Product.apply(products.Kernels(), x, w, tuple(mask))
 
 
+def loops_by_kernel(w, grid):
+    if w.device.type != "cpu" or of_torch.is_traced() or of_torch.in_transform():
+        return False
+    return methods.loops_by_kernel(w, grid, torch.is_grad_enabled() and w.requires_grad)
+
+
 def masked(w, grid):
     if of_torch.is_traced() and not _entries_obstacle(grid):
         return w * products.entries(list(methods.Entries.of(grid, xp))).to(w.dtype)

@@ -590,8 +590,8 @@ def _coordinates(
     in_, out = at["in"][:, None], at["out"]
     if not rows:
         return at["time"], at["sample"], in_, out
-    time, sample = at["time"][:, None, None], at["sample"][:, None, None]
-    return time, sample[:, None] if positions else sample, in_, out
+    sample = at["sample"][:, None, None, None] if positions else at["sample"][:, None, None]
+    return at["time"][:, None, None], sample, in_, out
 
 
 def _split_time(offset: int | Tensor, field: Field, like: Tensor, xp: Namespace) -> tuple[int, Words]:
@@ -606,14 +606,14 @@ def _split_time(offset: int | Tensor, field: Field, like: Tensor, xp: Namespace)
 
 def _after(x: Tensor, earlier: int, xp: Namespace) -> Tensor:
     """A part x (batch, [time,] in) of a sequence after so many positions that have any values."""
-    x = x if len(x.shape) == 3 else x[:, None]
+    x = x if len(x.shape) == 3 else x[:, None, :]
     place = xp.astype(xp.arange(earlier + xp.shape(x)[1], like=x), "int32") - earlier
     return xp.take(x, xp.maximum(place, 0), axis=1)
 
 
 def _part(whole: Tensor, earlier: int, has_time: bool) -> Tensor:
     """The part of a result (batch, time, ...) after so many positions, (batch, ...) where it is one position."""
-    return whole[:, earlier:] if has_time else whole[:, earlier]
+    return whole[:, earlier:, ...] if has_time else whole[:, earlier, ...]
 
 
 def _sample_words(sample_offset: int | Tensor, sample_ids: Tensor | None, x: Tensor, xp: Namespace) -> Words:

@@ -90,8 +90,9 @@ class Recurrence:
         """
         dtype = ops.accumulation_dtype(kernel, xp=xp)
         kernel = xp.astype(kernel, dtype)
-        if self._makes_again:
-            at = self._recomputed(kernel, grid, xp)
+        by_kernel = self._takes_kernel(kernel, grid, xp)
+        if by_kernel or self._makes_again:
+            at = self._recomputed(kernel, grid, by_kernel, xp)
         elif self._is_of_inputs:
             at = self._of_inputs(kernel, units, grid, xp)
         else:
@@ -119,13 +120,26 @@ class Recurrence:
 
     @property
     def _makes_again(self) -> bool:
-        """Whether masks are made again at each step: those of a step are, unless they persist or are of inputs."""
-        of_steps = "time" not in self.sharing and self.mask.persistence is None and not self._is_of_inputs
-        return self.method == "recomputed" or (self.method == "auto" and of_steps)
+        """Whether masks are made again at each step, however large: "auto" does it with those of a step."""
+        return self.method == "recomputed" or (self._may_make_again and "time" not in self.sharing)
 
-    def _recomputed(self, kernel: Tensor, grid: Grid, xp: Namespace) -> ProductAt:
+    @property
+    def _may_make_again(self) -> bool:
+        """Whether "auto" may make masks again: not those that persist, nor those of inputs, which are small."""
+        return self.method == "auto" and self.mask.persistence is None and not self._is_of_inputs
+
+    def _takes_kernel(self, kernel: Tensor, grid: Grid, xp: Namespace) -> bool:
+        """Whether masks of samples are made by a kernel written by hand, those of a sequence if that is quicker."""
+        if not self._may_make_again or "sample" in self.sharing:
+            return False
+        if "time" in self.sharing:
+            return xp.loops_by_kernel(kernel, grid)
+        return xp.kernel_obstacle(kernel, grid.field.noise, xp.dtype(kernel)) is None
+
+    def _recomputed(self, kernel: Tensor, grid: Grid, by_kernel: bool, xp: Namespace) -> ProductAt:
         """ProductAt of rows (sample or 1, *, in) by the position, with masks that are made for each."""
-        by_kernel = self._takes_kernel(kernel, grid, xp)
+        if by_kernel:  # in the order of its rows: the kernel would copy one in another order at each step
+            kernel = xp.reshape(xp.reshape(kernel, (-1,)), kernel.shape)
 
         def at(position: Tensor | None) -> Product:
             here = grid if position is None else grid._replace(time=xp.as_word(position))
@@ -135,12 +149,6 @@ class Recurrence:
             return lambda rows: xp.recomputed(rows, kernel, here)
 
         return at
-
-    def _takes_kernel(self, kernel: Tensor, grid: Grid, xp: Namespace) -> bool:
-        """Whether masks of each sample are made by a kernel written by hand, as "auto" has it where there is one."""
-        if self.method != "auto" or "sample" in self.sharing:
-            return False
-        return xp.kernel_obstacle(kernel, grid.field.noise, xp.dtype(kernel)) is None
 
     def _materialized(self, kernel: Tensor, grid: Grid, xp: Namespace) -> ProductAt:
         """The same with masks that are made before the loop."""

@@ -86,6 +86,27 @@ def test_infinite_entries_are_of_true_outputs_alone():
         np.testing.assert_allclose(found, mask.sum(axis), rtol=1e-5)
 
 
+@pytest.mark.only_backend("numpy", "torch", reason="on the others it is `recomputed`")
+@pytest.mark.parametrize(("shape", "outputs"), [((5, 1, 37), 11), ((9, 3, 20), 16)], ids=str)
+@pytest.mark.parametrize("noise", [BERNOULLI, NOISES[2]], ids=lambda noise: type(noise).__name__)
+def test_a_kernel_made_again_has_the_products_and_gradients_of_the_blocks(noise, shape, outputs):
+    """Those of the sums over NumPy's mask, where rows share their time."""
+    x, w, upstream = operands(shape, outputs, "float32")
+    params = {name: tensor(number) for name, number in noise.params().items()}
+    rows, in_, out = (XP.arange(n, tensor(x)) for n in (len(x), shape[-1], outputs))
+    key = tuple(rows[:1] + XP.word(n) for n in KEY)
+    grid = pnd.mask.Grid(pnd.mask.Field(noise, params, key), XP.zeros_like(rows), rows, in_, out)
+    wanted = einsums(x, w, upstream, numpy_mask(noise, x, w, sharing="time"))
+    for way in (XP.kernel_made_again, XP.recomputed):
+        if NAME == "numpy":
+            found = [way(x, w, grid)]
+        else:
+            y, gradients = value_and_gradients(lambda x, w, way=way: way(x, w, grid), x, w, upstream=upstream)
+            found = [y, *gradients]
+        for one, other in zip(found, wanted, strict=NAME != "numpy"):
+            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.skip_backend("jax", reason="JAX' kernel takes float32 only")
 def test_float64_is_summed_in_float64():
     x, w, upstream = operands((5, 3, 37), 11)

@@ -10,7 +10,7 @@ import pernodedrop as pnd
 from pernodedrop import uncertainty
 from pernodedrop.layers.recurrent import noisy_rnn
 from tests.family import host, inputs
-from tests.frameworks import needs_gradients, needs_training, value_and_gradients
+from tests.frameworks import XP, needs_gradients, needs_training, value_and_gradients
 from tests.processes import child
 from tests.scripts import resumed_fit
 
@@ -181,9 +181,22 @@ def of_each_sample(layer, **kwargs):
     return [(own, by_hand(layer, own)) for own in ([mask[n] for mask in masks] for n in range(BATCH))]
 
 
-@pytest.mark.parametrize("method", ["materialized", "recomputed"])
+WAYS = ["materialized", "recomputed", *(["by a kernel"] if BACKEND in ("numpy", "torch") else [])]
+
+
+def made(way, monkeypatch):
+    """The method that masks of a sequence are made in this way by, even small ones."""
+    if way != "by a kernel":
+        return way
+    pytest.importorskip("numba", reason="an extra")
+    monkeypatch.setattr(XP, "loops_by_kernel", lambda w, grid: True)
+    return "auto"
+
+
+@pytest.mark.parametrize("way", WAYS)
 @each_layer("cells")
-def test_each_sample_has_kernels_of_its_own(name, method):
+def test_each_sample_has_kernels_of_its_own(name, way, monkeypatch):
+    method = made(way, monkeypatch)
     layer = noisy(name, {"return_sequences": True}, sharing="time", method=method)
     wanted = [plain for _, plain in of_each_sample(layer)]
     rows = [slice(n, n + 1) for n in range(BATCH)]
@@ -191,6 +204,20 @@ def test_each_sample_has_kernels_of_its_own(name, method):
     same(y, np.concatenate([host(one(X[row], mask=SEEN[row])) for one, row in zip(wanted, rows, strict=True)]))
     ids = layer(X[::-1], training=True, key=(1, 0), sample_ids=np.arange(BATCH)[::-1].copy())
     same(ids, np.concatenate([host(one(X[row])) for one, row in zip(wanted, rows, strict=True)])[::-1])
+
+
+@pytest.mark.parametrize(
+    ("samples", "units", "where"),
+    [(31, 91, []), (32, 91, ["torch"]), (128, 90, ["torch"]), (128, 91, ["numpy", "torch"]), (7, 400, [])],
+)
+def test_a_kernel_makes_masks_of_a_sequence_where_they_are_large(samples, units, where, monkeypatch):
+    """Where eager products have one: from 2**20 entries with gradients, or else from 2**22, of 8 samples or more."""
+    pytest.importorskip("numba", reason="an extra")
+    layer, found = pnd.NoisyRNN(L.LSTM(units), 0.5, sharing="time", seed=1), []
+    monkeypatch.setattr(XP, "kernel_made_again", lambda x, w, grid: found.append(grid) or XP.matmul(x, w))
+    layer.build((samples, 2, FEATURES))
+    layer(inputs(samples, 2, FEATURES), training=True)
+    assert bool(found) == (BACKEND in where)
 
 
 def stepped(layer, x, masks, order, seen):
@@ -343,9 +370,10 @@ def test_gradients_are_those_of_the_masked_kernels(name):
 
 
 @needs_gradients
-@pytest.mark.parametrize("method", ["materialized", "recomputed"])
+@pytest.mark.parametrize("way", WAYS)
 @each_layer("lstm")
-def test_gradients_of_samples_add_up(name, method):
+def test_gradients_of_samples_add_up(name, way, monkeypatch):
+    method = made(way, monkeypatch)
     layer = noisy(name, sharing="time", method=method)
     upstream = inputs(*layer.compute_output_shape(X.shape))
     alone = [

@@ -592,6 +592,7 @@ BOTH = ("kernel", "recurrent_kernel")
 STEPPED = {
     "lstm": ("NoisyLSTM", {}),
     "lstm of all": ("NoisyLSTM", {"num_layers": 2, "bidirectional": True, "proj_size": 2, "kernels": BOTH}),
+    "by a kernel": ("NoisyLSTM", {"num_layers": 2, "bidirectional": True, "proj_size": 2, "kernels": BOTH}),
     "again": ("NoisyLSTM", {"method": "recomputed", "kernels": BOTH, "bidirectional": True}),
     "gru": ("NoisyGRU", {"num_layers": 2, "bidirectional": True, "kernels": BOTH}),
     "gru without bias": ("NoisyGRU", {"bias": False, "kernels": ("kernel",)}),
@@ -602,8 +603,11 @@ STEPPED = {
 @pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 @pytest.mark.parametrize("packed", [False, True], ids=["equal", "packed"])
 @pytest.mark.parametrize("case", STEPPED)
-def test_each_sample_has_kernels_of_its_own(case, packed):
+def test_each_sample_has_kernels_of_its_own(case, packed, monkeypatch):
     """Values and gradients are those of torch's own module, of one sample after another with its masks."""
+    if case == "by a kernel":
+        pytest.importorskip("numba", reason="an extra")
+        monkeypatch.setattr(torch_ops, "loops_by_kernel", lambda w, grid: True)
     name, arguments = STEPPED[case]
     module, x = getattr(pndt, name)(3, 4, rate=0.3, sharing="time", seed=7, **arguments), inputs(6, 5, 3)
     hx, lengths = first_states(module, 5), [3, 6, 1, 5, 3] if packed else [6] * 5
@@ -737,6 +741,43 @@ def test_a_kernel_makes_masks_of_each_step_and_sample_where_there_is_one(noise, 
     monkeypatch.setattr(methods, "numba_obstacle", lambda: "numba")
     with pytest.raises(TypeError, match="not callable"):
         module(x, key=(7, 0))
+
+
+LARGE = {
+    "gradients": (8, 182, True, {}, True),
+    "fewer samples": (7, 195, True, {}, False),
+    "fewer units": (32, 90, True, {}, False),
+    "gates alike": (32, 91, True, {"sharing": "time+gate"}, True),
+    "no gradients": (128, 91, False, {}, True),
+    "fewer units without gradients": (128, 90, False, {}, False),
+    "no decisions": (128, 91, True, {"noise": "uniform"}, False),
+    "of inputs": (128, 91, True, {"sharing": "time+unit"}, False),
+    "told otherwise": (128, 91, True, {"method": "materialized"}, False),
+}
+"""Samples, units, whether there are gradients, other arguments of an LSTM, and whether a kernel makes its masks."""
+
+
+@pytest.mark.parametrize("case", LARGE)
+def test_a_kernel_makes_masks_of_a_sequence_where_they_are_large(case, monkeypatch):
+    """Bernoulli masks of 8 samples or more, of 2**20 entries with gradients, or else of 2**22."""
+    pytest.importorskip("numba", reason="an extra")
+    samples, units, differentiated, arguments, expected = LARGE[case]
+    module, found = pndt.NoisyLSTM(3, units, seed=7, **{"rate": 0.3, "sharing": "time", **arguments}), []
+    monkeypatch.setattr(torch_ops, "kernel_made_again", lambda x, w, grid: found.append(grid) or x @ w)
+    with torch.set_grad_enabled(differentiated):
+        module(inputs(2, samples, 3))
+    assert len(found) == 2 * expected
+
+
+@pytest.mark.parametrize("kind", ["NoisyLSTM", "NoisyGRU"])
+def test_large_masks_of_a_sequence_are_the_same_however_they_are_made(kind):
+    arguments = {"rate": 0.3, "sharing": "time", "kernels": BOTH, "seed": 7}
+    kept, again = (getattr(pndt, kind)(64, 64, method=method, **arguments) for method in ("materialized", "auto"))
+    again.load_state_dict(kept.state_dict())
+    x = inputs(3, 96, 64).requires_grad_()
+    expected, found = (module(x, key=(7, 0)) for module in (kept, again))
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(gradients(found, again, x), gradients(expected, kept, x), rtol=1e-4, atol=1e-4)
 
 
 of_samples_or_steps = pytest.mark.parametrize("sharing", ["time", ()], ids=["samples", "steps"])

@@ -1,13 +1,15 @@
 """What a training step of a noisy LSTM costs beside torch's own, by which masks it has.
 
-python benchmarks/modules/loops.py
+OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 python benchmarks/modules/loops.py
 
-A step is a forward and a backward pass to the parameters. Steps of all rows are taken in turn, and the least time of
-each counts, so that what else the machine does falls out. "blocks" is the way where no kernel is at hand.
+A step is a forward and a backward pass to the parameters. Steps of all rows are taken in turn, and the least CPU time
+of each counts, so that what else the machine does falls out. "blocks" is the way where no kernel is at hand, and "in
+memory" that of smaller masks.
 """
 
 import pathlib
 import sys
+import time
 
 import torch
 
@@ -25,6 +27,7 @@ MASKS = {
     "torch.nn.LSTM": None,
     "a batch": {},
     "a sample": {"sharing": "time"},
+    "a sample, in memory": {"sharing": "time", "method": "materialized"},
     "each step and sample": {"sharing": ()},
     BLOCKS: {"sharing": (), "method": "recomputed"},
 }
@@ -50,7 +53,7 @@ def main():
     lines = [["masks of", *(f"{steps} steps, batch {batch}, {units} units" for steps, batch, units in SIZES)]]
     lines += [[name] for name in MASKS]
     for size in SIZES:
-        seconds = seconds_of([step_of(which, size) for which in MASKS.values()], ROUNDS)
+        seconds = seconds_of([step_of(which, size) for which in MASKS.values()], ROUNDS, time.process_time)
         for line, own in zip(lines[1:], seconds, strict=True):
             line.append(f"{own * 1e3:.1f} ms, {own / seconds[0]:.1f} x")
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, float32, recurrent kernels, rate 0.5.\n")

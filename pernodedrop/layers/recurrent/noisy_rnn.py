@@ -72,8 +72,10 @@ class NoisyRNN(RecurrentNoise):
             held in memory, before the loop. "recomputed": they are made in blocks at each step, and again in the
             backward pass, which takes less memory and more time. "auto": "recomputed" for masks of steps that do not
             persist, and "materialized" for all others, so that memory grows with time only for what persists. Where
-            samples have masks of their own, too, torch and NumPy make those of steps by a hand-written kernel. Entries
-            that all units of a gate share multiply inputs and states, and are as many as these.
+            samples have masks of their own, too, torch and NumPy make those of steps by a hand-written kernel; on CPUs
+            also large Bernoulli masks of a sequence, for 8 samples or more: from a million entries of a batch where
+            there are gradients, or else from 4 million. Entries that all units of a gate share multiply inputs and
+            states, and are as many as these.
         persistence: the probability in [0, 1] that an entry keeps its value from one position to the next, or a
             schedule of it, as for `pernodedrop.PerNodeDrop`; with it, `sharing=None` is "sample".
         **kwargs: those of `keras.layers.Layer`. The dtype policy is the inner layer's unless given.
