@@ -132,7 +132,7 @@ def check_operands(mask: "Decisions | Entries", x: Tensor, w: Tensor, dy: Tensor
     """
     operands = [tensor for tensor in (x, w, dy) if tensor is not None]
     if len({tensor.dtype for tensor in operands}) > 1:
-        raise TypeError(f"Expected operands of one dtype. Received: {[tensor.dtype for tensor in operands]}")
+        raise TypeError(f"Expected x, w and dy of one dtype. Received: {[tensor.dtype for tensor in operands]}")
     rows, positions, inputs = x.shape
     outputs = mask.out.shape[0]
     fits = tuple(mask.time.shape) == tuple(mask.sample.shape) == (rows,) and tuple(mask.in_.shape) == (inputs,)

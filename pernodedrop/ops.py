@@ -115,7 +115,9 @@ def masked_dense(
         xp.warn_of_replicas()
     samples = _sample_words(sample_offset, sample_ids, x, xp)
     field = Field(noise, _params(mask, params, device, xp), key_words(key, device, xp))
+    _check_persistence(x, field, xp)
     earlier, time_offset = _split_time(time_offset, field, x, xp)
+    earlier = 0 if x.shape[1] == 0 else earlier  # no position has none before it
     y = multiply(
         _after(x, earlier, xp) if earlier else x,
         w,
@@ -324,6 +326,7 @@ def multiply(
         xp: the ops namespace of x.
     """
     _check_fit(x, w)
+    _check_persistence(x, field, xp)
     if xp.layout(x) == "sparse":
         return _multiply_sparse(x, w, field, sharing, samples, time_offset, in_offset, method, xp)
     rows, restore = _rows(x, sharing, xp)
@@ -366,7 +369,7 @@ def _product(
 
 
 def words_at(field: Field, samples: Words, like: Tensor, xp: Namespace) -> tuple[Namespace, Field, Words]:
-    """Who makes the coordinates of a mask, and what it is made of: NumPy, if a kernel is called eagerly on a CPU."""
+    """Who makes the words of a mask, and of what: NumPy, in an eager call on a CPU where kernels can be had."""
     if field.persists or xp.kernel_obstacle(like, field.noise, accumulation_dtype(like, xp=xp)):
         return xp, field, samples
     on_host = xp.on_host(field, samples)
@@ -395,8 +398,6 @@ def _multiply_sparse(
     xp: Namespace,
 ) -> Tensor:
     """`multiply` for a sparse x, whose entries alone have masks."""
-    if field.persists:
-        raise ValueError(checks.invalid("persistence", "None beside a sparse input, which has no rows of all times", x))
     batch, *positions, _ = xp.shape(x)
     times = math.prod(positions)
     values, rows, columns = xp.triples(x)
@@ -736,6 +737,11 @@ def _check_operands(x: Tensor, w: Tensor, xp: Namespace) -> None:
         raise ValueError(checks.invalid("x", "shape (batch, in) or (batch, time, in)", tuple(x.shape)))
     if len(w.shape) != 2 or x.shape[-1] not in (None, w.shape[0]):
         raise ValueError(checks.invalid("w", f"shape (in, out) with in = {x.shape[-1]} as in `x`", tuple(w.shape)))
+
+
+def _check_persistence(x: Tensor, field: Field, xp: Namespace) -> None:
+    if field.persists and xp.layout(x) == "sparse":
+        raise ValueError(checks.invalid("persistence", "None beside a sparse input, which has no rows of all times", x))
 
 
 def _check_fit(x: Tensor, w: Tensor) -> None:

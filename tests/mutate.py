@@ -107,7 +107,7 @@ def tests_of_lines(checkout):
     include = ",".join(f"{checkout}/{folder}/*" for folder in ("pernodedrop", "backends"))
     data = checkout / ".coverage"
     coverage = ["-m", "coverage", "run", f"--data-file={data}", f"--include={include}"]
-    pytest_ = ["-m", "pytest", "-q", "-p", "tests.mutate", "-m", "not slow", "tests"]
+    pytest_ = ["-m", "pytest", "-q", "-p", "tests.mutate", "tests"]
     done = python(checkout, *coverage, *pytest_)
     if done.returncode:
         sys.exit(f"{done.stdout[-5000:]}\nmutate: the tests fail before anything is changed")

@@ -310,12 +310,14 @@ def test_parts_of_a_kernel_with_their_offsets_sum_to_the_whole():
     assert not np.allclose(product(x, w, BERNOULLI), whole, atol=0.1)
 
 
-@pytest.mark.parametrize("sharing", [(), "sample", "out", "in+sample"])
-@pytest.mark.parametrize("method", ["auto", "materialized", "recomputed", "local_reparameterization"])
-def test_parts_of_a_sequence_with_their_offsets_are_the_whole(sharing, method):
-    noise = BERNOULLI if method != "local_reparameterization" else pnd.Gaussian(0.4)
-    if noise != BERNOULLI and sharing != ():
-        pytest.skip("local reparameterization draws for rows with masks of their own")
+@pytest.mark.parametrize(
+    ("noise", "sharing", "method"),
+    [
+        (pnd.Gaussian(0.4), (), "local_reparameterization"),
+        *itertools.product([BERNOULLI], [(), "sample", "out", "in+sample"], ["auto", "materialized", "recomputed"]),
+    ],
+)
+def test_parts_of_a_sequence_with_their_offsets_are_the_whole(noise, sharing, method):
     x, w = np.ones((2, 6, 5), "float32"), operands(*SMALL, "float32")[1][:5]
     start = 2**32 - 2
     given = {"sharing": sharing, "method": method}
@@ -325,6 +327,18 @@ def test_parts_of_a_sequence_with_their_offsets_are_the_whole(sharing, method):
     alone = product(x[:, 4], w, noise, time_offset=2, **given)  # one position, without an axis of its own
     np.testing.assert_allclose(alone, whole[:, 4], rtol=1e-5, atol=1e-5)
     assert not np.allclose(product(x[:, 4], w, noise, **given), whole[:, 4], atol=0.1)
+
+
+@pytest.mark.parametrize("sharing", [(), "sample", "out"])
+def test_masks_of_a_part_of_a_sequence_are_those_of_the_whole(sharing):
+    whole = pnd.ops.sample_mask(BERNOULLI, KEY, (2, 6, 3, 4), sharing=sharing, backend="numpy")
+    given = {"sharing": sharing, "time_offset": 2}
+    part = array(pnd.ops.sample_mask(BERNOULLI, KEY, (2, 4, 3, 4), backend=NAME, **given))
+    np.testing.assert_array_equal(part, whole[:, 2:])
+    masked = pnd.ops.masked(tensor(np.ones((2, 4, 3, 4), "float32")), BERNOULLI, KEY, **given)
+    np.testing.assert_array_equal(array(masked), whole[:, 2:])
+    alone = array(pnd.ops.sample_mask(BERNOULLI, KEY, (2, 3, 4), backend=NAME, **given))
+    np.testing.assert_array_equal(alone, whole[:, 2])
 
 
 def test_masks_that_positions_share_know_no_offset_of_time():

@@ -72,6 +72,13 @@ def test_a_part_of_a_sequence_has_the_masks_of_the_whole(sharing):
     np.testing.assert_array_equal(mask(BERNOULLI, (3, 4, 5), 0.9, sharing=sharing), m[:, 0])
 
 
+def test_a_part_without_positions_is_empty():
+    x, w = tensor(np.ones((2, 0, 7), "float32")), tensor(np.ones((7, 4), "float32"))
+    y = pnd.ops.masked_dense(x, w, BERNOULLI, KEY, persistence=0.5, time_offset=4)
+    assert tuple(y.shape) == (2, 0, 4)
+    assert mask(BERNOULLI, (2, 0, 7, 4), 0.5, time_offset=4).shape == (2, 0, 7, 4)
+
+
 @needs_gradients
 @pytest.mark.parametrize("sharing", [(), "sample"])
 def test_products_and_gradients_of_the_parts_are_those_of_the_whole(sharing):

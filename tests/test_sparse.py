@@ -155,7 +155,9 @@ def test_entries_in_any_order_and_listed_twice_add_up(method):
 def test_offsets_ids_and_numbers_are_those_of_the_dense_array(method):
     x, w, upstream = whole(5, INPUTS, share=0.3), whole(INPUTS, OUTPUTS), whole(5, OUTPUTS)
     where = {
+        "sharing": (),
         "in_offset": 7,
+        "time_offset": 3,
         "sample_ids": tensor(np.array([3, 1, 4, 1, 5])),
         "params": {"threshold": tensor(np.int32(2**22))},
     }
@@ -245,6 +247,14 @@ def test_what_is_no_list_of_numbers_is_refused_by_name():
     for x in kinds:
         with pytest.raises(TypeError, match=error):
             masked_dense(x, w, BERNOULLI, KEY)
+
+
+@pytest.mark.parametrize("time_offset", [0, 3])
+def test_masks_that_persist_are_refused(time_offset):
+    x, w = whole(3, 6), tensor(whole(6, 4))
+    x = listed(tensor(x[x != 0]), np.argwhere(x), x.shape)
+    with pytest.raises(ValueError, match="`persistence`. Expected None beside a sparse input"):
+        masked_dense(x, w, BERNOULLI, KEY, persistence=0.5, time_offset=time_offset)
 
 
 def test_entries_are_inside_of_their_input():

@@ -436,7 +436,7 @@ def test_a_model_that_comes_compiled_is_reported_with_its_own_optimizer(tmp_path
         made.compile(keras.optimizers.SGD(keras.optimizers.schedules.CosineDecay(0.03, 10)), loss)
         return made
 
-    study = studies.small(tmp_path, model=model, variants=["none"], epochs=1, seeds=1)
+    study = studies.small(tmp_path, model=model, variants=["none", "per_node_drop"], epochs=1, seeds=1)
     assert study.run(progress=False)
     assert [one["stage"] for one in study.records()] == ["select", "confirm"]
     assert all(one["compiled"] == {"optimizer": "SGD", "learning_rate": 0.03} for one in study.records())

@@ -433,8 +433,8 @@ def said(found):
     )
     return (
         f"**On {NAMES[found.name]}, PerNodeDrop with passes is {says} MC Dropout**: {ties} of {total} comparisons of "
-        f"its three noises are ties. {''.join(f'{text}. ' for text in apart)}Against MC Dropout, no regularizer with a "
-        f"temperature is {scaled} of {len(found.main)} figures, and a deep ensemble {deep}."
+        f"its three noises are ties. {''.join(f'{text}. ' for text in apart)}Against MC Dropout, a network without a "
+        f"regularizer, with one temperature, is {scaled} of {len(found.main)} figures, and a deep ensemble {deep}."
     )
 
 

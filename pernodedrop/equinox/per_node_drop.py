@@ -105,7 +105,7 @@ class PerNodeConv(PerNodeDrop, ConvProduct, eqx.nn.Conv):
 
     A connection is an entry of the weight. A sample has one mask at all positions of its output unless `sharing` leaves
     "time" out. The masks are those of `pernodedrop.PerNodeDrop` around a convolution of Keras. Memory holds the noisy
-    weight of each sample, or its patches.
+    weight of each sample, and its patches.
 
     Args:
         *args, **kwargs: those of `equinox.nn.Conv`: num_spatial_dims, in_channels, out_channels, kernel_size and so on.

@@ -119,7 +119,7 @@ class PerNodeConv(PerNodeDrop, ConvProduct, nnx.Conv):
 
     A connection is an entry of the kernel. A sample has one mask at all positions of its output unless `sharing` leaves
     "time" out. The masks are those of `pernodedrop.PerNodeDrop` around a convolution of Keras. Where samples have masks
-    of their own, memory holds a kernel for each sample, or its patches: the input times the size of the kernel.
+    of their own, memory holds a kernel for each sample and its patches: the input times the size of the kernel.
 
     Args:
         *args, **kwargs: those of `nnx.Conv`, groups and all paddings included, except `input_dilation` and

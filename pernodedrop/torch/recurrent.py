@@ -329,10 +329,10 @@ class NoisyLSTM(RecurrentNoise, torch.nn.LSTM):
         method: how samples and steps are multiplied by kernels of their own, as for `pernodedrop.NoisyRNN`.
             "materialized": all masks are made, and held in memory, before the loop. "recomputed": they are made in
             blocks at each step, and again in the backward pass, which takes less memory and more time. "auto":
-            "recomputed" for masks of steps that do not persist, by a hand-written kernel where samples have masks of
-            their own, and "materialized" for all others, so that memory grows with time only for what persists. By
-            that kernel it also makes large Bernoulli masks of a sequence on CPUs, for 8 samples or more: from a million
-            entries of a batch where there are gradients, or else from 4 million.
+            "recomputed" for masks of steps that do not persist, and on CPUs, for 8 samples or more, for large Bernoulli
+            masks that last a sequence (batch x in x out from a million where the kernel is trained, else from 4
+            million), both by a hand-written kernel where samples have masks of their own; "materialized" for all
+            others, so that memory grows with time only for what persists.
         persistence: the probability in [0, 1] that an entry keeps its value from one position to the next, or a
             schedule of it, as for `PerNodeLinear`; with it, `sharing=None` is "sample".
 

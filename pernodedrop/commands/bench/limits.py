@@ -54,8 +54,9 @@ def work_of(case: matrix.Case) -> dict[str, int]:
     batch, time, inputs, outputs = (size[name] for name in ("sample", "time", "in", "out"))
     rows, read = batch * time, case.listed or inputs  # of a sparse row only what it lists is read, and has a mask
     x, w, y = rows * read, inputs * outputs, rows * outputs
+    used = min(rows * read, inputs) * outputs  # of w, whose other rows a sparse x does not ask for
     forward_only = matrix.PASSES.get(case.backend, 2) == 1 or case.mode.endswith(matrix.FORWARD)
-    numbers = x + w + y if forward_only else 3 * x + 3 * w + 2 * y
+    numbers = x + used + y if forward_only else 3 * x + 2 * used + w + 2 * y
     products = 1 if forward_only else 3
     if case.row == "gaussian":
         products *= 2  # of x and w, and of their squares

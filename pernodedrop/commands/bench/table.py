@@ -115,7 +115,8 @@ def memory(plain, part):
 
 def growth(plain, row="bernoulli"):
     """The time of one row against the entries of its mask, with that of an entry, as lists of text."""
-    shapes = sorted({shape for shape, dtype in parts(plain) if dtype == "float32" and len(shape) == 3}, key=math.prod)
+    dense = {"times": [record for record in plain["times"] if not record["case"]["listed"]]}
+    shapes = sorted({shape for shape, dtype in parts(dense) if dtype == "float32" and len(shape) == 3}, key=math.prod)
     names = [name for name in matrix.MODES if name in plain["environments"]]
     lines = [["entries", *names]]
     for shape in shapes:

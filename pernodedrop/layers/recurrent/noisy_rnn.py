@@ -71,11 +71,11 @@ class NoisyRNN(RecurrentNoise):
         method: how samples and steps are multiplied by kernels of their own. "materialized": all masks are made, and
             held in memory, before the loop. "recomputed": they are made in blocks at each step, and again in the
             backward pass, which takes less memory and more time. "auto": "recomputed" for masks of steps that do not
-            persist, and "materialized" for all others, so that memory grows with time only for what persists. Where
-            samples have masks of their own, too, torch and NumPy make those of steps by a hand-written kernel; on CPUs
-            also large Bernoulli masks of a sequence, for 8 samples or more: from a million entries of a batch where
-            there are gradients, or else from 4 million. Entries that all units of a gate share multiply inputs and
-            states, and are as many as these.
+            persist, and with torch and NumPy on CPUs, for 8 samples or more, for large Bernoulli masks that last a
+            sequence (batch x in x out from a million where the kernel is trained, else from 4 million), both by a
+            hand-written kernel where samples have masks of their own; "materialized" for all others, so that memory
+            grows with time only for what persists. Entries that all units of a gate share multiply inputs and states,
+            and are as many as these.
         persistence: the probability in [0, 1] that an entry keeps its value from one position to the next, or a
             schedule of it, as for `pernodedrop.PerNodeDrop`; with it, `sharing=None` is "sample".
         **kwargs: those of `keras.layers.Layer`. The dtype policy is the inner layer's unless given.
