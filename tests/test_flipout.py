@@ -162,6 +162,7 @@ def enumerated_masks(rate, monkeypatch):
     """Masks of two samples that share M, by running the layer: (M and signs of both, in, out), and probabilities."""
     monkeypatch.setattr(pnd.mask.Field, "words", enumerated_signs)
     monkeypatch.setattr(XP, "entries", lambda grid: grid.entries(XP))  # by no kernel
+    monkeypatch.setattr(XP, "on_host", lambda field, samples: None)  # nor of what NumPy makes
     monkeypatch.setattr(XP, "fused", lambda function: function)  # nor in what JAX compiles
     layer, kernel, bias = built(keras.layers.Dense(2), (16, 2), noise=pnd.Bernoulli(rate))
     masks = np.zeros((16, 16, 2, 2))  # number of M, number of signs, in, out
