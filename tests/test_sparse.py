@@ -253,7 +253,7 @@ def test_what_is_no_list_of_numbers_is_refused_by_name():
 def test_masks_that_persist_are_refused(time_offset):
     x, w = whole(3, 6), tensor(whole(6, 4))
     x = listed(tensor(x[x != 0]), np.argwhere(x), x.shape)
-    with pytest.raises(ValueError, match="`persistence`. Expected None beside a sparse input"):
+    with pytest.raises(ValueError, match=r"`persistence`\. Expected None beside a sparse input"):
         masked_dense(x, w, BERNOULLI, KEY, persistence=0.5, time_offset=time_offset)
 
 
