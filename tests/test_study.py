@@ -438,7 +438,7 @@ def test_a_model_that_comes_compiled_is_reported_with_its_own_optimizer(tmp_path
 
     study = studies.small(tmp_path, model=model, variants=["none", "per_node_drop"], epochs=1, seeds=1)
     assert study.run(progress=False)
-    assert [one["stage"] for one in study.records()] == ["select", "confirm"]
+    assert [one["stage"] for one in study.records()] == ["select", "select", "confirm", "confirm"]
     assert all(one["compiled"] == {"optimizer": "SGD", "learning_rate": 0.03} for one in study.records())
     text = study.report().with_name("report.md").read_text(encoding="utf-8")
     assert "learning_rate 0.03 (as compiled), optimizer SGD (as compiled)" in text
