@@ -183,7 +183,6 @@ def share_cell(record, rates):
 
 RATIOS = (
     ("Bernoulli: times faster than the mask in memory, by hand", "times", "by_hand", "bernoulli"),
-    ("Bernoulli: times faster than the mask in memory, materialized", "times", "bernoulli_materialized", "bernoulli"),
     ("Gaussian: multiple of keras Dropout + Dense", "times", "gaussian", "keras_dropout"),
 )
 """What is asked first: title, kind of record, and the rows whose figures are divided."""
