@@ -241,7 +241,7 @@ def test_fit_learns_which_inputs_are_of_no_use(sharing, jit_compile):
     history = model.fit(x, 3 * x[:, -1, :1], batch_size=16, epochs=30, verbose=0).history["loss"]
     assert history[-1] < history[0] / 2
     assert layer.alpha[1:].min() > 2 * layer.alpha[0]
-    assert layer.alpha.max() <= 1
+    assert 0.25 < layer.alpha.max() <= 1  # only the divergence can raise what began at 0.25
     assert layer.updates == 120
 
 
