@@ -34,6 +34,38 @@ def test_half_precision_sums_are_in_float32(half):
 
 @needs_gradients
 @pytest.mark.parametrize("half", HALVES)
+@pytest.mark.parametrize(
+    ("shape", "sharing", "method"),
+    [
+        ((6, 8), None, "kernel"),
+        ((6, 8), None, "recomputed"),
+        ((6, 8), None, "materialized"),
+        ((6, 8), ("sample",), "auto"),
+        ((3, 5, 8), ("time",), "kernel"),
+        ((3, 5, 8), ("time",), "auto"),
+        ((300, 400), None, "auto"),
+    ],
+)
+def test_half_precision_rounds_products_and_gradients_once(shape, sharing, method, half):
+    """Of operands that it has exactly: what is summed in float32 is rounded at the end."""
+    x, w, upstream = (np.round(8 * a) / 8 for a in operands(shape, 5))
+    mask = numpy_mask(pnd.Bernoulli(0.5), x, w, sharing=sharing)
+    options = {"noise": pnd.Bernoulli(0.5), "key": KEY, "sharing": sharing, "method": method}
+
+    def run(x, w):
+        y = masked_dense(XP.astype(x, half), XP.astype(w, half), **options)
+        assert XP.dtype(y) == half
+        return XP.astype(y, "float32")
+
+    rounding = {"float16": 2**-11, "bfloat16": 2**-8}[half]
+    y, gradients = value_and_gradients(run, *(a.astype("float32") for a in (x, w)), upstream=upstream.astype("float32"))
+    sizes = einsums(*map(abs, (x, w, upstream)), mask)
+    for got, wanted, size in zip((y, *gradients), einsums(x, w, upstream, mask), sizes, strict=True):
+        assert (abs(got - wanted) <= 1.01 * rounding * abs(wanted) + 2**-20 * size).all()
+
+
+@needs_gradients
+@pytest.mark.parametrize("half", HALVES)
 def test_half_precision_gradients_have_the_dtype_of_their_operand(half):
     x, w, upstream = operands(*SMALL, "float32")
     mask = numpy_mask(BERNOULLI, x, w)
