@@ -57,7 +57,7 @@ THINGS = [
     [Nameless()], int, len, lambda *_: 0.5, np.zeros(3), np.array(0.5), np.array("x"), np.ones((2, 3), "float32"),
     np.ones(3, "int32"), np.array([None]), np.random.default_rng(0), np.bool_(True), np.datetime64("2020"),
     datetime.timedelta(1), np.array([1, 2, 3], "timedelta64[s]"), range(3), slice(None), [1, 2, 3], [0.5, 0.5], "auto",
-    ["in", 1], [["in"]], (10**5000, 0), (2**4000, 1), (1.5, 0), (1, -1), (np.timedelta64(1), 0), (None, None),
+    ["in", 1], [["in"]], (10**5000, 0), (2**4000, 1), (1.5, 0), (1, -1), (np.timedelta64(1, "s"), 0), (None, None),
 ]  # fmt: skip
 
 TENSORS = [
