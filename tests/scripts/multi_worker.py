@@ -42,8 +42,12 @@ def worker(number, ports):
 
 def main():
     ports = [free_port(), free_port()]
-    other = subprocess.Popen([sys.executable, __file__, "1", json.dumps(ports)], stdout=subprocess.PIPE, text=True)
-    parts = [worker(0, ports), json.loads(other.communicate()[0].splitlines()[-1])]
+    second = [sys.executable, __file__, "1", json.dumps(ports)]
+    with subprocess.Popen(second, stdout=subprocess.PIPE, text=True) as other:
+        try:
+            parts = [worker(0, ports), json.loads(other.communicate()[0].splitlines()[-1])]
+        finally:
+            other.kill()  # it would wait for this one; where both are done it does nothing
     layer = noisy()
     alone = [layer(batch, training=True).numpy().tolist() for batch in (ROWS[:BATCH], ROWS[BATCH:])]
     print(json.dumps({"workers": [first + last for first, last in zip(*parts, strict=True)], "alone": alone}))
