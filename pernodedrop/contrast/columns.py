@@ -91,7 +91,8 @@ class FractalJoin(Noisy):
     def call(
         self, inputs: list[Tensor], training: bool | None = None, key: Key | None = None, sample_ids: Words = None
     ) -> Tensor:
-        shapes = [tuple(one.shape) for one in inputs] if isinstance(inputs, tuple | list) else None
+        listed = isinstance(inputs, tuple | list)
+        shapes = [tuple(one.shape) if hasattr(one, "shape") else None for one in inputs] if listed else None
         self.compute_output_shape(shapes)
         x = [at_least_float32(floating(one, ("dense",))) for one in inputs]
         if not self.has_noise(training):
