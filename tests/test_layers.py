@@ -381,7 +381,9 @@ def test_clone_has_the_same_noise():
 
 @pytest.mark.slow
 @pytest.mark.skip_backend("numpy", reason="Keras' NumPy backend cannot export")
-@pytest.mark.parametrize("name", ["per_node_drop", "per_node_drop_fixed", "per_node_drop_bank", "dropout"])
+@pytest.mark.parametrize(
+    "name", ["per_node_drop", "per_node_drop_fixed", "per_node_drop_bank", "dropout", "fractal_join"]
+)
 def test_exported_model_predicts_the_same(name, tmp_path):
     """Export as an artifact of the backend itself, with a batch of any size."""
     model, x = FAMILY[name].model(), inputs(4, 6)

@@ -65,6 +65,57 @@ def test_a_row_of_the_formats_comes_out_again():
         assert kept[form][way] == pytest.approx(found[form][way], abs=1e-6)
 
 
+@needs_training
+@pytest.mark.filterwarnings("ignore")  # the exporters' own
+@pytest.mark.parametrize(
+    ("name", "arguments", "way", "library", "words"),
+    [
+        ("EinsumDense", {"equation": "...i,io->...o", "output_shape": 5}, "int8", None, "object of type 'int'"),
+        ("EinsumDense", {"equation": "...i,io->...o", "output_shape": 5}, "int4", None, "object of type 'int'"),
+        ("EinsumDense", {"equation": "bti,io->bto", "output_shape": (None, 5)}, "int8", None, None),
+        ("EinsumDense", {"equation": "bti,io->bto", "output_shape": (None, 5)}, "int4", None, None),
+        ("LSTM", {"units": 2}, "OpenVINO", "openvino", "operations: TensorList"),
+        ("LSTM", {"units": 2, "unroll": True}, "OpenVINO", "openvino", None),
+        ("Dense", {"units": 5, "activation": "gelu"}, "ONNX", "tf2onnx", "registered for Erfc"),
+    ],
+)
+def test_keras_own_layers_fail_as_the_page_says(name, arguments, way, library, words, tmp_path):
+    import keras
+
+    from benchmarks.trust import formats, page
+
+    if library:
+        if BACKEND != "tensorflow":
+            pytest.skip("converted from TensorFlow")
+        pytest.importorskip(library)
+    model = keras.Sequential([keras.Input((3, 6)), getattr(keras.layers, name)(**arguments)])
+    x = np.ones((4, 3, 6), "float32")
+    model(x)
+    run = {"OpenVINO": formats.openvino, "ONNX": formats.onnx, "int8": formats.int8, "int4": formats.int4}[way]
+    if words is None:
+        assert len(run(model, x, tmp_path)) == 4
+        return
+    with pytest.raises(Exception) as error:  # noqa: PT011 - of a converter, its words are compared
+        run(model, x, tmp_path)
+    assert page.explained(formats.reason(error.value)).count(f"Keras' own {name if name != 'Dense' else 'GELU'}") == 1
+    assert words in formats.reason(error.value)
+
+
+@pytest.mark.once
+def test_a_reason_is_what_is_missing_without_where_and_colours():
+    from benchmarks.trust import formats
+
+    of_keras = (
+        "Exception encountered when calling Dense.call().\n\n\x1b[1mno kernel in /tmp/a/b.py\x1b[0m\n\nArguments:"
+    )
+    of_openvino = (
+        "Check 'false' failed at src/a.cpp:151:\nSummary:\n-- No conversion rule found for operations: Erfinv\nTo"
+    )
+    assert formats.reason(TypeError(of_keras)) == "TypeError: no kernel in b.py"
+    assert formats.reason(ValueError(of_openvino)) == "ValueError: No conversion rule found for operations: Erfinv"
+    assert formats.reason(ValueError("")) == "ValueError: no words"
+
+
 @pytest.mark.once
 def test_a_format_without_its_converter_is_left_for_a_later_run(capsys):
     from benchmarks.trust import formats

@@ -184,9 +184,15 @@ def outcomes(name, ways):
 
 
 def reason(error):
-    """An error as one line, without paths, and without the one in which Keras says where it was."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip() and "encountered when" not in line]
-    return re.sub(r"/[\w./-]+/", "", f"{type(error).__name__}: {(lines or ['no words'])[0]}")[:200]
+    """An error as one line, without paths and colours, and without the one in which Keras says where it was.
+
+    Of a converter, the line that names the operation that it has not.
+    """
+    text = re.sub(r"\x1b\[\d*m", "", str(error))
+    lines = [line.strip() for line in text.splitlines() if line.strip() and "encountered when" not in line]
+    missing = re.search(r"No (?:conversion rule found for operations: \w+|Op registered for \w+)", text)
+    said = missing.group() if missing else (lines or ["no words"])[0]
+    return re.sub(r"/[\w./-]+/", "", f"{type(error).__name__}: {said}")[:300]
 
 
 def work(some, ways):

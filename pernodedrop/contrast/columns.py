@@ -91,7 +91,8 @@ class FractalJoin(Noisy):
     def call(
         self, inputs: list[Tensor], training: bool | None = None, key: Key | None = None, sample_ids: Words = None
     ) -> Tensor:
-        shapes = [tuple(one.shape) for one in inputs] if isinstance(inputs, tuple | list) else None
+        listed = isinstance(inputs, tuple | list)
+        shapes = [tuple(one.shape) if hasattr(one, "shape") else None for one in inputs] if listed else None
         self.compute_output_shape(shapes)
         x = [at_least_float32(floating(one, ("dense",))) for one in inputs]
         if not self.has_noise(training):
@@ -127,9 +128,9 @@ class FractalJoin(Noisy):
     def compute_output_shape(self, input_shape: typing.Any) -> Shape:
         listed = isinstance(input_shape, tuple | list) and all(isinstance(one, tuple | list) for one in input_shape)
         shapes, most = input_shape if listed else [], self.columns or 2**16
-        sizes = [{*some} - {None} for some in zip(*shapes, strict=False)]  # of axes, as far as known
+        sizes = [[size for size in some if size is not None] for some in zip(*shapes, strict=False)]  # as far as known
         ranks = {len(shape) for shape in shapes}
-        if not 0 < len(shapes) <= most or len(ranks) > 1 or any(len(some) > 1 for some in sizes):
+        if not 0 < len(shapes) <= most or len(ranks) > 1 or any(size != some[0] for some in sizes for size in some):
             expected = f"a list of the columns, tensors of one shape, {most} at most"
             raise ValueError(checks.invalid("inputs", expected, input_shape))
         return tuple(shapes[0])

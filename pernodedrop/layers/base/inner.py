@@ -125,7 +125,7 @@ def float_kernel(layer: keras.layers.Layer) -> Tensor:
     if mode != "int8" or not isinstance(layer, CONTRACTIONS):
         raise NotImplementedError(
             f"Layer {layer.name!r} is quantized to {mode!r}; noise on a kernel goes with no quantization, or with "
-            "'int8' of a Dense or EinsumDense. Take the inner layer `.layer` for inference."
+            "'int8' of a Dense or EinsumDense. For inference quantize what `pernodedrop.fold` makes of the model."
         )
     kernel = of_keras.int8_kernel(layer)
     if layer.lora_enabled:
