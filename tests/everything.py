@@ -6,6 +6,7 @@ A new function, constructor or layer gets its `Target` here; tests/junk.py gives
 import copy
 import dataclasses
 import functools
+import importlib.util
 import inspect
 import itertools
 import json
@@ -485,8 +486,9 @@ def of_modules():
     """Modules of the framework under test, made and called; its functions of whole models."""
     if NAME == "torch":
         yield from of_torch()
-    if NAME == "jax":
+    if NAME == "jax" and importlib.util.find_spec("flax"):
         yield from of_nnx()
+    if NAME == "jax" and importlib.util.find_spec("equinox"):
         yield from of_equinox()
 
 

@@ -15,6 +15,7 @@ import pathlib
 import time
 import typing
 import warnings
+import weakref
 
 import optuna
 from optuna.trial import TrialState
@@ -95,6 +96,7 @@ class Queue:
             self.study = optuna.create_study(
                 storage=self.storage, study_name=name, sampler=sampler, load_if_exists=True
             )
+        weakref.finalize(self, self.storage.engine.dispose)  # from Python 3.13 SQLite warns of what is left open
         self.first = len(self.trials())
         self.seen: set[int] = set()
 
