@@ -119,6 +119,24 @@ def test_noisy_convolution_is_the_sum_over_its_mask(name, sharing):
     np.testing.assert_allclose(y, expected, atol=2e-5)
 
 
+@pytest.mark.parametrize("half", ["float16"] if BACKEND == "numpy" else ["float16", "bfloat16"])
+@pytest.mark.parametrize("sharing", ["time", ()], ids=str)
+@pytest.mark.parametrize("name", ["conv2d_groups", "depthwise2d"])
+def test_half_precision_rounds_the_sum_once(name, sharing, half):
+    """Of an input and a kernel that it has exactly."""
+    make, shape = LAYERS[name]
+    inner, x = make(use_bias=False, dtype=f"mixed_{half}"), np.round(8 * inputs(shape)) / 8
+    layer = pnd.PerNodeDrop(inner, noise=NOISE, sharing=sharing, seed=1, dtype=f"mixed_{half}")
+    layer.build(shape)
+    inner.kernel.assign(np.round(8 * inputs(inner.kernel.shape)) / 8)
+    mask = mask_of(inner, shape, sharing)
+    wanted, y = convolution(x, inner, mask), first_call(layer, x)
+    inner.kernel.assign(abs(host(inner.kernel)))
+    size = convolution(abs(x), inner, mask)
+    rounding = {"float16": 2**-11, "bfloat16": 2**-8}[half]
+    assert (abs(y.astype("float64") - wanted) <= 1.01 * rounding * abs(wanted) + 2**-20 * size).all()
+
+
 @pytest.mark.parametrize(("shared", "size"), [("in", (1, 3)), ("out", (36, 1))])
 def test_entries_that_a_convolution_shares_are_made_once(shared, size, monkeypatch):
     made, masked = [], XP.masked
