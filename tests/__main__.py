@@ -75,7 +75,7 @@ def jobs(backends, arguments, parts):
         return [Job(first, first, "", arguments), *(Job(name, name, "not once", arguments) for name in others)]
     examples = ["--doctest-modules", *documented(first)] if has_keras(first) else []
     found = [Job("once", first, "once", [*examples, *files(first), *arguments])]
-    for part in range(parts):
+    for part in reversed(range(parts)):  # where torch's longest files are in the last, as of two: 3 minutes are saved
         for backend in backends:
             title = f"{backend}, part {part + 1} of {parts}"
             found.append(Job(title, backend, "not once", [*files(backend)[part::parts], *arguments]))
