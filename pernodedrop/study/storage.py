@@ -92,11 +92,11 @@ class Queue:
             self.storage = optuna.storages.RDBStorage(
                 url, engine_kwargs=options, heartbeat_interval=heartbeat, grace_period=grace
             )
+            weakref.finalize(self, self.storage.engine.dispose)  # from Python 3.13 SQLite warns of what is left open
             sampler = optuna.samplers.RandomSampler(seed=0)  # unused: all of a trial is planned
             self.study = optuna.create_study(
                 storage=self.storage, study_name=name, sampler=sampler, load_if_exists=True
             )
-        weakref.finalize(self, self.storage.engine.dispose)  # from Python 3.13 SQLite warns of what is left open
         self.first = len(self.trials())
         self.seen: set[int] = set()
 
