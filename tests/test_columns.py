@@ -214,7 +214,7 @@ def test_predictions_take_a_noisy_layer_with_a_loop_inside_a_block():
         (lambda: contrast.FractalJoin(place=-1), "`place`"),
         (lambda: contrast.FractalJoin(sharing="time"), "`sharing`.*'sample' or None"),
         (lambda: contrast.FractalJoin()(inputs(2, 3)), "`inputs`.*list of the columns"),
-        (lambda: contrast.FractalJoin().call([None]), r"`inputs`.*list of the columns.*\[None\]"),
+        (lambda: contrast.FractalJoin().call([5]), r"`inputs`.*list of the columns.*\[5\]"),
         (lambda: contrast.FractalJoin()([inputs(2, 3), inputs(2, 4)]), "`inputs`.*one shape"),
         (lambda: contrast.FractalJoin()([keras.Input((3,)), keras.Input((3, None))]), "`inputs`.*one shape"),
         (lambda: contrast.FractalBlock([keras.layers.Dense(3)], joins=[contrast.FractalJoin()]), "`joins`.*0 layers"),

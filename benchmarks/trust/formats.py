@@ -190,7 +190,7 @@ def reason(error):
     """
     text = re.sub(r"\x1b\[\d*m", "", str(error))
     lines = [line.strip() for line in text.splitlines() if line.strip() and "encountered when" not in line]
-    missing = re.search(r"No (?:conversion rule found for operations: \w+|Op registered for \w+)", text)
+    missing = re.search(r"No (?:conversion rule found for operations: \w+(?:, \w+)*|Op registered for \w+)", text)
     said = missing.group() if missing else (lines or ["no words"])[0]
     return re.sub(r"/[\w./-]+/", "", f"{type(error).__name__}: {said}")[:300]
 

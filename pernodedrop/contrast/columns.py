@@ -91,9 +91,9 @@ class FractalJoin(Noisy):
     def call(
         self, inputs: list[Tensor], training: bool | None = None, key: Key | None = None, sample_ids: Words = None
     ) -> Tensor:
-        listed = isinstance(inputs, tuple | list)
-        shapes = [tuple(one.shape) if hasattr(one, "shape") else None for one in inputs] if listed else None
-        self.compute_output_shape(shapes)
+        if not isinstance(inputs, tuple | list) or not all(hasattr(one, "shape") for one in inputs):
+            raise self._refusal(inputs)
+        self.compute_output_shape([tuple(one.shape) for one in inputs])
         x = [at_least_float32(floating(one, ("dense",))) for one in inputs]
         if not self.has_noise(training):
             return xp.astype(sum(x) / len(x), self.compute_dtype)
@@ -127,13 +127,22 @@ class FractalJoin(Noisy):
 
     def compute_output_shape(self, input_shape: typing.Any) -> Shape:
         listed = isinstance(input_shape, tuple | list) and all(isinstance(one, tuple | list) for one in input_shape)
-        shapes, most = input_shape if listed else [], self.columns or 2**16
+        shapes = input_shape if listed else []
         sizes = [[size for size in some if size is not None] for some in zip(*shapes, strict=False)]  # as far as known
         ranks = {len(shape) for shape in shapes}
-        if not 0 < len(shapes) <= most or len(ranks) > 1 or any(size != some[0] for some in sizes for size in some):
-            expected = f"a list of the columns, tensors of one shape, {most} at most"
-            raise ValueError(checks.invalid("inputs", expected, input_shape))
+        unequal = len(ranks) > 1 or any(size != some[0] for some in sizes for size in some)
+        if unequal or not 0 < len(shapes) <= self._most:
+            raise self._refusal(input_shape)
         return tuple(shapes[0])
+
+    @property
+    def _most(self) -> int:
+        return self.columns or 2**16
+
+    def _refusal(self, received: typing.Any) -> ValueError:
+        return ValueError(
+            checks.invalid("inputs", f"a list of the columns, tensors of one shape, {self._most} at most", received)
+        )
 
     def fold(self) -> keras.layers.Layer:
         """A plain Keras layer that computes what this layer does at inference: `keras.layers.Average`."""
