@@ -4,12 +4,13 @@ python benchmarks/passes/run.py                      all backends that are insta
 python benchmarks/passes/run.py --backends torch     one, printed alone
 python benchmarks/passes/run.py --clock process      CPU time, for a machine that does other work
 
-The user's passes are calls of one function of the model with its noise, compiled where the framework compiles, batch by
-batch, whose outputs are added up. Both sides compile anew in each round, as every call of `predict` does; rounds are
-taken in turn, and the least time counts. The network of convolutions is that of arXiv 2512.12663 on CIFAR-10.
+The user's passes are calls of one function of the model with its noise, compiled on JAX and TensorFlow, batch by batch,
+whose outputs and squares are added up. Both sides compile anew in each round, as every call of `predict` does; rounds
+are taken in turn, and the least time counts. The networks are those of studies.
 """
 
 import argparse
+import functools
 import os
 import pathlib
 import subprocess
@@ -17,27 +18,22 @@ import sys
 import time
 
 PATH = pathlib.Path(__file__).parent / "results.md"
-SAMPLES, BATCH, BATCHES, ROUNDS = 50, 128, 4, 3
-NETWORKS = {"dense": (784,), "convolutions": (32, 32, 3)}
+SAMPLES, BATCH, BATCHES, ROUNDS, RATE = 50, 128, 4, 3, 0.5
+NETWORKS = {  # of studies, and what they are given
+    "dense": ("digits", {"shape": (28, 28, 1), "width": 256}),
+    "convolutions": ("cifar10", {}),
+}
 CLOCKS = {"wall": time.perf_counter, "process": time.process_time}
 TITLES = ["backend", "network", "predict, s", "by hand, s", "predict / by hand"]
 
 
 def model_of(network):
-    """A classifier with noise in its hidden Dense layers."""
-    import keras
-    from keras import layers
+    """A classifier with PerNodeDrop in its slots."""
+    from pernodedrop.study import networks, variants
+    from pernodedrop.study.slot import Slot
 
-    import pernodedrop as pnd
-
-    def noisy(units, seed):
-        return pnd.PerNodeDrop(layers.Dense(units, activation="relu"), 0.5, seed=seed)
-
-    hidden = [noisy(256, 1), noisy(256, 2)] if network == "dense" else [layers.Flatten(), noisy(64, 1)]
-    for maps in () if network == "dense" else (64, 32):
-        convolution = layers.Conv2D(maps, 3, padding="same", activation="relu")
-        hidden = [convolution, layers.MaxPooling2D(), *hidden]
-    return keras.Sequential([keras.Input(NETWORKS[network]), *hidden, layers.Dense(10, activation="softmax")])
+    name, settings = NETWORKS[network]
+    return networks.get(name)(Slot(variants.get("per_node_drop"), RATE, 1), **settings)
 
 
 def pass_of(model):
@@ -51,11 +47,11 @@ def pass_of(model):
         trainable, others = (
             [one.value for one in some] for some in (model.trainable_variables, model.non_trainable_variables)
         )
-        call = jax.jit(lambda others, x: model.stateless_call(trainable, others, x, training=True))
+        call = jax.jit(functools.partial(model.stateless_call, training=True))
         state = [others]
 
         def one(x):
-            y, state[0] = call(state[0], x)
+            y, state[0] = call(trainable, state[0], x)
             return np.asarray(y)
 
         return one
@@ -97,7 +93,8 @@ def measure(network, rounds, clock):
 
     from pernodedrop import uncertainty
 
-    model, x = model_of(network), np.random.default_rng(0).random((BATCH * BATCHES, *NETWORKS[network]), "float32")
+    model = model_of(network)
+    x = np.random.default_rng(0).random((BATCH * BATCHES, *model.input_shape[1:]), "float32")
     sides = (lambda: uncertainty.predict(model, x, SAMPLES, batch_size=BATCH), lambda: by_hand(model, x))
     least = [float("inf")] * 2
     for _ in range(rounds):
@@ -119,17 +116,10 @@ def main():
     if arguments.here:
         for network in NETWORKS:
             predict, hand = measure(network, arguments.rounds, CLOCKS[arguments.clock])
-            print(
-                os.environ["KERAS_BACKEND"],
-                network,
-                f"{predict:.2f}",
-                f"{hand:.2f}",
-                f"{predict / hand:.2f}",
-                flush=True,
-            )
+            print(os.environ["KERAS_BACKEND"], network, *(f"{n:.2f}" for n in (predict, hand, predict / hand)))
         return
     from pernodedrop.report import table
-    from pernodedrop.report.environment import installed_backends
+    from pernodedrop.report.environment import installed_backends, machine
 
     lines = [TITLES]
     for backend in arguments.backends or installed_backends():
@@ -138,9 +128,10 @@ def main():
         lines += [line.split() for line in text.splitlines() if line.startswith(backend)]
     print(table.as_text(lines))
     if vars(arguments) == vars(parser.parse_args([])):
-        about = f"{SAMPLES} samples, {BATCHES} batches of {BATCH}, float32, rate 0.5; compiling included."
-        title = f"# What predict costs\n\n{about}"
-        PATH.write_text(f"{title}\n\n{table.as_markdown(lines)}\n", encoding="utf-8")
+        size = f"{SAMPLES} samples, {BATCHES} batches of {BATCH}, float32, rate {RATE}; compiling included."
+        where = f"{machine()['cores']} cores; {machine()['processor']}."
+        text = "\n\n".join(["# What predict costs", f"{size} {where}", table.as_markdown(lines)])
+        PATH.write_text(f"{text}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
