@@ -11,6 +11,7 @@ import numpy as np
 import pernodedrop as pnd
 from pernodedrop.commands.bench import matrix
 from pernodedrop.commands.bench.timing import spread
+from pernodedrop.study import networks
 
 SEED = 1
 LAYERS = {
@@ -27,18 +28,9 @@ LAYERS = {
 
 
 def network(variant):
-    """The compiled model: two blocks of a convolution and a pooling, then the Dense layer in question."""
-    model = keras.Sequential(
-        [
-            keras.Input((32, 32, 3)),
-            keras.layers.Conv2D(32, 3, padding="same", activation="relu"),
-            keras.layers.MaxPooling2D(),
-            keras.layers.Conv2D(64, 3, padding="same", activation="relu"),
-            keras.layers.MaxPooling2D(),
-            keras.layers.Flatten(),
-            *LAYERS[variant](keras.layers.Dense(64, activation="relu")),
-            keras.layers.Dense(10, activation="softmax"),
-        ]
+    """The compiled model of a variant, which stands in the slot of the study's network."""
+    model = networks.get("cifar10")(
+        lambda width, activation: LAYERS[variant](keras.layers.Dense(width, activation=activation))
     )
     model.compile(keras.optimizers.Adam(1e-3), "sparse_categorical_crossentropy")
     return model
