@@ -34,6 +34,7 @@ if HAS_KERAS and BACKEND == "numpy":  # there Keras traces layers on uninitializ
 from pernodedrop import backends
 
 HERE = pathlib.Path(__file__).parent
+FUSION_EMITTERS = "xla_cpu_use_fusion_emitters"
 collect_ignore = ["__main__.py", "package.py", "scripts"]  # for --doctest-modules: they are run, not imported
 if not HAS_KERAS:
     collect_ignore += [file.name for file in HERE.glob("test_*.py") if file.stem not in WITHOUT_KERAS]
@@ -94,7 +95,27 @@ def compiled_in_a_hurry(request):
         importlib.import_module("jax").config.update("jax_disable_most_optimizations", hurry)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", str(int(hurry)))  # of the processes that a test starts
+        if hurry and has_fusion_emitters():
+            compiler = importlib.import_module("jax._src.compiler")  # a process has no setting for one module
+            options = compiler.get_compile_options
+
+            def without_fusion_emitters(*args, env_options_overrides=None, **kwargs):
+                asked = {FUSION_EMITTERS: False, **(env_options_overrides or {})}
+                return options(*args, env_options_overrides=asked, **kwargs)
+
+            patch.setattr(compiler, "get_compile_options", without_fusion_emitters)
         yield
+
+
+@functools.cache
+def has_fusion_emitters():
+    """Whether this JAX has the option to do without what makes XLA compile for a CPU twice as long; 0.12 has not."""
+    jax = importlib.import_module("jax")
+    try:
+        jax.jit(abs).lower(1.0).compile({FUSION_EMITTERS: False})
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
 
 
 @pytest.fixture(autouse=True)
