@@ -269,7 +269,7 @@ class Gumbel(pnd.Noise):
 
 
 class Weibull(pnd.Noise):
-    """Of mean 1 by its Gamma function; `shape` is an int, which says which law it is."""
+    """Of mean 1 by its Gamma function; `shape` is an int, which says which distribution it is."""
 
     rate: float
     shape: int = 2
@@ -461,7 +461,7 @@ OTHERS = (
     *(LogNormal(sigma) for sigma in (0.3, 1.0, 1.2)),
     *(Geometric(stop) for stop in (0.2, 0.7)),
     *(Cauchy(0.5, cut) for cut in (0.5, 0.9, 0.98)),
-    *(law(0.4) for law in (EightLanes, Products, Largest, ThreeUniforms, Difference, Near)),
+    *(kind(0.4) for kind in (EightLanes, Products, Largest, ThreeUniforms, Difference, Near)),
     *(Quantized(0.7, levels) for levels in (1, 2, 7)),
     *(Narrow(size) for size in (0.95, 1.1)),
     *(Middle(rate) for rate in (0.1, 0.6)),
@@ -481,8 +481,8 @@ def right_noises():
     number = functools.partial(st.floats, width=32, allow_subnormal=False)  # those that a noise takes
     rates, spreads = st.floats(0, 0.95), number(0, 3)
     return st.one_of(
-        *(st.builds(law, rates) for law in (pnd.Bernoulli, pnd.Gaussian, pnd.Uniform)),
-        *(st.builds(law, spreads) for law in (Triangular, Difference, Exponential, Laplace, Logistic, Arcsine)),
+        *(st.builds(kind, rates) for kind in (pnd.Bernoulli, pnd.Gaussian, pnd.Uniform)),
+        *(st.builds(kind, spreads) for kind in (Triangular, Difference, Exponential, Laplace, Logistic, Arcsine)),
         st.builds(ThreeUniforms, spreads),
         st.builds(Near, spreads),
         st.builds(Quantized, spreads, st.integers(1, 9)),

@@ -319,6 +319,13 @@ def test_an_output_that_cannot_be_written_is_refused_in_one_line(output, tmp_pat
 
 
 @pytest.mark.once
+def test_a_misspelt_backend_of_keras_is_told_though_each_process_has_its_own(monkeypatch, capsys):
+    monkeypatch.setenv("KERAS_BACKEND", "torhc")
+    assert exits(["bench"]) == 2
+    assert "`KERAS_BACKEND`. Expected one of 'jax'" in capsys.readouterr().err
+
+
+@pytest.mark.once
 def test_backends_that_keras_cannot_run_on_are_left_out(tmp_path, monkeypatch):
     monkeypatch.setattr(framework, "installed", {"keras", "numpy", "torch"}.__contains__)
     assert command.Settings(output=tmp_path).backends == ("torch",)

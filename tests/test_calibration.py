@@ -98,7 +98,7 @@ def test_calibrated_probabilities_have_an_error_above_that_by_chance_in_5_percen
 
 @pytest.mark.parametrize(("n", "draws"), [(1000, 199), (32_000, 119)])
 @pytest.mark.parametrize("of", ["confidence", "classwise"])
-def test_the_error_by_chance_of_a_coin_is_that_of_the_binomial_law(n, draws, of):
+def test_the_error_by_chance_of_a_coin_is_that_of_the_binomial_distribution(n, draws, of):
     """With sure ones before it. One in 20 of the drawings and of one more is above it, so a share with a beta law."""
     p = np.repeat([1, 0.7], [n // 4, n - n // 4])
     found = metrics.calibration_error_by_chance(p, of=of)

@@ -207,7 +207,10 @@ def test_doctor_exits_0_if_all_is_well(probes, there, capsys):
         ({"mask_numpy": {"version": "1.0", "digest": "0123456789ab"}}, "0123456789ab  DIFFERS"),
         ({"mask_numpy": {"error": "ImportError: libsomething.so"}}, "ImportError: libsomething.so"),
         ({"layers": {"error": "ImportError: libsomething.so"}}, "the layers FAIL: ImportError: libsomething.so"),
-        ({"kernels": {"error": "ImportError: libsomething.so"}}, "numba FAILS: ImportError: libsomething.so"),
+        (
+            {"kernels": {"error": "ImportError: libsomething.so"}},
+            "\nfast        numba FAILS: ImportError: libsomething.so",
+        ),
     ],
 )
 def test_doctor_exits_1_if_something_differs_or_fails(answers, told, probes, there, capsys):

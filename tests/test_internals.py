@@ -4,7 +4,9 @@ A test of a function here runs the framework, not the library: an upgrade that c
 """
 
 import ast
+import contextlib
 import gc
+import importlib
 import pathlib
 import re
 import subprocess
@@ -627,41 +629,44 @@ def test_share():
     assert source.weight is not None
 
 
+def told():
+    """A Linear of torch that notes when it is moved, and has a bias where it is loaded without one."""
+    import torch
+
+    from pernodedrop.internals import of_torch
+
+    class Linear(of_torch.Told, torch.nn.Linear):
+        dtypes = ()
+
+        @contextlib.contextmanager
+        def moving(self):
+            before = self.weight.dtype
+            yield
+            self.dtypes += ((before, self.weight.dtype),)
+
+        def before_loading(self, state_dict, prefix):
+            state_dict.setdefault(f"{prefix}bias", torch.ones(3))
+
+    return Linear(2, 3)
+
+
 @only("torch")
 @pytest.mark.parametrize("move", [lambda m: m.double(), lambda m: m.to("cpu"), lambda m: m.to_empty(device="cpu")])
-def test_apply(move):
-    """Whatever moves a module, and modules that hold it, asks this."""
+def test_told_that_it_is_moved(move):
+    """By whatever moves a module, and modules that hold it."""
     import torch
 
-    from pernodedrop.internals import of_torch
-
-    class Told(torch.nn.Linear):
-        told = 0
-
-        def _apply(self, fn, recurse=True):
-            self.told += 1
-            of_torch.apply(super(), fn, recurse)
-            return self
-
-    holder = torch.nn.Sequential(Told(2, 3))
+    holder = torch.nn.Sequential(told())
     assert move(holder) is holder
-    assert holder[0].told == 1
-    assert holder[0].weight.dtype == move(torch.nn.Linear(2, 3)).weight.dtype
+    assert holder[0].dtypes == ((torch.float32, move(torch.nn.Linear(2, 3)).weight.dtype),)
 
 
 @only("torch")
-def test_load_from_state_dict():
-    """What loads a model asks this of every module, with what is its own, which it may add to."""
+def test_told_that_it_loads():
+    """By what loads a model, which hands every module what is its own."""
     import torch
 
-    from pernodedrop.internals import of_torch
-
-    class Adds(torch.nn.Linear):
-        def _load_from_state_dict(self, state_dict, prefix, *others):
-            state_dict.setdefault(f"{prefix}bias", torch.ones(3))
-            of_torch.load_from_state_dict(super(), state_dict, prefix, *others)
-
-    holder, given = torch.nn.Sequential(Adds(2, 3)), {"0.weight": torch.zeros(3, 2)}
+    holder, given = torch.nn.Sequential(told()), {"0.weight": torch.zeros(3, 2)}
     holder.load_state_dict(given, strict=True)
     assert holder[0].bias.tolist() == [1, 1, 1]
     assert given.keys() == {"0.weight"}
@@ -901,3 +906,24 @@ def test_private_names_of_frameworks_are_used_in_their_folder_only():
         found |= {(file, name) for name in strings_of(tree) if name in theirs}
     assert {"internals.of_keras", "internals.of_torch"} <= {file for file, _ in found}
     assert {one for one in found if not one[0].startswith("internals.")} == set(EXCEPTIONS)
+
+
+def kinds_of(base):
+    """The classes of the library that stand on one of a framework."""
+    for kind in base.__subclasses__():
+        yield from kinds_of(kind)
+        if kind.__module__.startswith("pernodedrop."):
+            yield kind
+
+
+def test_private_methods_of_frameworks_are_defined_in_their_folder_only():
+    """Those that a layer, a model or a module has from its framework, which calls them."""
+    for name in ("contrast", "layers", "losses", "surgery", "uncertainty", *(["torch"] if NAME == "torch" else [])):
+        importlib.import_module(f"pernodedrop.{name}")
+    bases = [layers.Layer, *(base for base in layers.Layer.__mro__ if base.__module__.startswith("torch."))]
+    kinds, found = [kind for base in bases for kind in kinds_of(base)], set()
+    for kind in kinds:
+        theirs = {name for base in kind.__mro__ if not base.__module__.startswith("pernodedrop") for name in vars(base)}
+        found |= {kind.__module__ for name in vars(kind) if is_private(name) and name in theirs}
+    assert len(kinds) > 50
+    assert found == {"pernodedrop.internals.of_keras"}

@@ -73,7 +73,7 @@ def ways(members, channels, ones, free):
     return sum((-1) ** k * math.comb(free, k) * math.comb(channels - k, ones) ** members for k in range(free + 1))
 
 
-def overlap_law(members, channels, ones):
+def overlaps(members, channels, ones):
     """{intersection of the first two masks: probability}, as exact fractions."""
     counts = {}
     for both in range(max(0, 2 * ones - channels), ones + 1):
@@ -85,7 +85,9 @@ def overlap_law(members, channels, ones):
 
 
 def expected_overlap(members, channels, ones):
-    return float(sum(p * fractions.Fraction(n, 2 * ones - n) for n, p in overlap_law(members, channels, ones).items()))
+    return float(
+        sum(p * fractions.Fraction(n, 2 * ones - n) for n, p in overlaps(members, channels, ones).items())
+    )
 
 
 @pytest.mark.once

@@ -215,8 +215,8 @@ def test_with_rate_is_the_same_distribution_at_another_rate():
 
 @pytest.mark.parametrize("rate", [0.0, 0.3, 0.8])
 def test_a_rate_means_the_variance_of_bernoulli(rate):
-    for law in (pnd.Gaussian, pnd.Uniform):
-        assert law(rate=rate).variance == pytest.approx(rate / (1 - rate), rel=1e-12)
+    for kind in (pnd.Gaussian, pnd.Uniform):
+        assert kind(rate=rate).variance == pytest.approx(rate / (1 - rate), rel=1e-12)
 
 
 @pytest.fixture
@@ -237,10 +237,10 @@ def test_config_round_trips_through_keras(noise, keras):
 def test_noises_of_one_name_in_two_modules_keep_apart_when_loaded(keras):
     """`Noise` says it registers a class under its module and name."""
 
-    def law(module):
+    def kind(module):
         return type("Twin", (pnd.Noise,), {"__module__": module, "__annotations__": {"size": float}})
 
-    first, second = law("tests.one"), law("tests.two")
+    first, second = kind("tests.one"), kind("tests.two")
     for cls in (first, second):
         assert type(keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(cls(0.5)))) is cls
 
@@ -291,27 +291,27 @@ FROM_ZERO = "Invalid value for argument `{0}`. Expected a finite float from zero
 OF_FLOAT32 = "argument `{0}`. Expected a finite float, of a size that float32 has: 0, or 1.2e-38 to 3.4e38. Rec"
 ONE_OF = "Invalid values for arguments `rate` and `{0}`. Expected one of the two. Received: "
 BAD = [
-    *((law, {"rate": bad}, ValueError, f"{RATE}. Received: rate={bad!r}")
-      for law in (pnd.Bernoulli, pnd.Gaussian, pnd.Uniform)
+    *((kind, {"rate": bad}, ValueError, f"{RATE}. Received: rate={bad!r}")
+      for kind in (pnd.Bernoulli, pnd.Gaussian, pnd.Uniform)
       for bad in (-0.1, 1.0, 1, 1 - 2**-25, 2.0, math.nan, math.inf, -math.inf)),
-    *((law, {"rate": bad}, TypeError, f"{RATE}. Received: rate={bad!r}")
-      for law in (pnd.Bernoulli, pnd.Gaussian, pnd.Uniform)
+    *((kind, {"rate": bad}, TypeError, f"{RATE}. Received: rate={bad!r}")
+      for kind in (pnd.Bernoulli, pnd.Gaussian, pnd.Uniform)
       for bad in ("0.5", True, [0.5], 0.5j)),
     (pnd.Bernoulli, {"rate": None}, TypeError, f"{RATE}. Received: rate=None"),
     (pnd.PartialGaussian, {"rate": 1.0, "stddev": 1.0}, ValueError, f"{RATE}. Received: rate=1.0"),
-    *((law, {field: bad}, error, NUMBER.format(field, repr(bad)))
-      for law, field in ((pnd.Gaussian, "stddev"), (pnd.Uniform, "half_width"), (Triangular, "half_width"))
+    *((kind, {field: bad}, error, NUMBER.format(field, repr(bad)))
+      for kind, field in ((pnd.Gaussian, "stddev"), (pnd.Uniform, "half_width"), (Triangular, "half_width"))
       for bad, error in ((math.nan, ValueError), (math.inf, ValueError), ("1", TypeError), (True, TypeError))),
     (pnd.Gaussian, {"stddev": -1.0}, ValueError, FROM_ZERO.format("stddev", -1.0)),
     (pnd.Uniform, {"half_width": -1.0}, ValueError, FROM_ZERO.format("half_width", -1.0)),
     (pnd.PartialGaussian, {"rate": 0.5, "stddev": -1}, ValueError, FROM_ZERO.format("stddev", -1.0)),
     (pnd.PartialGaussian, {"rate": 0.5, "stddev": None}, TypeError, NUMBER.format("stddev", None)),
     (Triangular, {"half_width": None}, TypeError, NUMBER.format("half_width", None)),
-    *((law, {field: bad}, ValueError, OF_FLOAT32.format(field))
-      for law, field in ((pnd.Gaussian, "stddev"), (pnd.Uniform, "half_width"), (Triangular, "half_width"))
+    *((kind, {field: bad}, ValueError, OF_FLOAT32.format(field))
+      for kind, field in ((pnd.Gaussian, "stddev"), (pnd.Uniform, "half_width"), (Triangular, "half_width"))
       for bad in (1e39, 1e-50, 1e-310, 10**39, np.float64(1e39))),
-    *((law, {field: bad}, ValueError, f"`{field}`. Expected a finite float. Received: {field}=")
-      for law, field in ((pnd.Gaussian, "stddev"), (pnd.Uniform, "half_width"), (Triangular, "half_width"))
+    *((kind, {field: bad}, ValueError, f"`{field}`. Expected a finite float. Received: {field}=")
+      for kind, field in ((pnd.Gaussian, "stddev"), (pnd.Uniform, "half_width"), (Triangular, "half_width"))
       for bad in (10**400, -(10**5000), Fraction(10**400, 3))),
     (pnd.Gaussian, {}, ValueError, f"{ONE_OF.format('stddev')}rate=None, stddev=None"),
     (pnd.Gaussian, {"rate": 0.5, "stddev": 1.0}, ValueError, f"{ONE_OF.format('stddev')}rate=0.5, stddev=1.0"),
@@ -327,7 +327,7 @@ BAD = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("law", "arguments", "error", "message"), BAD)
-def test_bad_numbers_are_refused_with_argument_expectation_and_value(law, arguments, error, message):
+@pytest.mark.parametrize(("kind", "arguments", "error", "message"), BAD)
+def test_bad_numbers_are_refused_with_argument_expectation_and_value(kind, arguments, error, message):
     with pytest.raises(error, match=re.escape(message)):
-        law(**arguments)
+        kind(**arguments)

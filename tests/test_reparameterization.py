@@ -21,7 +21,7 @@ def drift(n, false_alarm=1e-9, trials=100):
     return math.sqrt(2 * t * n), 2 * math.sqrt(t * n) + 2 * t
 
 
-def law_operands():
+def operands_of_noise():
     rng = np.random.default_rng(5)
     x, w = rng.normal(size=(1, 5)), rng.normal(size=(5, 3))
     return np.repeat(x, N, axis=0).astype("float32"), w.astype("float32")
@@ -31,7 +31,7 @@ def law_operands():
 def test_gaussian_outputs_have_the_distribution_of_theory(method):
     """Given x and w, outputs are independent N(x w, v x**2 w**2) over outputs and samples; false alarm 1e-8."""
     noise = pnd.Gaussian(0.4)
-    x, w = law_operands()
+    x, w = operands_of_noise()
     y = product(x, w, noise, (2026, 0), method=method).astype("float64")
     z = (y - x[0] @ w) / np.sqrt(noise.variance * (x[0] ** 2 @ w**2))
     linear, quadratic = drift(N)
@@ -91,7 +91,7 @@ def test_gradients_of_a_row_of_zeros_are_finite():
 def test_gradients_of_a_square_loss_are_unbiased(method):
     """E d(y**2)/dw = d((xw)**2 + v x**2 w**2)/dw, of terms quadratic in normal numbers; false alarm 1e-8."""
     noise = pnd.Gaussian(0.4)
-    x, w = law_operands()
+    x, w = operands_of_noise()
     stddev, spread = noise.stddev, noise.stddev * np.sqrt(x[0] ** 2 @ w**2)
     mean = x[0] @ w
 

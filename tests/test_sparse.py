@@ -77,7 +77,7 @@ SHARINGS = [
 ]
 
 
-@pytest.mark.skipif(NAME == "numpy", reason="SciPy has no sparse arrays of three axes before 1.15")
+@pytest.mark.skip_backend("numpy", reason="SciPy has no sparse arrays of three axes before 1.15")
 @pytest.mark.parametrize(("shape", "sharing"), SHARINGS[5:], ids=str)
 def test_bernoulli_products_of_positions_are_exact(shape, sharing):
     x, w, upstream = whole(*shape, share=0.3), whole(INPUTS, OUTPUTS), whole(*shape[:-1], OUTPUTS)

@@ -48,8 +48,8 @@ def stationary_rate(p, tenure):
     for k in range(1, tenure + 1):
         chain[k, k - 1] = 1
     values, vectors = np.linalg.eig(chain.T)
-    law = np.real(vectors[:, np.argmin(np.abs(values - 1))])
-    return (law / law.sum())[0] * p
+    distribution = np.real(vectors[:, np.argmin(np.abs(values - 1))])
+    return (distribution / distribution.sum())[0] * p
 
 
 @pytest.mark.parametrize(("tenure", "p"), [(1, 0.5), (2, 0.5), (5, 0.5), (3, 0.9), (1, 0.0)])

@@ -319,9 +319,9 @@ def test_a_wrong_backend_is_refused_by_name(op, made_wrong, claim, what, monkeyp
     xp = backends.get(NAME)
     monkeypatch.setattr(xp, op, made_wrong(xp))
     monkeypatch.setattr(xp, "fused", lambda function: function)  # what was fused before has the right op
-    law = type("Fresh", (Steep,), {"__module__": __name__})  # nothing of it was compiled before
+    kind = type("Fresh", (Steep,), {"__module__": __name__})  # nothing of it was compiled before
     with pytest.raises(pnd.testing.Refused, match=f"{claim}, on {NAME}: ") as refused:
-        pnd.testing.check_noise(law(0.5), backends=BACKENDS, claims=[claim])
+        pnd.testing.check_noise(kind(0.5), backends=BACKENDS, claims=[claim])
     assert re.search(re.escape(what), str(refused.value))
 
 

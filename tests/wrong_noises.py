@@ -306,7 +306,7 @@ def by_size(noise, u, params, xp):
 
 
 def every_ninth(noise, u, params, xp):
-    """Another law in every ninth call."""
+    """Another distribution in every ninth call."""
     SEEN["calls"] = SEEN.get("calls", 0) + 1
     return even(noise, u, params, xp) * (SEEN["calls"] % 9 > 0) + (SEEN["calls"] % 9 == 0)
 

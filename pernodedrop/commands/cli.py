@@ -143,7 +143,8 @@ def _add_bench(commands: Commands) -> None:
     )
 
     def run(args: argparse.Namespace) -> int:
-        bench = _needing("bench", "pernodedrop.commands.bench.command", parser, framework.usable)
+        ready = functools.partial(framework.choose, framework.ALL)  # its processes have others: a misspelt one is told
+        bench = _needing("bench", "pernodedrop.commands.bench.command", parser, ready)
         with _refusing(parser, TypeError, ValueError):
             settings = bench.Settings(args.profile, args.backends, args.rows, args.rounds, args.output)
         with _refusing(parser, bench.WrongOutput):

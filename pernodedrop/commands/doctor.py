@@ -104,17 +104,17 @@ def layers() -> Part:
 
 def extras() -> Part:
     """Which extras are complete, and whether numba works, which some versions of NumPy or Python keep from it."""
-    lines, wrong = [], False
+    told, wrong = {}, False
     for extra, packages in EXTRAS.items():
         found = {name: _version(name) for name in packages}
         lacking = [name for name, version in found.items() if version is None]
         text = f"lacks {', '.join(lacking)}: pip install 'pernodedrop[{extra}]'"
         if not lacking:
             text = ", ".join(f"{name} {version}" for name, version in found.items())
-        lines.append([extra, text])
+        told[extra] = text
     if installed("numba") and "error" in (answer := _finish(_start("kernels"))):
-        lines[0][1], wrong = f"numba FAILS: {answer['error']}", True
-    return Part(f"Extras:\n{as_text(lines)}", wrong)
+        told["fast"], wrong = f"numba FAILS: {answer['error']}", True
+    return Part(f"Extras:\n{as_text([[*line] for line in told.items()])}", wrong)
 
 
 def _version(distribution: str) -> str | None:

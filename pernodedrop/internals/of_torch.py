@@ -4,6 +4,7 @@ Importing this file does not import torch: what no framework is needed for is ma
 """
 
 import collections.abc
+import contextlib
 import sys
 import typing
 
@@ -72,20 +73,29 @@ def share(source: typing.Any, target: typing.Any, leave_out: collections.abc.Col
             vars(target)[name] = value
 
 
-def apply(parent: typing.Any, function: Function, recurse: bool) -> None:
-    """What a module's base class, as `super()` gives it, does to move or cast parameters and buffers.
+class Told:
+    """Before `torch.nn.Module` among a class' bases: the module is told when it is moved and when it loads.
 
-    Nothing public tells a module that it is moved, such as by `to_empty`, which forgets what a buffer holds.
+    Nothing public tells it that it is moved, such as by `to_empty`, which forgets what a buffer holds. Of loading hooks
+    do, but they would have to be told apart from those of users where a module is copied to another class.
     """
-    parent._apply(function, recurse)
 
+    def moving(self) -> contextlib.AbstractContextManager[object]:
+        """What is entered before parameters and buffers are moved or cast, and left after it."""
+        raise NotImplementedError
 
-def load_from_state_dict(parent: typing.Any, *arguments: typing.Any) -> None:
-    """What a module's base class, as `super()` gives it, does to load what is its own.
+    def before_loading(self, state_dict: dict[str, typing.Any], prefix: str) -> None:
+        """Change what is loaded: names that begin with the prefix are the module's."""
+        raise NotImplementedError
 
-    A hook would have to be told apart from those of users where a module is copied to another class.
-    """
-    parent._load_from_state_dict(*arguments)
+    def _apply(self, fn: Function, recurse: bool = True) -> typing.Self:
+        with self.moving():
+            super()._apply(fn, recurse)  # type: ignore[misc] # torch.nn.Module has it
+        return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, typing.Any], prefix: str, *others: typing.Any) -> None:
+        self.before_loading(state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *others)  # type: ignore[misc] # torch.nn.Module has it
 
 
 def in_transform() -> bool:

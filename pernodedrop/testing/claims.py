@@ -236,7 +236,7 @@ def numbers(noise, backend, words=EDGES):
         what = f"`with_params` of {noise!r} does not take the params of {other!r}"
         expect(taken.params() == wanted, what, taken.params(), wanted)
         what = f"`with_params` of {noise!r} changes more than the params of {other!r} do"
-        expect(_law(taken) == _law(noise), what, taken, other)
+        expect(_kind(taken) == _kind(noise), what, taken, other)
         through_params = evaluate.entries(noise, backend, words, wanted)
         what = f"{noise!r} with the params of {other!r} is not {other!r}"
         if wanted == noise.params():
@@ -496,7 +496,7 @@ def _finite(value):
     return checks.is_real(value) and math.isfinite(value)
 
 
-def _law(noise):
+def _kind(noise):
     """What of a noise is no float: its class, and fields such as a number of levels."""
     return type(noise), {name: value for name, value in noise.get_config().items() if not isinstance(value, float)}
 

@@ -1,7 +1,7 @@
 """The numbers that a noise is tried with: the given ones, and every float of it moved, one at a time.
 
-A noise is written with one number in mind. Ints are left alone: they say which law it is, as the levels of a quantized
-one do. What the noise refuses is not tried; `bad_input` sees to it that it refuses by name.
+A noise is written with one number in mind. Ints are left alone: they say which distribution it is, as the levels of a
+quantized one do. What the noise refuses is not tried; `bad_input` sees to it that it refuses by name.
 """
 
 import collections.abc

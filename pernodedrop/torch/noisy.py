@@ -30,7 +30,7 @@ IN_DATA_PARALLEL = (
 )
 
 
-class Noisy(Regularizer, torch.nn.Module):
+class Noisy(Regularizer, of_torch.Told, torch.nn.Module):
     """Base of noisy modules; it stands before the torch module where a class is both.
 
     Its state is in two buffers, int32, and those that a subclass adds to `kept`; no cast to another dtype rounds them:
@@ -188,19 +188,20 @@ class Noisy(Regularizer, torch.nn.Module):
         buffer = getattr(self, name)
         return (self.first(name) if buffer.is_meta else buffer.detach().cpu().numpy()).view("int32").ravel()
 
-    def _apply(self, fn: typing.Any, recurse: bool = True) -> typing.Self:
+    @contextlib.contextmanager
+    def moving(self) -> collections.abc.Iterator[None]:
+        """Buffers keep their bits: `to_empty` forgets them, and `type` casts them."""
         kept = {name: getattr(self, name) for name in self.kept}
-        of_torch.apply(super(), fn, recurse)
+        yield
         for name, old in kept.items():
             now = getattr(self, name)
-            if now is not old and not now.is_meta:  # `to_empty` forgets them, `type` casts them
+            if now is not old and not now.is_meta:
                 old = torch.from_numpy(self.first(name)) if old.is_meta else old
                 setattr(self, name, old.to(now.device))
-        return self
 
-    def _load_from_state_dict(self, state_dict: typing.Any, prefix: str, *others: typing.Any) -> None:
-        state_dict.setdefault(f"{prefix}_extra_state", self.get_extra_state())  # of a plain checkpoint: the present one
-        of_torch.load_from_state_dict(super(), state_dict, prefix, *others)
+    def before_loading(self, state_dict: dict[str, typing.Any], prefix: str) -> None:
+        """A plain module's checkpoint has no state of noise: the present one stays."""
+        state_dict.setdefault(f"{prefix}_extra_state", self.get_extra_state())
 
 
 @contextlib.contextmanager
