@@ -93,6 +93,14 @@ def test_no_name_of_two_letters_or_more_is_set_as_a_product_of_letters():
     assert not [one for one in found if re.search("[A-Za-z]{2}", re.sub(r"\\mathrm{.*?}|\\[A-Za-z]+", "", one))]
 
 
+def test_the_contract_of_names_has_every_public_module():
+    """But for those of frameworks that are not installed here."""
+    public = (ROOT / "docs" / "contracts" / "names.md").read_text().partition("## What is kept")[0]
+    listed = {*re.findall(r"`([a-z_.]+)`", public)} - {"pernodedrop.__all__", "__all__", "testing.claims"}
+    assert {*MODULES} <= listed
+    assert {name for name in listed - {*MODULES} if name.partition(".")[0] not in ("torch", "nnx", "equinox")} == set()
+
+
 def test_apply_lists_every_regularizer():
     listed = inspect.getdoc(pnd.apply).partition("regularizer: ")[2].partition("Not beside")[0]
     assert re.findall(r'"(\w+)"', listed) == [*wrappers.FAMILY.regularizers]

@@ -85,9 +85,7 @@ def overlaps(members, channels, ones):
 
 
 def expected_overlap(members, channels, ones):
-    return float(
-        sum(p * fractions.Fraction(n, 2 * ones - n) for n, p in overlaps(members, channels, ones).items())
-    )
+    return float(sum(p * fractions.Fraction(n, 2 * ones - n) for n, p in overlaps(members, channels, ones).items()))
 
 
 @pytest.mark.once

@@ -60,7 +60,7 @@ if its last process began after step 0; one whose last kill came before the firs
 
 {kill_table}
 
-    python benchmarks/trust/kills.py --kills 1000
+    python benchmarks/trust/kills.py --kills 150
 
 ModelCheckpoint and `state_dict` are killed while they write, too. A torn file of ModelCheckpoint is refused when it is
 loaded, and the one before is taken, if there is one; of those in the table, at least one of each backend was torn by
@@ -70,7 +70,9 @@ hand. Other ways to save are tests of the suite:
 
 ## Many devices
 
-{devices} [Many devices](guides/devices.md) says how.
+{devices} [Many devices](guides/devices.md) says how: `jax.shard_map` and gradient accumulation are told which
+samples a part has, the others find it out. `DynamicDropConnect` makes its masks of gradients, too, of which ranks of
+PyTorch have their own: there its masks are those of the first rank, or differ.
 
 {device_table}
 
@@ -147,7 +149,8 @@ EXPLAINED = {  # and what tests/test_trust.py says of Keras' own layers
 }
 """What is added to a reason that has such words."""
 NOT_HERE = """Not here: ONNX of models on PyTorch and JAX, LiteRT and OpenVINO of models on PyTorch, where one to three
-layers were tried, with errors below 2e-7; OpenVINO of models on JAX, whose converter refuses them; int8 and int4 on
+layers were tried, with errors below 2e-7; `SpatialDropout` and `DropBlock` of one and three dimensions,
+`GradientRouting`, `PerNodeDense`, and of `contrast` all but `FractalJoin`; OpenVINO of models on JAX, whose converter refuses them; int8 and int4 on
 other backends than PyTorch."""
 
 
