@@ -104,6 +104,7 @@ def compiled_in_a_hurry(request):
                 return options(*args, env_options_overrides=asked, **kwargs)
 
             patch.setattr(compiler, "get_compile_options", without_fusion_emitters)
+            patch.setenv("XLA_FLAGS", f"{os.environ.get('XLA_FLAGS', '')} --{FUSION_EMITTERS}=false")
         yield
 
 
