@@ -34,6 +34,7 @@ OPTIONS = {
     "without_bias": {"use_bias": False},
     "other_activation": {"activation": "relu"},
 }
+ELSEWHERE = {"torch": ("jax", "tensorflow"), "jax": ("tensorflow",)}
 KINDS = {**{name: (name, {}) for name in LAYERS}, **{name: ("lstm", options) for name, options in OPTIONS.items()}}
 
 
@@ -505,8 +506,8 @@ def test_predictions_vary_and_the_model_does_not():
 
 
 @pytest.mark.slow
-@pytest.mark.only_backend("torch", reason="it starts a process on each of the others")
-@pytest.mark.parametrize("there", [name for name in ("jax", "tensorflow") if importlib.util.find_spec(name)])
+@pytest.mark.only_backend("torch", "jax", reason="each of them starts a process on those behind it")
+@pytest.mark.parametrize("there", [name for name in ELSEWHERE.get(BACKEND, ()) if importlib.util.find_spec(name)])
 def test_a_classifier_of_texts_goes_on_elsewhere_and_back_as_if_nothing_had_been(there, tmp_path):
     keras.utils.set_random_seed(0)
     model = resumed_fit.classifier()

@@ -33,7 +33,7 @@ CHECKPOINTS = {
     "`torch.distributed.checkpoint`": "test_a_distributed_checkpoint_resumes",
     "a weights file, from each backend to NumPy and back": "test_state_crosses_backends",
     "a `.keras` file, on each backend": "test_what_was_saved_once_is_loaded_for_good",
-    "a `.keras` file with its optimizer, from PyTorch to JAX or TensorFlow and back, in `fit`": (
+    "a `.keras` file with its optimizer, from each backend that trains to each other, in `fit`": (
         "test_a_classifier_of_texts_goes_on_elsewhere_and_back_as_if_nothing_had_been"
     ),
 }
