@@ -150,8 +150,8 @@ EXPLAINED = {  # and what tests/test_trust.py says of Keras' own layers
 """What is added to a reason that has such words."""
 NOT_HERE = """Not here: ONNX of models on PyTorch and JAX, LiteRT and OpenVINO of models on PyTorch, where one to three
 layers were tried, with errors below 2e-7; `SpatialDropout` and `DropBlock` of one and three dimensions,
-`GradientRouting`, `PerNodeDense`, and of `contrast` all but `FractalJoin`; OpenVINO of models on JAX, whose converter refuses them; int8 and int4 on
-other backends than PyTorch."""
+`GradientRouting`, `PerNodeDense`, and of `contrast` all but `FractalJoin`; OpenVINO of models on JAX, whose converter
+refuses them; int8 and int4 on other backends than PyTorch."""
 
 
 def read(name):
