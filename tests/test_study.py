@@ -26,7 +26,6 @@ from tests.commands import IMPOSSIBLE, exits
 from tests.processes import DEADLOCK, SCRIPTS, child
 
 trains = pytest.mark.skip_backend("numpy", reason="Keras on NumPy cannot train")
-in_processes = pytest.mark.only_backend("jax", reason="what is kept does not depend on the framework")
 command = pytest.mark.only_backend("torch", reason="it says the same on all; torch compiles no trial")
 
 MEASURED = {"seconds_per_epoch", "environment"}
@@ -580,13 +579,13 @@ def test_a_study_selects_and_confirms_and_goes_on_with_more_seeds(tmp_path):
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    """What a run that nothing ends finds, in a process that compiles as those do which are killed."""
+    """What a run that nothing ends finds, in a process such as those that are killed."""
     folder = tmp_path_factory.mktemp("undisturbed")
     assert child("study_run.py", folder, 0)[0]
     return found(studies.small(folder).records())
 
 
-@in_processes
+@command
 def test_after_kill_9_the_records_are_those_of_an_undisturbed_run(undisturbed, tmp_path):
     """Killed in the selection, and in the middle of the confirmation."""
     for fatal in (2, 3):
@@ -608,7 +607,7 @@ def started(*arguments):
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-@in_processes
+@command
 @pytest.mark.slow
 @pytest.mark.skipif(postgresql.BINARIES is None, reason="there is no PostgreSQL here")
 def test_workers_on_one_postgresql_of_which_one_is_killed_do_every_trial_once(undisturbed, tmp_path):

@@ -172,7 +172,7 @@ def test_the_page_names_the_exports_that_fail(monkeypatch):
 def test_after_kill_9_training_comes_to_the_same_end():
     """Ten times by each way; benchmarks/trust/kills.py has hundreds.
 
-    It fails where training does not begin at what was saved.
+    The script fails where training does not begin at what was saved.
 
     Of what it killed after random steps, of one seed, a run resumed. ModelCheckpoint had a torn file, and took the one
     before.

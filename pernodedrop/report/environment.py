@@ -1,5 +1,6 @@
 """What figures depend on: the versions of what is installed, and the machine."""
 
+import functools
 import importlib
 import importlib.metadata
 import importlib.util
@@ -71,8 +72,12 @@ def version(package: str) -> str | None:
     if not installed(package):
         return None
     # what is imported as tensorflow may be installed as tensorflow-cpu, and Keras as keras-nightly
-    names = importlib.metadata.packages_distributions().get(package, [])
+    names = distributions_of_packages().get(package, [])
     return importlib.metadata.version(names[0]) if names else "of unknown version"
+
+
+distributions_of_packages = functools.cache(importlib.metadata.packages_distributions)
+"""It reads the files of all that is installed, for half a second."""
 
 
 def _device() -> str:

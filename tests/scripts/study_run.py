@@ -6,6 +6,9 @@ import os
 import signal
 import sys
 
+if os.environ["KERAS_BACKEND"] == "torch":
+    sys.modules["tensorflow"] = None  # Keras would import it, for seconds
+
 from pernodedrop.study import runner
 from tests import studies
 
