@@ -168,6 +168,10 @@ def is_private(part):
     return part.startswith("_") and not part.startswith("__") and part != "_" and part.isidentifier()
 
 
+PYTHON = {"_asdict", "_fields", "_getframe", "_replace"}
+"""Names with an underscore that Python documents."""
+
+
 class Import(typing.NamedTuple):
     """One name that a file imports: its full name, whether not when it is imported itself, and the line."""
 
@@ -215,16 +219,50 @@ def imports(name):
 @functools.cache
 def imports_of(text):
     """What a text of Python imports, as a tuple of `Import`."""
-    tree, found = ast.parse(text), []
-    later = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) or for_type_checkers(node)]
+    found, later = [], [node for node in nodes_of(text) if isinstance(node, ast.FunctionDef) or for_type_checkers(node)]
     inside = {id(node) for outer in later for node in ast.walk(outer)}
-    for node in ast.walk(tree):
+    for node in nodes_of(text):
         if isinstance(node, ast.Import | ast.ImportFrom):
             start = (
                 "" if isinstance(node, ast.Import) else "." * node.level + (f"{node.module}." if node.module else "")
             )
             found += [Import(start + alias.name, id(node) in inside, node.lineno) for alias in node.names]
     return tuple(found)
+
+
+def nodes(name):
+    """The nodes of the syntax tree of a file."""
+    return nodes_of(modules()[name].read_text(encoding="utf-8"))
+
+
+@functools.cache
+def nodes_of(text):
+    """The nodes of the syntax tree of a text, as a tuple."""
+    return tuple(ast.walk(ast.parse(text)))
+
+
+def attributes(name):
+    """The names after a dot in a file, and those of arguments, which may become attributes, each with its line."""
+    for node in nodes(name):
+        if isinstance(node, ast.Attribute):
+            yield node.attr, node.lineno
+        elif isinstance(node, ast.keyword) and node.arg:
+            yield node.arg, node.lineno
+
+
+def defined(name):
+    """The names that a file defines which may stand after a dot: functions, and attributes of objects."""
+    for node in nodes(name):
+        if isinstance(node, ast.FunctionDef):
+            yield node.name
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            yield node.attr
+
+
+@functools.cache
+def own_names():
+    """The private names that are this library's: what a file of internals stores may be a framework's."""
+    return PYTHON.union(*(defined(name) for name in modules() if not name.startswith("internals.")))
 
 
 def for_type_checkers(node):
@@ -262,7 +300,7 @@ def height(name):
 
 
 def problems(name):
-    """What is wrong with the imports of a file, as sentences."""
+    """What is wrong with the imports of a file and the private names in it, as sentences."""
     if row(name) is None:
         yield f"{name} has no place in HOUSE of tests/house.py"
         return
@@ -283,6 +321,9 @@ def problems(name):
                 yield f"{where} when it is imported itself"
         if found.is_private and not name.startswith("internals."):
             yield f"{where}, a private name, which only a file of internals may"
+    for attribute, line in attributes(name):
+        if is_private(attribute) and attribute not in own_names() and not name.startswith("internals."):
+            yield f"{name}, line {line}, uses {attribute}, a private name that no file outside internals defines"
 
 
 def circle(arrows):

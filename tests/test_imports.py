@@ -159,6 +159,7 @@ def test_every_row_and_every_exception_is_needed():
         ("def f(): import torch._dynamo", "imports torch._dynamo, a private name"),
         ("from torch import nn, _C", "imports torch._C, a private name"),
         ("from numpy import _core", "imports numpy._core, a private name"),
+        ("def f(layer): return layer._kernel", "noise, line 1, uses _kernel, a private name"),
     ],
 )
 def test_the_house_refuses(line, words, tmp_path, monkeypatch):
@@ -174,6 +175,7 @@ def test_a_file_named_like_a_framework_is_found(monkeypatch):
     monkeypatch.setattr(house, "HOUSE", "torch torch.transformers nnx.torch")
     monkeypatch.setattr(house, "graph", lambda: dict.fromkeys(house.HOUSE.split(), ()))
     monkeypatch.setattr(house, "imports", lambda name: ())
+    monkeypatch.setattr(house, "attributes", lambda name: ())
     found = {name: list(house.problems(name)) for name in house.graph()}
     for name in ("torch.transformers", "nnx.torch"):
         assert found[name] == [f"{name} is named like a framework, which a script run beside it could not import"]

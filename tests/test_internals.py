@@ -21,6 +21,7 @@ import pytest
 import pernodedrop as pnd
 from pernodedrop.internals import of_keras
 from pernodedrop.layers.base.inner import PRODUCTS
+from tests import house
 from tests.frameworks import NAME
 from tests.house import is_private, modules
 
@@ -851,9 +852,6 @@ def test_every_function_has_a_test():
         assert [name for name in functions if f"{file}.{name}(" not in here and f"@{file}.{name}" not in here] == []
 
 
-PYTHON = {"_asdict", "_fields", "_getframe", "_replace"}
-"""Names with an underscore that Python documents."""
-
 EXCEPTIONS = {}
 """(file, name) of private names that are used outside `internals`, and the reason."""
 
@@ -869,40 +867,22 @@ def names_of_keras():
     return {name for sample in samples for name in {*dir(sample), *vars(sample)} if is_private(name)}
 
 
-def attributes_of(tree):
-    """The names after a dot, and those of arguments, which may become attributes."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute):
-            yield node.attr
-        elif isinstance(node, ast.keyword) and node.arg:
-            yield node.arg
-
-
 def strings_of(tree):
     """The strings, which may be names of attributes."""
     return (node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str))
 
 
-def defined(tree):
-    """The names that a file defines: functions, attributes and variables."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef):
-            yield node.name
-        elif isinstance(node, ast.Attribute | ast.Name) and isinstance(node.ctx, ast.Store):
-            yield node.attr if isinstance(node, ast.Attribute) else node.id
-
-
 def test_private_names_of_frameworks_are_used_in_their_folder_only():
     """A name of an attribute is a framework's if Keras has it, or if no file of the library defines it.
 
-    Imports of private names are refused by tests/house.py.
+    Imports of private names, and names that no file defines, are refused by tests/house.py, which needs no Keras.
     """
     trees = {name: ast.parse(file.read_text(encoding="utf-8")) for name, file in modules().items()}
-    theirs, own = names_of_keras(), PYTHON.union(*map(defined, trees.values()))
+    theirs, own = names_of_keras(), house.PYTHON.union(*map(house.defined, trees))
     assert {"_flatten_layers", "_kernel", "_remat_mode", "_functional", "_initial_seed"} <= theirs
     found = set()
     for file, tree in trees.items():
-        found |= {(file, name) for name in attributes_of(tree) if is_private(name) and name not in own - theirs}
+        found |= {(file, name) for name, _ in house.attributes(file) if is_private(name) and name not in own - theirs}
         found |= {(file, name) for name in strings_of(tree) if name in theirs}
     assert {"internals.of_keras", "internals.of_torch"} <= {file for file, _ in found}
     assert {one for one in found if not one[0].startswith("internals.")} == set(EXCEPTIONS)

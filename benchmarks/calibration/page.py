@@ -395,7 +395,8 @@ LEFT = {
     "cifar10": "CIFAR-10, with noise and as JPEG of low quality",
 }
 """What a task would add to the page."""
-ALWAYS_LEFT = """A rate is selected by images like those of training; for other images a higher one may be better, of
+ALWAYS_LEFT = """PerNodeDrop Gaussian with a fixed mask.
+A rate is selected by images like those of training; for other images a higher one may be better, of
 every regularizer."""
 
 
