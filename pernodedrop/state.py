@@ -501,7 +501,7 @@ class CompositeRegularizer:
 
     @property
     def rate(self) -> float | None:
-        """The present drop rate of its parts. Setting it sets it in all of them, as in any regularizer."""
+        """The present drop rate of its parts. Setting it sets it in all of them, as in any regularizer, once built."""
         return self.one.rate
 
     @rate.setter

@@ -315,10 +315,11 @@ def test_a_folded_model_exports_as_saved_model(tmp_path):
 @pytest.mark.filterwarnings("ignore")  # the exporters' own
 @pytest.mark.parametrize("name", ["sequential", "subclassed", "attention"])
 def test_a_folded_model_exports_to_onnx(name, tmp_path):
-    pytest.importorskip("onnx")
-    runtime = pytest.importorskip("onnxruntime")
+    why = "an exporter, which brings its own versions of others"
+    pytest.importorskip("onnx", reason=why)
+    runtime = pytest.importorskip("onnxruntime", reason=why)
     for exporter in {"jax": ("jax2onnx", "flax"), "tensorflow": ("tf2onnx",), "torch": ("onnxscript",)}[BACKEND]:
-        pytest.importorskip(exporter)
+        pytest.importorskip(exporter, reason=why)
     make, x = MODELS[name]
     plain, path = fold(make()), str(tmp_path / "model.onnx")
     plain(x)  # Keras exports what was called

@@ -586,7 +586,7 @@ def test_switches_of_numpy_are_those_of_python():
 @pytest.mark.filterwarnings("ignore:The `native_serialization` parameter:DeprecationWarning")
 @pytest.mark.parametrize("loaded", [False, True])
 def test_a_model_exports_as_the_one_that_it_wraps(loaded, tmp_path):
-    tf = pytest.importorskip("tensorflow")
+    tf = pytest.importorskip("tensorflow", reason="Keras on JAX exports by it")
 
     layers = [keras.Input((6,)), pnd.Dropout(0.5, seed=1), keras.layers.Dense(3, activation="softmax")]
     model, x = pnd.RDropModel(keras.Sequential(layers)), np.random.default_rng(0).normal(size=(4, 6)).astype("float32")

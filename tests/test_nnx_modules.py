@@ -135,7 +135,7 @@ def test_a_network_trains_to_the_weights_of_the_same_network_in_keras():
 
 
 def test_a_state_that_was_split_or_saved_resumes(tmp_path):
-    checkpoint = pytest.importorskip("orbax.checkpoint")
+    checkpoint = pytest.importorskip("orbax.checkpoint", reason="Flax brings it")
     whole, part = trained(network(), 4), trained(network(), 2)
     part.layers[2].rate = whole.layers[2].rate = 0.1
     with checkpoint.StandardCheckpointer() as saver:
@@ -152,7 +152,7 @@ def test_a_state_that_was_split_or_saved_resumes(tmp_path):
 
 
 def test_a_checkpoint_of_another_noise_is_refused(tmp_path):
-    checkpoint = pytest.importorskip("orbax.checkpoint")
+    checkpoint = pytest.importorskip("orbax.checkpoint", reason="Flax brings it")
     states = {
         noise: nnx.state(pndx.PerNodeLinear(3, 4, noise=noise, seed=7, rngs=rngs()))
         for noise in ("bernoulli", "gaussian")
@@ -512,7 +512,8 @@ class Transformer(nnx.Module if keras.backend.backend() == "jax" else object):
 
 
 def test_a_transformer_is_changed_trained_resumed_folded_and_asked_how_sure_it_is(tmp_path):
-    checkpoint, optax = pytest.importorskip("orbax.checkpoint"), pytest.importorskip("optax")
+    checkpoint = pytest.importorskip("orbax.checkpoint", reason="Flax brings it")
+    optax = pytest.importorskip("optax", reason="Flax brings it")
     tokens = np.random.default_rng(0).integers(0, 11, (32, 6))
     labels, losses = tokens[:, 0] % 3, []
 

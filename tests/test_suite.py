@@ -40,6 +40,13 @@ def test_a_mark_without_a_known_backend_and_a_reason_is_an_error(name, names, re
         conftest.reason_to_skip(getattr(pytest.mark, name)(*names, **rest).mark, "a test")
 
 
+def test_a_test_that_is_skipped_where_a_package_is_not_installed_says_why():
+    for file in pathlib.Path(__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "pytest.importorskip":
+                assert "reason" in {one.arg for one in node.keywords}, f"{file.name}:{node.lineno}"
+
+
 BACKENDS = ["tensorflow", "jax", "torch", "numpy"]
 
 

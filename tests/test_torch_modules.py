@@ -20,7 +20,7 @@ from tests.frameworks import NAME
 from tests.processes import child
 
 pytestmark = pytest.mark.only_backend("torch", reason="the modules are torch's")
-torch = pytest.importorskip("torch") if NAME == "torch" else None
+torch = pytest.importorskip("torch", reason="the backend under test") if NAME == "torch" else None
 if torch is not None:
     from torch.utils.checkpoint import checkpoint
 

@@ -87,7 +87,7 @@ def test_keras_own_layers_fail_as_the_page_says(name, arguments, way, library, w
     if library:
         if BACKEND != "tensorflow":
             pytest.skip("converted from TensorFlow")
-        pytest.importorskip(library)
+        pytest.importorskip(library, reason="a format that not every machine has")
     model = keras.Sequential([keras.Input((3, 6)), getattr(keras.layers, name)(**arguments)])
     x = np.ones((4, 3, 6), "float32")
     before = keras.ops.convert_to_numpy(model(x))

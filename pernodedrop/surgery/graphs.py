@@ -58,6 +58,7 @@ def _call_anew(model: keras.Model, changes: Changes) -> None:
         return layer(*args, **kwargs)
 
     of_keras.forget_graph(model)
+    # not recursive=True: a model inside stays the object that it is, and is rewired by itself
     changed = keras.models.clone_model(model, model.input, lambda layer: changes.get(layer, layer), call)
     of_keras.take_graph(model, changed)  # `output_names` stay: losses, targets and metrics go by them
 
