@@ -245,7 +245,10 @@ def autocast(dtype: str | None) -> typing.ContextManager[typing.Any]:
 @contextlib.contextmanager
 def without_remat(layer: Layer) -> Context:
     """Has a layer called as it is; of a layer that exists, Keras has no public way to say so."""
-    mode, layer._remat_mode = layer._remat_mode, None
+    if (mode := layer._remat_mode) is None:
+        yield
+        return
+    layer._remat_mode = None
     try:
         yield
     finally:

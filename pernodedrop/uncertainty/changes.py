@@ -5,8 +5,10 @@ While a pass is traced, the `call` of each noise layer is replaced on the layer 
 
 import collections.abc
 import contextlib
+import functools
 import inspect
 import threading
+import types
 import typing
 
 import keras
@@ -66,26 +68,26 @@ def training(
             hook.remove()
 
 
-@contextlib.contextmanager
 def changed(
     layer: keras.layers.Layer, change: typing.Callable[[keras.layers.Layer, Arguments, typing.Any], None]
-) -> collections.abc.Iterator[None]:
-    """Has `change(layer, arguments, rows)` change the arguments of this thread's calls of a layer.
+) -> collections.abc.Iterator[contextlib.AbstractContextManager[None]]:
+    """Contexts in which `change(layer, arguments, rows)` changes the arguments of this thread's calls of a layer.
 
     Those, that is, which the layer's `call` knows, or whatever else it is called by.
     """
-    with contextlib.ExitStack() as stack:
-        for method in getattr(type(layer), "called_by", ("call",)):  # a wrapper itself would answer for its inner layer
-            stack.enter_context(_changed(layer, change, method))
-        yield
+    for method in getattr(type(layer), "called_by", ("call",)):  # a wrapper itself would answer for its inner layer
+        yield of_keras.calling(layer, _call_changed(layer, change, getattr(layer, method)), method)
 
 
-def _changed(
-    layer: keras.layers.Layer, change: typing.Callable[[keras.layers.Layer, Arguments, typing.Any], None], method: str
-) -> contextlib.AbstractContextManager[None]:
-    """The same of its calls by one method."""
-    call, thread = getattr(layer, method), threading.get_ident()
-    signature = inspect.signature(call)
+def _call_changed(
+    layer: keras.layers.Layer,
+    change: typing.Callable[[keras.layers.Layer, Arguments, typing.Any], None],
+    call: typing.Callable[..., typing.Any],
+) -> typing.Callable[..., typing.Any]:
+    """The same call, by other arguments in this thread."""
+    thread = threading.get_ident()
+    # looked up at every pass, which is what a pass of a small layer would spend its time with
+    signature = _signature(call.__func__) if inspect.ismethod(call) else inspect.signature(call)
 
     def call_changed(*args: typing.Any, **kwargs: typing.Any) -> typing.Any:
         if threading.get_ident() != thread:
@@ -95,7 +97,13 @@ def _changed(
         change(layer, bound.arguments, keras.ops.shape(first)[0])
         return call(*bound.args, **bound.kwargs)  # an argument of another name is in neither
 
-    return of_keras.calling(layer, call_changed, method)
+    return call_changed
+
+
+@functools.lru_cache
+def _signature(function: types.FunctionType) -> inspect.Signature:
+    """The signature of a method: a function without its first argument."""
+    return inspect.signature(function.__get__(object()))
 
 
 def forget_masks(layer: keras.layers.Layer) -> None:

@@ -57,8 +57,9 @@ class Passes:
         self.fixed: list[keras.layers.Layer] = []  # that have members, and are not to be sampled
         if chosen is not None:
             self._choose(chosen, layers)
-        noise = {*self.noisy, *self.torch}
-        self.quiet = [layer for layer in layers if noise.isdisjoint(of_keras.layers_of(layer))]
+        noise, members = {*self.noisy, *self.torch}, {*self.ensembles, *self.fixed}
+        others = [layer for layer in layers if layer not in members]
+        self.quiet = [layer for layer in others if noise.isdisjoint(of_keras.layers_of(layer))]
         self.forward = _Forward(model, self.changed)
         strategy = getattr(self.forward, "distribute_strategy", None)  # of TensorFlow
         if strategy is not None and strategy.num_replicas_in_sync > 1:
@@ -143,16 +144,16 @@ class Passes:
                 stack.enter_context(of_keras.without_remat(layer))
                 if isinstance(layer, keras.layers.TorchModuleWrapper):
                     stack.enter_context(changes.modes_kept(layer))
-            for layer in self.noisy:
-                stack.enter_context(changes.changed(layer, make_noise))
-            for layer in self.ensembles:
-                stack.enter_context(changes.changed(layer, be_member))
-            for layer in self.fixed:
-                stack.enter_context(changes.changed(layer, be_member_of_place))
-            for layer in {*self.quiet} - {*self.ensembles, *self.fixed}:
-                stack.enter_context(changes.changed(layer, stay_in_inference))
-            for layer in self.torch:
-                stack.enter_context(changes.changed(layer, make_noise_of_torch))
+            changed = [
+                *((layer, make_noise) for layer in self.noisy),
+                *((layer, be_member) for layer in self.ensembles),
+                *((layer, be_member_of_place) for layer in self.fixed),
+                *((layer, stay_in_inference) for layer in self.quiet),
+                *((layer, make_noise_of_torch) for layer in self.torch),
+            ]
+            for layer, change in changed:
+                for context in changes.changed(layer, change):
+                    stack.enter_context(context)
             if self.torch:
                 word = word_of(self.seed, self.places, int(data["sample"]), int(data["start"]))
                 stack.enter_context(changes.training(self.torch, of_torch, word))
