@@ -14,6 +14,13 @@ from tests.__main__ import has_keras
 
 ROOT = pathlib.Path(__file__).parent.parent
 LEFT = shutil.ignore_patterns(".*", "_build", "*.egg-info", "dist", "build", "results", "*-results")
+WITHOUT_TENSORFLOW = """
+import runpy, sys
+sys.modules["tensorflow"] = None  # which Keras would import on other backends too, for seconds
+del sys.argv[0]
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+"""
+"""Runs a module as `python -m` does."""
 pytestmark = [pytest.mark.once, pytest.mark.slow]
 
 
@@ -42,12 +49,14 @@ def change(block, checkout):
 
 def run(command, checkout):
     """Run a command in the changed checkout."""
-    program, *arguments = shlex.split(command)
-    if arguments[0] == "check":  # by every claim; how hard it searches, and on which backends, is told in test_testing
+    module, *arguments = shlex.split(command.removeprefix("python -m "))
+    if arguments[:1] == [
+        "check"
+    ]:  # by every claim; how hard it searches, and on which backends, is told in test_testing
         arguments += ["--examples", "2", *([] if "--backends" in arguments else ["--backends", "numpy"])]
-    start = {"python": [sys.executable], "pernodedrop": [sys.executable, "-m", "pernodedrop"]}[program]
     env = {**os.environ, "PYTHONPATH": str(checkout), "MPLBACKEND": "agg"}
-    done = subprocess.run([*start, *arguments], cwd=checkout, env=env, capture_output=True, text=True)
+    start = [sys.executable, "-c", WITHOUT_TENSORFLOW, module, *arguments]
+    done = subprocess.run(start, cwd=checkout, env=env, capture_output=True, text=True)
     assert done.returncode == 0, f"$ {command}\n{done.stdout[-5000:]}\n{done.stderr[-5000:]}"
 
 
