@@ -916,7 +916,7 @@ def test_the_command_lists_studies_and_all_of_them_can_be_planned(capsys):
         rated, design = sum(study.design.variants.values()), study.design
         each_seed = len(design.rates) * rated + len(study.variants) - rated
         stage, seeds = ("grid", design.seeds) if name == "digits_paper" else ("select", design.select_seeds)
-        searched = {"digits_paper": 2 * 2, "rcv1_width": 3, "rcv1_learning_rate": 3}.get(name, 1)
+        searched = {"digits_paper": 2 * 2, "rcv1_width": 3, "rcv1_learning_rate": 4}.get(name, 1)
         assert len(study.plan(stage)) == seeds * searched * each_seed
         assert set(study.baselines) & set(study.variants)
 
