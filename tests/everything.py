@@ -429,6 +429,8 @@ def of_uncertainty():
     predicted = u.predict(model(), np.ones((3, 4), "float32"), 2, seed=1)
     drawn = {"found": lambda: predicted.disagreements(2), "images": lambda: np.zeros((3, 2, 2))}
     yield Target("disagreements", u.plots.disagreements, drawn)
+    figures = {"found": lambda: predicted.report(np.zeros(3)), "outside": few, "images": lambda: np.zeros((3, 2, 2))}
+    yield Target("of_report", u.plots.of_report, figures, tensors=("outside",))
     yield Target("Prediction.report", predicted.report, good(predicted.report, y=lambda: np.zeros(3)))
     yield Target("Prediction.disagreements", predicted.disagreements, good(predicted.disagreements))
     for kind in (u.metrics.BrierScore, u.metrics.CalibrationError):

@@ -5,6 +5,7 @@ import collections
 import keras
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from scipy import optimize, stats
 
 import pernodedrop as pnd
@@ -336,6 +337,32 @@ def test_the_other_plots_show_their_numbers():
         np.testing.assert_allclose(shares, [np.mean(np.digitize(values, edges[1:-1]) == b) for b in range(30)])
 
 
+def pixels_of(figure):
+    """What a figure looks like."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return canvas.buffer_rgba()
+
+
+def test_the_figures_of_a_report_are_those_of_its_metrics():
+    found, y = predicted(*drawn(20, 3, 9)[1].reshape(4, 5, 3)), RNG.integers(3, size=5)
+    images, outside = RNG.uniform(size=(5, 4, 4)), np.array([0.1, 0.9])
+    report, mean = found.report(y, examples=2), found.mean
+    figures = plots.of_report(report, outside, images)
+    kept = metrics.risk_coverage(mean.argmax(-1) != y, found.predictive_entropy)
+    alone = {
+        "reliability": plots.reliability_diagram(metrics.reliability(y, mean)),
+        "risk_coverage": plots.risk_coverage_curve(**{"predictive entropy": kept}),
+        "predictive_entropy": plots.two_histograms(found.predictive_entropy, outside),
+        "disagreements": plots.disagreements(found.disagreements(2, y), images),
+    }
+    assert [*figures] == [*alone]
+    for name, figure in alone.items():
+        shown, wanted = (np.asarray(pixels_of(one)) for one in (figures[name], figure))
+        np.testing.assert_array_equal(shown, wanted, err_msg=name)
+    assert [*plots.of_report(found.report(y, examples=0))] == ["reliability", "risk_coverage"]
+
+
 def test_a_plot_of_disagreements_has_a_row_of_votes_for_each_and_its_image():
     found = predicted(*drawn(20, 3, 9)[1].reshape(4, 5, 3)).disagreements(2, RNG.integers(3, size=5))
     images = RNG.integers(256, size=(5, 4, 4, 1)).astype("uint8")
@@ -346,6 +373,9 @@ def test_a_plot_of_disagreements_has_a_row_of_votes_for_each_and_its_image():
         assert left.get_ylabel() == f"{one.place}\nis {one.label}"
         np.testing.assert_allclose(np.squeeze(left.images[0].get_array()), images[one.place, :, :, 0] / 255)
     assert not plots.disagreements(found).axes[0].images
+    (one,) = found[:1]
+    narrow = plots.disagreements([one._replace(votes={2: 19, 1: 1})]).axes[1]
+    assert [text.get_text() for text in narrow.texts] == ["2: 19", "1"]
 
 
 WRONG = {
@@ -358,6 +388,10 @@ WRONG = {
     "seed by chance": (lambda: metrics.calibration_error_by_chance(P, seed=-1), "`seed`"),
     "probabilities by chance": (lambda: metrics.calibration_error_by_chance(P * 2), "`p`.*sum 1"),
     "bins by chance": (lambda: metrics.calibration_error_by_chance(P, of="class"), "`of`.*'classwise'"),
+    "figures of numbers": (
+        lambda: plots.of_report(predicted(SECOND * 9).report(SECOND, noise_variance=0.5)),
+        "`found`.*a report of class probabilities",
+    ),
     "plot of none": (lambda: plots.disagreements([]), "`found`.*at least one"),
     "images": (lambda: plots.disagreements(predicted(P).disagreements(1), P), "`images`.*height"),
     "report labels": (lambda: predicted(P).report(Y[:-1]), r"`y`.*\(400,\)"),
@@ -390,6 +424,7 @@ WRONG = {
     "wrong": (lambda: decisions.rejection(Y, Y, 0.1), "`wrong`.*booleans"),
     "plot of something else": (lambda: plots.disagreements("x" * 10), "`found`.*a sequence of disagreements"),
     "plot of others": (lambda: plots.disagreements([3]), "`found`.*a Disagreement of pernodedrop.uncertainty.*found=3"),
+    "report": (lambda: plots.of_report({}), "`found`.*a Report of pernodedrop.uncertainty"),
     "diagram": (lambda: plots.reliability_diagram(P), "`found`.*a Reliability of pernodedrop.uncertainty"),
     "curve": (lambda: plots.risk_coverage_curve(mine=P), "`mine`.*a RiskCoverage of pernodedrop.uncertainty"),
     "no curve": (lambda: plots.risk_coverage_curve(), "`curves`.*at least one"),

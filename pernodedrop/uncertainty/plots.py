@@ -14,9 +14,9 @@ from pernodedrop._types import Array
 from pernodedrop.report.figures import AMBER, BLACK, BLUE, GREEN, GREY, ORANGE, WIDTH, legend
 from pernodedrop.uncertainty.metrics import Reliability, RiskCoverage
 from pernodedrop.uncertainty.metrics.arrays import numbers
-from pernodedrop.uncertainty.report import Disagreement
+from pernodedrop.uncertainty.report import Disagreement, Report
 
-__all__ = ["disagreements", "reliability_diagram", "risk_coverage_curve", "two_histograms"]
+__all__ = ["disagreements", "of_report", "reliability_diagram", "risk_coverage_curve", "two_histograms"]
 
 BINS = 30  # of histograms
 COLOURS = (BLUE, ORANGE, GREEN, AMBER, GREY)
@@ -59,13 +59,59 @@ def disagreements(found: collections.abc.Sequence[Disagreement], images: typing.
         start = 0
         for label, passes in one.votes.items():
             right.barh(0, passes, left=start, color=COLOURS[label % len(COLOURS)], ec="white")
-            right.text(start + passes / 2, 0, f"{label}: {passes}", ha="center", va="center", size="small")
+            text = (
+                f"{label}: {passes}" if passes >= 0.1 * sum(one.votes.values()) else f"{label}"
+            )  # a bar is too narrow
+            right.text(start + passes / 2, 0, text, ha="center", va="center", size="small")
             start += passes
         right.set_xlim(0, start)
         for axes in (left, right):
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
     return figure
+
+
+def of_report(found: Report, outside: typing.Any = None, images: typing.Any = None) -> dict[str, Figure]:
+    """All figures of a report, each by the function of this module that is named.
+
+    Args:
+        found: what `Prediction.report` returns of class probabilities.
+        outside: the predictive entropies of samples out of distribution, (m,), as a prediction of those has them.
+        images: of all samples, for `disagreements`.
+
+    Returns:
+        A dict: "reliability", `reliability_diagram`; "risk_coverage", `risk_coverage_curve`, where those are kept that
+        have the lowest predictive entropy; "predictive_entropy", `two_histograms`, with `outside`; "disagreements",
+        `disagreements`, where the report has `examples`.
+
+    Raises:
+        TypeError, ValueError: an argument that is not as described, such as a report of numbers.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from pernodedrop.uncertainty import plots, prediction
+    >>> passes = [np.array([[0.9, 0.1], [0.3, 0.7]]), np.array([[0.8, 0.2], [0.8, 0.2]])]
+    >>> found = prediction.collected([iter({None: p} for p in passes)], 2, seed=0)
+    >>> figures = plots.of_report(found.report([0, 1]), outside=[0.6, 0.7, 0.7])
+    >>> [*figures]
+    ['reliability', 'risk_coverage', 'predictive_entropy', 'disagreements']
+
+    Each is saved as `figure.savefig(f"{name}.png")`.
+    """
+    _check_kind(found, "found", Report)
+    if found.reliability is None or found.risk_coverage is None:
+        raise ValueError(checks.invalid("found", "a report of class probabilities", found))
+    figures = {
+        "reliability": reliability_diagram(found.reliability),
+        "risk_coverage": risk_coverage_curve(**{"predictive entropy": found.risk_coverage}),
+    }
+    if outside is not None:
+        outside = numbers(outside, "outside", (None,))
+        figures["predictive_entropy"] = two_histograms(found.predictive_entropy, outside)
+    if found.examples:
+        figures["disagreements"] = disagreements(found.examples, images)
+    return figures
 
 
 def reliability_diagram(found: Reliability) -> Figure:

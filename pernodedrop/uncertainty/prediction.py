@@ -103,11 +103,13 @@ class Prediction:
             adaptive_calibration_error, classwise_calibration_error, the same three with _by_chance, which calibrated
             probabilities have up to in 95 % of cases, and aurc and augrc of the predictive entropy. Of numbers, as
             normal distributions: rmse, gaussian_nll, gaussian_crps, and coverage_90 and width_90 of the central 90 %;
-            with `gaussian=True` also epistemic and aleatoric, the mean variance of each kind.
+            with `gaussian=True` also epistemic and aleatoric, the mean variance of each kind. `plots.of_report` draws
+            one of probabilities.
 
         Raises:
             TypeError, ValueError: an argument that is not as described, or a variance of 0 for a number.
         """
+        counts = {"inputs": len(self.mean), "passes": self.samples}
         noise_variance = checks.check_positive(noise_variance, "noise_variance", zero=True)
         examples = checks.check_count(examples, "examples", least=0)
         aleatoric = getattr(self, "aleatoric", None)
@@ -119,10 +121,8 @@ class Prediction:
             if self.mean.shape[-1] > 1 and shape == self.mean.shape[:-1]:
                 expected = f"numbers {self.mean.shape}: outputs are no probabilities. Of logits say from_logits=True"
                 raise ValueError(checks.invalid("y", expected, shape))
-            figures = reports.of_numbers(y, self.mean, self.variance, noise_variance, aleatoric)
-        else:
-            figures = reports.of_classes(y, self.mean, self.predictive_entropy)
-        found = reports.Report(inputs=len(self.mean), passes=self.samples, **figures)
+            return reports.of_numbers(y, self.mean, self.variance, noise_variance, aleatoric, **counts)
+        found = reports.of_classes(y, self.mean, self.predictive_entropy, **counts)
         found.examples = self.disagreements(examples, y) if examples and hasattr(self, "votes") else []
         return found
 

@@ -60,11 +60,19 @@ class Disagreements(list[Disagreement]):
 class Report(dict[str, float]):
     """A dict of figures that shows one a line, and below them what they say of calibration, and examples.
 
+    `uncertainty.plots.of_report` draws what it has of class probabilities:
+
     Attributes:
         examples: a list of `Disagreement`, of what passes disagree about most.
+        reliability: how often the most probable class was the true one, a `metrics.Reliability`; None of numbers.
+        risk_coverage: the errors among what is kept, by the predictive entropy, a `metrics.RiskCoverage`, or None.
+        predictive_entropy: that of each sample, or of each of its positions, (n,), in nats; or None.
     """
 
     examples: collections.abc.Sequence[Disagreement] = ()
+    reliability: metrics.Reliability | None = None
+    risk_coverage: metrics.RiskCoverage | None = None
+    predictive_entropy: Array | None = None
 
     def __repr__(self) -> str:
         width = max(map(len, self))
@@ -92,29 +100,34 @@ def labels_at(y: typing.Any, mean: Array) -> Labels:
     return labels_of(y.reshape(-1, classes) if one_hot else y.ravel(), p.size // classes, classes)
 
 
-def of_classes(y: typing.Any, mean: Array, uncertainty: Array) -> dict[str, float]:
+def of_classes(y: typing.Any, mean: Array, entropy: Array, **counts: float) -> Report:
     """The figures of class probabilities, of each position that has one."""
     labels, p = labels_at(y, mean), classes_of(mean)
     p = p.reshape(-1, p.shape[-1])
     wrong = p.argmax(-1) != labels
-    kept = metrics.risk_coverage(wrong, uncertainty.ravel())
-    return {
-        "accuracy": 1 - float(wrong.mean()),
-        "nll": metrics.nll(labels, p),
-        "brier_score": metrics.brier_score(labels, p),
-        **{name: metrics.calibration_error(labels, p, **how) for name, how in CALIBRATION_ERRORS.items()},
-        **{
-            f"{name}_by_chance": metrics.calibration_error_by_chance(p, **how)
-            for name, how in CALIBRATION_ERRORS.items()
-        },
-        "aurc": kept.aurc,
-        "augrc": kept.augrc,
+    kept = metrics.risk_coverage(wrong, entropy.ravel())
+    errors = {name: metrics.calibration_error(labels, p, **how) for name, how in CALIBRATION_ERRORS.items()}
+    by_chance = {
+        f"{name}_by_chance": metrics.calibration_error_by_chance(p, **how) for name, how in CALIBRATION_ERRORS.items()
     }
+    found = Report(
+        **counts,
+        accuracy=1 - float(wrong.mean()),
+        nll=metrics.nll(labels, p),
+        brier_score=metrics.brier_score(labels, p),
+        **errors,
+        **by_chance,
+        aurc=kept.aurc,
+        augrc=kept.augrc,
+    )
+    found.reliability, found.risk_coverage = metrics.reliability(labels, p), kept
+    found.predictive_entropy = entropy.ravel()
+    return found
 
 
 def of_numbers(
-    y: typing.Any, mean: Array, epistemic: Array, noise_variance: float = 0.0, aleatoric: Array | None = None
-) -> dict[str, float]:
+    y: typing.Any, mean: Array, epistemic: Array, noise_variance: float, aleatoric: Array | None, **counts: float
+) -> Report:
     """The figures of normal distributions, whose variance may have a part that the model predicts."""
     from scipy import special  # costs 100 ms to import
 
@@ -128,7 +141,8 @@ def of_numbers(
         raise ValueError(checks.invalid("noise_variance", expected, float(variance.min())))
     half = special.ndtri((1 + CENTRAL) / 2) * np.sqrt(variance)
     inside = metrics.intervals(y, mean - half, mean + half)
-    return dict(
+    return Report(
+        **counts,
         rmse=float(np.sqrt(np.mean((y - mean) ** 2))),
         gaussian_nll=metrics.gaussian_nll(y, mean, variance),
         gaussian_crps=metrics.gaussian_crps(y, mean, variance),
