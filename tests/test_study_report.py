@@ -402,6 +402,8 @@ def test_the_reports_that_are_committed_are_those_of_the_records_beside_them(nam
     study, expected = named.load(name, folder=tmp_path), (STUDIES / name / "report.md").read_text()
     study.report()
     assert (tmp_path / "report.md").read_text() == expected
+    page = (STUDIES / name / "report.html").read_text()
+    assert re.sub("\n*<svg.*?</svg>\n*", "", page, flags=re.DOTALL) == (tmp_path / "report.html").read_text()
     _, answer, *rest = expected.partition("\n\nStudy")[0].splitlines()[1:]
     assert study.verdict().splitlines() == [answer.strip("*"), *(line.removeprefix("- ") for line in rest if line)]
 
