@@ -24,11 +24,22 @@ LAYERS = {
 each_layer = pytest.mark.parametrize("name", LAYERS)
 
 
+def skip_without(plain, x):
+    """Skip where TensorFlow has no dilated transposed convolution: oneDNN has, which it takes on CPUs with AVX-512."""
+    try:
+        plain(x)
+    except Exception as error:
+        if "do not yet support dilation rates" not in str(error):
+            raise
+        pytest.skip("TensorFlow has no such convolution on this CPU, with or without noise")
+
+
 def noisy(name, sharing="time", **kwargs):
     make, shape = LAYERS[name]
     layer = pnd.PerNodeDrop(make(), sharing=sharing, seed=1, **kwargs)
     x = inputs(BATCH, *shape)
     layer.build(x.shape)
+    skip_without(layer.layer, x)
     return layer, x
 
 
@@ -106,8 +117,8 @@ def test_a_fixed_mask_is_folded(name):
 
 @pytest.mark.once
 def test_the_paper_s_drop_connect_goes_around_it_and_what_needs_moments_does_not():
-    layer = pnd.DropConnect(LAYERS["conv2d_dilated"][0](), 0.5, scaling="none", mask_bias=True, seed=1)
-    x = inputs(BATCH, 3, 4, 2)
+    layer = pnd.DropConnect(LAYERS["conv1d"][0](), 0.5, scaling="none", mask_bias=True, seed=1)
+    x = inputs(BATCH, 5, 3)
     np.testing.assert_allclose(host(layer(x)), host(layer.layer(x)) / 2, atol=1e-5)
     for wrapper in (pnd.Flipout, pnd.Shakeout):
         with pytest.raises(TypeError, match=r"`layer`. Expected a keras.layers.Dense.*Conv2DTranspose"):
