@@ -6,6 +6,7 @@ import math
 import os
 import pathlib
 import re
+import shlex
 import signal
 import sqlite3
 import subprocess
@@ -890,17 +891,27 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_runs(folder,
 
 
 @command
-def test_an_interrupted_command_says_how_to_go_on(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("options", "again"),
+    [
+        ([], ""),
+        (["--hours", "1", "--seeds", "2", "--folder", "of mine"], " --folder 'of mine' --seeds 2"),
+        (["--storage", "sqlite:///mine.db"], " --storage URL"),
+    ],
+)
+def test_an_interrupted_command_says_how_to_go_on(options, again, tmp_path, monkeypatch, capsys):
     def interrupted(self, planned, on_epoch=None):
         raise KeyboardInterrupt
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny.toml").write_text(TINY)
     monkeypatch.setattr(pnd.study.Study, "trial", interrupted)
-    assert main(["study", "run", "tiny.toml"]) == 130
+    assert main(["study", "run", "tiny.toml", *options]) == 130
     captured = capsys.readouterr()
-    assert "To go on: pernodedrop study resume tiny.toml" in captured.out
+    assert captured.out.splitlines()[-1] == f"To go on: pernodedrop study resume tiny.toml{again}"
     assert "Traceback" not in captured.err
+    if "URL" not in again:
+        assert main(shlex.split(captured.out.splitlines()[-1].partition("pernodedrop ")[2])) == 130
 
 
 @trains

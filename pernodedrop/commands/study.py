@@ -2,6 +2,7 @@
 
 import argparse
 import itertools
+import shlex
 
 from pernodedrop import checks
 from pernodedrop.report.results import output_folder
@@ -56,7 +57,7 @@ def run(study: Study, args: argparse.Namespace) -> int:
     Returns:
         The exit code, 0.
     """
-    again = f"pernodedrop study resume {args.name}"
+    again = resuming(args)
     if args.action == "status":
         print(status(study, again))
     elif args.action == "report":
@@ -64,6 +65,14 @@ def run(study: Study, args: argparse.Namespace) -> int:
     else:
         go_on(study, again, args.hours)
     return 0
+
+
+def resuming(args: argparse.Namespace) -> str:
+    """The command that goes on with a study, by the same arguments, but for an address, which may have a password."""
+    given = {name: getattr(args, name, None) for name in ("folder", "seeds", "data")}
+    options = [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
+    shown = shlex.join(["pernodedrop", "study", "resume", args.name, *options])
+    return shown if getattr(args, "storage", None) is None else f"{shown} --storage URL"
 
 
 def go_on(study: Study, again: str, hours: float | None = None) -> None:
